@@ -1,0 +1,244 @@
+"""What architectures are called: "convnet-d3-w256-bn", "resnet18-ap", "torchvision:resnet18", "nets.py:factory".
+
+A name of ours is a family and tokens in any order; its canonical form leaves out what is the default and keeps the
+depth. Parsing and listing import no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ddbench.errors import ConfigError, closest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ddbench.backbones.base import Backbone, Chain
+    from ddbench.backbones.initialisers import Initialiser
+
+Shape = tuple[int, int, int]
+
+GROUP = "ddbench.backbones"
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A name taken apart. `depth` is None where the size of the images decides it; it and `width` are ConvNet's."""
+
+    family: str
+    depth: int | None = None
+    width: int = 128
+    norm: str = "in"
+    activation: str = "relu"
+    pooling: str = "avg"
+    initialiser: Initialiser = "torch"
+
+
+# In the order of canonical names.
+_TOKENS: dict[str, tuple[str, ...]] = {
+    "norm": ("in", "bn", "gn", "ln", "nn"),
+    "activation": ("relu", "sigmoid", "leaky", "swish"),
+    "pooling": ("avg", "max", "np", "ap"),
+    "initialiser": ("xavier", "kip"),
+}
+
+_XAVIER = frozenset({"xavier"})
+_CONVNET = frozenset(token for tokens in _TOKENS.values() for token in tokens) - {"ap"}
+_FAMILIES: dict[str, tuple[Fields, frozenset[str]]] = {
+    "alexcifarnet": (Fields("alexcifarnet", norm="nn", pooling="max"), _XAVIER),
+    "alexnet": (Fields("alexnet", norm="nn", pooling="max"), _XAVIER | {"nn", "bn"}),
+    "convnet": (Fields("convnet"), _CONVNET),
+    "lenet": (Fields("lenet", norm="nn", pooling="max"), _XAVIER),
+    "mlp": (Fields("mlp", norm="nn", pooling="np"), _XAVIER),
+    "resnet-16-32-64": (Fields("resnet-16-32-64", norm="bn"), _XAVIER),
+    "resnet18": (Fields("resnet18"), _XAVIER | {"in", "bn", "ap"}),
+    "vgg11": (Fields("vgg11", pooling="max"), _XAVIER | {"in", "bn"}),
+}
+
+
+def known() -> list[str]:
+    """The architectures that come with ddbench, without their initialisers and without ConvNet's many variants."""
+    variants = ["alexnet-bn", "resnet18-ap", "resnet18-bn", "resnet18-bn-ap", "vgg11-bn"]
+    return sorted([*_FAMILIES, *variants])
+
+
+def parse(name: str) -> Fields:
+    """A name of ours taken apart.
+
+    Raises: ConfigError for an unknown family or token, and for two tokens that contradict each other.
+    """
+    family = _family(name)
+    if family is None:
+        raise ConfigError(_unknown(name, known()))
+    fields, allowed = _FAMILIES[family]
+    changes: dict[str, Any] = {}
+    for token in name.removeprefix(family).split("-")[1:]:
+        field, value = _field(name, family, token, allowed)
+        if field in changes:
+            raise ConfigError(f"backbone {name!r} says two things about its {field}: {changes[field]} and {value}.")
+        changes[field] = value
+    return replace(fields, **changes)
+
+
+def canonical(name: str, shape: Shape | None = None) -> str:
+    """The one spelling of a name. The depth of a bare "convnet" is filled in when the images' shape is given.
+
+    Names that are not ours (torchvision, files, plug-ins) come back as they are.
+    """
+    if _family(name) is None:
+        _check_provided(name)
+        return name
+    return _spell(_resolved(parse(name), shape))
+
+
+def build(name: str, shape: Shape, classes: int) -> Backbone:
+    """The architecture of that name for images of shape (C, H, W).
+
+    Raises: ConfigError for an unknown name, and for images that the network cannot take; PluginError from plug-ins.
+    """
+    if min(*shape, classes) < 1:
+        raise ConfigError(
+            f"backbone {name!r} needs images with pixels and at least 1 class, not {shape} and {classes}."
+        )
+    if _family(name) is None:
+        _check_provided(name)
+        from ddbench.backbones.base import from_module
+
+        return from_module(name, _factory(name, shape, classes), shape, classes)
+
+    import torch
+
+    from ddbench.backbones.base import Backbone, TooSmallError
+
+    fields = _resolved(parse(name), shape)
+    spelling = _spell(fields)
+    with torch.device("meta"):
+        try:
+            chain = _chain(fields, shape, classes)
+        except TooSmallError as error:
+            size = f"{shape[1]}x{shape[2]}"
+            raise ConfigError(
+                f"backbone {spelling} cannot take {size} images: {error}. {_smallest(fields, shape[0])}"
+            ) from error
+    return Backbone(spelling, chain, shape, classes, fields.initialiser)
+
+
+def _chain(fields: Fields, shape: Shape, classes: int) -> Chain:
+    from ddbench.backbones import classic, convnet, resnet
+
+    match fields.family:
+        case "convnet":
+            assert fields.depth is not None
+            return convnet.convnet(
+                shape,
+                classes,
+                depth=fields.depth,
+                width=fields.width,
+                norm=fields.norm,
+                activation=fields.activation,
+                pooling=fields.pooling,
+            )
+        case "resnet18":
+            return resnet.resnet18(shape, classes, norm=fields.norm, flat=fields.pooling == "ap")
+        case "resnet-16-32-64":
+            return resnet.resnet_16_32_64(shape, classes)
+        case "alexnet":
+            return classic.alexnet(shape, classes, norm=fields.norm)
+        case "vgg11":
+            return classic.vgg11(shape, classes, norm=fields.norm)
+        case "mlp":
+            return classic.mlp(shape, classes)
+        case "lenet":
+            return classic.lenet(shape, classes)
+    return classic.alexcifarnet(shape, classes)
+
+
+def _smallest(fields: Fields, channels: int) -> str:
+    from ddbench.backbones.base import TooSmallError
+
+    for size in range(1, 513):
+        try:
+            _chain(fields, (channels, size, size), 1)
+        except TooSmallError:
+            continue
+        return f"The smallest size is {size}x{size}."
+    return "Use a smaller depth."
+
+
+def _factory(name: str, shape: Shape, classes: int) -> Callable[[], nn.Module]:
+    library, _, model = name.partition(":")
+    if library == "torchvision":
+        from torchvision import models
+
+        listed = models.list_models(module=models)
+        if model not in listed:
+            raise ConfigError(
+                f"torchvision has no image classifier {model!r}. {closest(model, listed)}"
+                "torchvision.models.list_models() names them all."
+            )
+        return lambda: models.get_model(model, weights=None, num_classes=classes)
+
+    from ddbench.plugins import load_object
+
+    make: Any = load_object(GROUP, name)
+    if not callable(make):
+        raise ConfigError(f"backbone {name!r} must be a function of (shape, classes), not a {type(make).__name__}.")
+    return lambda: make(shape, classes)
+
+
+def _check_provided(name: str) -> None:
+    """Raises: ConfigError, with a suggestion among ours and the installed ones, for a name that nobody provides."""
+    from ddbench.plugins import listing
+
+    if name.startswith("torchvision:") or name.partition(":")[0].endswith(".py") or "/" in name:
+        return
+    plugins = [plugin.name for plugin in listing(GROUP)]
+    if name not in plugins:
+        raise ConfigError(_unknown(name, [*known(), *plugins]))
+
+
+def _unknown(name: str, names: list[str]) -> str:
+    return f"there is no backbone {name!r}. {closest(name, names)}`ddbench list backbones` shows what there is."
+
+
+def _family(name: str) -> str | None:
+    # The longest first, should one family's name ever begin with another's and a dash.
+    fitting = [family for family in _FAMILIES if name == family or name.startswith(f"{family}-")]
+    return max(fitting, key=len, default=None)
+
+
+def _field(name: str, family: str, token: str, allowed: frozenset[str]) -> tuple[str, str | int]:
+    sized = re.fullmatch(r"([dw])([1-9]\d*)", token)
+    if sized and family == "convnet":
+        return {"d": "depth", "w": "width"}[sized[1]], int(sized[2])
+    for field, tokens in _TOKENS.items():
+        if token in tokens and token in allowed:
+            return field, token
+    choices = [token for tokens in _TOKENS.values() for token in tokens if token in allowed]
+    sizes = "d<depth>, w<width>, " if family == "convnet" else ""
+    raise ConfigError(
+        f"backbone {name!r}: {family} has no variant {token!r}. {closest(token, choices)}"
+        f"It has {sizes}{', '.join(choices)}."
+    )
+
+
+def _resolved(fields: Fields, shape: Shape | None) -> Fields:
+    if fields.family != "convnet" or fields.depth is not None or shape is None:
+        return fields
+    # The depth that leaves a map of about 4x4: 2 blocks at 8 px, 3 at 28 and 32, 4 at 64, 5 at 128.
+    return replace(fields, depth=max(2, round(math.log2(min(shape[1:]) / 4))))
+
+
+def _spell(fields: Fields) -> str:
+    default, _ = _FAMILIES[fields.family]
+    parts = [fields.family]
+    if fields.depth is not None:
+        parts.append(f"d{fields.depth}")
+    if fields.width != default.width:
+        parts.append(f"w{fields.width}")
+    parts += [getattr(fields, field) for field in _TOKENS if getattr(fields, field) != getattr(default, field)]
+    return "-".join(parts)
