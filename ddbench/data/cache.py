@@ -1,0 +1,210 @@
+"""The data folder: datasets decoded once into uint8 tensors that are memory-mapped when read.
+
+Layout: ROOT/NAME/{train.safetensors, test.safetensors, manifest.json}. A folder appears whole, by one rename.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ddbench.data.archives import ensure_space
+from ddbench.data.tensors import DatasetTensors, digest
+from ddbench.errors import DataError, RunError
+from ddbench.files import disk_is_full, read_json, write_atomically, write_json
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = "ddbench.dataset/1"
+Progress = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
+
+
+class PartManifest(TypedDict):
+    """One of the two parts of a dataset."""
+
+    images: int
+    fingerprint: str
+
+
+class Manifest(TypedDict):
+    """What a dataset in the data folder is and where it came from."""
+
+    schema: str
+    name: str
+    title: str
+    original: bool
+    origin: str
+    split: str
+    preprocessing: str
+    shape: list[int]
+    classes: list[str]
+    train: PartManifest
+    test: PartManifest
+    fingerprint: str
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """What was read from somebody's files."""
+
+    train: DatasetTensors
+    test: DatasetTensors
+    origin: str  # "image folder (JPEG)", "torchvision (checksummed original files)", ...
+    kind: str  # what a copy is called after: "JPEG", "npz", ...
+    split: str = "as in the source"
+    preprocessing: str = "none"
+    original: bool = False
+
+
+def make_manifest(name: str, title: str, content: Content, original: bool) -> Manifest:
+    """The manifest of a dataset that has just been read."""
+    train, test = content.train, content.test
+    return Manifest(
+        schema=SCHEMA,
+        name=name,
+        title=title,
+        original=original,
+        origin=content.origin,
+        split=content.split,
+        preprocessing=content.preprocessing,
+        shape=list(train.shape),
+        classes=list(train.classes),
+        train=PartManifest(images=len(train), fingerprint=train.fingerprint),
+        test=PartManifest(images=len(test), fingerprint=test.fingerprint),
+        fingerprint=whole_fingerprint(train, test),
+    )
+
+
+def whole_fingerprint(train: DatasetTensors, test: DatasetTensors) -> str:
+    """What both parts together are."""
+    return digest(f"{train.fingerprint} {test.fingerprint}".encode())
+
+
+def find(root: Path, name: str) -> Manifest | None:
+    """The manifest of a dataset in the data folder, or None if it is not there.
+
+    Raises: DataError if the manifest is damaged.
+    """
+    path = root / name / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        manifest = read_json(path)
+    except RunError as error:
+        raise _damaged(path, name, str(error)) from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise _damaged(path, name, f"it is not of schema {SCHEMA}")
+    if missing := Manifest.__required_keys__ - manifest.keys():
+        raise _damaged(path, name, f"it lacks {', '.join(sorted(missing))}")
+    return Manifest(**manifest)  # type: ignore[typeddict-item]
+
+
+def find_all(root: Path) -> list[Manifest]:
+    """The manifests of all datasets in the data folder, by name; damaged ones are left out with a warning."""
+    found = []
+    for path in sorted(root.glob("*/manifest.json")):
+        try:
+            manifest = find(root, path.parent.name)
+        except DataError as error:
+            logger.warning("%s", error)
+            continue
+        if manifest is not None:
+            found.append(manifest)
+    return found
+
+
+def read_part(root: Path, manifest: Manifest, part: Literal["train", "test"]) -> DatasetTensors:
+    """The training or the test images of a dataset in the data folder, memory-mapped.
+
+    Raises: DataError if the file is missing or damaged.
+    """
+    path = root / manifest["name"] / f"{part}.safetensors"
+    try:
+        tensors = load_file(path)
+        images, labels = tensors["images"], tensors["labels"]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise _damaged(path, manifest["name"], str(error)) from error
+    if list(images.shape) != [manifest[part]["images"], *manifest["shape"]]:
+        raise _damaged(path, manifest["name"], f"it has images of shape {list(images.shape)}")
+    return DatasetTensors(images, labels, tuple(manifest["classes"]), manifest[part]["fingerprint"])
+
+
+@contextmanager
+def building(root: Path, name: str) -> Iterator[Path]:
+    """A locked, empty folder in which to build a dataset; it is gone afterwards, also after a failure.
+
+    Raises: DataError in place of the system's errors.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{name}.lock"):
+            work = root / f".{name}.partial"
+            shutil.rmtree(work, ignore_errors=True)  # an earlier attempt may have been killed
+            work.mkdir()
+            try:
+                yield work
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    except RunError as error:
+        raise DataError(str(error)) from error
+    except OSError as error:
+        if disk_is_full(error):
+            raise DataError(
+                f"{name} could not be stored in the data folder '{root}': the disk is full. Nothing of it was kept. "
+                "Free some space and run the same command again."
+            ) from error
+        where = error.filename or root
+        raise DataError(f"{name} could not be stored: {where}: {error.strerror or error}.") from error
+
+
+def install(root: Path, work: Path, content: Content, manifest: Manifest, *, force: bool) -> Manifest:
+    """Write a dataset inside `work` and move it to its place in the data folder.
+
+    Raises: DataError if other data is there under this name and `force` is not given.
+    """
+    name = manifest["name"]
+    if not force:
+        _refuse_other_data(root, manifest)
+    parts: dict[str, DatasetTensors] = {"train": content.train, "test": content.test}
+    ensure_space(root, sum(part.images.nbytes + part.labels.nbytes for part in parts.values()), name)
+    ready = work / "ready"
+    for part, data in parts.items():
+        tensors = {"images": data.images.contiguous(), "labels": data.labels.contiguous()}
+        write_atomically(ready / f"{part}.safetensors", partial(save_file, tensors))
+    write_json(ready / "manifest.json", manifest)
+    place = root / name
+    if place.exists():
+        place.rename(work / "replaced")
+    ready.rename(place)
+    return manifest
+
+
+def _refuse_other_data(root: Path, manifest: Manifest) -> None:
+    name = manifest["name"]
+    try:
+        there = find(root, name)
+    except DataError:
+        return  # damaged: adding it again is the cure
+    if there is not None and there["fingerprint"] != manifest["fingerprint"]:
+        raise DataError(
+            f"the data folder '{root}' has other data called {name}: {there['title']!r} ({there['fingerprint']}, "
+            f"{there['origin']}), not {manifest['title']!r} ({manifest['fingerprint']}, {manifest['origin']}). "
+            "Choose another name, or replace it with --force."
+        )
+
+
+def _damaged(path: Path, name: str, why: str) -> DataError:
+    return DataError(
+        f"{path} is missing or damaged: {why}. Add the dataset again with `ddbench data add {name} PATH` "
+        f"(or `ddbench data get {name}`)."
+    )

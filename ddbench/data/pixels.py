@@ -1,0 +1,298 @@
+"""Pixel spaces: the normalisation or whitening in which images are learned and evaluated, forward and back."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ddbench.data.catalogue import DatasetInfo
+from ddbench.data.tensors import HASH_CHUNK, DatasetTensors, digest
+from ddbench.errors import ConfigError, closest
+from ddbench.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+KNOWN = {"standard": ("stats", "standard"), "zca": ("eps", "0.1"), "kip-zca": ("reg", "0.1")}
+EXAMPLES = "standard, standard(stats=dd), zca(eps=0.1), kip-zca(reg=0.1)"
+# Colour images of 64 x 64; one float64 matrix of that width takes 1.2 GB and minutes to decompose.
+LARGEST_WHITENING = 12_288
+
+P = TypeVar("P", bound="PixelSpace")
+
+
+@dataclass(frozen=True, eq=False)
+class PixelSpace(ABC):
+    """A fixed map between stored pixels and what networks see.
+
+    `cheap` says that applying it to every batch costs next to nothing.
+    """
+
+    name: str
+    fingerprint: str
+    cheap = False
+
+    @property
+    def base(self) -> str:
+        """The name without a held-out fraction."""
+        return _Spec.parse(self.name).base
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """From uint8, or floats in [0, 1], to float32 in this space. Shapes: [..., C, H, W] both."""
+
+    @abstractmethod
+    def back(self, images: Tensor) -> Tensor | None:
+        """From this space to floats on the scale [0, 1], unclipped; None where the map has no inverse."""
+
+    def to(self: P, device: torch.device | str) -> P:
+        """The same space with its tensors on `device`."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if torch.is_tensor(value)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, eq=False)
+class Standard(PixelSpace):
+    """(x - mean) / std, per channel. Shapes: mean and std [C, 1, 1]."""
+
+    mean: Tensor
+    std: Tensor
+    cheap = True
+
+    @cached_property
+    def _levels(self) -> tuple[Tensor, Tensor]:
+        return 255 * self.mean, 255 * self.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Bytes are promoted inside the subtraction, which saves two passes over the batch.
+        mean, std = self._levels if images.dtype == torch.uint8 else (self.mean, self.std)
+        return torch.sub(images, mean).div_(std).float()
+
+    def back(self, images: Tensor) -> Tensor:
+        return images * self.std + self.mean
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening(PixelSpace):
+    """ZCA: x' = (x - mean) W on flattened pixels in [0, 1], with its inverse. Shapes: mean [d]; W and inverse [d, d].
+
+    Source: protocol.md section 7, the variant of MTT (Cazenavette et al., CVPR 2022).
+    """
+
+    mean: Tensor
+    weight: Tensor
+    inverse: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return _times(_unit(images).flatten(-3) - self.mean, self.weight).reshape(images.shape)
+
+    def back(self, images: Tensor) -> Tensor:
+        return (_times(images.flatten(-3), self.inverse) + self.mean).reshape(images.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class KipWhitening(PixelSpace):
+    """ZCA of standardised images that are first centred and scaled to length 1 one by one, so that nothing leads back.
+
+    Shapes: mean and std [C, 1, 1]; W [d, d].
+    Source: Nguyen et al., NeurIPS 2021.
+    """
+
+    mean: Tensor
+    std: Tensor
+    weight: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return _times(_unit_rows(images, self.mean, self.std), self.weight).reshape(images.shape)
+
+    def back(self, images: Tensor) -> None:
+        return None
+
+
+def canonical_name(text: str) -> str:
+    """The one spelling of a pixel space: "zca", "ZCA(eps=.1)" and "zca(eps=0.1)" are all "zca(eps=0.1)".
+
+    Raises: ConfigError if there is no such pixel space.
+    """
+    return str(_Spec.parse(text))
+
+
+def fit_pixels(
+    name: str, train: DatasetTensors, info: DatasetInfo, store: Path | None = None, *, heldout: float | None = None
+) -> PixelSpace:
+    """The pixel space of that name for these training images.
+
+    A name with `heldout=F` means a whitening fitted without the part that `train.split(F)` holds out. Who has split
+    already passes the rest as `train`, and F as the argument `heldout`.
+    A fitted whitening is kept in the folder `store` under the training images' fingerprint, and read back from there.
+    Raises: ConfigError if the dataset has no statistics of that name, or is too large to whiten.
+    """
+    spec = _Spec.parse(name)
+    if spec.kind == "standard":
+        return _standard(spec, train, info)
+    width = train.images[0].numel()
+    if width > LARGEST_WHITENING:
+        raise ConfigError(
+            f"{spec} needs a {width} x {width} matrix for images of shape {train.shape}; whitening is for up to "
+            f"{LARGEST_WHITENING} values an image. Use --set pixels=standard."
+        )
+    if heldout is not None:
+        spec = replace(spec, heldout=_digits(heldout))
+    elif spec.heldout is not None:
+        train, _ = train.split(float(spec.heldout))
+    space = Whitening if spec.kind == "zca" else KipWhitening
+    fitted = _fit_once(spec, train, store)
+    return space(str(spec), digest(f"{spec.base} {train.fingerprint}".encode()), **fitted)
+
+
+def channel_statistics(train: DatasetTensors) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of all pixels of each channel, on the scale [0, 1], exact in float64. Shapes: [C]."""
+    histogram = torch.zeros(train.shape[0], 256, dtype=torch.float64)
+    for images in train.images.split(HASH_CHUNK):
+        for channel, counts in enumerate(histogram):
+            counts += torch.bincount(images[:, channel].flatten(), minlength=256)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    weights = histogram / histogram.sum(1, keepdim=True)
+    mean = weights @ levels
+    return mean, ((levels - mean[:, None]).square() * weights).sum(1).sqrt()
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """The name of a pixel space, read."""
+
+    kind: str
+    value: str
+    heldout: str | None = None
+
+    @property
+    def base(self) -> str:
+        option, default = KNOWN[self.kind]
+        return self.kind if self.kind == "standard" and self.value == default else f"{self.kind}({option}={self.value})"
+
+    def __str__(self) -> str:
+        return self.base if self.heldout is None else f"{self.base[:-1]}, heldout={self.heldout})"
+
+    @classmethod
+    def parse(cls, text: str) -> _Spec:
+        parts = re.fullmatch(r"([a-z-]+)(?:\(([^()]*)\))?", text.strip().lower().replace("_", "-"))
+        if parts is None or parts[1] not in KNOWN:
+            name = parts[1] if parts else text
+            raise ConfigError(f"no pixel space is called {text!r}. {closest(name, list(KNOWN))}Known: {EXAMPLES}.")
+        kind, (option, default) = parts[1], KNOWN[parts[1]]
+        known = (option,) if kind == "standard" else (option, "heldout")
+        given: dict[str, str] = {}
+        for item in parts[2].split(",") if parts[2] else []:
+            key, _, value = (part.strip() for part in item.partition("="))
+            if key not in known or key in given or not value:
+                raise ConfigError(f"{item.strip()!r} is not an option of {kind!r}; it has {' and '.join(known)}.")
+            given[key] = value if kind == "standard" else _number(key, value, below=1 if key == "heldout" else math.inf)
+        return cls(kind, given.get(option, default), given.get("heldout"))
+
+
+def _number(key: str, text: str, below: float) -> str:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < below:
+        raise ConfigError(f"{key} of a pixel space must be a number between 0 and {below:g}, not {text!r}.")
+    return _digits(number)
+
+
+def _digits(number: float) -> str:
+    """All digits that the number has, and no more."""
+    return repr(float(number)).removesuffix(".0")
+
+
+def _standard(spec: _Spec, train: DatasetTensors, info: DatasetInfo) -> Standard:
+    stats = spec.value
+    measured = stats == "pixel" or (stats == "standard" and not info.statistics)
+    if not measured and stats not in info.statistics:
+        known = ", ".join(sorted({"pixel", "standard", *info.statistics}))
+        raise ConfigError(f"{info.name} has no pixel statistics called {stats!r}; it has {known}.")
+    mean, std = channel_statistics(train) if measured else map(torch.tensor, info.statistics[stats])
+    if len(mean) != train.shape[0]:
+        raise ConfigError(f"{spec} of {info.name} is for {len(mean)} channels; the images have {train.shape[0]}.")
+    # A channel without any contrast is only centred.
+    std = torch.where(std > 0, std, 1)
+    text = f"{[round(value, 6) for value in mean.tolist()]} {[round(value, 6) for value in std.tolist()]}"
+    return Standard(str(spec), digest(text.encode()), mean.float()[:, None, None], std.float()[:, None, None])
+
+
+def _fit_once(spec: _Spec, train: DatasetTensors, store: Path | None) -> dict[str, Tensor]:
+    fit = _fit_zca if spec.kind == "zca" else _fit_kip
+    strength = float(spec.value)
+    if store is None:
+        return fit(train, strength)
+    parts = (re.sub(r"[^a-z0-9.]+", "-", part).strip("-") for part in (train.fingerprint, spec.base))
+    path = store / f"{'-'.join(parts)}.safetensors"
+    if path.exists():
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            logger.warning("%s is damaged (%s); fitting %s again.", path, error, spec)
+    fitted = fit(train, strength)
+    write_atomically(path, lambda beside: save_file(fitted, beside))
+    return fitted
+
+
+def _fit_zca(train: DatasetTensors, eps: float) -> dict[str, Tensor]:
+    from kornia.enhance import ZCAWhitening  # slow to import, needed by few runs
+
+    # In float64 the fit of 50 000 colour images of 32 x 32 takes under a minute on two cores; it is stored afterwards.
+    rows = _unit(train.images).flatten(1)
+    fitted = ZCAWhitening(dim=0, eps=eps, unbiased=True, compute_inv=True).fit(rows)
+    return _stored_form(mean=fitted.mean_vector[0], weight=fitted.transform_matrix, inverse=fitted.transform_inv)
+
+
+def _fit_kip(train: DatasetTensors, reg: float) -> dict[str, Tensor]:
+    mean, std = (value[:, None, None] for value in channel_statistics(train))
+    std = torch.where(std > 0, std, 1)
+    covariance = _gram(train, lambda images: _unit_rows(images, mean, std)) / len(train)
+    width = len(covariance)
+    values, vectors = torch.linalg.eigh(covariance + reg * covariance.trace() / width * torch.eye(width).double())
+    # Ascending order: with fewer images than values an image, the first ones belong to directions no image has.
+    values[: max(0, width - len(train))] = 1
+    return _stored_form(mean=mean, std=std, weight=(vectors * values.rsqrt()) @ vectors.T)
+
+
+def _stored_form(**values: Tensor) -> dict[str, Tensor]:
+    return {name: value.float().contiguous() for name, value in values.items()}
+
+
+def _gram(train: DatasetTensors, rows: Callable[[Tensor], Tensor]) -> Tensor:
+    width = train.images[0].numel()
+    total = torch.zeros(width, width, dtype=torch.float64)
+    for images in train.images.split(HASH_CHUNK):
+        x = rows(images)
+        total.addmm_(x.T, x)
+    return total
+
+
+def _unit(images: Tensor) -> Tensor:
+    """float64 on the scale [0, 1]."""
+    return images.double() / 255 if images.dtype == torch.uint8 else images.double()
+
+
+def _unit_rows(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Standardised images as rows of mean 0 and length 1, or 0 for an image of one colour. Returns [..., d] float64."""
+    rows = ((_unit(images) - mean) / std).flatten(-3)
+    return torch.nn.functional.normalize(rows - rows.mean(-1, keepdim=True), dim=-1)
+
+
+def _times(rows: Tensor, matrix: Tensor) -> Tensor:
+    # In float64, so that no setting for float32 products on a device (TF32) changes what a whitened set means.
+    return (rows.double() @ matrix.double()).float()
