@@ -15,6 +15,7 @@ from math import pi
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from ddbench.errors import ConfigError, closest
 from ddbench.rng import Rng
@@ -64,9 +65,11 @@ def resolve_strategy(text: str, digits: bool) -> str:
 class Draw:
     """One operation a group and the numbers it uses; calling it applies it, as often as wanted.
 
-    Shapes: ops [G], int64, always on the CPU, so that nothing waits for the device; an index into OPS, or -1 to leave
-    the group alone. numbers [G, 1, 3] (siamese) or [G, B, 3] (one row an image), float32, uniform in [0, 1).
+    Shapes: ops [G], int64, an index into OPS, or -1 to leave the group alone; on the CPU, so that nothing waits for the
+    device, or on the device in a program of static shape, where the operation is not known beforehand. numbers
+    [G, 1, 3] (siamese) or [G, B, 3] (one row an image), float32, uniform in [0, 1).
     A siamese draw fits batches of any size; another one batches of up to B images, which use the first rows.
+    `static` applies all operations as one formula, whichever was drawn; draws whose ops are on a device always do.
     `align_corners` is the coordinate convention of scale and rotate. It changes only rotations of images that are not
     square, where it decides which aspect ratio they are turned in.
     """
@@ -74,6 +77,7 @@ class Draw:
     ops: Tensor
     numbers: Tensor
     align_corners: bool = False
+    static: bool = False
 
     def __call__(self, images: Tensor) -> Tensor:
         return apply(self, images)
@@ -91,6 +95,14 @@ class Draw:
     def to(self, device: torch.device | str) -> Draw:
         """The same draw with its numbers on `device`, without waiting for the copy."""
         return replace(self, numbers=_send(self.numbers, torch.device(device)))
+
+
+_pytree.register_pytree_node(
+    Draw,
+    lambda draw: ([draw.ops, draw.numbers], (draw.align_corners, draw.static)),
+    lambda tensors, rest: Draw(*tensors, *rest),
+    serialized_type_name="ddbench.Draw",
+)
 
 
 def join(draws: Sequence[Draw]) -> Draw:
@@ -128,6 +140,8 @@ def apply(draw: Draw, images: Tensor) -> Tensor:
             f"This draw augments [{len(draw)}, {'n' if rows == 1 else rows}, C, H, W], not {tuple(images.shape)}."
         )
     numbers = _send(draw.numbers[:, : images.shape[1]], images.device)
+    if draw.static or draw.ops.device.type != "cpu":
+        return _apply_static(draw.ops, images, numbers, draw.align_corners)
     kinds, counts = draw.ops.unique(return_counts=True)
     if len(kinds) == 1:
         return _apply_one(int(kinds), images, numbers, draw.align_corners)
@@ -170,17 +184,56 @@ def _apply_one(op: int, images: Tensor, numbers: Tensor, align_corners: bool) ->
             return _rotate(images, u[0], align_corners)
 
 
+def _apply_static(ops: Tensor, images: Tensor, numbers: Tensor, align_corners: bool) -> Tensor:
+    """Every operation at once, those that were not drawn with numbers that change nothing: one program for all draws.
+
+    Equal to the operations one by one within rounding. More arithmetic, but one fused pass over the images.
+    """
+    kind = ops[:, None, None, None, None]
+    drawn = numbers[..., None, None, None].unbind(2)
+    u = [number.to(images.dtype) for number in drawn]
+
+    def where(op: str, value: Tensor, otherwise: float) -> Tensor:
+        return torch.where(kind == OPS.index(op), value, otherwise)
+
+    x = _colored(
+        images, where("color", u[0] - 0.5, 0.0), where("color", 2 * u[1], 1.0), where("color", u[2] + 0.5, 1.0)
+    )
+
+    height, width = images.shape[-2:]
+    (rows, columns), tall = _centred(images), _tallness(height, width, align_corners)
+    angle = where("rotate", _angle(u[0]), 0.0)
+    grow = [torch.where(kind == OPS.index("scale"), _factor(v), angle.cos()) for v in (u[1], u[0])]
+    mirror = torch.where((kind == OPS.index("flip")) & (drawn[0] < 0.5), -1.0, 1.0)
+    down, right = _reach(height), _reach(width)
+    shift = [
+        where("crop", (_integer(v, 2 * most + 1) - most).to(x.dtype), 0.0)
+        for v, most in zip(drawn, (down, right), strict=False)
+    ]
+    x = _bilinear(
+        x,
+        grow[0] * rows + angle.sin() / tall * columns + (height - 1) / 2 + shift[0],
+        mirror * grow[1] * columns - angle.sin() * tall * rows + (width - 1) / 2 + shift[1],
+    )
+    return x.masked_fill(_box(x, drawn[0], drawn[1]) & (kind == OPS.index("cutout")), 0)
+
+
 def _color(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    x = x + (brightness.to(x.dtype) - 0.5)
+    brightness, saturation, contrast = (u.to(x.dtype) for u in (brightness, saturation, contrast))
+    return _colored(x, brightness - 0.5, 2 * saturation, contrast + 0.5)
+
+
+def _colored(x: Tensor, add: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
+    x = x + add
     grey = x.mean(-3, keepdim=True)
-    x = (x - grey) * (2 * saturation.to(x.dtype)) + grey
+    x = (x - grey) * saturation + grey
     mean = x.mean((-3, -2, -1), keepdim=True)
-    return (x - mean) * (contrast.to(x.dtype) + 0.5) + mean
+    return (x - mean) * contrast + mean
 
 
 def _crop(images: Tensor, u_rows: Tensor, u_columns: Tensor) -> Tensor:
     height, width = images.shape[-2:]
-    down, right = int(CROP_SHARE * height + 0.5), int(CROP_SHARE * width + 0.5)
+    down, right = _reach(height), _reach(width)
     rows, columns = _pixels(images, torch.int64)
     rows = rows + _integer(u_rows, 2 * down + 1) - down
     columns = columns + _integer(u_columns, 2 * right + 1) - right
@@ -189,8 +242,12 @@ def _crop(images: Tensor, u_rows: Tensor, u_columns: Tensor) -> Tensor:
 
 
 def _cutout(images: Tensor, u_rows: Tensor, u_columns: Tensor) -> Tensor:
+    return images.masked_fill(_box(images, u_rows, u_columns), 0)
+
+
+def _box(images: Tensor, u_rows: Tensor, u_columns: Tensor) -> Tensor:
     rows, columns = _pixels(images, torch.int64)
-    return images.masked_fill(_in_box(rows, u_rows) & _in_box(columns, u_columns), 0)
+    return _in_box(rows, u_rows) & _in_box(columns, u_columns)
 
 
 def _in_box(pixels: Tensor, u: Tensor) -> Tensor:
@@ -203,20 +260,36 @@ def _in_box(pixels: Tensor, u: Tensor) -> Tensor:
 
 def _scale(images: Tensor, u_columns: Tensor, u_rows: Tensor) -> Tensor:
     (rows, columns), (height, width) = _centred(images), images.shape[-2:]
-    factors = [1 / SCALE_MOST + u.to(rows.dtype) * (SCALE_MOST - 1 / SCALE_MOST) for u in (u_rows, u_columns)]
+    factors = [_factor(u.to(rows.dtype)) for u in (u_rows, u_columns)]
     return _bilinear(images, factors[0] * rows + (height - 1) / 2, factors[1] * columns + (width - 1) / 2)
 
 
 def _rotate(images: Tensor, u: Tensor, align_corners: bool) -> Tensor:
     (rows, columns), (height, width) = _centred(images), images.shape[-2:]
-    angle = (u.to(rows.dtype) - 0.5) * (2 * ROTATE_DEGREES * pi / 180)
-    # The rotation is one of normalised coordinates; `tall` is how many columns are as long as one row there.
-    tall = max(width - 1, 1) / max(height - 1, 1) if align_corners else width / height
+    angle, tall = _angle(u.to(rows.dtype)), _tallness(height, width, align_corners)
     return _bilinear(
         images,
         angle.sin() / tall * columns + angle.cos() * rows + (height - 1) / 2,
         angle.cos() * columns - angle.sin() * tall * rows + (width - 1) / 2,
     )
+
+
+def _reach(length: int) -> int:
+    """The farthest that a crop moves the image."""
+    return int(CROP_SHARE * length + 0.5)
+
+
+def _factor(u: Tensor) -> Tensor:
+    return 1 / SCALE_MOST + u * (SCALE_MOST - 1 / SCALE_MOST)
+
+
+def _angle(u: Tensor) -> Tensor:
+    return (u - 0.5) * (2 * ROTATE_DEGREES * pi / 180)
+
+
+def _tallness(height: int, width: int, align_corners: bool) -> float:
+    # A rotation is one of normalised coordinates; this is how many columns are as long as one row there.
+    return max(width - 1, 1) / max(height - 1, 1) if align_corners else width / height
 
 
 def _pixels(images: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

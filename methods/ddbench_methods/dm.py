@@ -3,16 +3,18 @@
 Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023, arXiv 2110.04181.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, optim
 
-from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet
-from ddbench.engine.augment import resolve_strategy, siamese
+from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet, Variables, transient
+from ddbench.engine.augment import Draw, resolve_strategy, siamese
 from ddbench.engine.distance import class_mean_distance
+from ddbench.engine.program import Fuse, Program, channels_last
 from ddbench.initial import INITIALS
 
 
@@ -34,6 +36,7 @@ class DMState(State):
 
     images: Tensor
     optimizer: optim.Optimizer
+    match: Program = transient()
 
 
 class DM(Method[DMState]):
@@ -54,26 +57,33 @@ class DM(Method[DMState]):
 
     def start(self, problem: Problem) -> DMState:
         images = INITIALS[self.config.initial](problem, problem.rng.fold("start")).requires_grad_()
-        return DMState(images, optim.SGD([images], self.config.lr_images, momentum=self.config.momentum))
+        optimizer = optim.SGD([images], self.config.lr_images, momentum=self.config.momentum)
+
+        def make(fuse: Fuse[Any]) -> Callable[[Variables, Draw, Tensor], Tensor]:
+            @fuse
+            def embed(network: Variables, view: Draw, images: Tensor) -> Tensor:  # [K, n, C, H, W] -> [K, n, D]
+                embedded = problem.backbone.embed(network, channels_last(view(images).flatten(0, 1)))
+                return embedded.unflatten(0, images.shape[:2]).float()
+
+            # All classes share a forward: exact without batch statistics, and what the paper does with them.
+            def match(network: Variables, view: Draw, rows: Tensor) -> Tensor:
+                with torch.no_grad():
+                    real = embed(network, view, problem.real.take(rows))
+                loss = class_mean_distance(embed(network, view, problem.by_class(images)), real)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                return loss.detach()
+
+            return match
+
+        return DMState(images, optimizer, Program(make, problem.device, calls=self.config.iterations))
 
     def step(self, problem: Problem, state: DMState, rng: Rng) -> Metrics:
         network = problem.backbone.init(rng.fold("network"), problem.device, on_device=True)
-        strategy = resolve_strategy(self.config.augment, problem.info.digits)
-        view = siamese(strategy, problem.classes, rng.fold("view"))
-
-        def embed(images: Tensor) -> Tensor:  # [K, n, C, H, W] -> [K, n, D]
-            embedded = problem.backbone.embed(network, view(images).flatten(0, 1))
-            return embedded.unflatten(0, images.shape[:2])
-
-        # All classes share a forward: exact for networks without batch statistics, and what the paper does with them.
-        with torch.no_grad():
-            real = embed(problem.real.class_batches(self.config.batch_real, rng.fold("real")))
-        loss = class_mean_distance(embed(problem.by_class(state.images)), real)
-
-        state.optimizer.zero_grad()
-        loss.backward()
-        state.optimizer.step()
-        return {"loss": loss.detach()}
+        view = siamese(resolve_strategy(self.config.augment, problem.info.digits), problem.classes, rng.fold("view"))
+        rows = problem.real.class_indices(self.config.batch_real, rng.fold("real"))
+        return {"loss": state.match(network, view, rows)}
 
     def export(self, problem: Problem, state: DMState) -> SyntheticSet:
         return SyntheticSet(state.images.detach().cpu().clone(), problem.class_labels())

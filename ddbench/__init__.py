@@ -1,0 +1,49 @@
+"""ddbench condenses image datasets and says honestly how well each method does it.
+
+The public names are looked up on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+_HOMES = {
+    "ArtifactCache": "ddbench.artifacts",
+    "Artifact": "ddbench.artifacts",
+    "Backbone": "ddbench.backbones.base",
+    "Variables": "ddbench.backbones.base",
+    "MethodConfig": "ddbench.config",
+    "condense": "ddbench.driver",
+    "drive": "ddbench.driver",
+    "export": "ddbench.driver",
+    "DdbenchError": "ddbench.errors",
+    "Method": "ddbench.method",
+    "MethodInfo": "ddbench.method",
+    "Metrics": "ddbench.method",
+    "State": "ddbench.method",
+    "transient": "ddbench.method",
+    "Problem": "ddbench.problem",
+    "Protocol": "ddbench.evaluation.protocol",
+    "Recipe": "ddbench.synthetic",
+    "Rng": "ddbench.rng",
+    "SyntheticSet": "ddbench.synthetic",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        try:
+            return version("ddbench")
+        except PackageNotFoundError:
+            return "0+unknown"
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'ddbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,105 @@
+"""Expensive things that runs share, made once and named by what determines them: expert trajectories, networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from filelock import FileLock
+
+from ddbench.errors import ArtifactError
+from ddbench.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from ddbench.problem import Problem
+
+R = TypeVar("R")
+MARK = "artifact.json"
+
+
+def outside_identity(default: Any = dataclasses.MISSING) -> Any:
+    """A field that says how much of the artefact is wanted, not which one it is: a pool of experts grows in place."""
+    return field(default=default, metadata={"identity": False})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact(ABC, Generic[R]):
+    """The values that determine an expensive thing. Subclasses are frozen dataclasses with plain fields."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def build(self, folder: Path, problem: Problem) -> None:
+        """Make what is still missing in `folder`. Each file is written atomically, so that a killed build goes on."""
+
+    @abstractmethod
+    def open(self, folder: Path) -> R:
+        """A reader for a complete folder."""
+
+    def missing(self, folder: Path) -> str:
+        """What is not there yet, in words, or nothing. Pools that grow say how much more is wanted."""
+        return "" if (folder / MARK).is_file() else "everything"
+
+    def seconds(self, folder: Path) -> float:
+        """What it cost to make the part that this run reads."""
+        return float(read_json(folder / MARK)["seconds"])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fields that name it."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("identity", True)}
+
+    @property
+    def key(self) -> str:
+        """16 hex digits over kind and identity."""
+        text = json.dumps([self.kind, self.identity], sort_keys=True).encode()
+        return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+
+@dataclass
+class ArtifactCache:
+    """A folder of artefacts, `root/<kind>/<key>`, and a list of those that this process used."""
+
+    root: Path
+    used: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def get(self, artifact: Artifact[R], problem: Problem) -> R:
+        """Open it, building what is missing first. One process builds, others wait.
+
+        Raises: ArtifactError when the build did not make what was asked for.
+        """
+        folder = self.root / artifact.kind / artifact.key
+        folder.mkdir(parents=True, exist_ok=True)
+        cached = not artifact.missing(folder)
+        if not cached:
+            with FileLock(folder / "lock"):
+                if artifact.missing(folder):
+                    self._build(artifact, folder, problem)
+        self.used[artifact.key] = {
+            "kind": artifact.kind,
+            "key": artifact.key,
+            "identity": artifact.identity,
+            "wanted": dataclasses.asdict(artifact),
+            "seconds": artifact.seconds(folder),
+            "from_cache": cached,
+        }
+        return artifact.open(folder)
+
+    def _build(self, artifact: Artifact[Any], folder: Path, problem: Problem) -> None:
+        mark = folder / MARK
+        before = float(read_json(mark)["seconds"]) if mark.is_file() else 0.0
+        started = time.perf_counter()
+        artifact.build(folder, problem)
+        seconds = before + time.perf_counter() - started
+        write_json(mark, {"kind": artifact.kind, "identity": artifact.identity, "seconds": seconds})
+        still = artifact.missing(folder)
+        if still:
+            raise ArtifactError(
+                f"{artifact.kind} {artifact.key} was built and still lacks {still}. Remove its folder and run again."
+            )

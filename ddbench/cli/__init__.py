@@ -1,0 +1,88 @@
+"""The command line. A command parses, calls one library function and prints.
+
+Modules of this package import click and nothing heavy, so that help and lists answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from ddbench.errors import DdbenchError, closest
+from ddbench.runs.signals import EXIT_CODES, Interrupted
+
+
+class Group(click.Group):
+    """A group that imports a command when it is asked for. `homes` maps a command's name to "module:attribute"."""
+
+    def __init__(self, *args: Any, homes: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.homes = homes
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.homes)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.homes:
+            return None
+        module, _, attribute = self.homes[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.homes and not args[0].startswith("-"):
+            ctx.fail(f"There is no command {args[0]!r}. {closest(args[0], list(self.homes))}".rstrip())
+        return super().resolve_command(ctx, args)
+
+
+class Root(Group):
+    """The outermost group, where errors become messages."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DdbenchError as error:
+            if os.environ.get("DDBENCH_TRACEBACK"):
+                raise
+            message, code = str(error), 1
+        except Interrupted as stop:
+            message, code = str(stop), stop.exit_code
+        except KeyboardInterrupt:
+            message, code = "stopped by Ctrl-C.", EXIT_CODES[signal.SIGINT]
+        click.echo(f"Error: {message}", err=True)
+        ctx.exit(code)
+
+
+@click.group(
+    cls=Root,
+    homes={
+        "run": "ddbench.cli.run:run",
+        "prepare": "ddbench.cli.run:prepare",
+        "evaluate": "ddbench.cli.evaluate:evaluate",
+        "data": "ddbench.cli.data:data",
+        "list": "ddbench.cli.show:list_",
+        "show": "ddbench.cli.show:show",
+        "check": "ddbench.cli.check:check",
+        "sweep": "ddbench.cli.sweep:sweep",
+        "leaderboard": "ddbench.cli.leaderboard:leaderboard",
+    },
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="ddbench", message="%(prog)s %(version)s")
+def root() -> None:
+    """Condense image datasets and say honestly how well each method does it.
+
+    Results go to stdout, progress to stderr.
+    """
+
+
+def main() -> None:
+    """The program `ddbench`."""
+    root(prog_name="ddbench")

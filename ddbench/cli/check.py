@@ -1,0 +1,35 @@
+"""ddbench check: the contract that every method keeps."""
+
+from __future__ import annotations
+
+import click
+
+from ddbench.cli.common import json_option, print_json, set_option
+
+
+@click.command(short_help="Try a method against the contract.")
+@click.option("--method", "ref", required=True, metavar="REF", help="A name, PACKAGE/NAME, or ./FILE.py:CLASS.")
+@set_option
+@json_option
+@click.pass_context
+def check(ctx: click.Context, ref: str, assignments: tuple[str, ...], as_json: bool) -> None:
+    """Try a method against the contract: seeds, resume, export, metrics. Needs no dataset."""
+    from ddbench.config import parse_assignments
+    from ddbench.runs.spec import find_method
+    from ddbench.sweep.grid import distribute
+    from ddbench.testing import contract
+
+    _, kind = find_method(ref)
+    options = parse_assignments(distribute(assignments, [ref])[ref])
+    results = contract.run(kind, options)
+    if as_json:
+        print_json([{"check": name, "error": error} for name, error in results])
+    else:
+        for name, error in results:
+            click.echo(f"{'pass' if error is None else 'FAIL'}  {name.replace('_', ' ')}")
+            if error is not None:
+                click.echo(f"      {error}")
+    failed = sum(error is not None for _, error in results)
+    if failed:
+        click.echo(f"{kind.name} breaks {failed} of {len(results)} checks.", err=True)
+        ctx.exit(1)

@@ -1,0 +1,328 @@
+"""ddbench run and ddbench prepare."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddbench.cli.common import (
+    FIRST_RUN,
+    F,
+    data_option,
+    device_option,
+    duration,
+    json_option,
+    note,
+    observers,
+    print_json,
+    print_table,
+    quiet_option,
+    runs_option,
+    set_option,
+    size,
+    stack,
+    students_option,
+    writable,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from ddbench.estimate import Estimate
+    from ddbench.runs.spec import Asked, Resolution, RunSpec
+    from ddbench.sweep.launch import Outcome
+
+
+def _what_to_run(command: F) -> F:
+    """The options that say which runs are meant."""
+    return stack(
+        click.option("--method", "methods", multiple=True, metavar="REF", help="A name, PACKAGE/NAME or ./FILE.py:CLASS. Repeatable."),
+        click.option("--dataset", metavar="NAME", help="A dataset of `ddbench data list`."),
+        click.option(
+            "--ipc",
+            "ipcs",
+            multiple=True,
+            type=click.IntRange(min=1),
+            default=[10],
+            show_default=True,
+            metavar="N",
+            help="Images per class. Repeatable.",
+        ),
+        click.option(
+            "--seed",
+            "seeds",
+            multiple=True,
+            type=click.IntRange(min=0),
+            default=[0],
+            show_default=True,
+            metavar="N",
+            help="Seed of the set. Repeatable.",
+        ),
+        click.option("--preset", type=click.Choice(["paper", "quick"]), help="Default: quick for digits, else paper."),
+        click.option("--backbone", metavar="NAME", help="The network that the method uses."),
+        click.option("--pixels", metavar="NAME", help="Pixel space, such as standard or zca."),
+        click.option(
+            "--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML with the method's options."
+        ),
+        set_option,
+        click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16"]), default="fp32", show_default=True),
+    )(command)
+
+
+_how_to_judge: Callable[[F], F] = stack(
+    click.option(
+        "--protocol", "protocols", multiple=True, metavar="NAME|FILE", help="How the set is judged: a name, native, or a TOML file. Repeatable."
+    ),
+    click.option(
+        "--judge",
+        "judges",
+        multiple=True,
+        metavar="NAME",
+        help="Backbone of students; default: as the protocol says. Repeatable.",
+    ),
+    students_option,
+)
+_where: Callable[[F], F] = stack(device_option, data_option, runs_option)
+
+
+@click.command(short_help="Condense a dataset, judge the set, write a record.")
+@_what_to_run
+@_how_to_judge
+@_where
+@click.option("--fresh", is_flag=True, help="Start over instead of going on from the last checkpoint.")
+@click.option("--curve", is_flag=True, help="Judge the snapshots too, after the run.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and about how long it takes; run nothing.")
+@json_option
+@quiet_option
+@click.pass_context
+def run(
+    ctx: click.Context,
+    device: str,
+    data_root: Path,
+    runs_root: Path,
+    fresh: bool,
+    curve: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    **asked: Any,
+) -> None:
+    """Condense a dataset, judge the set, write a record.
+
+    Several methods, ipc or seeds make several runs, done one after another. The same command again goes on where it was
+    stopped, and leaves out what is done.
+    """
+    requests = _requests(**asked)
+    from ddbench.runs.runner import RunOptions
+    from ddbench.sweep.launch import choose_device, resolve_all, run_all
+
+    chosen = choose_device(device)
+    if dry_run:
+        _dry_run(requests, data_root, runs_root, chosen, _said(ctx), as_json)
+        return
+    resolutions = resolve_all(requests, data_root)
+    options = RunOptions(
+        root=writable(runs_root),
+        data_root=data_root,
+        device=chosen,
+        fresh=fresh,
+        observers=observers(quiet),
+        curve=curve,
+    )
+    outcomes = run_all(resolutions, options)
+    done = [outcome for outcome in outcomes if outcome.record is not None]
+    if as_json:
+        print_json([outcome.record.to_json() for outcome in done if outcome.record is not None])
+    elif done:
+        _print_results(done)
+    exit_with_failures(ctx, outcomes)
+
+
+@click.command(short_help="Make beforehand what runs need, such as experts.")
+@_what_to_run
+@_where
+@json_option
+@quiet_option
+def prepare(device: str, data_root: Path, runs_root: Path, as_json: bool, quiet: bool, **asked: Any) -> None:
+    """Make what the methods of these runs need beforehand, such as experts; `ddbench run` then finds it."""
+    requests = _requests(protocols=(), judges=(), students=None, **asked)
+    from ddbench.runs.runner import RunOptions
+    from ddbench.runs.runner import prepare as fill
+    from ddbench.sweep.launch import choose_device, resolve_all
+
+    options = RunOptions(
+        root=writable(runs_root), data_root=data_root, device=choose_device(device), observers=observers(quiet)
+    )
+    used: dict[str, dict[str, Any]] = {}
+    for resolution in resolve_all(requests, data_root):
+        used |= {entry["key"]: entry for entry in fill(resolution, options)}
+    if as_json:
+        print_json(list(used.values()))
+        return
+    print_table(
+        (
+            (entry["kind"], entry["key"], duration(entry["seconds"]), "yes" if entry["from_cache"] else "no")
+            for entry in used.values()
+        ),
+        ("artefact", "key", "cost", "was there"),
+    )
+    if not used:
+        click.echo("These methods need nothing beforehand.")
+
+
+def exit_with_failures(ctx: click.Context, outcomes: Sequence[Outcome]) -> None:
+    """Say on stderr which runs have failed, if any, and leave with 1."""
+    failed = [outcome for outcome in outcomes if outcome.state != "done"]
+    for outcome in failed:
+        where = f"{outcome.spec.method}, ipc {outcome.spec.ipc}, seed {outcome.spec.seed}" if len(outcomes) > 1 else ""
+        note(f"Error: {where}: {outcome.message}" if where else f"Error: {outcome.message}")
+    if failed:
+        ctx.exit(1)
+
+
+def _requests(
+    methods: Sequence[str],
+    dataset: str | None,
+    ipcs: Sequence[int],
+    seeds: Sequence[int],
+    config: Path | None,
+    assignments: Sequence[str],
+    **common: Any,
+) -> list[Asked]:
+    for option, given in (("--method", methods), ("--dataset", dataset)):
+        if not given:
+            raise click.UsageError(f"Missing option {option!r}. A first run, which needs no download: {FIRST_RUN}")
+    if config is not None and len(set(methods)) > 1:
+        raise click.UsageError("--config holds the options of one method. For several, use --set or `ddbench sweep`.")
+    # Only now: importing what runs anything takes seconds, and a usage error should not.
+    from ddbench.sweep.grid import expand
+
+    axes: dict[str, Sequence[Any]] = {
+        "dataset": [dataset],
+        "method": list(dict.fromkeys(methods)),
+        "ipc": ipcs,
+        "seed": seeds,
+    }
+    return expand(axes, assignments, config_file=config, **common)
+
+
+def _print_results(outcomes: Sequence[Outcome]) -> None:
+    from ddbench.leaderboard.boards import board_of
+
+    click.echo(board_of([outcome.folder for outcome in outcomes]))
+    for outcome in outcomes:
+        click.echo(f"{outcome.folder / 'record.json'}  {outcome.folder / 'preview.png'}")
+
+
+def _said(ctx: click.Context) -> dict[str, str]:
+    """Where the values come from that no preset touches."""
+    options = {"ipcs": "ipc", "seeds": "seed", "precision": "precision", "judges": "judge", "students": "students"}
+    left_open = click.core.ParameterSource.DEFAULT
+    return {
+        name: "default" if ctx.get_parameter_source(parameter) is left_open else f"--{name}"
+        for parameter, name in options.items()
+    }
+
+
+def _dry_run(
+    requests: Sequence[Asked],
+    data_root: Path,
+    runs_root: Path,
+    device: torch.device,
+    said: Mapping[str, str],
+    as_json: bool,
+) -> None:
+    from ddbench.errors import DataError
+    from ddbench.runs.spec import foresee
+    from ddbench.sweep.launch import progress, resolve_all
+
+    try:
+        resolutions = resolve_all(requests, data_root)
+    except DataError as missing:
+        if as_json:
+            print_json([_plan(foresee(asked), said, runs_root, None, None, str(missing)) for asked in requests])
+            return
+        for asked in requests:
+            _print_plan(foresee(asked), said, runs_root, "missing", None)
+        note(f"There is no estimate, because the data is missing: {missing}")
+        return
+    estimates = _estimates(resolutions, runs_root, device)
+    if as_json:
+        print_json(
+            [
+                _plan(r.spec, said, runs_root, progress(r, runs_root), estimate, "")
+                for r, estimate in zip(resolutions, estimates, strict=True)
+            ]
+        )
+        return
+    for resolution, estimate in zip(resolutions, estimates, strict=True):
+        _print_plan(resolution.spec, said, runs_root, progress(resolution, runs_root), estimate)
+
+
+def _estimates(resolutions: Sequence[Resolution], runs_root: Path, device: torch.device) -> list[Estimate]:
+    """One for each run; runs that differ in their seed share one."""
+    from ddbench.estimate import estimate
+
+    keys = [dataclasses.replace(r.spec, seed=0).id for r in resolutions]
+    different = dict(zip(keys, resolutions, strict=True))
+    # A dry run stays short, however many runs it is about.
+    budget = max(1.0, 8.0 / len(different))
+    found = {key: estimate(r, root=runs_root, device=device, budget=budget) for key, r in different.items()}
+    return [found[key] for key in keys]
+
+
+def _plan(
+    spec: RunSpec,
+    said: Mapping[str, str],
+    runs_root: Path,
+    status: str | None,
+    estimate: Estimate | None,
+    missing: str,
+) -> dict[str, Any]:
+    cost = dataclasses.asdict(estimate) | {"seconds": estimate.seconds} if estimate else None
+    asked = spec.to_json()
+    value = {
+        "folder": str(runs_root / spec.folder),
+        "status": status,
+        "sources": {**said, **asked.pop("sources")},
+        "spec": asked,
+        "estimate": cost,
+    }
+    return value | ({"missing": missing} if missing else {})
+
+
+def _print_plan(
+    spec: RunSpec, said: Mapping[str, str], runs_root: Path, status: str, estimate: Estimate | None
+) -> None:
+    sources = {**said, **spec.sources}
+    rows: list[tuple[str, Any, str]] = [
+        ("method", spec.method, spec.provided_by),
+        ("dataset", spec.dataset, spec.data_fingerprint),
+        ("ipc", spec.ipc or "the whole dataset", sources["ipc"]),
+        ("seed", spec.seed, sources["seed"]),
+        ("preset", spec.preset, sources["preset"]),
+        ("backbone", spec.backbone, sources["backbone"]),
+        ("pixels", spec.pixels, sources["pixels"]),
+        ("precision", spec.precision, sources["precision"]),
+        ("protocol", ", ".join(spec.protocols), sources["protocol"]),
+        ("judges", ", ".join(spec.judges) or "as the protocol says", sources["judge"]),
+        ("students", spec.students or "as the protocol says", sources["students"]),
+    ]
+    rows += [(f"{spec.method}.{name}", value, sources[f"config.{name}"]) for name, value in spec.config.items()]
+    print_table(rows, ("", "value", "source"))
+    click.echo()
+    states = {"done": "is complete: nothing is left to do", "started": "is there: the run goes on", "missing": "is new"}
+    if estimate is None:
+        click.echo(f"{runs_root / spec.folder}, where the last part may change with the data")
+        return
+    click.echo(f"{runs_root / spec.folder} {states[status]}")
+    click.echo()
+    known = [(p.name, "unknown" if p.seconds is None else duration(p.seconds), p.basis) for p in estimate.phases]
+    total = ("" if estimate.complete else "more than ") + duration(estimate.seconds)
+    print_table([*known, ("total", total, f"roughly, on {estimate.device}")], ("phase", "time", "from"))
+    device = f"{size(estimate.peak_device_bytes)} on the device, " if estimate.peak_device_bytes else ""
+    click.echo(f"memory: {device}{size(estimate.peak_host_bytes or 0)} of the process")

@@ -1,0 +1,220 @@
+"""ddbench list and ddbench show: what there is, and what one of it can do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddbench.cli import Group
+from ddbench.cli.common import data_option, json_option, print_json, print_table
+
+
+@click.command("list")
+@click.argument("what", type=click.Choice(["methods", "datasets", "backbones", "protocols"]))
+@json_option
+def list_(what: str, as_json: bool) -> None:
+    """What there is: methods, datasets, backbones or protocols."""
+    rows = {"methods": _methods, "datasets": _datasets, "backbones": _backbones, "protocols": _protocols}[what]()
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print_table((list(row.values()) for row in rows), list(rows[0]))
+    else:
+        from ddbench.errors import PluginError
+
+        raise PluginError(f"no {what} can be found: ddbench is not installed. Run: pip install -e '.[dev]'")
+
+
+def _methods() -> list[dict[str, Any]]:
+    from ddbench.plugins import GROUPS, listing
+
+    return [{"name": p.name, "provided by": p.provided_by} for p in listing(GROUPS["method"])]
+
+
+def _datasets() -> list[dict[str, Any]]:
+    from ddbench.data.catalogue import CATALOGUE
+    from ddbench.plugins import GROUPS, listing
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": entry.name,
+            "title": entry.title,
+            "shape": "x".join(map(str, entry.shape)),
+            "classes": entry.classes,
+            "licence": entry.licence,
+            "where from": entry.download,
+        }
+        for entry in CATALOGUE.values()
+    ]
+    blank = dict.fromkeys(rows[0], "")
+    return rows + [{**blank, "name": p.name, "where from": p.provided_by} for p in listing(GROUPS["dataset"])]
+
+
+def _backbones() -> list[dict[str, Any]]:
+    from ddbench.backbones.names import known
+    from ddbench.plugins import GROUPS, listing
+
+    plugins = [{"name": p.name, "provided by": p.provided_by} for p in listing(GROUPS["backbone"])]
+    others = {
+        "convnet-d3-w128-in-relu-avg": "ddbench: depth, width, norm, activation and pooling of a ConvNet",
+        "torchvision:NAME": "any image classifier of torchvision",
+        "./FILE.py:FUNCTION": "your own function of (shape, classes)",
+    }
+    return [
+        *({"name": name, "provided by": "ddbench"} for name in known()),
+        *plugins,
+        *({"name": name, "provided by": text} for name, text in others.items()),
+    ]
+
+
+def _protocols() -> list[dict[str, Any]]:
+    from ddbench.evaluation.protocol import PROTOCOLS
+
+    return [
+        {
+            "name": p.id,
+            "digest": p.digest,
+            "labels": p.labels,
+            "backbones": ", ".join(p.backbones),
+            "students": p.students,
+            "source": p.source,
+        }
+        for p in PROTOCOLS.values()
+    ]
+
+
+@click.group(
+    cls=Group,
+    homes={
+        "method": "ddbench.cli.show:method",
+        "protocol": "ddbench.cli.show:protocol",
+        "dataset": "ddbench.cli.show:dataset",
+    },
+)
+def show() -> None:
+    """One method, protocol or dataset in full."""
+
+
+@click.command(short_help="What it learns, its options and presets.")
+@click.argument("ref")
+@json_option
+def method(ref: str, as_json: bool) -> None:
+    """A method: what it learns, its options with types, defaults and ranges, its presets with their sources."""
+    from ddbench.config import option_table
+    from ddbench.runs.spec import find_method
+
+    loaded, kind = find_method(ref)
+    info, options, settings = kind.info, option_table(kind.Config), kind.settings()
+    if as_json:
+        value = {"name": loaded.name, "provided_by": loaded.provided_by, **asdict(info)}
+        value |= {"options": [asdict(o) for o in options], "presets": [asdict(s) for s in settings]}
+        print_json(value)
+        return
+    paper = ", ".join(str(part) for part in (info.venue, info.year, info.arxiv and f"arXiv {info.arxiv}") if part)
+    print_table(
+        [
+            ("method", f"{loaded.name}: {info.title}"),
+            ("provided by", loaded.provided_by),
+            ("paper", paper or "none"),
+            ("kind", info.kind),
+            ("learns", ", ".join(info.learns) or "nothing: it chooses real images"),
+            ("native protocol", info.native),
+        ]
+    )
+    click.echo()
+    if options:
+        print_table(
+            ((o.name, o.type, o.default, o.range, o.description) for o in options),
+            ("option", "type", "default", "range", "meaning"),
+        )
+    else:
+        click.echo("no options")
+    for setting in settings:
+        click.echo()
+        ipc = ", ".join("any" if i == "*" else str(i) for i in setting.ipcs)
+        datasets = ", ".join("any dataset" if d == "*" else d for d in setting.datasets)
+        click.echo(f"preset {setting.preset} for {datasets}, ipc {ipc}")
+        click.echo(f"  source: {setting.source}")
+        for name, value in [*setting.run.items(), *setting.options.items()]:
+            click.echo(f"  {name} = {value!r}")
+
+
+@click.command(short_help="Every value of the recipe.")
+@click.argument("ref")
+@json_option
+def protocol(ref: str, as_json: bool) -> None:
+    """A protocol: every value of the recipe, its digest and its source. REF is a name or a TOML file."""
+    from ddbench.evaluation.protocol import protocol as find
+
+    found = find(ref)
+    if as_json:
+        print_json({"id": found.id, "digest": found.digest, **found.model_dump(mode="json")})
+        return
+    fields = found.model_dump(mode="json", exclude={"options", "name", "version", "source"})
+    rows = [("protocol", found.id), ("digest", found.digest), ("source", found.source or "none stated")]
+    rows += [(name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in fields.items()]
+    print_table(rows)
+    click.echo()
+    table = type(found.options).model_fields
+    print_table(
+        (
+            (name, "none" if value is None else value, table[name].description or "")
+            for name, value in found.options.model_dump(mode="json").items()
+        ),
+        (f"option of {found.trainer}", "value", "meaning"),
+    )
+
+
+@click.command(short_help="Shape, classes, licence, and what is there.")
+@click.argument("name")
+@data_option
+@json_option
+def dataset(name: str, data_root: Path, as_json: bool) -> None:
+    """A dataset: shape, classes, statistics, licence, and what is in the data folder."""
+    from ddbench.data import cache
+    from ddbench.data.catalogue import CATALOGUE, canonical, info
+
+    known = canonical(name)
+    manifest = cache.find(data_root, known)
+    entry = CATALOGUE.get(known)
+    if entry is None and manifest is None:
+        entry = info(name)
+    described = {} if entry is None else vars(entry) | {"statistics": dict(entry.statistics)}
+    if as_json:
+        print_json({"name": known, **described, "here": manifest})
+        return
+    rows: list[tuple[str, Any]] = [("dataset", known)]
+    if entry is not None:
+        rows += [
+            ("title", entry.title),
+            ("shape", "x".join(map(str, entry.shape))),
+            ("images", f"{entry.train} train, {entry.test} test" if entry.train else "depends on the source"),
+            ("classes", _classes(entry.classes, entry.class_names)),
+            ("licence", entry.licence),
+            ("homepage", entry.homepage),
+            ("where from", entry.download),
+        ]
+        rows += [(f"statistics {key}", f"mean {mean}, std {std}") for key, (mean, std) in entry.statistics.items()]
+    if manifest is not None:
+        if entry is None:
+            rows.append(("shape", "x".join(map(str, manifest["shape"]))))
+            rows.append(("classes", _classes(len(manifest["classes"]), tuple(manifest["classes"]))))
+        counts = f"{manifest['train']['images']} train, {manifest['test']['images']} test"
+        rows += [
+            ("here", f"{manifest['title']}: {counts}, {manifest['origin']}"),
+            ("split", manifest["split"]),
+            ("preprocessing", manifest["preprocessing"]),
+            ("fingerprint", manifest["fingerprint"]),
+        ]
+    elif entry is not None:
+        rows.append(("here", "built in" if entry.how == "embedded" else "no"))
+    print_table(rows)
+
+
+def _classes(count: int, names: tuple[str, ...]) -> str:
+    if not names:
+        return str(count)
+    return f"{count}: {', '.join(names[:10])}" + (", …" if len(names) > 10 else "")

@@ -1,0 +1,209 @@
+"""Options of a method: a frozen pydantic model, filled in layers, each value with its source.
+
+Four layers, later wins: the field's default, the presets for this dataset and ipc, a file, `--set`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from ddbench.errors import ConfigError, closest
+
+M = TypeVar("M", bound=BaseModel)
+
+ANY = "*"
+RUN_KEYS = ("pixels", "backbone", "protocol")
+
+
+class MethodConfig(BaseModel):
+    """Options of a method. A field has a default, a range and one sentence; `--set`, docs and records come from it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_by_name(cls, values: Any) -> Any:
+        """TOML has no null, so `"none"` stands for None, except where a text is expected ("none" the augmentation)."""
+        if not isinstance(values, dict):
+            return values
+        return {k: None if v == "none" and _takes_none_and_no_text(cls, k) else v for k, v in values.items()}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one place. `source` is what the record says of each of them."""
+
+    source: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[M]):
+    """A complete set of options and where each value came from."""
+
+    config: M
+    sources: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One `[[setting]]` of a preset file: options, and values of the run itself, for some datasets and ipc."""
+
+    preset: str
+    datasets: tuple[str, ...]
+    ipcs: tuple[int | str, ...]
+    source: str
+    options: Mapping[str, Any]
+    run: Mapping[str, Any]
+
+    def fits(self, preset: str, dataset: str, ipc: int) -> bool:
+        """Whether it applies. Quick settings lie on top of the published ones, so `quick` takes both."""
+        presets = ("paper", "quick") if preset == "quick" else (preset,)
+        return (
+            self.preset in presets
+            and (ANY in self.datasets or dataset in self.datasets)
+            and (ANY in self.ipcs or ipc in self.ipcs)
+        )
+
+
+def resolve(owner: str, model: type[M], layers: Sequence[Layer]) -> Resolved[M]:
+    """Merge the layers over the model's defaults. `owner` names the model in errors, as in "mtt has no option".
+
+    Raises: ConfigError for an unknown option or a value out of range.
+    """
+    values: dict[str, Any] = {}
+    sources = {name: "default" for name in model.model_fields}
+    for layer in layers:
+        for name, value in layer.values.items():
+            if name not in model.model_fields:
+                hint = closest(name, list(model.model_fields))
+                raise ConfigError(f"{owner} has no option {name!r}. {hint}`ddbench show method {owner}` lists them.")
+            values[name] = value
+            sources[name] = layer.source
+    try:
+        config = model(**values)
+    except ValidationError as error:
+        raise ConfigError(explain(owner, error)) from None
+    return Resolved(config, sources)
+
+
+def explain(owner: str, error: ValidationError) -> str:
+    """A pydantic error as sentences: which option, which value, what was expected."""
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(step) for step in item["loc"]) or "the whole"
+        given = "" if item["type"] == "missing" else f" (got {item['input']!r})"
+        parts.append(f"{owner}: {where}: {item['msg'][0].lower()}{item['msg'][1:]}{given}")
+    return "; ".join(parts)
+
+
+def parse_value(text: str) -> Any:
+    """What a person types after `KEY=`: a TOML value, or else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """`["lr_images=0.1", "augment=none"]` as a dict. Raises: ConfigError where there is no `=`."""
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set takes KEY=VALUE, and {text!r} is not of that form. Example: --set iterations=100")
+        values[name.strip()] = parse_value(value)
+    return values
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file. Raises: ConfigError when it is missing or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+
+
+def read_settings(path: Path) -> list[Setting]:
+    """The settings of a preset file, in their order. Raises: ConfigError where one lacks its dataset or source."""
+    settings = []
+    for number, table in enumerate(read_toml(path).get("setting", []), start=1):
+        rest = dict(table)
+        try:
+            dataset, source = rest.pop("dataset"), rest.pop("source")
+        except KeyError as error:
+            raise ConfigError(f"{path}: setting {number} has no {error.args[0]!r}.") from None
+        run = rest.pop("run", {})
+        for key in run:
+            if key not in RUN_KEYS:
+                raise ConfigError(f"{path}: setting {number} sets run.{key}; a preset may set {', '.join(RUN_KEYS)}.")
+        ipc = rest.pop("ipc", ANY)
+        settings.append(
+            Setting(
+                preset=rest.pop("preset", "paper"),
+                datasets=_tuple(dataset),
+                ipcs=_tuple(ipc),
+                source=source,
+                options=rest,
+                run=run,
+            )
+        )
+    return settings
+
+
+def preset_layers(settings: Sequence[Setting], preset: str, dataset: str, ipc: int) -> tuple[list[Layer], list[Layer]]:
+    """The layers that apply: of options, and of values of the run (pixels, backbone, protocol).
+
+    Published settings come before quick ones; inside each, the order of the file, so that later lines win.
+    """
+    fitting = sorted((s for s in settings if s.fits(preset, dataset, ipc)), key=lambda s: s.preset == "quick")
+    options = [Layer(f"preset {s.preset}: {s.source}", s.options) for s in fitting if s.options]
+    run = [Layer(f"preset {s.preset}: {s.source}", s.run) for s in fitting if s.run]
+    return options, run
+
+
+@dataclass(frozen=True)
+class Option:
+    """One row of an option table."""
+
+    name: str
+    type: str
+    default: str
+    range: str
+    description: str
+
+
+def option_table(model: type[BaseModel]) -> list[Option]:
+    """The options of a model, in the order of its fields."""
+    rows = []
+    for name, field in model.model_fields.items():
+        kind = str(field.annotation)
+        if isinstance(field.annotation, type) and not getattr(field.annotation, "__args__", None):
+            kind = field.annotation.__name__
+        limits = []
+        for constraint in field.metadata:
+            for attribute, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
+                value = getattr(constraint, attribute, None)
+                if value is not None:
+                    limits.append(f"{sign} {value}")
+        kind = kind.replace("typing.", "")
+        rows.append(Option(name, kind, repr(field.default), ", ".join(limits), field.description or ""))
+    return rows
+
+
+def _takes_none_and_no_text(model: type[BaseModel], name: str) -> bool:
+    field = model.model_fields.get(name)
+    kinds = get_args(field.annotation) if field is not None else ()
+    return type(None) in kinds and str not in kinds
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list) else (value,)

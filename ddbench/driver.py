@@ -1,0 +1,39 @@
+"""The one outer loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from ddbench.method import Method, Metrics, State
+from ddbench.problem import Problem
+from ddbench.synthetic import SyntheticSet
+
+S = TypeVar("S", bound=State)
+
+
+def drive(method: Method[S], problem: Problem, saved: Mapping[str, Any] | None = None) -> Iterator[tuple[S, Metrics]]:
+    """Yield the state before the first step and after each one; start from `saved` when given."""
+    method.prepare(problem)
+    state = method.start(problem)
+    if saved is not None:
+        state.load_state_dict(saved)
+    yield state, {}
+    while not method.finished(state):
+        metrics = method.step(problem, state, problem.rng.fold("step", state.step))
+        state.step += 1
+        yield state, metrics
+
+
+def export(method: Method[S], problem: Problem, state: S) -> SyntheticSet:
+    """The method's set, told which pixel space it lives in where the method left that to the problem."""
+    synthetic = method.export(problem, state)
+    return synthetic if synthetic.pixels else replace(synthetic, pixels=problem.pixels.name)
+
+
+def condense(method: Method[S], problem: Problem) -> SyntheticSet:
+    """Run a method from start to end in memory, without files."""
+    for state, _ in drive(method, problem):
+        last = state
+    return export(method, problem, last)

@@ -1,0 +1,221 @@
+"""Student training as a program of static shape: one CUDA graph a step, in which students are parallel branches.
+
+A small student cannot fill a GPU; several side by side can, and each still computes exactly what it would alone. All
+that differs from step to step (which images, which augmentation, which step size) lies in tables on the device, read
+at a counter on the device, so that a step is one replay and nothing is copied.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ddbench.backbones.base import Backbone, Variables
+from ddbench.engine.augment import Draw
+from ddbench.engine.program import compiled, worth_compiling
+
+if TYPE_CHECKING:
+    from ddbench.evaluation.plan import Block, TrainingPlan
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The three parts of a step that fusion pays for; plain or compiled, with the same meaning."""
+
+    augment: Callable[[Tensor, Tensor, Tensor], Tensor]
+    loss: Callable[[Tensors, Tensors, Tensor, Tensor], tuple[Tensor, Tensors]]
+    update: Callable[[list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor], None]
+
+
+# Compiling takes seconds, so what one plan has compiled serves the next plan of the same shapes.
+_compiled: dict[tuple[object, ...], Functions] = {}
+
+
+class Lockstep:
+    """S students of one plan, as static tensors on a device.
+
+    `variables` are the fresh students, with a leading S. `groups` says how many such groups will be trained in all:
+    compilation is paid once for them.
+    """
+
+    def __init__(self, net: Backbone, variables: Variables, plan: TrainingPlan, *, groups: int = 1) -> None:
+        self._net, self._plan, self._groups = net, plan, groups
+        self._device = plan.images.device
+        count = len(next(iter(variables.params.values())))
+        fresh = [variables.copy(s) for s in range(count)]
+        self._params = [{k: v.detach().clone().requires_grad_() for k, v in f.params.items()} for f in fresh]
+        self._buffers = [{k: v.detach().clone() for k, v in f.buffers.items()} for f in fresh]
+        self._velocity = [[torch.zeros_like(v) for v in f.params.values()] for f in fresh]
+        self._step = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._tables: Tensors = {}
+        self._functions = _functions(net, plan)
+
+    def train(self, students: Sequence[int], tick: Callable[[int], None]) -> list[Variables]:
+        """Train to the end; returns the students one by one."""
+        graphs: dict[int, Callable[[], None]] = {}
+        for block in self._plan.blocks(students):
+            self._load(block)
+            if not graphs:
+                graphs = self._programs(sorted(set(block.sizes)))
+            for size in block.sizes:
+                graphs[size]()
+                tick(len(students))
+        return [
+            Variables({k: v.detach().clone() for k, v in params.items()}, {k: v.clone() for k, v in buffers.items()})
+            for params, buffers in zip(self._params, self._buffers, strict=True)
+        ]
+
+    def _load(self, block: Block) -> None:
+        """Put a block's draws into the tables, which keep their addresses: graphs have them built in."""
+        students, steps = len(self._params), len(block)
+        values = {
+            "indices": block.indices,
+            "lr": torch.tensor(block.lrs),
+            "keep": 1.0 - torch.tensor(block.restarts, dtype=torch.float32),
+        }
+        if block.draw is not None:
+            values["ops"] = block.draw.ops.view(students, steps)
+            values["numbers"] = block.draw.numbers.view(students, steps, *block.draw.numbers.shape[1:])
+        for name, value in values.items():
+            time_axis = 0 if name in ("lr", "keep") else 1
+            if name not in self._tables:
+                self._tables[name] = value.to(self._device, copy=True)
+            else:
+                # The last block can be shorter; what lies behind it is never read.
+                self._tables[name].narrow(time_axis, 0, steps).copy_(value)
+        self._step.zero_()
+
+    def _at(self, name: str, student: int | None = None) -> Tensor:
+        table = self._tables[name] if student is None else self._tables[name][student]
+        return table.index_select(0, self._step)[0]
+
+    def _take_step(self, size: int, student: int) -> None:
+        """One step of one student on the first `size` images that its table names."""
+        plan, functions = self._plan, self._functions
+        rows = self._at("indices", student)[:size]
+        x, y = plan.take(rows), plan.labels.index_select(0, rows)
+        if "ops" in self._tables:
+            x = functions.augment(x, self._at("ops", student).view(1), self._at("numbers", student)[:size])
+        params = self._params[student]
+        loss, buffers = functions.loss(params, self._buffers[student], x, y)
+        grads = torch.autograd.grad(loss, list(params.values()))
+        with torch.no_grad():
+            for name, value in buffers.items():
+                self._buffers[student][name].copy_(value)
+            functions.update(
+                list(params.values()), list(grads), self._velocity[student], self._at("lr"), self._at("keep")
+            )
+
+    def _programs(self, sizes: Sequence[int]) -> dict[int, Callable[[], None]]:
+        """One program a batch size: plain calls on a CPU, graphs on a GPU; compiled where that will pay."""
+        if self._device.type != "cuda":
+            return {size: self._plainly(size) for size in sizes}
+        before = self._snapshot()
+        stream = torch.cuda.Stream(self._device)
+        key = _key(self._net, self._plan)
+        if key not in _compiled:
+            graphs = {size: self._captured(size, stream) for size in sizes}
+            seconds = self._time(graphs[max(sizes)]) * self._plan.steps * self._groups
+            if not worth_compiling(seconds, self._device):
+                self._restore(before)
+                return graphs
+            _compiled[key] = _compile(self._functions)
+        self._functions = _compiled[key]
+        graphs = {size: self._captured(size, stream) for size in sizes}
+        self._restore(before)
+        return graphs
+
+    def _plainly(self, size: int) -> Callable[[], None]:
+        def run() -> None:
+            for student in range(len(self._params)):
+                self._take_step(size, student)
+            self._step.add_(1)
+
+        return run
+
+    def _captured(self, size: int, stream: torch.cuda.Stream) -> Callable[[], None]:
+        # Kernels are chosen and compiled before the capture, which records without running.
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._take_step(size, 0)
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            branches = []
+            fork = torch.cuda.Event()
+            fork.record(stream)
+            for student in range(len(self._params)):
+                branch = torch.cuda.Stream(self._device)
+                branch.wait_event(fork)
+                with torch.cuda.stream(branch):
+                    self._take_step(size, student)
+                branches.append(branch)
+            for branch in branches:
+                stream.wait_stream(branch)
+            self._step.add_(1)
+        return graph.replay
+
+    def _time(self, run: Callable[[], None]) -> float:
+        """Seconds of one step, from a few."""
+        run()
+        torch.cuda.synchronize(self._device)
+        started = time.perf_counter()
+        for _ in range(5):
+            self._step.zero_()
+            run()
+        torch.cuda.synchronize(self._device)
+        return (time.perf_counter() - started) / 5
+
+    def _state(self) -> list[Tensor]:
+        state = [self._step]
+        for params, buffers, velocity in zip(self._params, self._buffers, self._velocity, strict=True):
+            state += [*params.values(), *buffers.values(), *velocity]
+        return state
+
+    def _snapshot(self) -> list[Tensor]:
+        return [tensor.detach().clone() for tensor in self._state()]
+
+    def _restore(self, before: list[Tensor]) -> None:
+        torch.cuda.synchronize(self._device)
+        with torch.no_grad():
+            torch._foreach_copy_(self._state(), before)
+
+
+def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
+    options, corners = plan.options, plan.options.align_corners
+
+    def augment(x: Tensor, op: Tensor, numbers: Tensor) -> Tensor:
+        return Draw(op, numbers[None], corners, static=True)(x[None])[0]
+
+    def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
+        logits, buffers = net(Variables(params, buffers), x.contiguous(memory_format=torch.channels_last), train=True)
+        return plan.loss(logits, y), buffers
+
+    def update(params: list[Tensor], grads: list[Tensor], velocity: list[Tensor], lr: Tensor, keep: Tensor) -> None:
+        torch._foreach_add_(grads, params, alpha=options.weight_decay)
+        torch._foreach_mul_(velocity, keep * options.momentum)
+        torch._foreach_add_(velocity, grads)
+        moves = torch._foreach_add(grads, velocity, alpha=options.momentum) if options.nesterov else velocity
+        torch._foreach_sub_(params, torch._foreach_mul(moves, lr))
+
+    return Functions(augment, loss, update)
+
+
+def _compile(functions: Functions) -> Functions:
+    return Functions(compiled(functions.augment), compiled(functions.loss), compiled(functions.update))
+
+
+def _key(net: Backbone, plan: TrainingPlan) -> tuple[object, ...]:
+    options = plan.options
+    rounding = (torch.is_autocast_enabled("cuda"), torch.backends.cudnn.allow_tf32)
+    labels = (plan.labels.ndim, plan.labels.dtype)
+    return (net.name, net.shape, net.classes, plan.images.device, labels, rounding, options.momentum, options.nesterov,
+            options.weight_decay, options.align_corners)  # fmt: skip

@@ -1,0 +1,167 @@
+"""Programs of static shape: on a GPU captured once as a CUDA graph and replayed, elsewhere simply called.
+
+A step of a small network is a hundred kernels of a few microseconds each; launching them one by one from Python takes
+longer than running them. Compilation fuses the kernels between the convolutions, which are memory traffic. Both cost
+time up front, so that both have to be worth it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+logger = logging.getLogger(__name__)
+
+# What compiling one function of a small network takes on an idle machine, and what share of an eager graph's time it
+# saves; measured on an H100 (docs/pages/concepts/engine.md).
+COMPILE_SECONDS = 15.0
+COMPILE_SAVES = 0.5
+
+# Past this many shapes torch stops compiling without a word and runs eagerly; a benchmark sees many shapes.
+RECOMPILE_LIMIT = 256
+
+
+def worth_compiling(seconds: float, device: torch.device) -> bool:
+    """Whether compiling pays for work that would take so many seconds without it."""
+    return device.type == "cuda" and seconds * COMPILE_SAVES > COMPILE_SECONDS
+
+
+def compiled(function: F) -> F:
+    """The function through torch.compile, for fixed shapes. Runs eagerly, with one log line, where that fails."""
+    import torch._dynamo as dynamo
+
+    for limit in ("recompile_limit", "cache_size_limit"):  # the name changed with torch 2.7
+        if hasattr(dynamo.config, limit):
+            setattr(dynamo.config, limit, max(getattr(dynamo.config, limit), RECOMPILE_LIMIT))
+            break
+    fast = torch.compile(function, dynamic=False)
+    broken = False
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal broken
+        if not broken:
+            try:
+                return fast(*args, **kwargs)
+            except dynamo.exc.TorchDynamoException as error:
+                broken = True
+                logger.info("torch.compile does not support this program (%s); running it eagerly.", _first_line(error))
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+Fuse = Callable[[F], F]
+"""A decorator for the parts of a step that fusion pays for: functions of tensors alone, which change nothing."""
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Images [B, C, H, W] in the memory layout that a GPU's convolutions want; on a CPU as they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
+
+
+def _plain(function: F) -> F:
+    return function
+
+
+class Program:
+    """A step of fixed shapes, which may change tensors that it closes over.
+
+    `make(fuse)` returns the step; it decorates with `fuse` the parts that may be compiled. `calls` is how often the
+    step will be taken. Arguments and results may be nested (dicts, Variables, Draw); tensors that are passed in may lie
+    on the host and are copied to the device.
+
+    Every call takes exactly one step. On a GPU the first runs as it is, so that kernels are chosen and optimisers make
+    their buffers; the second is captured as a CUDA graph, the third is timed, and where compiling will pay the same
+    begins again with compiled parts. Where capturing fails the step is simply called, with one log line.
+    """
+
+    def __init__(self, make: Callable[[Fuse[Any]], Callable[..., Any]], device: torch.device, *, calls: int) -> None:
+        self._make, self._device, self._left = make, device, calls
+        self._step = make(_plain)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[Any] = []
+        self._result: Any = None
+        self._warm = self._decided = False
+        self._eager = device.type != "cuda"
+        self._stream = None if self._eager else torch.cuda.Stream(device)
+
+    def __call__(self, *args: Any) -> Any:
+        self._left -= 1
+        if self._eager:
+            return self._step(*args)
+        leaves, shape = _pytree.tree_flatten(args)
+        if not self._inputs:
+            self._inputs = [_own(leaf, self._device) for leaf in leaves]
+        else:
+            _fill(self._inputs, leaves)
+        if self._graph is None:
+            static = _pytree.tree_unflatten(self._inputs, shape)
+            if not self._warm or not self._capture(static):
+                self._warm = True
+                return self._on_stream(static)
+            assert self._graph is not None
+            self._graph.replay()
+        elif self._decided:
+            self._graph.replay()
+        else:
+            self._time_and_decide()
+        # Cloned, because the next replay writes to the same place.
+        return _pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self._result)
+
+    def _time_and_decide(self) -> None:
+        assert self._graph is not None
+        torch.cuda.synchronize(self._device)
+        started = time.perf_counter()
+        self._graph.replay()
+        torch.cuda.synchronize(self._device)
+        seconds = (time.perf_counter() - started) * self._left
+        self._decided = True
+        if worth_compiling(seconds, self._device):
+            self._step, self._graph, self._warm = self._make(compiled), None, False
+
+    def _on_stream(self, args: Any) -> Any:
+        assert self._stream is not None
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            result = self._step(*args)
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        return result
+
+    def _capture(self, args: Any) -> bool:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self._device)
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._result = self._step(*args)
+        except RuntimeError as error:
+            torch.cuda.synchronize(self._device)
+            self._eager = True
+            logger.info("this step cannot be captured as a CUDA graph (%s); running it eagerly.", _first_line(error))
+            return False
+        self._graph = graph
+        return True
+
+
+def _own(leaf: Any, device: torch.device) -> Any:
+    return leaf.to(device, copy=True) if isinstance(leaf, Tensor) else leaf
+
+
+def _fill(static: list[Any], leaves: list[Any]) -> None:
+    on_device = [(a, b) for a, b in zip(static, leaves, strict=True) if isinstance(a, Tensor) and b.is_cuda]
+    if on_device:
+        torch._foreach_copy_([a for a, _ in on_device], [b for _, b in on_device])
+    for a, b in zip(static, leaves, strict=True):
+        if isinstance(a, Tensor) and not b.is_cuda:
+            a.copy_(b.pin_memory(), non_blocking=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,153 @@
+"""Train many students: together where one cannot fill the device, one after another where it can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, optim
+from torch.func import grad, vmap
+
+from ddbench.backbones.base import Backbone, Variables
+from ddbench.engine.lockstep import Lockstep
+
+if TYPE_CHECKING:
+    from ddbench.evaluation.plan import Step, TrainingPlan
+
+Tick = Callable[[int], None]
+"""Told how many student-steps have been taken since the last call."""
+
+# Measured on an H100 with ConvNet-D3: 20 students at 10 images a step train three times faster side by side, four at
+# 100 images a quarter faster, and from about 250 images on one fills the device (docs/pages/concepts/engine.md).
+FILLING_IMAGES = 400
+MOST_TOGETHER = 20
+
+
+def students_together(batch: int, device: torch.device) -> int:
+    """How many students to train in lockstep on a device, at `batch` images a step."""
+    # On a CPU one student keeps every core busy.
+    return max(1, min(MOST_TOGETHER, FILLING_IMAGES // batch)) if device.type == "cuda" else 1
+
+
+def train_students(
+    net: Backbone,
+    variables: Variables,
+    plan: TrainingPlan,
+    students: Sequence[int],
+    *,
+    together: int | None = None,
+    static: bool | None = None,
+    tick: Tick | None = None,
+) -> Variables:
+    """Train S networks on one synthetic set.
+
+    Shapes: variables and the result have a leading S on every tensor; students are the S numbers that seed the draws.
+    `together` students train in lockstep (default: by size and device). `static` chooses programs of static shape
+    (default: on a GPU, where the plan allows it), else a plain loop. All ways are equal up to rounding.
+    """
+    device = plan.images.device
+    together = together or students_together(plan.batch, device)
+    static = plan.static and (device.type == "cuda" if static is None else static)
+    tick = tick or (lambda _: None)
+    groups = [range(first, min(first + together, len(students))) for first in range(0, len(students), together)]
+    trained: list[Variables] = []
+    for chosen in groups:
+        group = Variables.stack([variables.copy(s) for s in chosen])
+        numbers = [students[s] for s in chosen]
+        if static:
+            trained += Lockstep(net, group, plan, groups=len(groups)).train(numbers, tick)
+        else:
+            trained += _train_group(net, group, plan, numbers, tick)
+    return Variables.stack(trained)
+
+
+def _train_group(
+    net: Backbone, variables: Variables, plan: TrainingPlan, students: Sequence[int], tick: Tick
+) -> Iterator[Variables]:
+    """Train in lockstep; yields the students one by one."""
+    alone = len(students) == 1
+    if alone:
+        variables = variables.copy(0)
+    params = {name: value.clone().requires_grad_(alone) for name, value in variables.params.items()}
+    buffers = {name: value.clone() for name, value in variables.buffers.items()}
+    optimizer = _optimizer(plan, params)
+    slope = _slope_of_one(net, plan) if alone else _slope_of_many(net, plan)
+    for block in plan.blocks(students):
+        block = block.to(plan.images.device)
+        for step in block.steps():
+            if step.restart:
+                optimizer = _optimizer(plan, params)
+            for group in optimizer.param_groups:
+                group["lr"] = step.lr
+            grads, buffers = slope(params, buffers, step)
+            for name, value in params.items():
+                value.grad = grads[name]
+            optimizer.step()
+            tick(len(students))
+    done = Variables({name: value.detach() for name, value in params.items()}, buffers)
+    if alone:
+        yield done
+    else:
+        for s in range(len(students)):
+            yield done.copy(s)
+
+
+Slope = Callable[[dict[str, Tensor], dict[str, Tensor], "Step"], tuple[dict[str, Tensor], dict[str, Tensor]]]
+
+
+def _slope_of_one(net: Backbone, plan: TrainingPlan) -> Slope:
+    def slope(
+        params: dict[str, Tensor], buffers: dict[str, Tensor], step: Step
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        x = step.transform(plan.take(step.indices))
+        y = plan.targets(x, step.indices, step.rng)
+        logits, buffers = net(Variables(params, buffers), x[0], train=True)
+        grads = torch.autograd.grad(plan.loss(logits, y[0]), list(params.values()))
+        return dict(zip(params, grads, strict=True)), {k: b.detach() for k, b in buffers.items()}
+
+    return slope
+
+
+def _slope_of_many(net: Backbone, plan: TrainingPlan) -> Slope:
+    def loss(
+        params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, buffers = net(Variables(params, buffers), x, train=True)
+        return plan.loss(logits, y), buffers
+
+    batched = vmap(grad(loss, has_aux=True))
+
+    def slope(
+        params: dict[str, Tensor], buffers: dict[str, Tensor], step: Step
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        x = step.transform(plan.take(step.indices))
+        y = plan.targets(x, step.indices, step.rng)
+        grads, buffers = batched(params, buffers, x, y)
+        return grads, buffers
+
+    return slope
+
+
+def _optimizer(plan: TrainingPlan, params: dict[str, Tensor]) -> optim.Optimizer:
+    """A fresh optimiser. It is element-wise, so that stacked parameters move as separate ones would."""
+    options = plan.options
+    values = list(params.values())
+    lr = plan.lr(0)
+    if options.optimizer == "adam":
+        return optim.Adam(values, lr, weight_decay=options.weight_decay, foreach=True)
+    return optim.SGD(
+        values,
+        lr,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        weight_decay=options.weight_decay,
+        foreach=True,
+    )
+
+
+@torch.inference_mode()
+def predict(net: Backbone, variables: Variables, images: Tensor) -> Tensor:
+    """Logits [S, B, K] of S trained students on images [B, C, H, W]."""
+    students = len(next(iter(variables.params.values())))
+    return torch.stack([net(variables.copy(s), images, train=False)[0] for s in range(students)])

@@ -1,0 +1,259 @@
+"""What a run will cost, told from a few real steps of it.
+
+Rough: the first steps are measured, on a device that others may use. Nothing of a run is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+
+from ddbench.artifacts import Artifact, ArtifactCache
+from ddbench.backbones.names import build
+from ddbench.driver import drive, export
+from ddbench.errors import ConfigError
+from ddbench.evaluation.evaluate import TEST_BATCH, trainer_of
+from ddbench.evaluation.trainer import Job
+from ddbench.initial import real_images
+from ddbench.method import Method
+from ddbench.problem import Problem
+from ddbench.runs import provenance
+from ddbench.runs.judging import Cell, cells
+from ddbench.runs.runner import build_problem
+from ddbench.runs.spec import Resolution
+from ddbench.synthetic import SyntheticSet
+
+R = TypeVar("R")
+
+STEPS = 20
+TRAINING_STEPS = 40
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a run. `seconds` is None where it could not be told in time; `basis` says what was measured."""
+
+    name: str
+    seconds: float | None
+    basis: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will cost on a device, and the most memory that its measured steps used."""
+
+    device: str
+    phases: tuple[Phase, ...]
+    peak_device_bytes: int | None
+    peak_host_bytes: int | None
+
+    @property
+    def seconds(self) -> float:
+        """Of all phases that could be told."""
+        return sum(phase.seconds or 0.0 for phase in self.phases)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every phase could be told."""
+        return all(phase.seconds is not None for phase in self.phases)
+
+
+def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget: float = 8.0) -> Estimate:
+    """Measure the first steps of a run, and of a student of each judge, and extrapolate.
+
+    `root` is the runs folder; artefacts in it are used, others made in a temporary one. Takes about `budget` seconds.
+    Raises: ConfigError, DataError where the run itself would.
+    """
+    spec = resolution.spec
+    judged = cells(resolution.protocols, spec.judges, spec.students, resolution.dataset.info.shape)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with tempfile.TemporaryDirectory(prefix="ddbench-estimate-") as folder:
+        problem, phases = _problem(resolution, root, Path(folder), device, budget / 4)
+        condensing, synthetic = _condense(resolution.method, problem, budget / 4)
+        phases += condensing
+        share = budget / 2 / max(1, len(judged))
+        phases += [_students(cell, synthetic, problem, share) for cell in judged]
+    return Estimate(
+        device=provenance.device_name(device),
+        phases=tuple(phases),
+        peak_device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        peak_host_bytes=provenance.peak_host_bytes(),
+    )
+
+
+class _TimeIsUpError(Exception):
+    """Raised in the measured code."""
+
+
+@dataclass
+class _Scratch(ArtifactCache):
+    """Reads the artefacts of a shared cache and makes others in a folder of its own."""
+
+    shared: ArtifactCache = field(kw_only=True)
+
+    def get(self, artifact: Artifact[R], problem: Problem) -> R:
+        folder = self.shared.root / artifact.kind / artifact.key
+        if folder.is_dir() and not artifact.missing(folder):
+            return artifact.open(folder)
+        return super().get(artifact, problem)
+
+
+def _problem(
+    resolution: Resolution, root: Path, scratch: Path, device: torch.device, budget: float
+) -> tuple[Problem, list[Phase]]:
+    spec = resolution.spec
+
+    def made(pixels: str) -> Problem:
+        problem = build_problem(
+            resolution.dataset,
+            backbone=spec.backbone,
+            pixels=pixels,
+            ipc=spec.ipc,
+            seed=spec.seed,
+            device=device,
+            precision=spec.precision,
+            artifacts_root=root / "artifacts",
+        )
+        return dataclasses.replace(problem, artifacts=_Scratch(scratch, shared=problem.artifacts))
+
+    try:
+        with _at_most(budget):
+            return made(spec.pixels), []
+    except _TimeIsUpError:
+        unknown = Phase("pixels", None, f"fitting {spec.pixels} takes more than {budget:.0f} s, once for this dataset")
+        return made("standard"), [unknown]
+
+
+def _condense(method: Method[Any], problem: Problem, budget: float) -> tuple[list[Phase], SyntheticSet]:
+    """The phases, and a set of the right size: the method's own where it got so far, else real images."""
+    times: list[float] = []
+    doing, started = "prepare", time.perf_counter()
+    phases: list[Phase] = []
+    synthetic = None
+    try:
+        with problem.precision.active(problem.device), _at_most(budget):
+            # Not before: setting torch's flags can import parts of it that were not needed until now.
+            started = time.perf_counter()
+            method.prepare(problem)
+            phases.append(Phase("prepare", time.perf_counter() - started, "measured"))
+            doing = "start"
+            for state, _ in drive(method, problem):
+                _wait_for(problem.device)
+                times.append(time.perf_counter())
+                if doing == "start":
+                    synthetic, doing = export(method, problem, state), "step"
+                    times[-1] = time.perf_counter()
+                elif len(times) > STEPS or times[-1] - times[0] > budget / 2:
+                    break
+    except _TimeIsUpError:
+        pass
+    made = " and ".join(sorted({entry["kind"] for entry in problem.artifacts.used.values()}))
+    if doing == "prepare":
+        phases.append(Phase("prepare", None, f"takes more than {budget:.0f} s; what it makes is kept and shared"))
+        phases.append(Phase("condense", None, "cannot be told before `ddbench prepare` has run"))
+    else:
+        if made:
+            phases[0] = dataclasses.replace(phases[0], basis=f"measured: {made}")
+        start = times[0] - started - (phases[0].seconds or 0.0) if times else None
+        phases.append(_steps(method, times, start, budget))
+    return phases, synthetic or SyntheticSet(
+        real_images(problem, problem.rng.fold("estimate")).cpu(), problem.class_labels(), pixels=problem.pixels.name
+    )
+
+
+def _steps(method: Method[Any], times: list[float], start: float | None, budget: float) -> Phase:
+    total = method.total_steps
+    if start is None:
+        return Phase("condense", None, f"its start takes more than {budget:.0f} s")
+    durations = [b - a for a, b in itertools.pairwise(times)]
+    if not durations and total:
+        return Phase("condense", None, f"one of its {total} steps takes more than {budget:.0f} s")
+    # The first step also pays for what is done once: memory, the choice of kernels.
+    each = statistics.median(durations[1:] or durations) if durations else 0.0
+    basis = (
+        f"{total} steps of {1000 * each:.3g} ms, {len(durations)} measured" if total else "measured: it has no steps"
+    )
+    return Phase("condense", start + total * each, basis)
+
+
+def _students(cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: float) -> Phase:
+    name, students = f"evaluate {cell.protocol.id} {cell.backbone}", cell.students
+    judge = build(cell.backbone, problem.shape, problem.classes)
+    problem = dataclasses.replace(problem, backbone=judge, _splits={})
+    job = Job(synthetic, cell.protocol, problem)
+    trainer = trainer_of(cell.protocol)
+    try:
+        total, group = trainer.steps(job), list(range(min(students, trainer.together(job))))
+    except ConfigError as error:
+        return Phase(name, 0.0, f"will fail: {error}")
+    taken = [(time.perf_counter(), 0)]
+
+    def tick(steps: int) -> None:
+        _wait_for(problem.device)
+        taken.append((time.perf_counter(), steps))
+        if len(taken) > TRAINING_STEPS:
+            raise _TimeIsUpError
+
+    with problem.precision.active(problem.device):
+        try:
+            with _at_most(budget):
+                trainer.train(job, group, tick)
+        except _TimeIsUpError:
+            pass
+        if len(taken) == 1:
+            return Phase(name, None, f"one of {total} training steps takes more than {budget:.0f} s")
+        # The first step also pays for what is done once, such as drawing the order of the images.
+        counted = taken[1:] if len(taken) > 2 else taken
+        each = (counted[-1][0] - counted[0][0]) / sum(steps for _, steps in counted[1:])
+        testing = _testing(problem)
+    basis = f"{students} students x {total} steps of {1000 * each:.3g} ms, {len(counted) - 1} measured"
+    return Phase(name, students * (total * each + testing), basis)
+
+
+def _testing(problem: Problem) -> float:
+    """Seconds to test one student. The images timed are training images: test data is not read for an estimate."""
+    raw = problem.train.images[:TEST_BATCH].to(problem.device)
+    variables = problem.backbone.init(problem.rng.fold("estimate"), problem.device)
+    with torch.inference_mode():
+        started = time.perf_counter()
+        problem.backbone(variables, problem.pixels.forward(raw), train=False)
+        _wait_for(problem.device)
+    return (time.perf_counter() - started) * (problem.info.test or len(problem.train)) / len(raw)
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise _TimeIsUpError inside the block after that long. Elsewhere than in the main thread there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise _TimeIsUpError
+
+    before: Callable[[int, FrameType | None], Any] | int | None = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.1))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

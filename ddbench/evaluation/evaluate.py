@@ -1,0 +1,119 @@
+"""Fresh students, one accuracy per student. Test data is read once per student, after its training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol as Interface
+
+import torch
+from torch import Tensor
+
+from ddbench.data.pixels import PixelSpace
+from ddbench.data.tensors import DatasetTensors
+from ddbench.errors import DivergedError
+from ddbench.evaluation.protocol import Protocol
+from ddbench.evaluation.trainer import Job, Predictor, Trainer
+from ddbench.plugins import TRAINERS, load_object
+from ddbench.problem import Problem
+from ddbench.synthetic import SyntheticSet
+
+TEST_BATCH = 1000
+
+
+class Loadable(Interface):
+    """Test data that is read when asked for."""
+
+    def load(self) -> DatasetTensors: ...
+
+
+@dataclass(eq=False)
+class SealedTest:
+    """The test set, which each student may read once, when it is trained.
+
+    `reads` counts; a second reading by the same student is refused, because whoever reads twice can choose.
+    """
+
+    source: Loadable
+    reads: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def _data(self) -> DatasetTensors:
+        return self.source.load()
+
+    def score(
+        self, students: Sequence[str], predict: Predictor, pixels: PixelSpace, device: torch.device
+    ) -> list[float]:
+        """The fraction of test images that each of S students gets right.
+
+        Raises: RuntimeError on a second reading, DivergedError where a student's scores are not finite.
+        """
+        for student in students:
+            if student in self.reads:
+                raise RuntimeError(f"student {student} has read the test data already; it is read once, after training")
+            self.reads[student] = 1
+        right = torch.zeros(len(students), dtype=torch.int64, device=device)
+        finite = torch.ones(len(students), dtype=torch.bool, device=device)
+        for x, y in self._batches(pixels, device):
+            scores = predict(x)
+            right += (scores.argmax(dim=-1) == y).sum(dim=-1)
+            finite &= torch.isfinite(scores).flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            lost = [s for s, fine in zip(students, finite.tolist(), strict=True) if not fine]
+            raise DivergedError(f"{', '.join(lost)}: the student's outputs are not finite after training.")
+        return (right.double() / len(self._data.labels)).tolist()
+
+    def _batches(self, pixels: PixelSpace, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        data = self._data
+        for first in range(0, len(data.labels), TEST_BATCH):
+            rows = slice(first, first + TEST_BATCH)
+            yield pixels.forward(data.images[rows].to(device)), data.labels[rows].to(device)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one student reached: accuracy is a fraction of the test set; seconds are its share of its group's time."""
+
+    student: int
+    accuracy: float
+    seconds: float
+
+
+def trainer_of(protocol: Protocol) -> Trainer:
+    """The trainer that a protocol names."""
+    trainer: Trainer = load_object(TRAINERS, protocol.trainer)()
+    return trainer
+
+
+def evaluate(
+    synthetic: SyntheticSet,
+    protocol: Protocol,
+    problem: Problem,
+    test: SealedTest,
+    *,
+    students: Sequence[int] | None = None,
+    label: str = "",
+    tick: Callable[[int], None] | None = None,
+) -> Iterator[Score]:
+    """Train fresh students on a set and yield the score of each as soon as it is known.
+
+    `students` are their numbers, 0 to protocol.students - 1 unless given. `label` tells sets apart that are judged
+    with one SealedTest, such as the snapshots of a run.
+    Raises: DataError, ConfigError where the set does not fit; DivergedError where a student's outputs are not finite.
+    """
+    trainer = trainer_of(protocol)
+    job = Job(synthetic, protocol, problem)
+    numbers = list(range(protocol.students) if students is None else students)
+    size = max(1, trainer.together(job))
+    for first in range(0, len(numbers), size):
+        group = numbers[first : first + size]
+        started = time.perf_counter()
+        with problem.precision.active(problem.device):
+            predict = trainer.train(job, group, tick or (lambda _: None))
+            names = [f"{label}{protocol.id}/{problem.backbone.name}/{k}" for k in group]
+            accuracies = test.score(names, predict, problem.pixels, problem.device)
+        seconds = (time.perf_counter() - started) / len(group)
+        for number, accuracy in zip(group, accuracies, strict=True):
+            yield Score(number, accuracy, seconds)

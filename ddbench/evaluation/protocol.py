@@ -1,0 +1,177 @@
+"""Protocols: how a set is judged, as named, versioned, frozen values.
+
+A protocol is fixed before anyone looks at test accuracy. The recipes are those of the field's papers; each preset
+names its source. Two protocols never share a column of a leaderboard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ddbench.config import explain, read_toml
+from ddbench.errors import ConfigError, closest
+
+DIFFAUGMENT = "color_crop_cutout_flip_scale_rotate"
+
+
+class TrainerOptions(BaseModel):
+    """Options of a trainer; each trainer has its own frozen subclass."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class SGDOptions(TrainerOptions):
+    """Minibatch training of a student, as in the evaluation routine that DC, DSA, DM, CAFE and MTT share.
+
+    Counted as the papers' code does: `epochs` E means E + 1 passes, and the step size falls after pass E // 2 + 1.
+    """
+
+    epochs: int | None = Field(1000, ge=0, description="E; E + 1 passes over the set are made. None: `steps` decides.")
+    epochs_augmented: int | None = Field(None, ge=0, description="E where augment='dc' is active (MNIST, ConvNetBN).")
+    steps: int | None = Field(None, ge=1, description="Train this many steps instead of whole epochs.")
+    lr: float | None = Field(0.01, gt=0, description="Step size; none takes the one that the set has learned.")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="Which optimiser moves the student.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum.")
+    nesterov: bool = Field(False, description="Nesterov momentum.")
+    weight_decay: float = Field(5e-4, ge=0, description="On all parameters, norms and biases included.")
+    batch: int = Field(256, ge=1, description="Images per step; the last, smaller batch of an epoch is kept.")
+    schedule: Literal["step", "cosine", "constant"] = Field(
+        "step", description="step: a tenth after pass E // 2 + 1, momentum dropped. cosine: to zero, linear warm-up."
+    )
+    warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps with linearly rising step size (cosine).")
+    align_corners: bool = Field(False, description="Coordinates of scale and rotate; torch 1.2 meant True.")
+
+
+class Protocol(BaseModel):
+    """One way of judging a set. `id` is what boards print; the digest says whether two protocols are the same.
+
+    `augment`: "auto" is DiffAugment by the dataset's kind (no flip for digits), "dc" the legacy rule of DC, "none", or
+    a strategy. Backbone "convnet" is the ConvNet whose depth fits the dataset.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="Short name, as in dsa@1.")
+    version: int = Field(1, ge=1, description="Raised whenever anything below changes.")
+    trainer: str = Field("sgd", description="Entry point in the group ddbench.trainers.")
+    options: Any = Field(default_factory=SGDOptions, description="The trainer's own options.")
+    augment: str = Field("auto", description="Augmentation of training images.")
+    labels: Literal["hard", "soft"] = Field(
+        "hard", description="hard: arg-max of soft labels. soft: as the set has them."
+    )
+    backbones: tuple[str, ...] = Field(("convnet",), min_length=1, description="Architectures that a row needs.")
+    students: int = Field(5, ge=1, description="Fresh networks per set and backbone. Not part of the digest.")
+    source: str = Field("", description="Where the recipe is from. Not part of the digest.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_the_trainer(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("options"), dict):
+            model = trainer_options(str(values.get("trainer", "sgd")))
+            values = {**values, "options": model(**values["options"])}
+        return values
+
+    @property
+    def id(self) -> str:
+        """As printed: dsa@1."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over every field that is not at its default, so that a new field keeps old digests."""
+        values = self.model_dump(mode="json", exclude_defaults=True, exclude={"students", "source", "options"})
+        values["options"] = self.options.model_dump(mode="json", exclude_defaults=True)
+        text = json.dumps(values, sort_keys=True).encode()
+        return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+
+def trainer_options(name: str) -> type[TrainerOptions]:
+    """The options model of a trainer, by its entry point."""
+    if name == "sgd":
+        return SGDOptions
+    from ddbench.plugins import TRAINERS, load_object
+
+    options: type[TrainerOptions] = load_object(TRAINERS, name).Options
+    return options
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    p.id: p
+    for p in (
+        Protocol(name="dsa", source="Zhao and Bilen, ICML 2021 (arXiv 2102.08259); used by DSA, DM and later papers"),
+        Protocol(
+            name="dsa-soft", labels="soft", source="as dsa@1, with cross-entropy on the set's own soft labels"
+        ),
+        Protocol(
+            name="dc",
+            augment="dc",
+            options=SGDOptions(epochs=300, epochs_augmented=1000),
+            source="Zhao, Mopuri and Bilen, ICLR 2021 (arXiv 2006.05929)",
+        ),
+        Protocol(
+            name="cafe", augment="dc", options=SGDOptions(epochs=600, epochs_augmented=1000),
+            source="Wang et al., CVPR 2022 (arXiv 2203.01531)",
+        ),
+        Protocol(
+            name="mtt",
+            options=SGDOptions(lr=None, align_corners=True),
+            source="Cazenavette et al., CVPR 2022 (arXiv 2203.11932), last iterate",
+        ),
+        Protocol(
+            name="full",
+            options=SGDOptions(epochs=79, lr=0.05, schedule="cosine", warmup=0.05, nesterov=True),
+            source="ddbench: training on the whole dataset",
+        ),
+        Protocol(
+            name="quick",
+            options=SGDOptions(epochs=None, steps=300, batch=64, lr=0.02, schedule="cosine", warmup=0.1),
+            backbones=("convnet-w32", "mlp"),
+            students=5,
+            source="ddbench: a short look, not comparable with published numbers",
+        ),
+    )
+}  # fmt: skip
+
+
+def names() -> list[str]:
+    """The built-in protocols, as printed: dsa@1."""
+    return list(PROTOCOLS)
+
+
+def protocol(ref: str) -> Protocol:
+    """A protocol by name ("dsa", "dsa@1") or from a TOML file with its fields.
+
+    Raises: ConfigError for an unknown name, and for a file that does not describe a protocol.
+    """
+    if ref.endswith(".toml"):
+        return _from_file(Path(ref))
+    if ref in PROTOCOLS:
+        return PROTOCOLS[ref]
+    versions = [p for p in PROTOCOLS.values() if p.name == ref]
+    if versions:
+        return max(versions, key=lambda p: p.version)
+    known = [*PROTOCOLS, *(p.name for p in PROTOCOLS.values())]
+    raise ConfigError(
+        f"there is no protocol {ref!r}. {closest(ref, known)}`ddbench list protocols` shows what there is."
+    )
+
+
+def _from_file(path: Path) -> Protocol:
+    values = read_toml(path)
+    try:
+        own = Protocol(**values)
+    except ValidationError as error:
+        raise ConfigError(explain(str(path), error)) from None
+    built_in = PROTOCOLS.get(own.id)
+    taken = own.name in {p.name for p in PROTOCOLS.values()}
+    if taken and (built_in is None or built_in.digest != own.digest):
+        raise ConfigError(
+            f"{path} calls itself {own.id!r}, and that name is taken by another recipe; a column is one recipe. "
+            "Give it a name of its own."
+        )
+    return own

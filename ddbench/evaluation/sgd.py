@@ -1,0 +1,34 @@
+"""The trainer of the common protocols: minibatch gradient descent from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from ddbench.backbones.base import Variables
+from ddbench.engine.students import predict, students_together, train_students
+from ddbench.evaluation.plan import plan
+from ddbench.evaluation.protocol import SGDOptions
+from ddbench.evaluation.trainer import Job, Predictor, Trainer
+
+
+class SGDTrainer(Trainer):
+    """Fresh networks, seeded by protocol, backbone and number; last epoch only."""
+
+    Options = SGDOptions
+
+    def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
+        net, device = job.problem.backbone, job.problem.device
+        # Drawn on the host, so that student k starts from the same weights on every device.
+        fresh = Variables.stack([net.init(job.rng.fold("student", k, "network"), device) for k in students])
+        trained = train_students(
+            net, fresh, plan(job.synthetic, job.protocol, job.problem, job.rng), students, tick=tick
+        )
+        return partial(predict, net, trained)
+
+    def steps(self, job: Job) -> int:
+        return plan(job.synthetic, job.protocol, job.problem, job.rng).steps
+
+    def together(self, job: Job) -> int:
+        batch = plan(job.synthetic, job.protocol, job.problem, job.rng).batch
+        return students_together(batch, job.problem.device)

@@ -1,0 +1,65 @@
+"""Networks trained on the real data, kept as artefacts: embedders for coresets, teachers, ceilings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ddbench.artifacts import Artifact
+from ddbench.backbones.base import Variables
+from ddbench.engine.students import train_students
+from ddbench.evaluation.plan import plan
+from ddbench.evaluation.protocol import Protocol, SGDOptions
+from ddbench.files import write_atomically
+from ddbench.problem import Problem
+from ddbench.rng import Rng
+from ddbench.synthetic import SyntheticSet
+
+WEIGHTS = "network.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedNetwork(Artifact[Variables]):
+    """One network trained on the training images, with the common augmentation and a cosine schedule.
+
+    Files: network.safetensors with parameters and buffers.
+    """
+
+    kind: ClassVar[str] = "trained-network"
+    dataset: str  # fingerprint, not name
+    pixels: str
+    backbone: str
+    precision: str
+    epochs: int
+    lr: float
+    seed: int
+
+    @classmethod
+    def of(cls, problem: Problem, *, epochs: int, lr: float, seed: int) -> TrainedNetwork:
+        """The artefact for a problem."""
+        return cls(**problem.identity, epochs=epochs, lr=lr, seed=seed)
+
+    def build(self, folder: Path, problem: Problem) -> None:
+        from safetensors.torch import save_file
+
+        rng = Rng(self.seed, (self.kind,))
+        fresh = problem.backbone.init(rng.fold("network"), problem.device)
+        if self.epochs:
+            options = SGDOptions(epochs=self.epochs - 1, lr=self.lr, schedule="cosine", warmup=0.1)
+            recipe = Protocol(name="trained-network", options=options)
+            everything = SyntheticSet(problem.train.images, problem.train.labels, pixels=problem.pixels.name)
+            schedule = plan(everything, recipe, problem, rng)
+            fresh = train_students(problem.backbone, Variables.stack([fresh]), schedule, [0]).copy(0)
+        tensors = {f"params.{name}": value for name, value in fresh.params.items()}
+        tensors |= {f"buffers.{name}": value for name, value in fresh.buffers.items()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
+
+    def open(self, folder: Path) -> Variables:
+        from safetensors.torch import load_file
+
+        tensors = load_file(folder / WEIGHTS)
+        params = {k.removeprefix("params."): v for k, v in tensors.items() if k.startswith("params.")}
+        buffers = {k.removeprefix("buffers."): v for k, v in tensors.items() if k.startswith("buffers.")}
+        return Variables(params, buffers)

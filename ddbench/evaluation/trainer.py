@@ -1,0 +1,53 @@
+"""What a trainer is: it turns a set into students that can be asked for their predictions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ddbench.evaluation.protocol import Protocol, TrainerOptions
+from ddbench.problem import Problem
+from ddbench.rng import Rng
+from ddbench.synthetic import SyntheticSet
+
+Predictor = Callable[[Tensor], Tensor]
+"""Images [B, C, H, W] in the pixel space -> scores [S, B, K] of S students; the arg-max is the prediction."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One set to train on, under one protocol, with one backbone. The problem holds no test data."""
+
+    synthetic: SyntheticSet
+    protocol: Protocol
+    problem: Problem
+
+    @property
+    def rng(self) -> Rng:
+        """Depends on protocol and backbone alone, so that student k is the same one for every set that it judges."""
+        return Rng(0, ("students", self.protocol.digest, self.problem.backbone.name))
+
+
+class Trainer(ABC):
+    """One way of training students. Register the class in the entry point group `ddbench.trainers`."""
+
+    Options: ClassVar[type[TrainerOptions]] = TrainerOptions
+
+    @abstractmethod
+    def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
+        """Train the numbered students. `tick` is told how many student-steps were taken since its last call.
+
+        Raises: ConfigError or DataError where the set cannot be judged like this.
+        """
+
+    @abstractmethod
+    def steps(self, job: Job) -> int:
+        """Steps of one student, for progress and estimates."""
+
+    def together(self, job: Job) -> int:
+        """How many students are worth training in one call."""
+        return 1

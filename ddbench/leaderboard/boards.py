@@ -1,0 +1,249 @@
+"""The committed leaderboard: records come in, tables go out, and a check says whether the two agree."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddbench.errors import RunError
+from ddbench.files import write_atomically, write_json
+from ddbench.leaderboard.collect import collect, record_file
+from ddbench.leaderboard.published import read_published
+from ddbench.leaderboard.rank import summarise
+from ddbench.leaderboard.render import Board, board
+from ddbench.runs.record import RunRecord, json_schema, read_record
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SCHEMA = Path("schema") / "record.v1.json"
+INDEX = Path("README.md")
+
+
+def add(run_paths: Iterable[Path], leaderboards: Path, *, allow_dirty: bool = False) -> list[Path]:
+    """Copy the records of finished runs into the leaderboard; returns where they now lie.
+
+    All are checked before the first is copied. A record that is there already may grow, and not lose anything.
+    Raises: RunError for a partial run, for one made from a checkout with changes that no commit holds (unless
+    `allow_dirty`), and for a record that would replace another result of the same run.
+    """
+    checked = []
+    for path in run_paths:
+        file = record_file(path)
+        record = read_record(file)
+        _check(file, record, allow_dirty=allow_dirty)
+        place = leaderboards / place_of(record)
+        if place.is_file():
+            _check_replacement(file, record, place)
+        checked.append((place, record))
+    for place, record in checked:
+        write_json(place, record.to_json())
+    return [place for place, _ in checked]
+
+
+def place_of(record: RunRecord) -> Path:
+    """Where a record lies inside the leaderboard: records/cifar10/ipc10/dm-convnet-d3-s0-3f2a91c4.json."""
+    run = record.run
+    name = f"{_safe(run.method)}-{_safe(run.backbone)}-s{run.seed}-{run.id}.json"
+    return Path("records") / _safe(run.dataset) / _budget(run.ipc) / name
+
+
+def build(leaderboards: Path) -> dict[Path, str]:
+    """Write every generated file of the leaderboard, remove tables of records that are gone, return what was written.
+
+    Paths are relative to the leaderboard's folder. The texts are a pure function of records/ and published.csv.
+    Raises: RunError for a damaged record, naming it.
+    """
+    files = _generated(leaderboards)
+    for path, text in files.items():
+        write_atomically(leaderboards / path, text.encode())
+    for path in _stale(leaderboards, files):
+        (leaderboards / path).unlink()
+    return files
+
+
+def check(leaderboards: Path) -> list[str]:
+    """How the generated files differ from what the records give, one sentence or diff per file; empty when they agree.
+
+    Raises: RunError for a damaged record, naming it.
+    """
+    files = _generated(leaderboards)
+    differences = [f"{path} belongs to no record" for path in _stale(leaderboards, files)]
+    for path, expected in files.items():
+        place = leaderboards / path
+        if not place.is_file():
+            differences.append(f"{path} is missing")
+            continue
+        found = place.read_text(encoding="utf-8")
+        if found != expected:
+            lines = difflib.unified_diff(
+                found.splitlines(),
+                expected.splitlines(),
+                f"{path} as it is",
+                f"{path} as the records give it",
+                "",
+                "",
+                1,
+                "",
+            )
+            differences.append("\n".join(lines) or f"{path} differs in its line ends")
+    return differences
+
+
+def local_board(runs: Path) -> str:
+    """The boards of all finished runs below a runs folder, as text; a sentence where there is none.
+
+    Raises: RunError for a damaged record, naming it.
+    """
+    paths = _finished(runs)
+    if not paths:
+        return (
+            f"There is no finished run under {runs} yet. `ddbench run --method dm --dataset digits --ipc 1` makes one."
+        )
+    return board_of(paths)
+
+
+def board_of(paths: Iterable[Path]) -> str:
+    """The boards of exactly these records or run folders, as text.
+
+    Raises: RunError for a path without a record and for a damaged record, naming it.
+    """
+    summary = summarise(collect(paths))
+    return "\n".join(item.to_text() for item in _boards(summary, read_published())).rstrip("\n")
+
+
+def local_summary(runs: Path) -> DataFrame:
+    """The rows behind `local_board`, as `rank.summarise` gives them; none where there is no finished run."""
+    return summarise(collect(_finished(runs)))
+
+
+def _finished(runs: Path) -> list[Path]:
+    return sorted(runs.glob("*/*/*/*/record.json"))
+
+
+def _generated(leaderboards: Path) -> dict[Path, str]:
+    own = leaderboards / "published.csv"
+    numbers = read_published(own if own.is_file() else None)
+    summary = summarise(collect(sorted((leaderboards / "records").rglob("*.json"))))
+    files = {SCHEMA: json_schema()}
+    entries = []
+    for (dataset, ipc), item in zip(_keys(summary), _boards(summary, numbers), strict=True):
+        path = Path("tables") / _safe(dataset) / _budget(ipc)
+        files[path.with_suffix(".md")] = item.to_markdown()
+        files[path.with_suffix(".csv")] = item.to_csv()
+        entries.append((item, path))
+    files[INDEX] = _index(entries)
+    return files
+
+
+def _boards(summary: DataFrame, numbers: DataFrame) -> list[Board]:
+    return [board(summary, numbers, dataset, ipc) for dataset, ipc in _keys(summary)]
+
+
+def _keys(summary: DataFrame) -> list[tuple[str, int]]:
+    """Dataset and ipc of every board. The whole dataset is a line of the others, and has a board only without them."""
+    pairs = sorted({(str(d), int(k)) for d, k in zip(summary["dataset"], summary["ipc"], strict=True)})
+    with_budget = {dataset for dataset, ipc in pairs if ipc}
+    return [(dataset, ipc) for dataset, ipc in pairs if ipc or dataset not in with_budget]
+
+
+def _stale(leaderboards: Path, files: Iterable[Path]) -> list[Path]:
+    kept = set(files)
+    found = sorted((leaderboards / "tables").rglob("*.md")) + sorted((leaderboards / "tables").rglob("*.csv"))
+    return [path for path in (file.relative_to(leaderboards) for file in found) if path not in kept]
+
+
+def _index(entries: Sequence[tuple[Board, Path]]) -> str:
+    lines = [
+        "# Leaderboards",
+        "",
+        "Written by `ddbench leaderboard build` from `records/` and `published.csv`. A change made by hand is lost,",
+        "and `ddbench leaderboard build --check` reports it.",
+        "",
+        "| board | protocols | methods | files |",
+        "|---|---|---|---|",
+    ]
+    for item, path in entries:
+        protocols = ", ".join(dict.fromkeys(str(p) for p in item.rows["protocol"]))
+        methods = ", ".join(sorted(set(item.rows["method"])))
+        table, numbers = path.with_suffix(".md").as_posix(), path.with_suffix(".csv").as_posix()
+        lines.append(f"| [{item.title}]({table}) | {protocols} | {methods} | [md]({table}) [csv]({numbers}) |")
+    if not entries:
+        lines.append("| no records yet | | | |")
+    return "\n".join([*lines, "", *_EXPLANATION]) + "\n"
+
+
+_EXPLANATION = """\
+## How to read a table
+
+- **One table is one protocol on one dataset.** Results under other recipes, or on other copies of the data,
+  never share a column. Data are told apart by a fingerprint over all images and labels.
+- **A cell** is the mean over synthetic sets of the mean over freshly trained students, ± the standard
+  deviation over all students of all sets (the field's habit), and the 95 % interval of the mean in brackets.
+- **The interval covers other sets and other students.** Student k starts from the same seed on every set, so
+  sets and students are crossed: the variance of the mean is estimated by two-way random effects without
+  replication, with Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946). A failed set is counted
+  beside the mean, not hidden.
+- **†** marks provisional results, from one set or one student. **\\*** marks sets in a whitened pixel space.
+- **Differences** to random images and to the best coreset are of means, paired by student. The best coreset
+  is the one with the highest mean in the same table; choosing it favours it a little.
+- **Ranks** follow the printed means and tie where those are equal. They say nothing about significance:
+  intervals do.
+- **Cost** is the condensation itself and everything made for it, such as expert networks, even where it came
+  from a cache.
+- **The whole dataset** is the last line, apart from the others, under its own recipe, which it names.
+- **Published** numbers are printed exactly as in their source, with the source's own protocol in parentheses.
+  Only numbers that were seen in print or in released files appear; those marked M in `published.csv` were
+  quoted from memory.
+
+The CSV beside each table has every number with more digits: both standard deviations (between sets, and
+within), counts, settings, bytes and seconds. A record is one JSON file in `records/`, described by
+`schema/record.v1.json`.
+
+## Add a result
+
+```
+ddbench leaderboard add RUN      # refuses unfinished runs and uncommitted code
+ddbench leaderboard build
+```""".splitlines()
+
+
+def _check(file: Path, record: RunRecord, *, allow_dirty: bool) -> None:
+    if record.status != "complete":
+        raise RunError(f"{file} is the record of a partial run. Run the same command again to finish it.")
+    if not any(evaluation.accuracy for evaluation in record.evaluations):
+        raise RunError(f"{file} has no accuracies. `ddbench evaluate` adds them.")
+    dirty = [attempt.git for attempt in record.attempts if attempt.git and attempt.git.get("dirty")]
+    if dirty and not allow_dirty:
+        raise RunError(
+            f"{file} was made by code with uncommitted changes on top of {str(dirty[0].get('commit'))[:12]}, so nobody "
+            "can repeat it. Commit them and run again with --fresh."
+        )
+
+
+def _check_replacement(file: Path, record: RunRecord, place: Path) -> None:
+    there = read_record(place)
+    if there.synthetic.sha256 != record.synthetic.sha256:
+        raise RunError(
+            f"{file} and {place} are two results of the same run {record.run.id}: their sets differ. Choosing between "
+            "them would be choosing on test data. Use another seed, or remove the old record in a commit that says why."
+        )
+    new = {(e.digest, e.backbone): e.accuracy for e in record.evaluations}
+    for old in there.evaluations:
+        accuracy = new.get((old.digest, old.backbone), ())
+        if accuracy[: len(old.accuracy)] != old.accuracy:
+            raise RunError(
+                f"{file} would take away or change students that {place} has ({old.protocol}, {old.backbone}). "
+                "Evaluate the run again with at least as many students, or keep the record that is there."
+            )
+
+
+def _budget(ipc: int) -> str:
+    return f"ipc{ipc}" if ipc else "whole"
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)

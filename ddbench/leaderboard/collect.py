@@ -1,0 +1,111 @@
+"""Records as one table: a row per record, protocol, judge and student."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddbench.errors import RunError
+from ddbench.runs.record import EvaluationPart, RunRecord, read_record
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+COLUMNS = (
+    "run", "status", "method", "title", "kind", "package", "method_sha256", "dataset", "data_title", "fingerprint",
+    "original", "train", "test", "ipc", "seed", "preset", "precision", "train_backbone", "pixels", "config",
+    "overridden", "set", "bytes", "seconds", "device", "protocol", "digest", "judge", "student", "accuracy", "failed",
+)  # fmt: skip
+NO_STUDENT = -1
+
+
+def collect(paths: Iterable[Path]) -> DataFrame:
+    """Read records into a table with the columns above; accuracies stay fractions.
+
+    A path is a record or a run folder with one. An evaluation that failed is one row without a student. Where the same
+    evaluation of the same run comes twice, the one with more students is kept.
+    Raises: RunError for a path without a record and for a damaged record, naming it.
+    """
+    import pandas as pd
+
+    records = [read_record(record_file(path)) for path in paths]
+    rows = [row for record, evaluation in _without_repeats(records) for row in _rows(record, evaluation)]
+    rows.sort(key=lambda row: (row["run"], row["digest"], row["judge"], row["student"]))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def record_file(path: Path) -> Path:
+    """The record that a path means: itself, or record.json in a run folder.
+
+    Raises: RunError where there is none.
+    """
+    file = path / "record.json" if path.is_dir() else path
+    if not file.is_file():
+        raise RunError(
+            f"{path} holds no record: a run that has not finished, or not a run. "
+            "Run the same command again to finish it, or name a folder under runs/ that has a record.json."
+        )
+    return file
+
+
+def _without_repeats(records: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, EvaluationPart]]:
+    kept: dict[tuple[str, str, str], tuple[RunRecord, EvaluationPart]] = {}
+    for record in records:
+        for evaluation in record.evaluations:
+            key = (record.run.id, evaluation.digest, evaluation.backbone)
+            if key not in kept or _weight(record, evaluation) > _weight(*kept[key]):
+                kept[key] = (record, evaluation)
+    yield from kept.values()
+
+
+def _weight(record: RunRecord, evaluation: EvaluationPart) -> tuple[int, str, str]:
+    # The last two settle a draw by content, so that the order of the files never matters.
+    return len(evaluation.accuracy), record.attempts[-1].started if record.attempts else "", record.synthetic.sha256
+
+
+def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, Any]]:
+    run, data, synthetic = record.run, record.data, record.synthetic
+    overridden = [
+        name for name, source in record.config.sources.items() if not source.startswith(("default", "preset"))
+    ]
+    condense = record.cost.get("condense")
+    common = {
+        "run": run.id,
+        "status": record.status,
+        "method": run.method,
+        "title": run.title,
+        "kind": run.kind,
+        # Versions are provenance, as in the run's id.
+        "package": run.provided_by.split(" ")[0],
+        "method_sha256": run.method_sha256 or "",
+        "dataset": run.dataset,
+        "data_title": data.title,
+        "fingerprint": data.fingerprint,
+        "original": data.original,
+        "train": data.train,
+        "test": data.test,
+        "ipc": run.ipc,
+        "seed": run.seed,
+        "preset": run.preset,
+        "precision": run.precision,
+        "train_backbone": run.backbone,
+        "pixels": data.pixels,
+        "config": json.dumps(record.config.values, sort_keys=True),
+        "overridden": json.dumps(sorted(overridden)),
+        "set": synthetic.sha256,
+        "bytes": synthetic.bytes,
+        # What was made once and shared is part of the price of everyone who needs it.
+        "seconds": (condense.seconds if condense else 0.0) + sum(float(a.get("seconds", 0)) for a in record.artifacts),
+        "device": " + ".join(sorted({attempt.device for attempt in record.attempts})),
+        "protocol": evaluation.protocol,
+        "digest": evaluation.digest,
+        "judge": evaluation.backbone,
+        "failed": evaluation.failed,
+    }
+    for student, accuracy in enumerate(evaluation.accuracy):
+        yield common | {"student": student, "accuracy": accuracy, "failed": ""}
+    if not evaluation.accuracy:
+        reason = evaluation.failed or "no student finished"
+        yield common | {"student": NO_STUDENT, "accuracy": float("nan"), "failed": reason}

@@ -1,0 +1,90 @@
+"""Numbers as printed in papers, with their source. They stand beside ours and are never mixed with them."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddbench.errors import RunError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+COLUMNS = (
+    "method", "dataset", "ipc", "protocol", "train_backbone", "test_backbone", "accuracy", "spread", "mark", "source",
+    "note",
+)  # fmt: skip
+PRINTED_MARKS = ("V", "C")
+ZCA = "ZCA"
+
+
+def published_file() -> Path:
+    """The checkout's leaderboards/published.csv, or the copy inside an installed package.
+
+    Raises: RunError where neither is there.
+    """
+    root = Path(__file__).resolve().parents[2]
+    checkout = root / "leaderboards" / "published.csv"
+    # An editable install may hold an older copy, so the checkout's own file comes first.
+    if (root / "pyproject.toml").is_file() and checkout.is_file():
+        return checkout
+    packaged = Path(str(resources.files("ddbench.leaderboard") / "published.csv"))
+    if packaged.is_file():
+        return packaged
+    raise RunError(f"the published numbers are missing: neither {checkout} nor {packaged} is there. Reinstall ddbench.")
+
+
+def read_published(path: Path | None = None) -> DataFrame:
+    """All published numbers, in the order of the file; the first of several for one method is the one boards show.
+
+    `accuracy` and `spread` are texts in %, exactly as printed; `ipc` is 0 for the whole dataset. `mark` says how a
+    number was checked: V seen in print, C read from released code or files, M quoted from memory and never printed.
+    Raises: RunError for a file with other columns, and for a row that cannot be read, naming its line.
+    """
+    import pandas as pd
+
+    file = published_file() if path is None else path
+    try:
+        frame = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read as CSV: {error}") from None
+    if tuple(frame.columns) != COLUMNS:
+        raise RunError(f"{file} has the columns {', '.join(frame.columns)}; it needs {', '.join(COLUMNS)}.")
+    for line, row in enumerate(frame.to_dict("records"), start=2):
+        wrong = _wrong({str(name): str(value) for name, value in row.items()})
+        if wrong:
+            raise RunError(f"{file}, line {line}: {wrong}.")
+    return frame.assign(ipc=frame["ipc"].astype("int64"))
+
+
+def printed(frame: DataFrame) -> DataFrame:
+    """The rows that boards may print: those that somebody has seen."""
+    return frame[frame["mark"].isin(PRINTED_MARKS)]
+
+
+def belongs(label: str, method: str) -> bool:
+    """Whether a published label is the method or a variant of it: "kip-fc1 krr" is kip's, "cafe+dsa" is cafe's."""
+    rest = label.removeprefix(method)
+    return label.startswith(method) and not rest[:1].isalnum()
+
+
+def _wrong(row: dict[str, str]) -> str:
+    for name in ("method", "dataset", "protocol", "test_backbone", "source"):
+        if not row[name]:
+            return f"{name} is empty"
+    if not row["ipc"].isdecimal():
+        return f"ipc is {row['ipc']!r}, not a number of images per class"
+    if row["mark"] not in (*PRINTED_MARKS, "M"):
+        return f"mark is {row['mark']!r}; it is V, C or M"
+    for name in ("accuracy", "spread"):
+        if not (name == "spread" and row[name] == "") and not _percentage(row[name]):
+            return f"{name} is {row[name]!r}, not a number from 0 to 100"
+    return ""
+
+
+def _percentage(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 100
+    except ValueError:
+        return False

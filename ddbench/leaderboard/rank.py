@@ -1,0 +1,299 @@
+"""Means, intervals, differences and ranks: what a board says, computed from single accuracies.
+
+Sets and students are crossed: student k has the same seed whichever set it is trained on. So the accuracies of a
+method form a table, sets by students, with a share of each set, a share of each student and a rest. An interval over
+set means alone would leave out the share of the students, which all sets have in common.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pandas import DataFrame
+
+    Accuracies = NDArray[np.float64]
+
+TABLE = ("dataset", "data_title", "fingerprint", "ipc", "protocol", "digest")
+VARIANT = ("package", "method_sha256", "preset", "precision", "train_backbone", "pixels", "config")
+DESCRIPTION = ("title", "kind", "original", "train", "test")
+
+
+def summarise(frame: DataFrame) -> DataFrame:
+    """One row per table (data, protocol, ipc), judge and variant of a method, from the rows of `collect`.
+
+    `mean` is over sets of the mean over students; `sd` over all students of all sets, as the field reports;
+    `sd_between` is that of the set means and `sd_within` the root mean square of those inside the sets, so that
+    sd² = sd_between² + sd_within² for equally many students (all with ddof 0). `ci95` is half the width of the 95 %
+    interval. All are fractions. `provisional` rows rest on one set or one student. A set counts once however many
+    runs made it. `rank` is by mean, equal where the printed means are equal, and 0 without a mean.
+    """
+    import pandas as pd
+
+    groups = [_Group.of(part) for _, part in frame.groupby([*TABLE, "judge", "method", *VARIANT], sort=True)]
+    rows = [group.row() for group in groups]
+    _compare(groups, rows)
+    _label(rows)
+    _rank(rows)
+    rows.sort(key=lambda row: [row[name] for name in (*TABLE, "judge", "label")])
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
+
+
+_COLUMNS = (
+    *TABLE, "judge", "method", "label", *DESCRIPTION, *VARIANT, "variant", "sets", "students_min", "students_max",
+    "mean", "ci95", "sd", "sd_between", "sd_within", "provisional", "rank", "difference_random",
+    "difference_random_ci95", "difference_random_provisional", "best_coreset", "difference_coreset",
+    "difference_coreset_ci95", "difference_coreset_provisional", "bytes", "seconds", "cost", "failed_sets", "failed",
+)  # fmt: skip
+
+
+def percent(fraction: float) -> str:
+    """A fraction as the field prints it: % with one decimal."""
+    return f"{100 * fraction:.1f}"
+
+
+def to_records(summary: DataFrame) -> list[dict[str, Any]]:
+    """The rows of a summary as values that JSON can hold: null where there is no number, settings unfolded."""
+    rows = [{str(name): _plain(value) for name, value in row.items()} for row in summary.to_dict("records")]
+    for row in rows:
+        row |= {name: None for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
+        row |= {"config": json.loads(row["config"]), "cost": json.loads(row["cost"])}
+    return rows
+
+
+def half_width(ours: Accuracies, reference: Accuracies | None = None) -> float:
+    """Half the 95 % interval of the mean of a table [sets, students], or of the difference of two tables' means.
+
+    Two tables share their columns: the same students, so that what a student brings to both cancels. One set leaves
+    the interval to the students and the other way round; nan where a single accuracy says nothing of either.
+    Source: two-way crossed random effects without replication. The variance of the mean is a sum and difference of
+    mean squares; its degrees of freedom are those of Satterthwaite, Biometrics Bulletin 2 (1946), and never fewer than
+    the least of its terms.
+    """
+    from scipy import stats
+
+    variance, freedom = _variance(ours, reference)
+    return float(stats.t.ppf(0.975, freedom) * math.sqrt(variance)) if freedom > 0 else math.nan
+
+
+def _variance(ours: Accuracies, reference: Accuracies | None = None) -> tuple[float, float]:
+    """The variance of the mean, or of the difference of means, and its degrees of freedom; 0 where unknown."""
+    tables = [ours] if reference is None else [ours, reference]
+    students = ours.shape[1]
+    per_student = ours.mean(axis=0) - (0 if reference is None else reference.mean(axis=0))
+    from_students = [(per_student.var(ddof=1) / students, students - 1)] if students > 1 else []
+    from_sets, rest = [], []
+    for table in tables:
+        sets = len(table)
+        if sets < 2:
+            continue
+        from_sets.append((table.mean(axis=1).var(ddof=1) / sets, sets - 1))
+        if students > 1:
+            residual = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
+            freedom = (sets - 1) * (students - 1)
+            rest.append((float((residual**2).sum()) / freedom / table.size, freedom))
+    # The rest is in both other terms and counts once. A share that comes out negative is taken as none.
+    choices = [from_sets, from_students]
+    total = sum(v for v, _ in (*from_sets, *from_students)) - sum(v for v, _ in rest)
+    largest = max(choices, key=lambda terms: sum(v for v, _ in terms))
+    if total <= sum(v for v, _ in largest):
+        return _satterthwaite(largest, [])
+    return _satterthwaite([*from_sets, *from_students], rest)
+
+
+def _satterthwaite(plus: Sequence[tuple[float, int]], minus: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    total = sum(v for v, _ in plus) - sum(v for v, _ in minus)
+    if not plus:
+        return 0.0, 0.0
+    least = min(freedom for _, freedom in plus)
+    spread = sum(v**2 / freedom for v, freedom in (*plus, *minus))
+    return float(total), max(float(total**2 / spread), least) if spread > 0 else float(least)
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """All accuracies of one variant of a method under one judge: by set, then by student number."""
+
+    key: dict[str, Any]
+    accuracies: dict[str, dict[int, float]]
+    failed: dict[str, str]
+
+    @classmethod
+    def of(cls, part: DataFrame) -> _Group:
+        from ddbench.leaderboard.collect import NO_STUDENT
+
+        rows = part.sort_values(["set", "student", "run"]).to_dict("records")
+        accuracies: dict[str, dict[int, float]] = {}
+        failed: dict[str, str] = {}
+        for row in rows:
+            if row["student"] == NO_STUDENT:
+                failed.setdefault(row["set"], row["failed"])
+            else:
+                accuracies.setdefault(row["set"], {}).setdefault(int(row["student"]), float(row["accuracy"]))
+        key = {name: _plain(rows[0][name]) for name in (*TABLE, "judge", "method", *DESCRIPTION, *VARIANT)}
+        key["overridden"] = sorted({name for row in rows for name in json.loads(row["overridden"])})
+        key |= _cost({row["set"]: row for row in rows}.values())
+        return cls(key, accuracies, {name: why for name, why in failed.items() if name not in accuracies})
+
+    @property
+    def set_means(self) -> Accuracies:
+        return np.array([np.mean(list(students.values())) for students in self.accuracies.values()])
+
+    @property
+    def common(self) -> frozenset[int]:
+        """Students that were trained on every set."""
+        students = [frozenset(row) for row in self.accuracies.values()]
+        return frozenset.intersection(*students) if students else frozenset()
+
+    def table(self, students: frozenset[int]) -> Accuracies:
+        """Shapes: [sets, students]; one column, the set means, where fewer than two students are given."""
+        if len(students) < 2:
+            return self.set_means[:, None]
+        return np.array([[row[k] for k in sorted(students)] for row in self.accuracies.values()])
+
+    def row(self) -> dict[str, Any]:
+        counts = [len(students) for students in self.accuracies.values()]
+        pooled = np.array([a for students in self.accuracies.values() for a in students.values()])
+        known = len(pooled) > 0
+        within = [float(np.var(list(students.values()))) for students in self.accuracies.values()]
+        # The whole dataset is one set by nature: there is no other to draw.
+        few_sets = len(counts) == 1 and self.key["kind"] != "ceiling"
+        return self.key | {
+            "variant": _digest({name: self.key[name] for name in VARIANT}),
+            "sets": len(counts),
+            "students_min": min(counts, default=0),
+            "students_max": max(counts, default=0),
+            "mean": float(self.set_means.mean()) if known else math.nan,
+            "ci95": half_width(self.table(self.common)) if known else math.nan,
+            "sd": float(pooled.std()) if known else math.nan,
+            "sd_between": float(self.set_means.std()) if known else math.nan,
+            "sd_within": math.sqrt(float(np.mean(within))) if known else math.nan,
+            "provisional": known and (few_sets or min(counts) < 2),
+            "failed_sets": len(self.failed),
+            "failed": next((self.failed[name] for name in sorted(self.failed)), ""),
+        }
+
+    def difference(self, other: _Group) -> tuple[float, float]:
+        """Of the means, and half its 95 % interval; paired by student where both have two or more in common."""
+        gap = float(self.set_means.mean() - other.set_means.mean())
+        both = self.common & other.common
+        if len(both) > 1:
+            return gap, half_width(self.table(both), other.table(both))
+        return gap, _unpaired(self.table(self.common), other.table(other.common))
+
+
+def _unpaired(ours: Accuracies, reference: Accuracies) -> float:
+    from scipy import stats
+
+    terms = [_variance(ours), _variance(reference)]
+    if any(freedom <= 0 for _, freedom in terms):
+        return math.nan
+    total = sum(v for v, _ in terms)
+    spread = sum(v**2 / freedom for v, freedom in terms)
+    freedom = total**2 / spread if spread > 0 else min(freedom for _, freedom in terms)
+    return float(stats.t.ppf(0.975, freedom) * math.sqrt(total))
+
+
+def _compare(groups: Sequence[_Group], rows: Sequence[dict[str, Any]]) -> None:
+    """Fill the differences to random and to the best coreset, inside one table and judge."""
+    for members in _by(rows, (*TABLE, "judge")).values():
+        measured = [i for i in members if groups[i].accuracies]
+        randoms = [i for i in measured if rows[i]["method"] == "random"]
+        coresets = [i for i in measured if rows[i]["kind"] == "coreset"]
+        # Of several variants of random, the one that is known best.
+        random = max(randoms, key=lambda i: (rows[i]["sets"], rows[i]["students_min"], -i), default=None)
+        best = max(coresets, key=lambda i: (_printed(rows[i]), -i), default=None)
+        for i in members:
+            for name, other in (("random", random), ("coreset", best)):
+                gap, half, provisional = math.nan, math.nan, False
+                if other not in (None, i) and i in measured and rows[i]["kind"] != "ceiling":
+                    gap, half = groups[i].difference(groups[other])
+                    provisional = rows[i]["provisional"] or rows[other]["provisional"]
+                rows[i] |= {
+                    f"difference_{name}": gap,
+                    f"difference_{name}_ci95": half,
+                    f"difference_{name}_provisional": provisional,
+                }
+            rows[i]["best_coreset"] = "" if best is None else rows[best]["method"]
+
+
+def _label(rows: Sequence[dict[str, Any]]) -> None:
+    """Name every row so that no two variants of a method look alike, and none passes for its paper's setting."""
+    for members in _by(rows, TABLE).values():
+        presets = {rows[i]["preset"] for i in members}
+        for same in _by([rows[i] for i in members], ("method",)).values():
+            kin = [rows[members[i]] for i in same]
+            for row in kin:
+                row["label"] = _name(row, kin, say_preset=len(presets) > 1)
+
+
+def _name(row: Mapping[str, Any], kin: Sequence[Mapping[str, Any]], *, say_preset: bool) -> str:
+    def differ(name: str) -> bool:
+        return len({other[name] for other in kin}) > 1
+
+    name = f"{row['package']}/{row['method']}" if differ("package") and not row["method_sha256"] else row["method"]
+    if row["method_sha256"]:
+        name += f"@{row['method_sha256'][:8]}"
+    if differ("train_backbone"):
+        name += f" on {row['train_backbone']}"
+    notes = [row["preset"]] if say_preset and row["preset"] != "paper" else []
+    notes += [row["precision"]] if row["precision"] != "fp32" else []
+    notes += [row["pixels"]] if differ("pixels") else []
+    name += f" ({', '.join(notes)})" if notes else ""
+    values = json.loads(row["config"])
+    alike = [json.loads(other["config"]) for other in kin if other["preset"] == row["preset"]]
+    shown = {key for key in values if any(other.get(key) != values[key] for other in alike)} | set(row["overridden"])
+    options = [f"{key}={_short(values[key])}" for key in sorted(shown & set(values))]
+    return name + (f" [{', '.join(options)}]" if options else "")
+
+
+def _rank(rows: Sequence[dict[str, Any]]) -> None:
+    for members in _by(rows, (*TABLE, "judge")).values():
+        means = {i: _printed(rows[i]) for i in members if not math.isnan(rows[i]["mean"])}
+        for i in members:
+            rows[i]["rank"] = 1 + sum(other > means[i] for other in means.values()) if i in means else 0
+
+
+def _printed(row: Mapping[str, Any]) -> float:
+    # By the printed text: rounding twice could tell apart what looks the same.
+    return float(percent(row["mean"]))
+
+
+def _by(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[tuple[Any, ...], list[int]]:
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        found.setdefault(tuple(row[name] for name in names), []).append(i)
+    return found
+
+
+def _cost(sets: Any) -> dict[str, Any]:
+    """Bytes of a set (the largest, should they differ) and seconds per set, in all and by device."""
+    rows = list(sets)
+    by_device: dict[str, list[float]] = {}
+    for row in rows:
+        by_device.setdefault(row["device"], []).append(float(row["seconds"]))
+    return {
+        "bytes": max(int(row["bytes"]) for row in rows),
+        "seconds": float(np.mean([row["seconds"] for row in rows])),
+        "cost": json.dumps({device: float(np.mean(seconds)) for device, seconds in sorted(by_device.items())}),
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

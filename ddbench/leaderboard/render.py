@@ -1,0 +1,390 @@
+"""Boards as Markdown, CSV, LaTeX and plain text: a pure function of the summary and the published numbers."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ddbench.leaderboard.published import ZCA, belongs, printed
+from ddbench.leaderboard.rank import percent
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+WHITENED = "*"
+PROVISIONAL = "†"
+NOT_DEFINED = "not defined"
+CEILING_PROTOCOL = "full@1"
+RULE = "-----"
+REASON_LENGTH = 48
+
+_MARKS = {
+    WHITENED: "the set lives in a ZCA-whitened pixel space",
+    PROVISIONAL: "provisional: from one set or one student, so the interval does not cover other sets or students",
+}
+_PERCENTAGES = (
+    "mean", "ci95", "sd", "sd_between", "sd_within", "difference_random", "difference_random_ci95",
+    "difference_coreset", "difference_coreset_ci95",
+)  # fmt: skip
+_EXACT = (
+    "data_title", "fingerprint", "protocol", "digest", "ipc", "judge", "label", "method", "preset", "precision",
+    "train_backbone", "pixels", "config", "rank", "sets", "students_min", "students_max", "failed_sets",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """Methods under one protocol on one dataset. Nothing else shares its columns.
+
+    `rows` and `ceiling` are texts in the order of `headers`; the ceiling is printed last and apart.
+    """
+
+    title: str
+    data: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    ceiling: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Board:
+    """All tables of a dataset and an ipc, one per data and protocol."""
+
+    title: str
+    tables: tuple[Table, ...]
+    published: tuple[tuple[str, ...], ...]
+    rows: DataFrame
+
+    def to_markdown(self) -> str:
+        """For GitHub, with every printed published number of the dataset and ipc in a table of its own at the end."""
+        parts = [f"# {self.title}"]
+        for table in self.tables:
+            parts += [f"## {table.title}", table.data, _grid(table, "github", _escaped)]
+            parts += ["\n".join(f"- {_escaped(note)}" for note in table.notes)] if table.notes else []
+        if self.published:
+            rows = [[_escaped(cell) for cell in row] for row in self.published]
+            parts += ["## Published numbers", _PUBLISHED_INTRODUCTION, _tabulate(rows, _PUBLISHED_HEADERS, "github")]
+        return "\n\n".join(parts) + "\n"
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        parts = []
+        for table in self.tables:
+            parts += [f"{table.title}\n{table.data}", _grid(table, "simple", str)]
+            parts += ["\n".join(table.notes)] if table.notes else []
+        return "\n\n".join(parts) + "\n"
+
+    def to_latex(self) -> str:
+        """One booktabs table per protocol; needs no package beside booktabs."""
+        parts = []
+        for table in self.tables:
+            lines = [f"% {table.title}", f"% {table.data}", _grid(table, "latex_booktabs", str)]
+            lines += [f"% {note}" for note in table.notes]
+            text = "\n".join(lines)
+            for sign, command in (("±", "$\\pm$"), ("×", "$\\times$"), (PROVISIONAL, "$^\\dagger$"), ("−", "$-$")):
+                text = text.replace(sign, command)
+            parts.append(text)
+        return "\n\n".join(parts) + "\n"
+
+    def to_csv(self) -> str:
+        """One line per method and judge: accuracies and their spreads in % with two decimals, seconds with one."""
+        import pandas as pd
+
+        lines = [_csv_line(row) for row in _records(self.rows)]
+        text = io.StringIO()
+        names = (*_EXACT, *_PERCENTAGES, "best_coreset", "provisional", "bytes", "seconds", "cost", "failed")
+        pd.DataFrame(lines, columns=list(names)).to_csv(text, index=False, lineterminator="\n")
+        return text.getvalue()
+
+
+def board(summary: DataFrame, published: DataFrame, dataset: str, ipc: int) -> Board:
+    """The board of a dataset and an ipc (0: the whole dataset) from what `rank.summarise` and `read_published` give."""
+    here = _records(summary[summary["dataset"] == dataset])
+    chosen = [row for row in here if row["ipc"] == ipc]
+    whole = [row for row in here if row["ipc"] == 0] if ipc else []
+    numbers = [row for row in _records(printed(published)) if row["dataset"] == dataset and row["ipc"] in (ipc, 0)]
+    tables: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in chosen:
+        tables.setdefault((row["fingerprint"], row["protocol"], row["digest"]), []).append(row)
+    ids = [(fingerprint, protocol) for fingerprint, protocol, _ in tables]
+    title = f"{chosen[0]['data_title'] if chosen else dataset}, {_budget(ipc)}"
+    if len({row["data_title"] for row in chosen}) > 1:
+        title = f"{dataset}, {_budget(ipc)}"
+    return Board(
+        title,
+        tuple(
+            _table(rows, _ceiling(rows, whole), numbers, say_digest=ids.count(key[:2]) > 1)
+            for key, rows in sorted(tables.items())
+        ),
+        tuple(_published_row(row) for row in numbers if row["ipc"] == ipc),
+        summary[(summary["dataset"] == dataset) & (summary["ipc"] == ipc)],
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"
+
+
+_PUBLISHED_HEADERS = ("method", "accuracy, %", "protocol of the source", "learned on", "tested on", "source", "note")
+_PUBLISHED_INTRODUCTION = (
+    "As printed in their sources, each under its own training recipe; not comparable with each other or with the "
+    "tables above. Numbers that nobody has re-checked against their source are left out."
+)
+
+
+def _table(
+    rows: Sequence[dict[str, Any]],
+    whole: Sequence[dict[str, Any]],
+    numbers: Sequence[dict[str, Any]],
+    *,
+    say_digest: bool,
+) -> Table:
+    first = rows[0]
+    judges = sorted({row["judge"] for row in rows}, key=lambda name: (not name.startswith("convnet"), name))
+    lines = sorted(_lines(rows), key=lambda line: (_order(line, judges), line[0]["label"]))
+    device = _usual_device(rows)
+    sources: list[str] = []
+
+    def cells(line: Sequence[dict[str, Any]], rank: str, name: str, ipc: int) -> tuple[str, ...]:
+        by_judge = {row["judge"]: row for row in line}
+        judged = [by_judge.get(judge) for judge in judges]
+        return (
+            rank,
+            name,
+            *(_accuracy(row) for row in judged),
+            _counts(judged),
+            _difference(judged[0], "random"),
+            _difference(judged[0], "coreset"),
+            size(line[0]["bytes"]),
+            "–" if line[0]["kind"] == "ceiling" else _cost(line[0], device),
+            _published_cell(line[0]["method"], ipc, numbers, sources),
+        )
+
+    body = tuple(cells(line, _rank_cell(line, lines, judges), line[0]["label"], first["ipc"]) for line in lines)
+    last = tuple(cells(line, "", f"{line[0]['label']}, {line[0]['protocol']}", 0) for line in _lines(whole))
+    best = next((row["best_coreset"] for row in rows if row["judge"] == judges[0] and row["best_coreset"]), "")
+    return Table(
+        title=f"{first['data_title']}, {_budget(first['ipc'])}, protocol {first['protocol']}"
+        + (f" ({first['digest'][:8]})" if say_digest else ""),
+        data=f"Data {first['fingerprint']}: {first['train']} training and {first['test']} test images.",
+        headers=(
+            "#", "method", *judges, "sets × students", "− random", "− best coreset", "bytes", "cost", "published",
+        ),
+        rows=body,
+        ceiling=last,
+        notes=(
+            *_reading(judges[0], best, device, rows),
+            *_marks_used([*body, *last]),
+            *_failures(rows),
+            *_sources(sources, original=first["original"]),
+        ),
+    )  # fmt: skip
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows of one variant of a method under one protocol, together."""
+    lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault((row["label"], row["variant"], row["digest"]), []).append(row)
+    return [lines[key] for key in sorted(lines)]
+
+
+def _ceiling(rows: Sequence[dict[str, Any]], whole: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The whole dataset with the judges of a table: under its protocol where it was judged so, else under its own."""
+    judges = {row["judge"] for row in rows}
+    fitting = [row for row in whole if row["fingerprint"] == rows[0]["fingerprint"] and row["judge"] in judges]
+    same = [row for row in fitting if row["digest"] == rows[0]["digest"]]
+    return same or [row for row in fitting if row["protocol"] == CEILING_PROTOCOL]
+
+
+def _order(line: Sequence[Mapping[str, Any]], judges: Sequence[str]) -> list[float]:
+    means = {row["judge"]: row["mean"] for row in line}
+    return [-float(percent(means[j])) if j in means and not math.isnan(means[j]) else math.inf for j in judges]
+
+
+def _rank_cell(
+    line: Sequence[Mapping[str, Any]], lines: Sequence[Sequence[Mapping[str, Any]]], judges: Sequence[str]
+) -> str:
+    ranks = [next((row["rank"] for row in other if row["judge"] == judges[0]), 0) for other in lines]
+    own = next((row["rank"] for row in line if row["judge"] == judges[0]), 0)
+    return "" if own == 0 else f"{own}=" if ranks.count(own) > 1 else str(own)
+
+
+def _accuracy(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "not run"
+    if math.isnan(row["mean"]):
+        if row["failed"].startswith(NOT_DEFINED):
+            return NOT_DEFINED
+        return f"failed: {textwrap.shorten(row['failed'], REASON_LENGTH, placeholder=' …')}"
+    text = percent(row["mean"])
+    text += f" ± {percent(row['sd'])}" if row["sets"] * row["students_max"] > 1 else ""
+    text += (WHITENED if _whitened(row) else "") + (PROVISIONAL if row["provisional"] else "")
+    if not math.isnan(row["ci95"]):
+        low, high = max(0.0, row["mean"] - row["ci95"]), min(1.0, row["mean"] + row["ci95"])
+        text += f" [{percent(low)}, {percent(high)}]"
+    if row["failed_sets"]:
+        text += f", {row['failed_sets']} of {row['sets'] + row['failed_sets']} sets failed"
+    return text
+
+
+def _counts(rows: Sequence[Mapping[str, Any] | None]) -> str:
+    texts = []
+    for row in rows:
+        if row is None or not row["sets"]:
+            texts.append("–")
+            continue
+        least, most = row["students_min"], row["students_max"]
+        texts.append(f"{row['sets']} × {least}" + (f"–{most}" if most > least else ""))
+    known = {text for text in texts if text != "–"}
+    return next(iter(known)) if len(known) == 1 else " / ".join(texts)
+
+
+def _difference(row: Mapping[str, Any] | None, name: str) -> str:
+    gap = math.nan if row is None else row[f"difference_{name}"]
+    if row is None or math.isnan(gap):
+        return "–"
+    half = row[f"difference_{name}_ci95"]
+    text = f"{'−' if gap < 0 else '+'}{percent(abs(gap))}" + ("" if math.isnan(half) else f" ± {percent(half)}")
+    return text + (PROVISIONAL if row[f"difference_{name}_provisional"] else "")
+
+
+def _usual_device(rows: Sequence[Mapping[str, Any]]) -> str:
+    devices = [device for row in rows for device in json.loads(row["cost"])]
+    return min(devices, key=lambda device: (-devices.count(device), device))
+
+
+def _cost(row: Mapping[str, Any], usual: str) -> str:
+    cost = json.loads(row["cost"])
+    return "; ".join(
+        duration(seconds) + ("" if device == usual else f" on {device}") for device, seconds in cost.items()
+    )
+
+
+def _published_cell(method: str, ipc: int, numbers: Sequence[Mapping[str, Any]], sources: list[str]) -> str:
+    """The first published number of the method and of each of its variants; `sources` grows by what is cited."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in numbers:
+        if row["ipc"] == ipc and belongs(row["method"], method):
+            first.setdefault(row["method"], row)
+    texts = []
+    for label in sorted(first, key=lambda name: (name != method, name)):
+        row = first[label]
+        if row["source"] not in sources:
+            sources.append(row["source"])
+        variant = "" if label == method else f"{label}: "
+        texts.append(f"{variant}{_as_printed(row)} ({row['protocol']}) [{sources.index(row['source']) + 1}]")
+    return "; ".join(texts) if texts else "–"
+
+
+def _as_printed(row: Mapping[str, Any]) -> str:
+    spread = f" ± {row['spread']}" if row["spread"] else ""
+    return row["accuracy"] + spread + (WHITENED if row["note"].startswith(ZCA) else "")
+
+
+def _published_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    rest = [str(row[name]) for name in ("protocol", "train_backbone", "test_backbone", "source", "note")]
+    return (row["method"], _as_printed(row), *rest)
+
+
+def _reading(judge: str, best: str, device: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    preset = _same_preset(rows)
+    notes = [
+        "Test accuracy in %: mean over sets of the mean over students ± s.d. over all students "
+        "[95 % interval over sets and students].",
+        f"Differences: {judge}, paired by student, ± half their 95 % interval."
+        + (f" Best coreset: {best}." if best else ""),
+        f"Cost: of condensing one set and of all that it needs, on {device} unless said otherwise.",
+    ]
+    return (
+        notes if preset == "paper" else [*notes, f"All settings are those of the preset {preset}, not of the papers."]
+    )
+
+
+def _marks_used(cells: Sequence[Sequence[str]]) -> list[str]:
+    text = " ".join(cell for line in cells for cell in line)
+    return [f"{mark} {meaning}" for mark, meaning in _MARKS.items() if mark in text]
+
+
+def _failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f"{row['label']}, {row['judge']}: {row['failed']}" for row in rows if row["failed"]]
+
+
+def _sources(sources: Sequence[str], *, original: bool) -> list[str]:
+    if not sources:
+        return []
+    copy = "" if original else " They are for the original data, not for this copy."
+    return [
+        f"Published: as printed, under the source's own protocol, which is in parentheses.{copy}",
+        *(f"[{number}] {source}" for number, source in enumerate(sources, start=1)),
+    ]
+
+
+def _same_preset(rows: Sequence[Mapping[str, Any]]) -> str:
+    presets = {row["preset"] for row in rows}
+    return next(iter(presets)) if len(presets) == 1 else "paper"
+
+
+def _whitened(row: Mapping[str, Any]) -> bool:
+    return "zca" in row["pixels"]
+
+
+def _budget(ipc: int) -> str:
+    return f"ipc {ipc}" if ipc else "whole dataset"
+
+
+def _csv_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    exact = {name: row[name] for name in _EXACT} | {"best_coreset": row["best_coreset"], "bytes": row["bytes"]}
+    percentages = {name: "" if math.isnan(row[name]) else f"{100 * row[name]:.2f}" for name in _PERCENTAGES}
+    cost = {device: round(seconds, 1) for device, seconds in json.loads(row["cost"]).items()}
+    return {
+        **exact,
+        **percentages,
+        "provisional": "yes" if row["provisional"] else "no",
+        "seconds": f"{row['seconds']:.1f}",
+        "cost": json.dumps(cost),
+        "failed": row["failed"],
+    }
+
+
+def _grid(table: Table, form: str, spell: Callable[[str], str]) -> str:
+    rows: list[list[str]] = [[spell(cell) for cell in row] for row in table.rows]
+    if table.ceiling:
+        apart = [""] * len(table.headers)
+        rows += [apart if form == "github" else [RULE if i == 1 else "" for i in range(len(apart))]] if rows else []
+        rows += [[spell(cell) for cell in row] for row in table.ceiling]
+    return _tabulate(rows, [spell(header) for header in table.headers], form)
+
+
+def _tabulate(rows: Sequence[Sequence[str]], headers: Sequence[str], form: str) -> str:
+    from tabulate import tabulate
+
+    return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True)
+
+
+def _escaped(text: str) -> str:
+    for sign in ("\\", "*", "|", "_", "<"):
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split())
+
+
+def _records(frame: DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]

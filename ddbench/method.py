@@ -1,0 +1,168 @@
+"""What a method is: how it starts, what one step is, what comes out.
+
+The suite owns the loop, so a method holds nothing about files, logging, seeds, devices or evaluation.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor, optim
+
+from ddbench.config import MethodConfig, Setting, read_settings
+from ddbench.errors import RunError
+from ddbench.rng import Rng
+
+if TYPE_CHECKING:
+    from ddbench.problem import Problem
+    from ddbench.synthetic import SyntheticSet
+
+S = TypeVar("S", bound="State")
+Metrics = dict[str, Tensor]
+"""0-d tensors; whoever logs decides when to wait for the device."""
+
+Kind = Literal["condensation", "coreset", "ceiling"]
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What a table and a docs page say of a method.
+
+    `native` names the protocol of the method's own paper. `advice` is printed when a run diverges.
+    """
+
+    title: str
+    venue: str = ""
+    year: int | None = None
+    arxiv: str = ""
+    learns: tuple[str, ...] = ()
+    kind: Kind = "condensation"
+    native: str = "dsa@1"
+    advice: str = ""
+
+
+def transient() -> Any:
+    """A field that start() can always find again, and that checkpoints leave out."""
+    return field(metadata={"saved": False})
+
+
+@dataclass
+class State:
+    """Everything that changes while condensing. Subclasses add fields; all of them are saved unless transient.
+
+    A field may be a tensor, an optimiser, a number, a string, None, or lists and dicts of these.
+    """
+
+    step: int = field(default=0, kw_only=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy that shares no memory with the state."""
+        return {f.name: _pack(getattr(self, f.name), f.name) for f in _saved(self)}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Put saved values back. Tensors are filled in place, so that optimisers keep seeing them.
+
+        Raises: RunError where the saved fields are not those of this state.
+        """
+        names = {f.name for f in _saved(self)}
+        if names != set(saved):
+            raise RunError(
+                f"the checkpoint holds {sorted(saved)} and this version of the method saves {sorted(names)}: it was "
+                "made by other code. Start over with --fresh."
+            )
+        for name, value in saved.items():
+            setattr(self, name, _unpack(getattr(self, name), value, name))
+
+
+class Method(ABC, Generic[S]):
+    """One way of condensing a dataset. Subclass it, answer start, step and export, and register the class."""
+
+    name: ClassVar[str]
+    info: ClassVar[MethodInfo]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    config: Any
+
+    def __init__(self, config: MethodConfig) -> None:
+        self.config = config
+
+    def prepare(self, problem: Problem) -> None:
+        """Fill the artefact cache with what start() will ask for. Safe to repeat, and to run days before."""
+
+    @abstractmethod
+    def start(self, problem: Problem) -> S:
+        """The state before the first step. Uses problem.rng.fold("start")."""
+
+    @abstractmethod
+    def step(self, problem: Problem, state: S, rng: Rng) -> Metrics:
+        """One outer iteration, in place. `rng` belongs to this step alone."""
+
+    @abstractmethod
+    def export(self, problem: Problem, state: S) -> SyntheticSet:
+        """A snapshot that shares no memory with the state. May be called after any step."""
+
+    def finished(self, state: S) -> bool:
+        """Whether the last step has been taken."""
+        return state.step >= self.total_steps
+
+    @property
+    def total_steps(self) -> int:
+        """How many steps there will be at most, for progress and estimates."""
+        return int(getattr(self.config, "iterations", 0))
+
+    @classmethod
+    def settings(cls) -> list[Setting]:
+        """The presets of `presets/<name>.toml` beside the class's file; none where there is no such file."""
+        module = sys.modules.get(cls.__module__)
+        file = getattr(module, "__file__", None)
+        path = Path(file).parent / "presets" / f"{cls.name}.toml" if file else None
+        return read_settings(path) if path is not None and path.is_file() else []
+
+
+def _saved(state: State) -> list[dataclasses.Field[Any]]:
+    return [f for f in fields(state) if f.metadata.get("saved", True)]
+
+
+def _pack(value: Any, name: str) -> Any:
+    match value:
+        case Tensor():
+            return value.detach().clone()
+        case optim.Optimizer():
+            return copy.deepcopy(value.state_dict())
+        case None | bool() | int() | float() | str():
+            return value
+        case list() | tuple():
+            return [_pack(item, name) for item in value]
+        case dict():
+            return {key: _pack(item, name) for key, item in value.items()}
+        case _:
+            raise TypeError(f"state field {name!r} holds a {type(value).__name__}, which a checkpoint cannot keep")
+
+
+def _unpack(current: Any, saved: Any, name: str) -> Any:
+    match current:
+        case Tensor() if isinstance(saved, Tensor):
+            if current.shape != saved.shape:
+                raise RunError(
+                    f"the checkpoint's {name} has shape {tuple(saved.shape)} and this run's {tuple(current.shape)}. "
+                    "Start over with --fresh."
+                )
+            with torch.no_grad():
+                current.copy_(saved)
+            return current
+        case optim.Optimizer():
+            current.load_state_dict(saved)
+            return current
+        case list() | tuple() if len(current) == len(saved):
+            return type(current)(_unpack(a, b, name) for a, b in zip(current, saved, strict=True))
+        case dict() if current.keys() == saved.keys():
+            return {key: _unpack(current[key], saved[key], name) for key in saved}
+        case _:
+            return saved

@@ -1,0 +1,149 @@
+"""Finds methods, datasets, backbones and trainers: by entry point, by `package/name`, or by file.
+
+Listing reads metadata and imports nothing; loading one imports one.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ddbench.errors import PluginError, closest
+
+GROUPS = {"method": "ddbench.methods", "dataset": "ddbench.datasets", "backbone": "ddbench.backbones"}
+TRAINERS = "ddbench.trainers"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A name that a package provides, as its metadata says. Nothing of it has been imported."""
+
+    name: str
+    package: str
+    version: str
+    entry: EntryPoint
+
+    @property
+    def provided_by(self) -> str:
+        return f"{self.package} {self.version}"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An imported plug-in. `sha256` is that of its file when it came from one, else None."""
+
+    value: Any
+    name: str
+    provided_by: str
+    sha256: str | None
+
+
+@functools.cache
+def listing(group: str) -> tuple[Plugin, ...]:
+    """Everything that is registered under a group, sorted by name, without importing it."""
+    found = {}
+    for entry in entry_points(group=group):
+        # entry.dist is None only for entry points made by hand.
+        package = entry.dist.name if entry.dist else "unknown"
+        version = entry.dist.version if entry.dist else "0"
+        # The same distribution can be on the path twice (a checkout and an install): the first one is what imports.
+        found.setdefault((entry.name, package), Plugin(entry.name, package, version, entry))
+    return tuple(sorted(found.values(), key=lambda plugin: (plugin.name, plugin.package)))
+
+
+def kind_of(group: str) -> str:
+    """The singular of a group: "method" for "ddbench.methods"."""
+    return group.rsplit(".", 1)[-1].removesuffix("s")
+
+
+def load(group: str, ref: str) -> Loaded:
+    """Import what `ref` names: `dm`, `mypaper/dm`, or `./idea.py:MyMethod`.
+
+    Raises: PluginError for an unknown or ambiguous name, and for a plug-in that does not import.
+    """
+    if ref.partition(":")[0].endswith(".py"):
+        return _load_file(kind_of(group), ref)
+    package, _, name = ref.rpartition("/")
+    plugins = listing(group)
+    fitting = [p for p in plugins if p.name == name and package in ("", p.package)]
+    if not fitting:
+        raise PluginError(_unknown(group, ref, [p.name for p in plugins]))
+    if len(fitting) > 1:
+        packages = " and ".join(p.package for p in fitting)
+        choices = " or ".join(f"{p.package}/{p.name}" for p in fitting)
+        raise PluginError(f"{name!r} is provided by {packages}. Say which: {choices}")
+    plugin = fitting[0]
+    try:
+        value = plugin.entry.load()
+    except Exception as error:
+        raise PluginError(
+            f"{kind_of(group)} {plugin.name!r} of {plugin.provided_by} does not import: "
+            f"{type(error).__name__}: {error}. Repair or uninstall {plugin.package}; others are not affected."
+        ) from error
+    return Loaded(value, plugin.name, plugin.provided_by, None)
+
+
+def load_object(group: str, ref: str) -> Any:
+    """The object alone, for those who need no provenance."""
+    return load(group, ref).value
+
+
+def _unknown(group: str, ref: str, names: list[str]) -> str:
+    kind = kind_of(group)
+    if not names and group == GROUPS["method"]:
+        return "ddbench is not installed, so no method can be found. Run: pip install -e '.[dev]'"
+    return f"there is no {kind} {ref!r}. {closest(ref, names)}`ddbench list {kind}s` shows what there is."
+
+
+def _load_file(kind: str, ref: str) -> Loaded:
+    file, _, attribute = ref.partition(":")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise PluginError(f"{kind} {ref!r}: there is no file {path}.")
+    source = path.read_bytes()
+    module = _import_file(path, hashlib.sha256(source).hexdigest(), ref, kind)
+    if not attribute:
+        attribute = _only_candidate(module, kind, ref)
+    if not hasattr(module, attribute):
+        raise PluginError(f"{kind} {ref!r}: {path.name} has no {attribute!r}.")
+    value = getattr(module, attribute)
+    name = getattr(value, "name", None) or attribute
+    return Loaded(value, str(name), path.name, hashlib.sha256(source).hexdigest())
+
+
+def _import_file(path: Path, digest: str, ref: str, kind: str) -> ModuleType:
+    # Named by content and place: loading the same file twice gives the same classes, an edited one gives new ones.
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"ddbench_file_{path.stem}_{place}_{digest[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise PluginError(f"{kind} {ref!r} does not import: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _only_candidate(module: ModuleType, kind: str, ref: str) -> str:
+    own = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
+    if kind == "method":
+        from ddbench.method import Method
+
+        own = [n for n in own if issubclass(getattr(module, n), Method)]
+    if len(own) != 1:
+        found = ", ".join(own) or "none"
+        raise PluginError(f"{kind} {ref!r}: say which of the file's {kind}s is meant ({found}), as in {ref}:NAME.")
+    return own[0]

@@ -1,0 +1,90 @@
+"""The problem that a method is given: real training data, a budget, a backbone, a pixel space, a device."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddbench.artifacts import ArtifactCache
+from ddbench.backbones.base import Backbone
+from ddbench.data.catalogue import DatasetInfo
+from ddbench.data.pixels import PixelSpace, fit_pixels
+from ddbench.data.tensors import DatasetTensors, RealImages
+from ddbench.engine.precision import Precision
+from ddbench.errors import DataError
+from ddbench.rng import Rng
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Problem:
+    """Everything fixed while condensing. It holds no test data, so no method can look at any.
+
+    `train` are raw pixels on the host; `real` the same images on the device, in the pixel space.
+    """
+
+    info: DatasetInfo
+    train: DatasetTensors
+    pixels: PixelSpace
+    backbone: Backbone
+    ipc: int
+    rng: Rng
+    device: torch.device
+    artifacts: ArtifactCache
+    precision: Precision = field(default_factory=Precision)
+    _splits: dict[float, tuple[Problem, RealImages]] = field(default_factory=dict, repr=False)
+
+    @functools.cached_property
+    def real(self) -> RealImages:
+        """The training images on the device. Made on first use: judging a set does not need them."""
+        return RealImages(self.train, self.pixels, self.device)
+
+    @property
+    def classes(self) -> int:
+        """K, the number of classes."""
+        return len(self.train.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.train.shape
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What an artefact made from this problem depends on: data, pixel space, backbone."""
+        return {
+            "dataset": self.train.fingerprint,
+            "pixels": f"{self.pixels.name} {self.pixels.fingerprint}",
+            "backbone": self.backbone.name,
+            "precision": self.precision.name,
+        }
+
+    def class_labels(self) -> Tensor:
+        """int64 [K * ipc] on the host: every class ipc times, class by class."""
+        return torch.arange(self.classes).repeat_interleave(self.ipc)
+
+    def by_class(self, images: Tensor) -> Tensor:
+        """[K * ipc, C, H, W] -> [K, ipc, C, H, W]."""
+        return images.unflatten(0, (self.classes, self.ipc))
+
+    def heldout(self, fraction: float) -> tuple[Problem, RealImages]:
+        """The same problem without a part of the training set, and that part, for a method that must choose.
+
+        Stratified, and the same for every run on this data. A whitening is fitted again without the part, so the
+        returned problem has another identity: its artefacts are other artefacts.
+        """
+        if not 0 < fraction < 1:
+            raise DataError(f"the held-out fraction is {fraction}; it must lie between 0 and 1.")
+        if fraction not in self._splits:
+            rest, part = self.train.split(fraction)
+            pixels = self.pixels
+            if not pixels.cheap:
+                pixels = fit_pixels(self.pixels.base, rest, self.info, self.artifacts.root / "pixels", heldout=fraction)
+                pixels = pixels.to(self.device)
+            problem = dataclasses.replace(self, train=rest, pixels=pixels, _splits={})
+            self._splits[fraction] = (problem, RealImages(part, pixels, self.device))
+        return self._splits[fraction]

@@ -1,0 +1,270 @@
+"""The third stage of a run: fresh students on the finished set, student by student, each counted once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from ddbench.backbones import names as backbones
+from ddbench.config import explain
+from ddbench.data.sources import Dataset
+from ddbench.errors import ConfigError, DivergedError, RunError
+from ddbench.evaluation.evaluate import Score, SealedTest, evaluate, trainer_of
+from ddbench.evaluation.protocol import Protocol
+from ddbench.evaluation.trainer import Job
+from ddbench.files import read_json, write_json
+from ddbench.problem import Problem
+from ddbench.runs import provenance
+from ddbench.runs.observers import Observer, read_log
+from ddbench.runs.record import EvaluationPart, Part, RunRecord
+from ddbench.runs.rundir import RunDir
+from ddbench.runs.signals import Stop
+from ddbench.synthetic import SyntheticSet, load
+
+SHOW_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is asked for: so many students of one backbone under one protocol."""
+
+    protocol: Protocol
+    backbone: str
+    students: int
+
+    def in_record(self, record: RunRecord) -> bool:
+        """Whether a record has it already, be it as a failure."""
+        return any(
+            e.digest == self.protocol.digest
+            and e.protocol == self.protocol.id
+            and e.backbone == self.backbone
+            and (e.failed or len(e.accuracy) >= self.students)
+            for e in record.evaluations
+        )
+
+
+def cells(
+    protocols: Iterable[Protocol], judges: Sequence[str], students: int | None, shape: tuple[int, int, int]
+) -> list[Cell]:
+    """Every protocol with every judge, or with its own backbones where no judge is named."""
+    return [
+        Cell(protocol, backbone, students or protocol.students)
+        for protocol in protocols
+        for backbone in dict.fromkeys(backbones.canonical(name, shape) for name in judges or protocol.backbones)
+    ]
+
+
+class StudentScore(Part):
+    """One student of an evaluation file."""
+
+    student: int
+    accuracy: float
+    seconds: float
+    device: str
+
+
+class Evaluated(Part):
+    """evaluations/<protocol>/<backbone>.json. `synthetic` is the sha256 of the set's file."""
+
+    file_schema: Literal["ddbench.evaluation/1"] = "ddbench.evaluation/1"
+    protocol: str
+    digest: str
+    backbone: str
+    synthetic: str
+    scores: tuple[StudentScore, ...] = ()
+    failed: str = ""
+
+    @property
+    def accuracy(self) -> tuple[float, ...]:
+        """Of students 0, 1, …; none after a failure, so that nobody averages over the survivors."""
+        by_number = {s.student: s.accuracy for s in self.scores}
+        return () if self.failed else tuple(by_number[k] for k in range(len(by_number)) if k in by_number)
+
+    def part(self) -> EvaluationPart:
+        """As a record has it."""
+        return EvaluationPart(
+            protocol=self.protocol,
+            digest=self.digest,
+            backbone=self.backbone,
+            accuracy=self.accuracy,
+            seconds=sum(s.seconds for s in self.scores),
+            device=", ".join(dict.fromkeys(s.device for s in self.scores)),
+            failed=self.failed,
+        )
+
+
+class CurvePoint(Part):
+    """A snapshot and its students. `seconds` are those of condensation up to its step."""
+
+    step: int
+    seconds: float | None
+    accuracy: tuple[float, ...]
+
+
+class Curve(Part):
+    """evaluations/<protocol>/<backbone>.curve.json. All snapshots, none chosen; the last point is the result."""
+
+    file_schema: Literal["ddbench.curve/1"] = "ddbench.curve/1"
+    protocol: str
+    digest: str
+    backbone: str
+    synthetic: str
+    points: tuple[CurvePoint, ...] = ()
+
+
+@dataclass
+class Judging:
+    """One attempt at evaluating a run's set. `problem_of` gives the problem for a pixel space and a backbone."""
+
+    folder: RunDir
+    dataset: Dataset
+    sha256: str
+    problem_of: Callable[[str, str], Problem]
+    stop: Stop
+    tell: Observer
+    retry: bool = False
+
+    def __post_init__(self) -> None:
+        self._test = SealedTest(self.dataset.test)
+        self._synthetic = load(self.folder.synthetic)
+
+    def judge(self, cell: Cell) -> Evaluated:
+        """Train the students that are missing; what is known is kept, student by student.
+
+        A protocol that does not fit the set, or a student that diverges, makes the cell a failure; other cells go on.
+        Raises: Interrupted after a signal.
+        """
+        path = self.folder.evaluation(cell.protocol, cell.backbone)
+        done = self._read(path, cell)
+        if self.retry and done.failed:
+            done = done.model_copy(update={"failed": ""})
+        missing = sorted(set(range(cell.students)) - {s.student for s in done.scores})
+        if done.failed or not missing:
+            return done
+        try:
+            problem = self.problem_of(self._synthetic.pixels, cell.backbone)
+            device = provenance.device_name(problem.device)
+            for score in self._scores(self._synthetic, cell, problem, missing, ""):
+                line = StudentScore(device=device, **vars(score))
+                done = done.model_copy(update={"scores": (*done.scores, line)})
+                write_json(path, done.model_dump(mode="json"))
+        except (DivergedError, ConfigError) as error:
+            done = done.model_copy(update={"failed": str(error)})
+            write_json(path, done.model_dump(mode="json"))
+            self.tell.on_note(f"{cell.protocol.id} with {cell.backbone} failed: {error}")
+        return done
+
+    def draw_curve(self, cell: Cell, result: Evaluated, last_step: int, seconds: float) -> Curve | None:
+        """Judge every snapshot as the result was judged; None where the result could not be."""
+        if result.failed:
+            return None
+        path = self.folder.curve(cell.protocol, cell.backbone)
+        students = range(len(result.accuracy))
+        curve = self._read_curve(path, cell)
+        known = {p.step: p for p in curve.points if len(p.accuracy) == len(students)}
+        clock = {entry["step"]: entry["seconds"] for entry in read_log(self.folder.log)} | {0: 0.0}
+        known[last_step] = CurvePoint(step=last_step, seconds=seconds, accuracy=result.accuracy)
+        problem = self.problem_of(self._synthetic.pixels, cell.backbone)
+        for step, snapshot in snapshots(self.folder):
+            if step not in known:
+                scores = self._scores(load(snapshot), cell, problem, students, f"step {step} ")
+                accuracy = tuple(score.accuracy for score in scores)
+                known[step] = CurvePoint(step=step, seconds=clock.get(step), accuracy=accuracy)
+            curve = curve.model_copy(update={"points": tuple(known[s] for s in sorted(known))})
+            write_json(path, curve.model_dump(mode="json"))
+        return curve
+
+    def _scores(
+        self, synthetic: SyntheticSet, cell: Cell, problem: Problem, students: Sequence[int], label: str
+    ) -> Iterable[Score]:
+        steps = max(1, trainer_of(cell.protocol).steps(Job(synthetic, cell.protocol, problem)))
+        progress = _Progress(self.tell, cell, label, steps, len(students), self.stop)
+        return evaluate(
+            synthetic, cell.protocol, problem, self._test, students=students, label=label, tick=progress.tick
+        )
+
+    def _read(self, path: Path, cell: Cell) -> Evaluated:
+        fresh = Evaluated(
+            protocol=cell.protocol.id, digest=cell.protocol.digest, backbone=cell.backbone, synthetic=self.sha256
+        )
+        if not path.is_file():
+            return fresh
+        found = read_evaluation(path)
+        if found.synthetic != self.sha256:
+            return fresh
+        if found.digest != cell.protocol.digest:
+            raise ConfigError(
+                f"protocol {cell.protocol.id} has changed since this run was judged by it, and a column is one recipe. "
+                "Raise its version, or give it another name."
+            )
+        return found
+
+    def _read_curve(self, path: Path, cell: Cell) -> Curve:
+        fresh = Curve(
+            protocol=cell.protocol.id, digest=cell.protocol.digest, backbone=cell.backbone, synthetic=self.sha256
+        )
+        if not path.is_file():
+            return fresh
+        found = read_curve(path)
+        return found if (found.synthetic, found.digest) == (fresh.synthetic, fresh.digest) else fresh
+
+
+@dataclass
+class _Progress:
+    """Counts student-steps, says how long the rest will take, and lets a signal in."""
+
+    tell: Observer
+    cell: Cell
+    label: str
+    steps: int
+    students: int
+    stop: Stop
+
+    def __post_init__(self) -> None:
+        self._done = 0
+        self._started = time.monotonic()
+        self._shown = -float("inf")
+
+    def tick(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        self.stop.check("while students were trained; those that were done are kept")
+        total = self.steps * self.students
+        if now - self._shown >= SHOW_SECONDS or self._done >= total:
+            self._shown = now
+            left = (now - self._started) / self._done * (total - self._done)
+            name = f"{self.label}{self.cell.protocol.id}"
+            self.tell.on_student(name, self.cell.backbone, self._done / self.steps, self.students, left)
+
+
+def snapshots(folder: RunDir) -> list[tuple[int, Path]]:
+    """Steps and files of the snapshots, in their order."""
+    return sorted((int(p.stem.removeprefix("step_")), p) for p in folder.snapshots.glob("step_*.safetensors"))
+
+
+def read_evaluation(path: Path) -> Evaluated:
+    """Raises: RunError if the file is damaged."""
+    try:
+        return Evaluated.model_validate(read_json(path))
+    except ValidationError as error:
+        raise RunError(f"{explain(str(path), error)}. Remove that file and run again.") from None
+
+
+def read_curve(path: Path) -> Curve:
+    """Raises: RunError if the file is damaged."""
+    try:
+        return Curve.model_validate(read_json(path))
+    except ValidationError as error:
+        raise RunError(f"{explain(str(path), error)}. Remove that file and run again.") from None
+
+
+def evaluations(folder: RunDir, sha256: str) -> list[EvaluationPart]:
+    """Everything that is known about the set of this content, by protocol and backbone."""
+    paths = (p for p in sorted(folder.evaluations.glob("*/*.json")) if not p.name.endswith(".curve.json"))
+    found = [read_evaluation(path) for path in paths]
+    return [e.part() for e in found if e.synthetic == sha256 and (e.scores or e.failed)]

@@ -1,0 +1,196 @@
+"""Who watches a run: the console, or nobody; and the log of metrics."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddbench.errors import RunError
+from ddbench.files import disk_is_full, write_atomically
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from ddbench.runs.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run that begins, or goes on from `step`."""
+
+    spec: RunSpec
+    folder: Path
+    step: int
+    total: int
+
+
+class Observer:
+    """What the runner tells while it works. Does nothing; subclasses do with it what they like, and change no run."""
+
+    def on_start(self, started: Started) -> None:
+        """Condensing begins."""
+
+    def on_phase(self, name: str) -> None:
+        """`name` is prepare, condense, evaluate or record."""
+
+    def on_step(self, step: int, total: int, metrics: Mapping[str, float], seconds: float) -> None:
+        """About once a second: means since the last call, and the seconds of condensation so far."""
+
+    def on_student(self, protocol: str, backbone: str, done: float, of: int, eta_seconds: float | None) -> None:
+        """`done` counts students, and the part of one that is being trained."""
+
+    def on_note(self, text: str) -> None:
+        """A sentence that a person should read."""
+
+    def on_end(self) -> None:
+        """Nothing more comes: the run is done, interrupted or failed."""
+
+
+class Quiet(Observer):
+    """Says nothing."""
+
+
+class Console(Observer):
+    """Progress on stderr: a moving line with the time left on a terminal, elsewhere a line now and then."""
+
+    def __init__(self, every_seconds: float = 10.0) -> None:
+        from rich.console import Console as Terminal
+
+        self._terminal = Terminal(stderr=True, soft_wrap=True, highlight=False)
+        self._every = every_seconds
+        self._spoke = -float("inf")
+        self._task_name = ""
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._pace: tuple[int, float] | None = None
+
+    def on_start(self, started: Started) -> None:
+        spec = started.spec
+        budget = f"ipc {spec.ipc}" if spec.ipc else "all images"
+        going_on = f", going on from step {started.step} of {started.total}" if started.step else ""
+        self.on_note(f"{spec.method} on {spec.dataset}, {budget}, {spec.backbone}, seed {spec.seed}{going_on}")
+        self._pace = None
+
+    def on_phase(self, name: str) -> None:
+        self._close()
+        self._spoke = -float("inf")
+
+    def on_step(self, step: int, total: int, metrics: Mapping[str, float], seconds: float) -> None:
+        first_step, first_seconds = self._pace = self._pace or (step, seconds)
+        rate = (step - first_step) / (seconds - first_seconds) if seconds > first_seconds else 0.0
+        left = (total - step) / rate if rate else None
+        values = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        pace = f"{rate:.3g} steps/s" if rate else ""
+        self._show("condense", step, total, f"{step}/{total}  {pace}", left, values)
+
+    def on_student(self, protocol: str, backbone: str, done: float, of: int, eta_seconds: float | None) -> None:
+        self._show(f"evaluate {protocol} {backbone}", done, of, f"{done:.1f}/{of} students", eta_seconds, "")
+
+    def on_note(self, text: str) -> None:
+        self._terminal.print(text, markup=False)
+
+    def on_end(self) -> None:
+        self._close()
+
+    def _show(self, name: str, done: float, of: float, count: str, left: float | None, values: str) -> None:
+        if self._terminal.is_terminal:
+            self._move(name, done, of, count, left, values)
+            return
+        now = time.monotonic()
+        if name == self._task_name and now - self._spoke < self._every and done < of:
+            return
+        self._task_name, self._spoke = name, now
+        parts = [name, count.strip(), f"{duration(left)} left" if left is not None else "", values]
+        self.on_note("  ".join(part for part in parts if part))
+
+    def _move(self, name: str, done: float, of: float, count: str, left: float | None, values: str) -> None:
+        if self._progress is None or name != self._task_name:
+            self._close()
+            self._open(name)
+        assert self._progress is not None
+        assert self._task is not None
+        self._progress.update(
+            self._task,
+            completed=done,
+            total=of,
+            count=count,
+            left=f"{duration(left)} left" if left is not None else "",
+            values=values,
+        )
+
+    def _open(self, name: str) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = ["{task.description}", "{task.fields[count]}", "{task.fields[left]}", "{task.fields[values]}"]
+        texts = [TextColumn(text, markup=False) for text in columns]
+        self._progress = Progress(texts[0], BarColumn(), *texts[1:], TimeElapsedColumn(), console=self._terminal)
+        self._progress.start()
+        self._task = self._progress.add_task(name, total=None, count="", left="", values="")
+        self._task_name = name
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress, self._task, self._task_name = None, None, ""
+
+
+def duration(seconds: float) -> str:
+    """ "42 s", "3 min 20 s", "2 h 05 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@dataclass
+class MetricLog:
+    """log.jsonl: one line a tick with step, seconds of condensation, and the mean of each metric since the last one."""
+
+    path: Path
+
+    def cut(self, step: int) -> None:
+        """Keep the lines up to a step. A line that a killed process left unfinished goes too."""
+        kept = []
+        with suppress(FileNotFoundError):
+            for line in self.path.read_bytes().splitlines(keepends=True):
+                entry = _parsed(line)
+                if entry is not None and entry["step"] <= step:
+                    kept.append(line)
+        write_atomically(self.path, b"".join(kept))
+
+    def add(self, step: int, seconds: float, metrics: Mapping[str, float]) -> None:
+        """Append a line. Raises: RunError if the disk is full."""
+        line = json.dumps({"step": step, "seconds": round(seconds, 3), "metrics": dict(metrics)})
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            why = "the disk is full" if disk_is_full(error) else error.strerror
+            raise RunError(
+                f"{self.path} could not be written: {why}. Free some space and run the same command again; it goes on "
+                "from the last checkpoint."
+            ) from error
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a log."""
+    with suppress(FileNotFoundError):
+        return [entry for line in path.read_bytes().splitlines(keepends=True) if (entry := _parsed(line)) is not None]
+    return []
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None

@@ -1,0 +1,151 @@
+"""The record of a run: what a leaderboard reads. Numbers are records first, tables second.
+
+Accuracies are fractions, one per student. Times are seconds, sizes bytes, instants UTC: the key says the unit. No host
+names, no user names, no paths.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ddbench.config import explain
+from ddbench.errors import RunError
+from ddbench.files import read_json
+
+SCHEMA: Literal["ddbench.record/1"] = "ddbench.record/1"
+
+
+class Part(BaseModel):
+    """A part of a record. Frozen, and nothing unknown in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunPart(Part):
+    """Which run this is."""
+
+    id: str = Field(description="Eight hex digits over the resolved spec.")
+    method: str
+    title: str = Field(description="The method's name as papers print it.")
+    kind: Literal["condensation", "coreset", "ceiling"]
+    provided_by: str = Field(description="Package and version, or the file name of a method given by path.")
+    method_sha256: str | None = Field(default=None, description="Of the method's file when it was given by path.")
+    dataset: str
+    ipc: int = Field(ge=0, description="Images per class; 0 for the whole dataset.")
+    backbone: str
+    seed: int
+    preset: str
+    precision: str
+    native: str = Field(description="The protocol of the method's own paper.")
+
+
+class ConfigPart(Part):
+    """The method's options and the layer that each came from."""
+
+    values: dict[str, Any]
+    sources: dict[str, str]
+
+
+class DataPart(Part):
+    """Which data, in which pixel space."""
+
+    title: str = Field(description='As boards print it: "CIFAR-10, JPEG copy".')
+    fingerprint: str = Field(description="Over all uint8 images and labels, train and test.")
+    original: bool
+    train: int
+    test: int
+    classes: int
+    shape: tuple[int, int, int]
+    pixels: str
+    pixels_fingerprint: str
+
+
+class SyntheticPart(Part):
+    """The set itself, by content."""
+
+    sha256: str
+    images: int
+    labels: Literal["class", "probability", "logit", "regression"]
+    stored: Literal["float32", "uint8"]
+    decode: str
+    learned: tuple[str, ...]
+    bytes: int = Field(description="What a receiver must store: images, labels, step sizes, a stored start.")
+
+
+class EvaluationPart(Part):
+    """Fresh students on the set, under one protocol, with one backbone."""
+
+    protocol: str = Field(description="As printed: dsa@1.")
+    digest: str = Field(description="Of the protocol's fields; two recipes never share it.")
+    backbone: str
+    accuracy: tuple[float, ...] = Field(description="Student 0, 1, …; fractions of the test set.")
+    seconds: float = Field(description="All students together, testing included.")
+    device: str
+    failed: str = Field(default="", description="Why there is no accuracy, if there is none.")
+
+
+class CostPart(Part):
+    """What one phase cost, over all attempts; evaluation, checkpoints and logs are not part of condensation."""
+
+    seconds: float
+    peak_device_bytes: int | None = Field(
+        default=None, description="Most memory allocated on the device; none on a CPU."
+    )
+    peak_host_bytes: int | None = Field(
+        default=None,
+        description="Most resident memory of the process so far, earlier phases included.",
+    )
+
+
+class Attempt(Part):
+    """One process that worked on the run."""
+
+    started: str
+    steps: tuple[int, int] = Field(description="First and last step that it reached.")
+    device: str
+    cpu: str
+    git: dict[str, Any] | None = Field(description="Commit and whether the checkout was clean; none for a release.")
+    python: str
+    packages: dict[str, str]
+
+
+class RunRecord(Part):
+    """Everything that a table or a reader may ask of a run."""
+
+    record_schema: Literal["ddbench.record/1"] = Field(SCHEMA, alias="schema")
+    status: Literal["complete", "partial"]
+    run: RunPart
+    config: ConfigPart
+    data: DataPart
+    synthetic: SyntheticPart
+    artifacts: tuple[dict[str, Any], ...] = ()
+    evaluations: tuple[EvaluationPart, ...] = ()
+    cost: dict[str, CostPart]
+    attempts: tuple[Attempt, ...]
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """As written to record.json."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a record of any released schema. Raises: RunError for a damaged or foreign file, naming it."""
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        found = value.get("schema") if isinstance(value, dict) else type(value).__name__
+        raise RunError(f"{path} is not a ddbench record (schema {found!r}; this version reads {SCHEMA!r}).")
+    try:
+        return RunRecord.model_validate(value)
+    except ValidationError as error:
+        raise RunError(explain(str(path), error)) from None
+
+
+def json_schema() -> str:
+    """The JSON schema of a record, as committed under leaderboards/schema."""
+    return json.dumps(RunRecord.model_json_schema(by_alias=True), indent=2, sort_keys=True) + "\n"

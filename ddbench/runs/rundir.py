@@ -1,0 +1,189 @@
+"""The folder of a run: its paths, its lock, and whose it is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ddbench.errors import RunError
+from ddbench.evaluation.protocol import Protocol
+from ddbench.files import disk_is_full, read_json, write_json
+from ddbench.runs.spec import RunSpec
+
+logger = logging.getLogger(__name__)
+
+SPEC = "spec.json"
+# What a folder may hold before it belongs to a run: the locks, and files of a process killed while writing its spec.
+_LOCKS = (".lock", "lock")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run's folder. `spec` is what is asked of it now; its protocols and students may differ from spec.json."""
+
+    path: Path
+    spec: RunSpec
+
+    @classmethod
+    def open(cls, root: Path, spec: RunSpec) -> RunDir:
+        """The folder of a spec under the runs folder; made, with spec.json as its first file, if it is not there.
+
+        Raises: RunError if the folder belongs to another run or to somebody else, or cannot be written.
+        """
+        path = root / spec.folder
+        try:
+            there = sorted(p.name for p in path.iterdir() if p.name not in _LOCKS and not p.name.endswith(".tmp"))
+        except (FileNotFoundError, NotADirectoryError):
+            there = []
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error.strerror}. Check the folder's permissions.") from None
+        if SPEC in there:
+            found = cls.at(path).spec
+            if found.identity != spec.identity:
+                differ = [k for k, v in spec.identity.items() if found.identity.get(k) != v]
+                raise RunError(
+                    f"{path} belongs to another run: its {', '.join(differ)} differ from what is asked. "
+                    "Move that folder away, or use another --runs folder."
+                )
+        elif there:
+            raise RunError(
+                f"{path} holds {there[0]} and no {SPEC}, so it is not the folder of a run. Move it away, or use "
+                "another --runs folder."
+            )
+        else:
+            write_json(path / SPEC, spec.to_json())
+        return cls(path, spec)
+
+    @classmethod
+    def at(cls, path: Path) -> RunDir:
+        """The run in an existing folder. Raises: RunError if there is none."""
+        if not (path / SPEC).is_file():
+            raise RunError(f"{path} is not the folder of a run: it has no {SPEC}.")
+        try:
+            return cls(path, RunSpec.from_json(read_json(path / SPEC)))
+        except RunError as error:
+            raise RunError(f"{path / SPEC}: {error} Move the folder away and run again.") from None
+
+    @staticmethod
+    def find(root: Path) -> Iterator[RunDir]:
+        """All runs under a runs folder, by path; damaged ones are left out with a warning."""
+        for spec in sorted(root.glob(f"*/*/*/*/{SPEC}")):
+            try:
+                yield RunDir.at(spec.parent)
+            except RunError as error:
+                logger.warning("%s", error)
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
+    def synthetic(self) -> Path:
+        return self.path / "synthetic.safetensors"
+
+    @property
+    def about(self) -> Path:
+        return self.path / "synthetic.json"
+
+    @property
+    def preview(self) -> Path:
+        return self.path / "preview.png"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "record.json"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts.json"
+
+    @property
+    def cost(self) -> Path:
+        return self.path / "cost.json"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
+
+    def evaluation(self, protocol: Protocol, backbone: str) -> Path:
+        """Accuracies of students of one backbone under one protocol."""
+        return self.evaluations / protocol.id / f"{_safe(backbone)}.json"
+
+    def curve(self, protocol: Protocol, backbone: str) -> Path:
+        """The same for the snapshots."""
+        return self.evaluations / protocol.id / f"{_safe(backbone)}.curve.json"
+
+    def snapshot(self, step: int) -> Path:
+        """The set as it was after a step."""
+        return self.snapshots / f"step_{step:06d}.safetensors"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Work on the run alone.
+
+        The lock is the system's, so that none survives its process; the file `lock` says who holds it.
+        Raises: RunError if another process works on the run.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        holder = self.path / "lock"
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"run {self.spec.id} is being worked on by {_who(holder)}. Wait for it, or stop that process."
+            ) from None
+        except OSError as error:
+            why = "the disk is full" if disk_is_full(error) else error.strerror
+            raise RunError(f"{self.path} cannot be locked: {why}.") from error
+        try:
+            started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            write_json(holder, {"host": socket.gethostname(), "pid": os.getpid(), "started": started})
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                holder.unlink()
+            lock.release()
+
+    def clear(self) -> None:
+        """Remove everything but the spec and the locks, so that the run starts over. Only under the lock."""
+        # The record first: without it the run counts as unfinished, wherever this is interrupted.
+        self.record.unlink(missing_ok=True)
+        for entry in sorted(self.path.iterdir()):
+            if entry.name in (SPEC, *_LOCKS):
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        write_json(self.path / SPEC, self.spec.to_json())
+
+
+def _who(holder: Path) -> str:
+    try:
+        value: Any = json.loads(holder.read_text())
+        return f"pid {value['pid']} on {value['host']} since {value['started']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _safe(name: str) -> str:
+    return name.replace("/", "-").replace(":", "-")

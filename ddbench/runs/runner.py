@@ -1,0 +1,436 @@
+"""A run from start to end: prepare, condense, evaluate, record. Each stage does what the folder lacks."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from ddbench import synthetic as sets
+from ddbench.artifacts import ArtifactCache
+from ddbench.backbones import names as backbones
+from ddbench.data.pixels import PixelSpace, fit_pixels
+from ddbench.data.sources import Dataset, load
+from ddbench.engine.precision import Precision
+from ddbench.errors import DataError, RunError
+from ddbench.evaluation.protocol import Protocol
+from ddbench.files import disk_is_full, read_json, write_atomically, write_json
+from ddbench.problem import Problem
+from ddbench.rng import Rng
+from ddbench.runs import provenance
+from ddbench.runs.condensing import Cadence, Condensation
+from ddbench.runs.judging import Cell, Judging, cells, evaluations
+from ddbench.runs.ledger import Ledger
+from ddbench.runs.observers import Observer
+from ddbench.runs.preview import preview
+from ddbench.runs.record import ConfigPart, CostPart, DataPart, RunPart, RunRecord, SyntheticPart, read_record
+from ddbench.runs.rundir import RunDir
+from ddbench.runs.signals import Interrupted, Stop
+from ddbench.runs.spec import Resolution
+
+__all__ = ["Interrupted", "RunOptions", "build_problem", "evaluate_run", "prepare", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where and how a run is done. Nothing here changes what comes out.
+
+    `curve` judges the snapshots too, when the run is over. `grace_seconds` is how long a step may go on after SIGTERM.
+    """
+
+    root: Path
+    data_root: Path
+    device: torch.device
+    fresh: bool = False
+    observers: Sequence[Observer] = ()
+    require_clean: bool = False
+    curve: bool = False
+    snapshots: int = 5
+    checkpoint_seconds: float = 60.0
+    checkpoint_steps: int | None = None
+    grace_seconds: float = 20.0
+
+    @property
+    def artifacts(self) -> Path:
+        """Shared by all runs of a runs folder."""
+        return self.root / "artifacts"
+
+
+def prepare(resolution: Resolution, options: RunOptions) -> list[dict[str, Any]]:
+    """Only fill the artefact cache with what the run will read. Returns what that is, with what it cost to make."""
+    with _session(options) as (stop, tell), stop.at_once():
+        tell.on_phase("prepare")
+        problem = _problem(resolution, options)
+        resolution.method.prepare(problem)
+        return list(problem.artifacts.used.values())
+
+
+def run(resolution: Resolution, options: RunOptions) -> RunRecord:
+    """Do what is missing of a run and return its record; a finished run is read, not repeated.
+
+    Raises: Interrupted after SIGTERM or Ctrl-C, with everything saved; DivergedError; RunError if the folder is locked
+    or foreign, or the disk is full.
+    """
+    _refuse_dirty(options)
+    spec, dataset = resolution.spec, resolution.dataset
+    folder = RunDir.open(options.root, spec)
+    asked = cells(resolution.protocols, spec.judges, spec.students, dataset.info.shape)
+    record = None if options.fresh else _finished(folder, asked, options)
+    if record is not None:
+        return record
+    with _session(options) as (stop, tell), folder.lock():
+        if options.fresh:
+            folder.clear()
+        ledger = Ledger(folder, options.device)
+        if folder.synthetic.is_file():
+            ledger.begin(ledger.last_step)
+        else:
+            _condense(resolution, options, folder, ledger, stop, tell)
+        _describe(folder, dataset, options, resolution.method.info.title)
+        _evaluate(folder, dataset, asked, options, ledger, stop, tell)
+        tell.on_phase("record")
+        record = _record(resolution, folder, ledger, options)
+        write_json(folder.record, record.to_json())
+        return record
+
+
+def evaluate_run(
+    path: Path,
+    protocols: Sequence[Protocol],
+    judges: Sequence[str],
+    students: int | None,
+    options: RunOptions,
+    curve: bool = False,
+) -> RunRecord:
+    """More evaluations of a finished run; rewrites its record. What failed before is tried again.
+
+    No judges: the backbones of each protocol. No students: as many as each protocol says.
+    Raises: RunError if the run is not finished; DataError if the dataset is not the one it was made from.
+    """
+    _refuse_dirty(options)
+    folder = RunDir.at(path)
+    if not (folder.record.is_file() and folder.synthetic.is_file()):
+        raise RunError(f"{path} is not a finished run: run its command again first, which goes on where it stopped.")
+    dataset = load(folder.spec.dataset, options.data_root)
+    if dataset.fingerprint != folder.spec.data_fingerprint:
+        raise DataError(
+            f"run {folder.spec.id} was made from {folder.spec.dataset} with fingerprint "
+            f"{folder.spec.data_fingerprint}, and the one in the data folder has {dataset.fingerprint}. "
+            "Point --data at the folder with the other one."
+        )
+    asked = cells(protocols, judges, students, dataset.info.shape)
+    with _session(options) as (stop, tell), folder.lock():
+        ledger = Ledger(folder, options.device)
+        ledger.begin(ledger.last_step)
+        before = read_record(folder.record)
+        _evaluate(folder, dataset, asked, options, ledger, stop, tell, retry=True, curve=curve or options.curve)
+        record = before.model_copy(
+            update={
+                "evaluations": tuple(evaluations(folder, before.synthetic.sha256)),
+                "cost": ledger.costs,
+                "attempts": ledger.attempts,
+            }
+        )
+        write_json(folder.record, record.to_json())
+        return record
+
+
+def build_problem(
+    dataset: Dataset,
+    *,
+    backbone: str,
+    pixels: str,
+    ipc: int,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    artifacts_root: Path,
+) -> Problem:
+    """The problem for a dataset: everything that a method is given, and no test data.
+
+    A whitening is fitted once and kept under `artifacts_root`; the problem's artefact list says what it cost.
+    """
+    artifacts = ArtifactCache(artifacts_root)
+    return Problem(
+        info=dataset.info,
+        train=dataset.train,
+        pixels=_fit(pixels, dataset, artifacts).to(device),
+        backbone=backbones.build(backbone, dataset.info.shape, len(dataset.train.classes)),
+        ipc=ipc,
+        rng=Rng(seed),
+        device=device,
+        artifacts=artifacts,
+        precision=Precision(precision),  # type: ignore[arg-type]
+    )
+
+
+def _fit(name: str, dataset: Dataset, artifacts: ArtifactCache) -> PixelSpace:
+    store = artifacts.root / "pixels"
+    if name.startswith("standard"):
+        return fit_pixels(name, dataset.train, dataset.info, store)
+    key = hashlib.blake2b(f"{name} {dataset.train.fingerprint}".encode(), digest_size=8).hexdigest()
+    mark = store / f"{key}.json"
+    store.mkdir(parents=True, exist_ok=True)
+    # Two runs that start together would otherwise both fit, and neither would know what one fit costs.
+    with FileLock(store / f".{key}.lock"):
+        cached = mark.is_file()
+        started = time.perf_counter()
+        fitted = fit_pixels(name, dataset.train, dataset.info, store)
+        if not cached:
+            write_json(mark, {"pixels": name, "seconds": time.perf_counter() - started})
+    artifacts.used[key] = {
+        "kind": "pixel-space",
+        "key": key,
+        "identity": {"dataset": dataset.train.fingerprint, "pixels": name},
+        "seconds": float(read_json(mark)["seconds"]),
+        "from_cache": cached,
+    }
+    return fitted
+
+
+@contextlib.contextmanager
+def _session(options: RunOptions) -> Iterator[tuple[Stop, Observer]]:
+    """Signals are heard, observers told when it is over, and memory that runs out becomes a sentence."""
+    tell = _Everyone(options.observers)
+
+    def last_words(text: str) -> None:
+        tell.on_end()
+        tell.on_note(text)
+
+    stop = Stop(options.grace_seconds, last_words)
+    try:
+        with stop.listening():
+            yield stop, tell
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise RunError(
+            f"the device is out of memory: {reason}. Use a smaller batch or backbone, or another --device; running the "
+            "same command again goes on from the last checkpoint."
+        ) from error
+    except OSError as error:
+        if not (disk_is_full(error) or isinstance(error, PermissionError)):
+            raise
+        why = "the disk is full" if disk_is_full(error) else error.strerror
+        raise RunError(
+            f"{error.filename or options.root} could not be written: {why}. Once that is repaired, running the same "
+            "command again goes on from the last checkpoint."
+        ) from error
+    finally:
+        tell.on_end()
+
+
+class _Everyone(Observer):
+    """Passes everything on to several observers."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def on_start(self, *values: Any) -> None:
+        self._pass("on_start", values)
+
+    def on_phase(self, *values: Any) -> None:
+        self._pass("on_phase", values)
+
+    def on_step(self, *values: Any) -> None:
+        self._pass("on_step", values)
+
+    def on_student(self, *values: Any) -> None:
+        self._pass("on_student", values)
+
+    def on_note(self, *values: Any) -> None:
+        self._pass("on_note", values)
+
+    def on_end(self) -> None:
+        self._pass("on_end", ())
+
+    def _pass(self, name: str, values: tuple[Any, ...]) -> None:
+        for observer in self._observers:
+            getattr(observer, name)(*values)
+
+
+def _refuse_dirty(options: RunOptions) -> None:
+    state = provenance.git() if options.require_clean else None
+    if state is not None and state["dirty"]:
+        raise RunError(
+            "the checkout of ddbench has uncommitted changes, so nobody could repeat this run from its record. "
+            "Commit them first."
+        )
+
+
+def _finished(folder: RunDir, asked: Sequence[Cell], options: RunOptions) -> RunRecord | None:
+    """The record of a run to which nothing needs to be added."""
+    if not (folder.record.is_file() and folder.synthetic.is_file()):
+        return None
+    try:
+        record = read_record(folder.record)
+    except RunError:
+        return None  # everything that a damaged one is made from is still in the folder
+    there = all(cell.in_record(record) for cell in asked)
+    curves = not options.curve or all(folder.curve(cell.protocol, cell.backbone).is_file() for cell in asked)
+    return record if there and curves else None
+
+
+def _problem(resolution: Resolution, options: RunOptions) -> Problem:
+    spec = resolution.spec
+    return build_problem(
+        resolution.dataset,
+        backbone=spec.backbone,
+        pixels=spec.pixels,
+        ipc=spec.ipc,
+        seed=spec.seed,
+        device=options.device,
+        precision=spec.precision,
+        artifacts_root=options.artifacts,
+    )
+
+
+def _condense(
+    resolution: Resolution, options: RunOptions, folder: RunDir, ledger: Ledger, stop: Stop, tell: Observer
+) -> None:
+    spec, dataset, method = resolution.spec, resolution.dataset, resolution.method
+    tell.on_phase("prepare")
+    with stop.at_once(), ledger.phase("prepare"):
+        problem = _problem(resolution, options)
+        with problem.precision.active(problem.device):
+            method.prepare(problem)
+    # Now, not only at the end: after an interruption all this comes from the cache.
+    ledger.set_artifacts(problem.artifacts.used)
+    tell.on_phase("condense")
+    about = {
+        "run": spec.id,
+        "method": spec.method,
+        "dataset": spec.dataset,
+        "data": dataset.fingerprint,
+        "ipc": spec.ipc,
+        "classes": list(dataset.train.classes),
+    }
+    cadence = Cadence(options.snapshots, options.checkpoint_seconds, options.checkpoint_steps)
+    Condensation(method, problem, folder, ledger, stop, tell, cadence, about).run()
+
+
+def _describe(folder: RunDir, dataset: Dataset, options: RunOptions, title: str) -> None:
+    """What a person looks at first: the set's header as JSON, and a picture."""
+    if not folder.about.is_file():
+        write_json(folder.about, {**sets.read_header(folder.synthetic), "sha256": _sha256(folder.synthetic)})
+    if not folder.preview.is_file():
+        synthetic = sets.load(folder.synthetic)
+        budget = f"ipc {folder.spec.ipc}" if folder.spec.ipc else "all images"
+        heading = f"{title}, {dataset.title}, {budget}, seed {folder.spec.seed}"
+        picture = preview(synthetic, dataset.train.classes, _space(synthetic.pixels, dataset, options), heading)
+        write_atomically(folder.preview, picture)
+
+
+def _evaluate(
+    folder: RunDir,
+    dataset: Dataset,
+    asked: Sequence[Cell],
+    options: RunOptions,
+    ledger: Ledger,
+    stop: Stop,
+    tell: Observer,
+    *,
+    retry: bool = False,
+    curve: bool | None = None,
+) -> None:
+    tell.on_phase("evaluate")
+    sha256 = _sha256(folder.synthetic)
+    judging = Judging(folder, dataset, sha256, _problems(folder, dataset, options), stop, tell, retry)
+    try:
+        with ledger.phase("evaluate"):
+            results = [(cell, judging.judge(cell)) for cell in asked]
+    finally:
+        seconds = sum(part.seconds for part in evaluations(folder, sha256))
+        peaks = ledger.costs["evaluate"]
+        # Of students that count, in all attempts: one that was interrupted is trained again.
+        ledger.set_cost("evaluate", peaks.model_copy(update={"seconds": seconds}))
+    if options.curve if curve is None else curve:
+        step = int(sets.read_header(folder.synthetic)["about"]["step"])
+        for cell, result in results:
+            judging.draw_curve(cell, result, step, ledger.costs.get("condense", CostPart(seconds=0.0)).seconds)
+
+
+def _problems(folder: RunDir, dataset: Dataset, options: RunOptions) -> Callable[[str, str], Problem]:
+    """The problem of a judge, by pixel space and backbone."""
+
+    def problem(pixels: str, backbone: str) -> Problem:
+        return build_problem(
+            dataset,
+            backbone=backbone,
+            pixels=pixels,
+            ipc=folder.spec.ipc,
+            seed=folder.spec.seed,
+            device=options.device,
+            precision=folder.spec.precision,
+            artifacts_root=options.artifacts,
+        )
+
+    return problem
+
+
+def _record(resolution: Resolution, folder: RunDir, ledger: Ledger, options: RunOptions) -> RunRecord:
+    spec, dataset, info = resolution.spec, resolution.dataset, resolution.method.info
+    synthetic = sets.load(folder.synthetic)
+    sha256 = _sha256(folder.synthetic)
+    return RunRecord(
+        status="complete",
+        run=RunPart(
+            id=spec.id,
+            method=spec.method,
+            title=info.title,
+            kind=info.kind,
+            provided_by=spec.provided_by,
+            method_sha256=spec.method_sha256,
+            dataset=spec.dataset,
+            ipc=spec.ipc,
+            backbone=spec.backbone,
+            seed=spec.seed,
+            preset=spec.preset,
+            precision=spec.precision,
+            native=info.native,
+        ),
+        config=ConfigPart(values=dict(spec.config), sources=_option_sources(spec.sources)),
+        data=DataPart(
+            title=dataset.title,
+            fingerprint=dataset.fingerprint,
+            original=dataset.original,
+            train=len(dataset.train),
+            test=dataset.manifest["test"]["images"],
+            classes=len(dataset.train.classes),
+            shape=dataset.train.shape,
+            pixels=synthetic.pixels,
+            pixels_fingerprint=_space(synthetic.pixels, dataset, options).fingerprint,
+        ),
+        synthetic=SyntheticPart(
+            sha256=sha256,
+            images=len(synthetic),
+            labels=synthetic.label_kind,
+            stored=synthetic.stored,
+            decode=synthetic.decode,
+            learned=info.learns,
+            bytes=synthetic.nbytes,
+        ),
+        artifacts=ledger.artifacts,
+        evaluations=tuple(evaluations(folder, sha256)),
+        cost=ledger.costs,
+        attempts=ledger.attempts,
+    )
+
+
+def _option_sources(sources: Mapping[str, str]) -> dict[str, str]:
+    return {k.removeprefix("config."): v for k, v in sources.items() if k.startswith("config.")}
+
+
+def _space(pixels: str, dataset: Dataset, options: RunOptions) -> PixelSpace:
+    return _fit(pixels, dataset, ArtifactCache(options.artifacts))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

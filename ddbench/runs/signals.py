@@ -1,0 +1,94 @@
+"""SIGTERM and Ctrl-C: finish the step, save, leave."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+
+
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong
+    """A run was stopped from outside, and what it had is on disk. `exit_code` is 75 for SIGTERM and 130 for Ctrl-C."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Stop:
+    """Listens for SIGTERM and Ctrl-C while it is active, in the main thread; elsewhere it never hears any.
+
+    Usually a signal only sets `asked`, and whoever works looks at it between two steps. Inside `at_once` it interrupts
+    right there: for work that loses nothing by it. A second signal, or a step that does not end within `grace_seconds`,
+    ends the process: what is on disk is consistent at any moment. `last_words` is called before that.
+    """
+
+    def __init__(self, grace_seconds: float, last_words: Callable[[str], None]) -> None:
+        self.asked: signal.Signals | None = None
+        self._grace = grace_seconds
+        self._last_words = last_words
+        self._at_once = False
+        self._timer: threading.Timer | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handlers are put in place, and the old ones put back."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._heard) for number in EXIT_CODES}
+        try:
+            yield
+        finally:
+            self.no_hurry()
+            for number, handler in before.items():
+                # None: a handler that was not set from Python, which Python cannot put back either.
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Here a signal interrupts immediately."""
+        self._at_once = True
+        try:
+            self.check("before anything new was done")
+            yield
+        finally:
+            self._at_once = False
+
+    def check(self, where: str) -> None:
+        """Raises: Interrupted if a signal has come. `where` says how far the run is."""
+        if self.asked is not None:
+            self._raise(where)
+
+    def no_hurry(self) -> None:
+        """The step has ended in time; saving it may take as long as it takes."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        again = self.asked is not None
+        self.asked = self.asked or signal.Signals(number)
+        if again:
+            self._leave("stopped by a second signal")
+        if self._at_once:
+            self._raise("while it was getting ready")
+        self._timer = threading.Timer(self._grace, self._leave, [f"the step did not end within {self._grace:g} s"])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _raise(self, where: str) -> NoReturn:
+        assert self.asked is not None
+        name = "Ctrl-C" if self.asked is signal.SIGINT else self.asked.name
+        raise Interrupted(f"stopped by {name} {where}. Run the same command again to go on.", EXIT_CODES[self.asked])
+
+    def _leave(self, why: str) -> None:
+        assert self.asked is not None
+        with contextlib.suppress(Exception):
+            self._last_words(f"{why}; run the same command again to go on from the last checkpoint.")
+        os._exit(EXIT_CODES[self.asked])

@@ -1,0 +1,232 @@
+"""What was asked, fully resolved, and the id that follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ddbench.backbones import names as backbones
+from ddbench.config import Layer, parse_assignments, preset_layers, read_toml, resolve
+from ddbench.data import catalogue
+from ddbench.data.catalogue import DatasetInfo
+from ddbench.data.pixels import canonical_name
+from ddbench.data.sources import Dataset, load
+from ddbench.engine.precision import Precision
+from ddbench.errors import ConfigError, PluginError, RunError
+from ddbench.evaluation.protocol import Protocol, protocol
+from ddbench.method import Method
+from ddbench.plugins import GROUPS, Loaded
+from ddbench.plugins import load as load_plugin
+
+SCHEMA = "ddbench.spec/1"
+PRESETS = ("paper", "quick")
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person asked for; None leaves a value to the preset, then to the default."""
+
+    method: str
+    dataset: str
+    ipc: int = 10
+    seed: int = 0
+    preset: str | None = None
+    backbone: str | None = None
+    pixels: str | None = None
+    protocols: Sequence[str] = ()
+    judges: Sequence[str] = ()
+    students: int | None = None
+    precision: str = "fp32"
+    config_file: Path | None = None
+    assignments: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run. `identity` determines the set and names the folder; the rest says how it is judged.
+
+    `judges` are the backbones of the students; empty means those of each protocol.
+    """
+
+    method: str
+    provided_by: str
+    method_sha256: str | None
+    dataset: str
+    data_fingerprint: str
+    ipc: int
+    backbone: str
+    pixels: str
+    seed: int
+    precision: str
+    config: Mapping[str, Any]
+    preset: str = "paper"
+    protocols: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
+    students: int | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the set depends on. Devices, protocols, students and where a value came from are not in it."""
+        return {
+            "method": self.method,
+            # A package's version is provenance: a new release must not orphan finished runs.
+            "package": self.provided_by.split(" ")[0],
+            "method_sha256": self.method_sha256,
+            "dataset": self.dataset,
+            "data": self.data_fingerprint,
+            "ipc": self.ipc,
+            "backbone": self.backbone,
+            "pixels": self.pixels,
+            "seed": self.seed,
+            "precision": self.precision,
+            "config": dict(self.config),
+        }
+
+    @property
+    def id(self) -> str:
+        """Eight hex digits over the identity."""
+        text = json.dumps(self.identity, sort_keys=True).encode()
+        return hashlib.blake2b(text, digest_size=4).hexdigest()
+
+    @property
+    def folder(self) -> Path:
+        """Relative to the runs folder: cifar10/ipc10/dm/convnet-d3-s0-3f2a91c4."""
+        budget = f"ipc{self.ipc}" if self.ipc else "whole"
+        backbone = self.backbone.replace("/", "-").replace(":", "-")
+        return Path(self.dataset) / budget / self.method / f"{backbone}-s{self.seed}-{self.id}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As written to spec.json."""
+        return {"schema": SCHEMA, "id": self.id, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> RunSpec:
+        """What `to_json` made. Raises: RunError for anything else, and where the id is not that of the values."""
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+            raise RunError(f"this is not a ddbench run specification of schema {SCHEMA!r}.")
+        rest = {k: v for k, v in value.items() if k not in ("schema", "id")}
+        rest |= {name: tuple(rest.get(name) or ()) for name in ("protocols", "judges")}
+        try:
+            spec = cls(**rest)
+            same = spec.id == value.get("id")
+        except TypeError as error:
+            raise RunError(f"this run specification cannot be read: {error}.") from None
+        if not same:
+            raise RunError(f"this run specification says id {value.get('id')!r} and its values give {spec.id!r}.")
+        return spec
+
+
+@dataclass(frozen=True, eq=False)
+class Resolution:
+    """A spec together with the live objects that it names."""
+
+    spec: RunSpec
+    method: Method[Any]
+    dataset: Dataset
+    protocols: tuple[Protocol, ...]
+
+
+def resolve_spec(asked: Asked, data_root: Path) -> Resolution:
+    """Fill every value that was left open and say where it came from.
+
+    Order for the method's options: default, preset, --config FILE, --set. For backbone, pixels and protocol: the
+    dataset's default, preset, the command line.
+    Raises: PluginError, ConfigError, DataError for whatever cannot be used as asked.
+    """
+    loaded, kind = find_method(asked.method)
+    dataset = load(asked.dataset, data_root)
+    spec, method, protocols = _resolve(asked, loaded, kind, dataset.info, dataset.fingerprint)
+    return Resolution(spec, method, dataset, protocols)
+
+
+def foresee(asked: Asked) -> RunSpec:
+    """The spec of a run on a dataset of the catalogue that is not there. Its fingerprint, and so the id, are not final.
+
+    Raises: PluginError, ConfigError as `resolve_spec`.
+    """
+    loaded, kind = find_method(asked.method)
+    return _resolve(asked, loaded, kind, catalogue.info(asked.dataset), UNKNOWN)[0]
+
+
+def _resolve(
+    asked: Asked, loaded: Loaded, kind: type[Method[Any]], info: DatasetInfo, fingerprint: str
+) -> tuple[RunSpec, Method[Any], tuple[Protocol, ...]]:
+    preset = asked.preset or ("quick" if info.name == "digits" else "paper")
+    if preset not in PRESETS:
+        raise ConfigError(f"there is no preset {preset!r}; choose {' or '.join(PRESETS)}.")
+    if asked.ipc < 1:
+        raise ConfigError(f"ipc is {asked.ipc}; it is a number of images per class, at least 1.")
+    settings = kind.settings()
+    option_layers, run_layers = preset_layers(settings, preset, info.name, asked.ipc)
+    layers = list(option_layers)
+    if asked.config_file is not None:
+        layers.append(Layer("file", read_toml(asked.config_file)))
+    layers.append(Layer("--set", parse_assignments(asked.assignments)))
+    resolved = resolve(kind.name, kind.Config, layers)
+
+    run: dict[str, Any] = {"pixels": "standard", "backbone": "convnet", "protocol": "dsa@1"}
+    sources = dict.fromkeys(run, "default")
+    for layer in run_layers:
+        run |= layer.values
+        sources |= dict.fromkeys(layer.values, layer.source)
+    for name, value in (("pixels", asked.pixels), ("backbone", asked.backbone), ("protocol", list(asked.protocols))):
+        if value:
+            run[name] = value
+            sources[name] = f"--{name}"
+    refs = run["protocol"] if isinstance(run["protocol"], list) else [run["protocol"]]
+    judged_by = tuple(_protocol(ref, kind) for ref in refs)
+    sources |= {f"config.{name}": source for name, source in resolved.sources.items()}
+    sources["preset"] = "--preset" if asked.preset else "default"
+    spec = RunSpec(
+        method=loaded.name,
+        provided_by=loaded.provided_by,
+        method_sha256=loaded.sha256,
+        dataset=info.name,
+        data_fingerprint=fingerprint,
+        # The whole dataset has no budget: one run serves every ipc.
+        ipc=0 if kind.info.kind == "ceiling" else asked.ipc,
+        backbone=backbones.canonical(run["backbone"], info.shape),
+        pixels=canonical_name(run["pixels"]),
+        seed=asked.seed,
+        precision=Precision(asked.precision).name,  # type: ignore[arg-type]
+        config=resolved.config.model_dump(mode="json"),
+        preset=preset,
+        protocols=tuple(asked_ref(p, ref) for p, ref in zip(judged_by, refs, strict=True)),
+        judges=tuple(backbones.canonical(name, info.shape) for name in asked.judges),
+        students=asked.students,
+        sources=sources,
+    )
+    return spec, kind(resolved.config), judged_by
+
+
+def asked_ref(chosen: Protocol, ref: str) -> str:
+    """How a spec keeps a protocol: by name where it is built in, by file where it is the user's."""
+    return ref if ref.endswith(".toml") else chosen.id
+
+
+def _protocol(ref: str, kind: type[Method[Any]]) -> Protocol:
+    return protocol(kind.info.native if ref == "native" else ref)
+
+
+def find_method(ref: str) -> tuple[Loaded, type[Method[Any]]]:
+    """The class of a method, and where it came from.
+
+    Raises: PluginError for an unknown name, and for something that is no method.
+    """
+    loaded = load_plugin(GROUPS["method"], ref)
+    if not (isinstance(loaded.value, type) and issubclass(loaded.value, Method)):
+        raise PluginError(
+            f"{ref!r} is a {type(loaded.value).__name__}, not a subclass of ddbench.Method. "
+            "The guide 'Add a method' has a complete example."
+        )
+    for needed in ("name", "info"):
+        if not hasattr(loaded.value, needed):
+            raise PluginError(f"{ref!r}: the class {loaded.value.__name__} lacks {needed!r}, which tables print.")
+    return loaded, loaded.value

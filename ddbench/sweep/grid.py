@@ -1,0 +1,142 @@
+"""Many runs from few lines: a block of axes, or a sweep file, becomes requests in a fixed order.
+
+A sweep file has one `[grid]` and any number of `[[run]]`. Each is a block: a value, or a list of values for the axes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ddbench.config import read_toml
+from ddbench.errors import ConfigError, closest
+from ddbench.runs.spec import Asked, find_method
+
+T = TypeVar("T")
+
+# Slowest first: runs that share data, pixel space, network and method, and so their artefacts, are neighbours.
+AXES = ("dataset", "precision", "pixels", "backbone", "preset", "method", "ipc", "seed")
+LISTS = {"protocol": "protocols", "judge": "judges"}
+KINDS: dict[str, type] = {"ipc": int, "seed": int, "students": int}
+KEYS = (*AXES, *LISTS, "students", "set")
+
+
+def expand(axes: Mapping[str, Sequence[Any]], assignments: Sequence[str] = (), **common: Any) -> list[Asked]:
+    """One request for each combination of the axes' values; `common` holds what all of them share.
+
+    Raises: PluginError for an unknown method, ConfigError where no method has an option that is set.
+    """
+    given = distribute(assignments, axes["method"])
+    names = [name for name in AXES if name in axes]
+    requests = []
+    for values in itertools.product(*(axes[name] for name in names)):
+        chosen = dict(zip(names, values, strict=True))
+        requests.append(Asked(**chosen, **common, assignments=given[chosen["method"]]))
+    return requests
+
+
+def distribute(assignments: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Which of the assignments belong to which of the methods: KEY=VALUE to all that have it, METHOD.KEY=VALUE to one.
+
+    Raises: ConfigError where one belongs to none of them.
+    """
+    kinds = {ref: find_method(ref)[1] for ref in methods}
+    options = {ref: list(kind.Config.model_fields) for ref, kind in kinds.items()}
+    given: dict[str, list[str]] = {ref: [] for ref in methods}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        owner, dot, option = key.strip().rpartition(".")
+        takers = [ref for ref in options if not dot or owner in (ref, kinds[ref].name)]
+        if not takers:
+            chosen = [kind.name for kind in kinds.values()]
+            hint = closest(owner, chosen)
+            raise ConfigError(f"--set {text}: {hint}{owner!r} is none of the methods here: {', '.join(chosen)}.")
+        if len(takers) > 1 and equals:
+            having = [ref for ref in takers if option in options[ref]]
+            if not having:
+                raise ConfigError(_nobody_has(option, [kinds[ref].name for ref in takers], options))
+            takers = having
+        for ref in takers:
+            given[ref].append(f"{option}={value}" if dot else text)
+    return {ref: tuple(texts) for ref, texts in given.items()}
+
+
+def read_sweep(path: Path) -> list[Asked]:
+    """The requests of a sweep file: those of `[grid]` first, then each `[[run]]`; none twice.
+
+    Raises: ConfigError, naming the file and the key, for whatever cannot be used.
+    """
+    content = read_toml(path)
+    for key in content.keys() - {"grid", "run"}:
+        raise ConfigError(
+            f"{path}: {key!r} is not known. {closest(key, ['grid', 'run'])}A sweep has [grid] and [[run]]."
+        )
+    blocks = [("grid", content["grid"])] if "grid" in content else []
+    runs = content.get("run", [])
+    if not isinstance(runs, list):
+        raise ConfigError(f"{path}: write [[run]] with two brackets, so that there can be several.")
+    blocks += [(f"run {number}", block) for number, block in enumerate(runs, start=1)]
+    if not blocks:
+        raise ConfigError(f"{path} asks for nothing. Give it a [grid], or a [[run]] for each run.")
+    requests = [asked for name, block in blocks for asked in _block(f"{path}: {name}", block)]
+    return list(dict.fromkeys(requests))
+
+
+def shard(items: Sequence[T], text: str) -> list[T]:
+    """The i-th of n interleaved parts, for "i/n" with i from 1 to n. Raises: ConfigError for any other text."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"a shard is i/n with i from 1 to n, as in 3/16; got {text!r}.")
+    return list(items[int(match[1]) - 1 :: int(match[2])])
+
+
+def _block(where: str, block: Any) -> list[Asked]:
+    if not isinstance(block, dict):
+        raise ConfigError(f"{where} must be a table of settings.")
+    for key in block.keys() - set(KEYS):
+        raise ConfigError(f"{where}: {key!r} is not known. {closest(key, KEYS)}There are {', '.join(KEYS)}.")
+    for key in ("method", "dataset"):
+        if key not in block:
+            raise ConfigError(f"{where} does not say which {key}.")
+    axes = {key: _values(where, key, block[key]) for key in AXES if key in block}
+    common: dict[str, Any] = {LISTS[key]: tuple(_values(where, key, block[key])) for key in LISTS if key in block}
+    if "students" in block:
+        (common["students"],) = _values(where, "students", block["students"])
+    options = block.get("set", {})
+    if not isinstance(options, dict):
+        raise ConfigError(f"{where}: set is a table, as in set = {{ iterations = 100 }}.")
+    return expand(axes, _assignments(options), **common)
+
+
+def _values(where: str, key: str, given: Any) -> list[Any]:
+    values = given if isinstance(given, list) else [given]
+    kind = KINDS.get(key, str)
+    for value in values:
+        if type(value) is not kind:
+            raise ConfigError(f"{where}: {key} is {'a number' if kind is int else 'a text'}, not {value!r}.")
+    if not values or (key == "students" and len(values) > 1):
+        raise ConfigError(f"{where}: {key} needs {'one value' if key == 'students' else 'at least one value'}.")
+    return values
+
+
+def _assignments(options: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Back to KEY=VALUE; `dm.iterations` in TOML is a table of its own. JSON's values are TOML's."""
+    texts = []
+    for key, value in options.items():
+        if isinstance(value, dict):
+            texts += _assignments(value, f"{prefix}{key}.")
+        else:
+            texts.append(f"{prefix}{key}={json.dumps(value)}")
+    return texts
+
+
+def _nobody_has(option: str, methods: Sequence[str], options: Mapping[str, Sequence[str]]) -> str:
+    known = sorted({name for names in options.values() for name in names})
+    return (
+        f"none of {', '.join(methods)} has an option {option!r}. {closest(option, known)}"
+        "`ddbench show method NAME` lists them."
+    )

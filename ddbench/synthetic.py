@@ -1,0 +1,229 @@
+"""What a method learned, as one value, and its file.
+
+Never pickle: people load strangers' sets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ddbench.errors import DataError
+from ddbench.files import write_atomically
+
+FORMAT = "ddbench.synthetic/1"
+
+LabelKind = Literal["class", "probability", "logit", "regression"]
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How the set asks to be trained on. None leaves the choice to the protocol.
+
+    Which of these wishes is granted is the protocol's stated choice; `evaluation.plan` is the only reader.
+    """
+
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: Tensor | None = None  # scalar (MTT), or [T], one per step (DD)
+    schedule: Tensor | None = None  # [T, B] indices into images: which images make step t (DD)
+    steps: int | None = None  # how long to train (LD)
+    batch: int | None = None  # images per step (LD)
+    augment: str | None = None  # an augmentation that belongs to the set
+    network_seed: int | None = None  # every student starts from this one draw (DD with a fixed initialisation)
+
+    def __post_init__(self) -> None:
+        lr, schedule = self.lr, self.schedule
+        if lr is not None and lr.ndim > 1:
+            raise DataError(f"the recipe's step size is one number or one for each step; got shape {tuple(lr.shape)}.")
+        if schedule is not None and (schedule.ndim != 2 or schedule.dtype != torch.int64 or not schedule.numel()):
+            raise DataError(f"a schedule is int64 of shape [T, B]; got {schedule.dtype} {tuple(schedule.shape)}.")
+        if schedule is not None and lr is not None and lr.ndim == 1 and len(lr) != len(schedule):
+            raise DataError(f"the recipe has {len(lr)} step sizes for {len(schedule)} steps; give one for each step.")
+        if self.lr is not None and not bool(torch.isfinite(self.lr).all()):
+            raise DataError("the recipe's step size is not finite; the run that learned it has diverged.")
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticSet:
+    """What a method learned, and all that a student needs to train on it.
+
+    Shapes: images [N, C, H, W], float32 in the pixel space that `pixels` names, unclipped, or uint8 raw pixels where
+    the images are real ones; labels [N] int64 for label_kind "class", else [N, K] float32.
+    `pixels` empty means the space of the problem it was made for; the driver fills it in.
+    `decode` says how stored images become training images: "none", or "tiles(factor=F)" (Kim et al., ICML 2022).
+    `start` holds the parameters that a fixed initialisation needs (DD); they count as bytes.
+    `source_indices` [N] are rows of the training set that the images were taken from (coresets).
+    Raises: DataError when the parts do not fit together.
+    """
+
+    images: Tensor
+    labels: Tensor
+    recipe: Recipe = field(default_factory=Recipe)
+    pixels: str = ""
+    label_kind: LabelKind = "class"
+    decode: str = "none"
+    start: Mapping[str, Tensor] = field(default_factory=dict)
+    source_indices: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or len(self.images) == 0:
+            raise DataError(f"a synthetic set needs images of shape [N, C, H, W], got {tuple(self.images.shape)}.")
+        if self.images.dtype not in (torch.float32, torch.uint8):
+            raise DataError(f"synthetic images are float32, or uint8 raw pixels; got {self.images.dtype}.")
+        if len(self.labels) != len(self.images):
+            raise DataError(
+                f"there are {len(self.images)} images and {len(self.labels)} label rows; give one for each."
+            )
+        if self.label_kind not in get_args(LabelKind):
+            raise DataError(f"there are no {self.label_kind!r} labels; known are {', '.join(get_args(LabelKind))}.")
+        if self.label_kind == "class":
+            if self.labels.ndim != 1 or self.labels.dtype != torch.int64:
+                raise DataError(
+                    f"class labels are int64 of shape [N]; got {self.labels.dtype} {tuple(self.labels.shape)}."
+                )
+            if int(self.labels.min()) < 0:
+                raise DataError(f"class labels start at 0; the smallest here is {int(self.labels.min())}.")
+        elif self.labels.ndim != 2 or self.labels.dtype != torch.float32:
+            raise DataError(
+                f"{self.label_kind} labels are float32 of shape [N, K]; got {self.labels.dtype} "
+                f"{tuple(self.labels.shape)}."
+            )
+        schedule = self.recipe.schedule
+        if schedule is not None and (int(schedule.min()) < 0 or int(schedule.max()) >= len(self.images)):
+            raise DataError(
+                f"the schedule names image {int(schedule.max())}, and there are {len(self.images)}; indices start at 0."
+            )
+        if self.source_indices is not None and len(self.source_indices) != len(self.images):
+            raise DataError(
+                f"{len(self.source_indices)} source indices for {len(self.images)} images; give one for each."
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def soft(self) -> bool:
+        """Whether labels are vectors."""
+        return self.label_kind != "class"
+
+    @property
+    def stored(self) -> str:
+        """How the images are kept: "uint8" for real ones, else "float32"."""
+        return "uint8" if self.images.dtype == torch.uint8 else "float32"
+
+    @property
+    def hard_labels(self) -> Tensor:
+        """int64 [N]: the labels, or the arg-max of soft ones."""
+        return self.labels.argmax(dim=1) if self.soft else self.labels
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes a receiver must store: images, labels, learned step sizes, a stored start. Reported beside accuracy."""
+        return sum(
+            tensor.numel() * tensor.element_size() for name, tensor in _tensors(self).items() if name not in _FREE
+        )
+
+    def finite(self) -> bool:
+        """Whether every number in it is one."""
+        return all(bool(torch.isfinite(t).all()) for t in _tensors(self).values() if t.is_floating_point())
+
+
+# Where images come from says nothing that a receiver needs for training.
+_FREE = ("source_indices",)
+
+
+def save(synthetic: SyntheticSet, path: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write one safetensors file whose header holds everything that is not a tensor; `about` is kept beside it.
+
+    Raises: RunError when the disk is full; the old file, if any, is then untouched.
+    """
+    from safetensors.torch import save_file
+
+    header = {
+        "format": FORMAT,
+        "pixels": synthetic.pixels,
+        "label_kind": synthetic.label_kind,
+        "decode": synthetic.decode,
+        "recipe": {f.name: v for f in fields(Recipe) if not isinstance(v := getattr(synthetic.recipe, f.name), Tensor)},
+        "about": dict(about or {}),
+    }
+    # Cloned, because safetensors refuses tensors that share memory, such as a start that is cut from one vector.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in _tensors(synthetic).items()
+    }
+    metadata = {"ddbench": json.dumps(header, sort_keys=True)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def load(path: Path) -> SyntheticSet:
+    """Read what `save` wrote. Raises: DataError for a missing, damaged or foreign file."""
+    header = read_header(path)
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    try:
+        return _assemble(header, tensors)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged, or was made by a newer ddbench ({error}).") from None
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Everything in the file that is not a tensor. Raises: DataError for a missing, damaged or foreign file."""
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get("ddbench")
+    try:
+        header = json.loads(text) if text else {}
+    except ValueError:
+        header = {}
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != FORMAT:
+        raise DataError(f"{path} is not a ddbench synthetic set (format {found!r}, expected {FORMAT!r}).")
+    return dict(header)
+
+
+def _assemble(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> SyntheticSet:
+    recipe = dict(header["recipe"])
+    for name in ("lr", "schedule"):
+        if f"recipe.{name}" in tensors:
+            recipe[name] = tensors.pop(f"recipe.{name}")
+    start = {name.removeprefix("start."): tensors.pop(name) for name in list(tensors) if name.startswith("start.")}
+    return SyntheticSet(
+        images=tensors["images"],
+        labels=tensors["labels"],
+        recipe=Recipe(**recipe),
+        pixels=header["pixels"],
+        label_kind=header["label_kind"],
+        decode=header["decode"],
+        start=start,
+        source_indices=tensors.get("source_indices"),
+    )
+
+
+def _opened(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}.") from None
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is not a readable safetensors file ({error}); it may be half-written.") from None
+
+
+def _tensors(synthetic: SyntheticSet) -> dict[str, Tensor]:
+    tensors = {"images": synthetic.images, "labels": synthetic.labels}
+    for name in ("lr", "schedule"):
+        value = getattr(synthetic.recipe, name)
+        if value is not None:
+            tensors[f"recipe.{name}"] = value
+    if synthetic.source_indices is not None:
+        tensors["source_indices"] = synthetic.source_indices
+    tensors.update({f"start.{name}": value for name, value in synthetic.start.items()})
+    return tensors

@@ -1,0 +1,1 @@
+"""What authors of methods need for their own tests."""

@@ -1,0 +1,89 @@
+"""A column of a board is one recipe: what was measured under a name must never change its meaning."""
+
+import json
+from typing import Any
+
+import pytest
+
+from ddbench.evaluation import protocol as module
+from ddbench.evaluation.protocol import PROTOCOLS, Protocol, SGDOptions
+
+DIGESTS = {
+    "dsa@1": "24d99e9675d43a25",
+    "dsa-soft@1": "7d0caba4bf706028",
+    "dc@1": "ab355232fad50cdd",
+    "cafe@1": "dac245574f2716e0",
+    "mtt@1": "d203fa39c594ebf2",
+    "full@1": "10ffa8670e6cfd22",
+    "quick@1": "383b3eb967c29315",
+}
+
+# What a recipe is, written out from the description of the papers' common routine. E + 1 epochs, of which the first
+# E // 2 + 2 have the full step size.
+COMMON: dict[str, Any] = {
+    "epochs": 1000,
+    "epochs_augmented": None,
+    "steps": None,
+    "lr": 0.01,
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "nesterov": False,
+    "weight_decay": 5e-4,
+    "batch": 256,
+    "schedule": "step",
+    "warmup": 0.0,
+    "align_corners": False,
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "dsa@1": {},
+    "dsa-soft@1": {"labels": "soft"},
+    "dc@1": {"augment": "dc", "epochs": 300, "epochs_augmented": 1000},
+    "cafe@1": {"augment": "dc", "epochs": 600, "epochs_augmented": 1000},
+    "mtt@1": {"lr": None, "align_corners": True},
+    "full@1": {"epochs": 79, "lr": 0.05, "schedule": "cosine", "warmup": 0.05, "nesterov": True},
+    "quick@1": {
+        "epochs": None,
+        "steps": 300,
+        "batch": 64,
+        "lr": 0.02,
+        "schedule": "cosine",
+        "warmup": 0.1,
+        "backbones": ["convnet-w32", "mlp"],
+    },
+}
+
+
+def test_every_protocol_has_a_digest_and_a_recipe_here() -> None:
+    assert list(PROTOCOLS) == list(DIGESTS) == list(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_digest_is_what_it_was(name: str) -> None:
+    assert PROTOCOLS[name].digest == DIGESTS[name]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe_is_what_it_was(name: str) -> None:
+    outer = {"augment": "auto", "labels": "hard", "backbones": ["convnet"], "trainer": "sgd", "students": 5}
+    expected = outer | COMMON | RECIPES[name]
+    values = PROTOCOLS[name].model_dump(mode="json")
+    found = {key: values[key] for key in outer} | values["options"]
+    assert found == expected
+
+
+def test_no_two_protocols_are_one_recipe() -> None:
+    assert len(set(DIGESTS.values())) == len(DIGESTS)
+
+
+def test_a_new_field_keeps_old_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Options(SGDOptions):
+        temperature: float = 1.0
+
+    class Newer(Protocol):
+        teacher: str = "none"
+
+    old = PROTOCOLS["mtt@1"]
+    monkeypatch.setattr(module, "trainer_options", lambda _: Options)
+    newer = Newer(**json.loads(old.model_dump_json()))
+    assert isinstance(newer.options, Options)
+    assert newer.digest == old.digest

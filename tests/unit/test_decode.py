@@ -1,0 +1,53 @@
+"""Stored images become training images."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ddbench.engine.decode import decode
+from ddbench.errors import DataError
+
+
+def tiles_by_hand(image: torch.Tensor, factor: int) -> list[torch.Tensor]:
+    """Cut, row by row, each tile blown up to full size: the multi-formation of Kim et al., ICML 2022."""
+    height, width = image.shape[-2:]
+    h, w = -(-height // factor), -(-width // factor)
+    padded = torch.full((image.shape[0], h * factor, w * factor), 0.5, dtype=image.dtype)
+    padded[:, :height, :width] = image
+    tiles = []
+    for i in range(factor):
+        for j in range(factor):
+            tile = padded[:, i * h : (i + 1) * h, j * w : (j + 1) * w]
+            tiles.append(F.interpolate(tile[None], size=(height, width), mode="bilinear", align_corners=False)[0])
+    return tiles
+
+
+@pytest.mark.parametrize(("factor", "size"), [(1, (8, 8)), (2, (8, 8)), (2, (7, 9)), (3, (8, 8)), (3, (9, 6))])
+def test_tiles_are_cut_one_by_one(factor: int, size: tuple[int, int]) -> None:
+    images = torch.randn(3, 2, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    decoded, labels = decode(f"tiles(factor={factor})", images, torch.tensor([4, 5, 6]))
+    expected = torch.stack([tile for image in images for tile in tiles_by_hand(image, factor)])
+    assert torch.allclose(decoded, expected, atol=1e-12)
+    assert labels.tolist() == [label for label in (4, 5, 6) for _ in range(factor**2)]
+
+
+def test_soft_labels_are_repeated_with_their_tiles() -> None:
+    soft = torch.tensor([[0.1, 0.9], [0.7, 0.3]])
+    _, labels = decode("tiles(factor=2)", torch.zeros(2, 1, 4, 4), soft)
+    assert torch.equal(labels, soft.repeat_interleave(4, dim=0))
+
+
+def test_none_changes_nothing() -> None:
+    images, labels = torch.zeros(2, 1, 4, 4), torch.arange(2)
+    assert decode("none", images, labels) == (images, labels)
+
+
+def test_gradients_reach_the_stored_images() -> None:
+    images = torch.randn(2, 1, 5, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: decode("tiles(factor=2)", x, torch.arange(2))[0], images)
+
+
+@pytest.mark.parametrize("name", ["", "tiles", "tiles(factor=0)", "tiles(factor=-1)", "tiles(factor=2) ", "jpeg"])
+def test_an_unknown_decoder_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match="there is no decoder"):
+        decode(name, torch.zeros(1, 1, 4, 4), torch.zeros(1))

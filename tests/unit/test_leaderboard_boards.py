@@ -1,0 +1,139 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddbench.errors import RunError
+from ddbench.leaderboard.boards import add, board_of, build, check, local_board, local_summary
+from ddbench.runs.record import read_record
+
+RECORDS = Path(__file__).resolve().parents[1] / "golden" / "records"
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(name: str, like: str = "dm-s0.json", **changes: Any) -> Path:
+        value = json.loads((RECORDS / like).read_text())
+        for key, change in changes.items():
+            value[key] = change(value[key])
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def leaderboard(tmp_path: Path) -> Path:
+    return tmp_path / "leaderboards"
+
+
+def dirty(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [attempts[0] | {"git": {"commit": "1a2b3c4d5e6f7a8b", "dirty": True}}]
+
+
+def test_records_are_kept_by_dataset_and_budget(leaderboard: Path) -> None:
+    placed = add([RECORDS / "dm-s1.json", RECORDS / "whole.json", RECORDS / "idea-failed-s0.json"], leaderboard)
+    assert [path.relative_to(leaderboard).as_posix() for path in placed] == [
+        "records/cifar10/ipc10/dm-convnet-d3-s1-00000d01.json",
+        "records/cifar10/whole/whole-convnet-d3-s0-0000ff00.json",
+        "records/cifar10/ipc10/idea-convnet-d3-s0-00000e00.json",
+    ]
+    assert read_record(placed[0]) == read_record(RECORDS / "dm-s1.json")
+
+
+def test_names_cannot_leave_the_folder(write: Write, leaderboard: Path) -> None:
+    odd = write("odd.json", run=lambda run: run | {"dataset": "my/../set", "backbone": "nets.py:tiny"})
+    placed = add([odd], leaderboard)[0]
+    assert placed.parent == leaderboard / "records" / "my-..-set" / "ipc10"
+    assert placed.name == "dm-nets.py-tiny-s0-00000d00.json"
+
+
+def test_partial_and_dirty_runs_are_refused_and_nothing_is_copied(write: Write, leaderboard: Path) -> None:
+    good = RECORDS / "dm-s1.json"
+    with pytest.raises(RunError, match="partial"):
+        add([good, write("a.json", status=lambda _: "partial")], leaderboard)
+    with pytest.raises(RunError, match="uncommitted changes on top of 1a2b3c4d5e6f"):
+        add([good, write("b.json", attempts=dirty)], leaderboard)
+    with pytest.raises(RunError, match="no accuracies"):
+        add([good, write("c.json", evaluations=lambda _: [])], leaderboard)
+    assert not leaderboard.exists()
+
+
+def test_dirty_runs_and_installed_releases_can_be_allowed(write: Write, leaderboard: Path) -> None:
+    assert add([write("a.json", attempts=dirty)], leaderboard, allow_dirty=True)
+    released = write("b.json", attempts=lambda a: [a[0] | {"git": None}], run=lambda run: run | {"id": "00000d09"})
+    assert add([released], leaderboard)
+
+
+def test_a_record_may_grow_and_not_shrink_or_change(write: Write, leaderboard: Path) -> None:
+    small = write("small.json", evaluations=lambda e: [e[0] | {"accuracy": e[0]["accuracy"][:2]}])
+    place = add([small], leaderboard)[0]
+    add([RECORDS / "dm-s0.json"], leaderboard)
+    assert read_record(place) == read_record(RECORDS / "dm-s0.json")
+    with pytest.raises(RunError, match="take away or change students"):
+        add([small], leaderboard)
+    other = write("other.json", synthetic=lambda s: s | {"sha256": "beef" * 16})
+    with pytest.raises(RunError, match="two results of the same run"):
+        add([other], leaderboard)
+    assert read_record(place) == read_record(RECORDS / "dm-s0.json")
+
+
+def test_building_twice_gives_the_same_and_check_agrees(leaderboard: Path) -> None:
+    add([RECORDS / "dm-s0.json", RECORDS / "random-s0.json"], leaderboard)
+    first = build(leaderboard)
+    assert build(leaderboard) == first
+    assert all((leaderboard / path).read_text(encoding="utf-8") == text for path, text in first.items())
+    assert check(leaderboard) == []
+
+
+def test_check_finds_edits_missing_and_orphaned_tables(leaderboard: Path) -> None:
+    add([RECORDS / "dm-s0.json"], leaderboard)
+    build(leaderboard)
+    table = leaderboard / "tables" / "cifar10" / "ipc10.md"
+    table.write_text(table.read_text().replace("48.8 ± 0.2", "58.8 ± 0.2"))
+    (leaderboard / "tables" / "cifar10" / "ipc10.csv").unlink()
+    (leaderboard / "tables" / "cifar10" / "ipc99.md").write_text("of a record that is gone")
+    found = check(leaderboard)
+    assert len(found) == 3
+    assert "tables/cifar10/ipc99.md belongs to no record" in found
+    assert "tables/cifar10/ipc10.csv is missing" in found
+    assert any("-| 1   | dm" in text and "+| 1   | dm" in text for text in found)
+    build(leaderboard)
+    assert check(leaderboard) == []
+
+
+def test_the_order_in_which_records_came_does_not_show(tmp_path: Path) -> None:
+    names = ["dm-s0.json", "dm-s1.json", "random-s0.json", "herding-s0.json", "whole.json"]
+    texts = []
+    for number, order in enumerate([names, names[::-1]]):
+        root = tmp_path / str(number)
+        for name in order:
+            add([RECORDS / name], root)
+        texts.append(build(root))
+    assert texts[0] == texts[1]
+
+
+def test_the_whole_dataset_alone_has_a_board_of_its_own(leaderboard: Path) -> None:
+    add([RECORDS / "whole.json"], leaderboard)
+    assert Path("tables/cifar10/whole.md") in build(leaderboard)
+    add([RECORDS / "dm-s0.json"], leaderboard)
+    files = build(leaderboard)
+    assert Path("tables/cifar10/whole.md") not in files
+    assert not (leaderboard / "tables" / "cifar10" / "whole.md").exists()
+    assert "whole, full@1" in files[Path("tables/cifar10/ipc10.md")]
+
+
+def test_local_runs_are_found_by_their_records(write: Write, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    assert "There is no finished run" in local_board(runs)
+    assert local_summary(runs).empty
+    folder = write("runs/cifar10/ipc10/dm/convnet-d3-s0-00000d00/record.json").parent
+    (runs / "cifar10" / "ipc10" / "dm" / "convnet-d3-s1-00000d01").mkdir()
+    assert "48.8 ± 0.2†" in local_board(runs)
+    assert local_board(runs) == board_of([folder])
+    assert len(local_summary(runs)) == 2

@@ -1,0 +1,96 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddbench.errors import RunError
+from ddbench.leaderboard.collect import COLUMNS, NO_STUDENT, collect
+
+RECORDS = Path(__file__).resolve().parents[1] / "golden" / "records"
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(name: str, like: str = "dm-s0.json", **changes: Any) -> Path:
+        value = json.loads((RECORDS / like).read_text())
+        for key, change in changes.items():
+            value[key] = change(value[key])
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+        return path
+
+    return write
+
+
+def only_first(count: int) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    return lambda evaluations: [e | {"accuracy": e["accuracy"][:count]} for e in evaluations[:1]]
+
+
+def test_each_student_is_a_row_and_accuracies_stay_fractions() -> None:
+    frame = collect([RECORDS / "dm-s0.json"])
+    assert tuple(frame.columns) == COLUMNS
+    convnet = frame[frame["judge"] == "convnet-d3"]
+    assert convnet["student"].tolist() == [0, 1, 2, 3, 4]
+    assert convnet["accuracy"].tolist() == [0.4871, 0.4902, 0.4855, 0.4893, 0.486]
+    assert frame[frame["judge"] == "resnet18"]["student"].tolist() == [0, 1]
+
+
+def test_a_run_folder_stands_for_its_record(write: Write) -> None:
+    path = write("run/record.json")
+    assert collect([path.parent]).equals(collect([path]))
+
+
+def test_artefacts_are_part_of_the_cost_even_from_the_cache() -> None:
+    frame = collect([RECORDS / "mtt-zca-s0.json"])
+    assert frame["seconds"].iloc[0] == pytest.approx(11821.0 + 9130.2 + 12.5)
+
+
+def test_options_set_by_hand_are_known() -> None:
+    assert json.loads(collect([RECORDS / "dm-short-s0.json"])["overridden"].iloc[0]) == ["iterations"]
+    assert json.loads(collect([RECORDS / "dm-s0.json"])["overridden"].iloc[0]) == []
+
+
+def test_a_failed_evaluation_is_a_row_with_its_reason() -> None:
+    frame = collect([RECORDS / "idea-failed-s0.json"])
+    failed = frame[frame["judge"] == "convnet-d3"].iloc[0]
+    assert failed["student"] == NO_STUDENT
+    assert math.isnan(failed["accuracy"])
+    assert "not finite" in failed["failed"]
+
+
+def test_of_two_records_of_a_run_the_one_with_more_students_counts_in_any_order(write: Write) -> None:
+    few, many = write("few.json", evaluations=only_first(2)), write("many.json", evaluations=only_first(5))
+    assert len(collect([few, many])) == 5
+    assert collect([few, many]).equals(collect([many, few]))
+
+
+def test_evaluations_of_one_run_in_two_records_complement_each_other(write: Write) -> None:
+    convnet = write("a.json", evaluations=lambda e: e[:1])
+    resnet = write("b.json", evaluations=lambda e: e[1:])
+    assert collect([convnet, resnet]).equals(collect([RECORDS / "dm-s0.json"]))
+
+
+def test_a_damaged_record_is_named(write: Write, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.json"
+    torn.write_text((RECORDS / "dm-s0.json").read_text()[:200])
+    with pytest.raises(RunError, match=r"torn\.json is damaged"):
+        collect([RECORDS / "dm-s1.json", torn])
+    wrong = write("wrong.json", run=lambda run: run | {"ipc": -1})
+    with pytest.raises(RunError, match=r"wrong\.json: run\.ipc"):
+        collect([wrong])
+
+
+def test_a_folder_without_a_record_is_an_unfinished_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no record"):
+        collect([tmp_path])
+
+
+def test_no_records_give_an_empty_table() -> None:
+    frame = collect([])
+    assert frame.empty
+    assert tuple(frame.columns) == COLUMNS

@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import pytest
+
+from ddbench.data.catalogue import CATALOGUE
+from ddbench.errors import RunError
+from ddbench.leaderboard.published import COLUMNS, belongs, printed, published_file, read_published
+
+CHECKOUT = Path(__file__).resolve().parents[2] / "leaderboards" / "published.csv"
+ELSEWHERE = {"imagenet-1k", "imagenet-10"}
+
+
+def number(method: str, dataset: str, ipc: int, protocol: str) -> tuple[str, str, str]:
+    frame = read_published()
+    fitting = frame[
+        (frame["method"] == method)
+        & (frame["dataset"] == dataset)
+        & (frame["ipc"] == ipc)
+        & (frame["protocol"] == protocol)
+    ]
+    first = fitting.iloc[0]
+    return first["accuracy"], first["spread"], first["mark"]
+
+
+def write(folder: Path, *rows: str) -> Path:
+    path = folder / "published.csv"
+    path.write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    return path
+
+
+def test_a_checkout_reads_its_own_file() -> None:
+    assert published_file() == CHECKOUT
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "ipc", "protocol", "expected"),
+    [
+        ("dm", "cifar10", 10, "dsa", ("48.9", "0.6", "V")),
+        ("dsa", "cifar100", 50, "dsa", ("42.8", "0.4", "V")),
+        ("dc", "svhn", 1, "dc", ("31.2", "1.4", "V")),
+        ("cafe+dsa", "cifar10", 50, "dsa", ("62.3", "0.4", "V")),
+        ("mtt", "tiny-imagenet", 50, "mtt", ("28.0", "0.3", "V")),
+        ("mtt", "imagemeow", 10, "mtt", ("40.4", "2.2", "V")),
+        ("whole", "imagesquawk", 0, "full", ("87.5", "0.3", "V")),
+        ("ld", "cifar100", 1, "native-ld", ("11.5", "0.4", "V")),
+        ("ld", "cifar10", 2, "native-ld", ("30.0", "0.9", "M")),
+        ("kip-fc1 krr", "cifar10", 10, "krr", ("53.1", "0.5", "V")),
+        ("random", "cifar10", 50, "dcbench-best", ("50.55", "", "V")),
+        ("random", "mnist", 1, "dc", ("64.9", "3.5", "M")),
+        ("datm", "cifar10", 1000, "native-datm", ("85.5", "0.4", "V")),
+    ],
+)
+def test_numbers_are_those_of_the_sources(
+    method: str, dataset: str, ipc: int, protocol: str, expected: tuple[str, str, str]
+) -> None:
+    assert number(method, dataset, ipc, protocol) == expected
+
+
+def test_numbers_from_memory_are_kept_and_not_printed() -> None:
+    frame = read_published()
+    assert set(frame["mark"]) == {"V", "C", "M"}
+    assert set(printed(frame)["mark"]) == {"V", "C"}
+
+
+def test_every_number_says_where_it_is_from_and_on_which_known_data() -> None:
+    frame = read_published()
+    assert set(frame["dataset"]) <= set(CATALOGUE) | ELSEWHERE
+    assert not frame.duplicated([name for name in COLUMNS if name not in ("accuracy", "spread", "mark")]).any()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("dm,cifar10,10,dsa,convnet-d3,convnet-d3,489,0.6,V,paper,", "line 2: accuracy is '489'"),
+        ("dm,cifar10,10,dsa,convnet-d3,convnet-d3,48.9,x,V,paper,", "line 2: spread is 'x'"),
+        ("dm,cifar10,10,dsa,convnet-d3,convnet-d3,48.9,0.6,S,paper,", "line 2: mark is 'S'"),
+        ("dm,cifar10,-1,dsa,convnet-d3,convnet-d3,48.9,0.6,V,paper,", "line 2: ipc is '-1'"),
+        ("dm,cifar10,10,dsa,convnet-d3,convnet-d3,48.9,0.6,V,,", "line 2: source is empty"),
+    ],
+)
+def test_a_wrong_row_is_named_by_its_line(tmp_path: Path, row: str, message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        read_published(write(tmp_path, row))
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(RunError, match="has the columns a, b"):
+        read_published(path)
+    with pytest.raises(RunError, match="cannot be read"):
+        read_published(tmp_path / "absent.csv")
+
+
+def test_a_label_belongs_to_its_method_and_to_no_longer_name() -> None:
+    assert belongs("dm", "dm")
+    assert belongs("kip->nn width1024", "kip")
+    assert belongs("cafe+dsa", "cafe")
+    assert not belongs("dsa", "ds")
+    assert not belongs("ls-convnet krr", "kip")
+    assert not belongs("datm", "dm")
