@@ -10,18 +10,23 @@ from ddbench.problem import Problem
 from ddbench.rng import Rng
 
 
+def check_budget(problem: Problem) -> None:
+    """Raises: DataError when a class has fewer than ipc images to choose from."""
+    smallest = int(problem.train.counts.min())
+    if smallest < problem.ipc:
+        name = problem.train.classes[int(problem.train.counts.argmin())]
+        raise DataError(
+            f"ipc is {problem.ipc}, and class {name!r} of {problem.info.name} has {smallest} training images. "
+            f"Choose an ipc of at most {smallest}."
+        )
+
+
 def real_indices(problem: Problem, rng: Rng) -> Tensor:
     """int64 [K, ipc] on the host: random rows of the training set, none twice.
 
     Raises: DataError when a class has fewer than ipc images.
     """
-    smallest = int(problem.real.counts.min())
-    if smallest < problem.ipc:
-        name = problem.train.classes[int(problem.real.counts.argmin())]
-        raise DataError(
-            f"ipc is {problem.ipc}, and class {name!r} of {problem.info.name} has {smallest} training images. "
-            f"Choose an ipc of at most {smallest}."
-        )
+    check_budget(problem)
     return problem.real.class_indices(problem.ipc, rng)
 
 

@@ -48,7 +48,7 @@ class Loaded:
 @functools.cache
 def listing(group: str) -> tuple[Plugin, ...]:
     """Everything that is registered under a group, sorted by name, without importing it."""
-    found = {}
+    found: dict[tuple[str, str], Plugin] = {}
     for entry in entry_points(group=group):
         # entry.dist is None only for entry points made by hand.
         package = entry.dist.name if entry.dist else "unknown"

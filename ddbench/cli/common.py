@@ -106,28 +106,6 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: "0.4 s", "3 min 20 s", "2 h 10 min"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min"
-
-
-def size(count: float) -> str:
-    """Bytes as a person says them: "512 B", "1.2 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 class Progress:
     """What a long file operation is doing, on stderr: a moving line on a terminal, else a line for each new thing."""
 

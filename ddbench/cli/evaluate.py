@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Judge a finished run by other judges.")
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--protocol", "refs", multiple=True, metavar="NAME|FILE", help="A name, native, or a TOML file; default: those of the run. Repeatable.")
+@click.option(
+    "--protocol",
+    "refs",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="A name, native, or a TOML file; default: those of the run. Repeatable.",
+)
 @click.option(
     "--judge", "--backbone", "judges", multiple=True, metavar="NAME",
     help="Backbone of students; default: as the protocol says. Repeatable.",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from ddbench.cli.common import (
     F,
     data_option,
     device_option,
-    duration,
     json_option,
     note,
     observers,
@@ -23,24 +21,26 @@ from ddbench.cli.common import (
     quiet_option,
     runs_option,
     set_option,
-    size,
     stack,
     students_option,
     writable,
 )
 
 if TYPE_CHECKING:
-    import torch
-
-    from ddbench.estimate import Estimate
-    from ddbench.runs.spec import Asked, Resolution, RunSpec
+    from ddbench.runs.spec import Asked
     from ddbench.sweep.launch import Outcome
 
 
 def _what_to_run(command: F) -> F:
     """The options that say which runs are meant."""
     return stack(
-        click.option("--method", "methods", multiple=True, metavar="REF", help="A name, PACKAGE/NAME or ./FILE.py:CLASS. Repeatable."),
+        click.option(
+            "--method",
+            "methods",
+            multiple=True,
+            metavar="REF",
+            help="A name, PACKAGE/NAME or ./FILE.py:CLASS. Repeatable.",
+        ),
         click.option("--dataset", metavar="NAME", help="A dataset of `ddbench data list`."),
         click.option(
             "--ipc",
@@ -75,7 +75,11 @@ def _what_to_run(command: F) -> F:
 
 _how_to_judge: Callable[[F], F] = stack(
     click.option(
-        "--protocol", "protocols", multiple=True, metavar="NAME|FILE", help="How the set is judged: a name, native, or a TOML file. Repeatable."
+        "--protocol",
+        "protocols",
+        multiple=True,
+        metavar="NAME|FILE",
+        help="How the set is judged: a name, native, or a TOML file. Repeatable.",
     ),
     click.option(
         "--judge",
@@ -122,7 +126,9 @@ def run(
 
     chosen = choose_device(device)
     if dry_run:
-        _dry_run(requests, data_root, runs_root, chosen, _said(ctx), as_json)
+        from ddbench.cli.plan import print_plans
+
+        print_plans(requests, data_root, runs_root, chosen, _said(ctx), as_json)
         return
     resolutions = resolve_all(requests, data_root)
     options = RunOptions(
@@ -150,6 +156,7 @@ def run(
 def prepare(device: str, data_root: Path, runs_root: Path, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Make what the methods of these runs need beforehand, such as experts; `ddbench run` then finds it."""
     requests = _requests(protocols=(), judges=(), students=None, **asked)
+    from ddbench.leaderboard.render import duration
     from ddbench.runs.runner import RunOptions
     from ddbench.runs.runner import prepare as fill
     from ddbench.sweep.launch import choose_device, resolve_all
@@ -226,103 +233,3 @@ def _said(ctx: click.Context) -> dict[str, str]:
         name: "default" if ctx.get_parameter_source(parameter) is left_open else f"--{name}"
         for parameter, name in options.items()
     }
-
-
-def _dry_run(
-    requests: Sequence[Asked],
-    data_root: Path,
-    runs_root: Path,
-    device: torch.device,
-    said: Mapping[str, str],
-    as_json: bool,
-) -> None:
-    from ddbench.errors import DataError
-    from ddbench.runs.spec import foresee
-    from ddbench.sweep.launch import progress, resolve_all
-
-    try:
-        resolutions = resolve_all(requests, data_root)
-    except DataError as missing:
-        if as_json:
-            print_json([_plan(foresee(asked), said, runs_root, None, None, str(missing)) for asked in requests])
-            return
-        for asked in requests:
-            _print_plan(foresee(asked), said, runs_root, "missing", None)
-        note(f"There is no estimate, because the data is missing: {missing}")
-        return
-    estimates = _estimates(resolutions, runs_root, device)
-    if as_json:
-        print_json(
-            [
-                _plan(r.spec, said, runs_root, progress(r, runs_root), estimate, "")
-                for r, estimate in zip(resolutions, estimates, strict=True)
-            ]
-        )
-        return
-    for resolution, estimate in zip(resolutions, estimates, strict=True):
-        _print_plan(resolution.spec, said, runs_root, progress(resolution, runs_root), estimate)
-
-
-def _estimates(resolutions: Sequence[Resolution], runs_root: Path, device: torch.device) -> list[Estimate]:
-    """One for each run; runs that differ in their seed share one."""
-    from ddbench.estimate import estimate
-
-    keys = [dataclasses.replace(r.spec, seed=0).id for r in resolutions]
-    different = dict(zip(keys, resolutions, strict=True))
-    # A dry run stays short, however many runs it is about.
-    budget = max(1.0, 8.0 / len(different))
-    found = {key: estimate(r, root=runs_root, device=device, budget=budget) for key, r in different.items()}
-    return [found[key] for key in keys]
-
-
-def _plan(
-    spec: RunSpec,
-    said: Mapping[str, str],
-    runs_root: Path,
-    status: str | None,
-    estimate: Estimate | None,
-    missing: str,
-) -> dict[str, Any]:
-    cost = dataclasses.asdict(estimate) | {"seconds": estimate.seconds} if estimate else None
-    asked = spec.to_json()
-    value = {
-        "folder": str(runs_root / spec.folder),
-        "status": status,
-        "sources": {**said, **asked.pop("sources")},
-        "spec": asked,
-        "estimate": cost,
-    }
-    return value | ({"missing": missing} if missing else {})
-
-
-def _print_plan(
-    spec: RunSpec, said: Mapping[str, str], runs_root: Path, status: str, estimate: Estimate | None
-) -> None:
-    sources = {**said, **spec.sources}
-    rows: list[tuple[str, Any, str]] = [
-        ("method", spec.method, spec.provided_by),
-        ("dataset", spec.dataset, spec.data_fingerprint),
-        ("ipc", spec.ipc or "the whole dataset", sources["ipc"]),
-        ("seed", spec.seed, sources["seed"]),
-        ("preset", spec.preset, sources["preset"]),
-        ("backbone", spec.backbone, sources["backbone"]),
-        ("pixels", spec.pixels, sources["pixels"]),
-        ("precision", spec.precision, sources["precision"]),
-        ("protocol", ", ".join(spec.protocols), sources["protocol"]),
-        ("judges", ", ".join(spec.judges) or "as the protocol says", sources["judge"]),
-        ("students", spec.students or "as the protocol says", sources["students"]),
-    ]
-    rows += [(f"{spec.method}.{name}", value, sources[f"config.{name}"]) for name, value in spec.config.items()]
-    print_table(rows, ("", "value", "source"))
-    click.echo()
-    states = {"done": "is complete: nothing is left to do", "started": "is there: the run goes on", "missing": "is new"}
-    if estimate is None:
-        click.echo(f"{runs_root / spec.folder}, where the last part may change with the data")
-        return
-    click.echo(f"{runs_root / spec.folder} {states[status]}")
-    click.echo()
-    known = [(p.name, "unknown" if p.seconds is None else duration(p.seconds), p.basis) for p in estimate.phases]
-    total = ("" if estimate.complete else "more than ") + duration(estimate.seconds)
-    print_table([*known, ("total", total, f"roughly, on {estimate.device}")], ("phase", "time", "from"))
-    device = f"{size(estimate.peak_device_bytes)} on the device, " if estimate.peak_device_bytes else ""
-    click.echo(f"memory: {device}{size(estimate.peak_host_bytes or 0)} of the process")

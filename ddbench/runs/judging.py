@@ -103,7 +103,8 @@ class CurvePoint(Part):
 
     step: int
     seconds: float | None
-    accuracy: tuple[float, ...]
+    accuracy: tuple[float, ...] = ()
+    failed: str = ""
 
 
 class Curve(Part):
@@ -154,7 +155,9 @@ class Judging:
                 done = done.model_copy(update={"scores": (*done.scores, line)})
                 write_json(path, done.model_dump(mode="json"))
         except (DivergedError, ConfigError) as error:
-            done = done.model_copy(update={"failed": str(error)})
+            # Boards tell a cell that went wrong from one that has no meaning, such as MTT's protocol on random images.
+            why = f"not defined: {error}" if isinstance(error, ConfigError) else str(error)
+            done = done.model_copy(update={"failed": why})
             write_json(path, done.model_dump(mode="json"))
             self.tell.on_note(f"{cell.protocol.id} with {cell.backbone} failed: {error}")
         return done
@@ -166,18 +169,25 @@ class Judging:
         path = self.folder.curve(cell.protocol, cell.backbone)
         students = range(len(result.accuracy))
         curve = self._read_curve(path, cell)
-        known = {p.step: p for p in curve.points if len(p.accuracy) == len(students)}
+        known = {p.step: p for p in curve.points if p.failed or len(p.accuracy) == len(students)}
         clock = {entry["step"]: entry["seconds"] for entry in read_log(self.folder.log)} | {0: 0.0}
         known[last_step] = CurvePoint(step=last_step, seconds=seconds, accuracy=result.accuracy)
         problem = self.problem_of(self._synthetic.pixels, cell.backbone)
         for step, snapshot in snapshots(self.folder):
             if step not in known:
-                scores = self._scores(load(snapshot), cell, problem, students, f"step {step} ")
-                accuracy = tuple(score.accuracy for score in scores)
-                known[step] = CurvePoint(step=step, seconds=clock.get(step), accuracy=accuracy)
+                known[step] = self._point(step, snapshot, cell, problem, students, clock.get(step))
             curve = curve.model_copy(update={"points": tuple(known[s] for s in sorted(known))})
             write_json(path, curve.model_dump(mode="json"))
         return curve
+
+    def _point(
+        self, step: int, snapshot: Path, cell: Cell, problem: Problem, students: Sequence[int], seconds: float | None
+    ) -> CurvePoint:
+        try:
+            scores = list(self._scores(load(snapshot), cell, problem, students, f"step {step} "))
+        except (DivergedError, ConfigError) as error:
+            return CurvePoint(step=step, seconds=seconds, failed=str(error))
+        return CurvePoint(step=step, seconds=seconds, accuracy=tuple(score.accuracy for score in scores))
 
     def _scores(
         self, synthetic: SyntheticSet, cell: Cell, problem: Problem, students: Sequence[int], label: str
@@ -245,6 +255,17 @@ class _Progress:
 def snapshots(folder: RunDir) -> list[tuple[int, Path]]:
     """Steps and files of the snapshots, in their order."""
     return sorted((int(p.stem.removeprefix("step_")), p) for p in folder.snapshots.glob("step_*.safetensors"))
+
+
+def curve_is_drawn(folder: RunDir, cell: Cell, record: RunRecord) -> bool:
+    """Whether every snapshot of a recorded evaluation has been judged; of a failed one there is nothing to draw."""
+    path = folder.curve(cell.protocol, cell.backbone)
+    if any(e.failed for e in record.evaluations if (e.protocol, e.backbone) == (cell.protocol.id, cell.backbone)):
+        return True
+    if not path.is_file():
+        return False
+    drawn = {p.step for p in read_curve(path).points if p.failed or len(p.accuracy) >= cell.students}
+    return drawn.issuperset(step for step, _ in snapshots(folder))
 
 
 def read_evaluation(path: Path) -> Evaluated:

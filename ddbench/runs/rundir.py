@@ -155,6 +155,7 @@ class RunDir:
             why = "the disk is full" if disk_is_full(error) else error.strerror
             raise RunError(f"{self.path} cannot be locked: {why}.") from error
         try:
+            self._sweep()
             started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             write_json(holder, {"host": socket.gethostname(), "pid": os.getpid(), "started": started})
             yield
@@ -162,6 +163,13 @@ class RunDir:
             with contextlib.suppress(OSError):
                 holder.unlink()
             lock.release()
+
+    def _sweep(self) -> None:
+        """Remove what killed processes were writing."""
+        for path in self.path.rglob(".*.tmp"):
+            # Whoever opens the folder at this moment writes the spec, without a lock.
+            if not path.name.startswith(f".{SPEC}."):
+                path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove everything but the spec and the locks, so that the run starts over. Only under the lock."""

@@ -26,7 +26,7 @@ from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.runs import provenance
 from ddbench.runs.condensing import Cadence, Condensation
-from ddbench.runs.judging import Cell, Judging, cells, evaluations
+from ddbench.runs.judging import Cell, Judging, cells, curve_is_drawn, evaluations
 from ddbench.runs.ledger import Ledger
 from ddbench.runs.observers import Observer
 from ddbench.runs.preview import preview
@@ -273,7 +273,7 @@ def _finished(folder: RunDir, asked: Sequence[Cell], options: RunOptions) -> Run
     except RunError:
         return None  # everything that a damaged one is made from is still in the folder
     there = all(cell.in_record(record) for cell in asked)
-    curves = not options.curve or all(folder.curve(cell.protocol, cell.backbone).is_file() for cell in asked)
+    curves = not options.curve or all(curve_is_drawn(folder, cell, record) for cell in asked)
     return record if there and curves else None
 
 

@@ -13,8 +13,11 @@ from typing import NoReturn
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
-class Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """A run was stopped from outside, and what it had is on disk. `exit_code` is 75 for SIGTERM and 130 for Ctrl-C."""
+class Interrupted(BaseException):
+    """A run was stopped from outside, and what it had is on disk. `exit_code` is 75 for SIGTERM and 130 for Ctrl-C.
+
+    As KeyboardInterrupt it is no Exception: it can come up anywhere, and nobody who catches their own errors means it.
+    """
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.backbones import names as backbones
-from ddbench.config import Layer, parse_assignments, preset_layers, read_toml, resolve
+from ddbench.config import ANY, Layer, Setting, parse_assignments, preset_layers, read_toml, resolve
 from ddbench.data import catalogue
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.pixels import canonical_name
@@ -26,6 +26,16 @@ from ddbench.plugins import load as load_plugin
 SCHEMA = "ddbench.spec/1"
 PRESETS = ("paper", "quick")
 UNKNOWN = "unknown"
+
+# So that a method without presets of its own shares a board with the others that are given a first look.
+QUICK = Setting(
+    preset="quick",
+    datasets=(ANY,),
+    ipcs=(ANY,),
+    source="ddbench: a first look, on small networks",
+    options={},
+    run={"backbone": "convnet-w32", "protocol": "quick@1"},
+)
 
 
 @dataclass(frozen=True)
@@ -163,7 +173,7 @@ def _resolve(
         raise ConfigError(f"there is no preset {preset!r}; choose {' or '.join(PRESETS)}.")
     if asked.ipc < 1:
         raise ConfigError(f"ipc is {asked.ipc}; it is a number of images per class, at least 1.")
-    settings = kind.settings()
+    settings = [QUICK, *kind.settings()]
     option_layers, run_layers = preset_layers(settings, preset, info.name, asked.ipc)
     layers = list(option_layers)
     if asked.config_file is not None:

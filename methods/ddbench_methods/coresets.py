@@ -13,9 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet
-from ddbench.errors import DataError
 from ddbench.evaluation.trained import TrainedNetwork
-from ddbench.initial import real_indices
+from ddbench.initial import check_budget, real_indices
 
 
 @dataclass
@@ -86,19 +85,16 @@ class Embedded(Selection):
         return TrainedNetwork.of(problem, epochs=self.config.epochs, lr=self.config.lr_network, seed=problem.rng.seed)
 
     def prepare(self, problem: Problem) -> None:
+        check_budget(problem)  # before minutes of training
         problem.artifacts.get(self._network(problem), problem)
 
     def choose(self, problem: Problem, rng: Rng) -> Tensor:
+        check_budget(problem)
         network = problem.artifacts.get(self._network(problem), problem).to(problem.device)
         chosen = []
         for k, offset, count in zip(
             range(problem.classes), problem.train.offsets.tolist(), problem.train.counts.tolist(), strict=True
         ):
-            if count < problem.ipc:
-                raise DataError(
-                    f"ipc is {problem.ipc}, and class {problem.train.classes[k]!r} has {count} training images. "
-                    f"Choose an ipc of at most {int(problem.train.counts.min())}."
-                )
             rows = torch.arange(offset, offset + count)
             with torch.no_grad():
                 points = torch.cat(

@@ -66,7 +66,7 @@ def test_none_by_name_stands_for_none_except_where_a_text_is_expected() -> None:
 
 def test_options_cannot_be_changed_or_added() -> None:
     with pytest.raises(ValidationError):
-        Options.model_validate({}).iterations = 3
+        setattr(Options.model_validate({}), "iterations", 3)  # noqa: B010 - a plain assignment does not type-check
     with pytest.raises(ValidationError):
         Options.model_validate({"speed": 3})
 

@@ -121,6 +121,14 @@ def test_a_lock_says_who_holds_it_and_goes_away(tmp_path: Path) -> None:
         pass
 
 
+def test_what_killed_processes_left_is_swept_away(tmp_path: Path) -> None:
+    folder = RunDir.open(tmp_path, SPEC)
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / ".step_000002.pt.99-1.tmp").write_bytes(b"half")
+    with folder.lock():
+        assert list(folder.checkpoints.iterdir()) == []
+
+
 def test_a_lock_is_released_by_an_error(tmp_path: Path) -> None:
     folder = RunDir.open(tmp_path, SPEC)
     with pytest.raises(ZeroDivisionError), folder.lock():

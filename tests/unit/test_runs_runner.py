@@ -24,6 +24,7 @@ from ddbench import synthetic as sets
 from ddbench.data.toy import toy
 from ddbench.errors import ConfigError, DataError, DivergedError, RunError
 from ddbench.evaluation.protocol import Protocol, SGDOptions
+from ddbench.files import write_json
 from ddbench.method import Method, MethodConfig, MethodInfo, Metrics, State
 from ddbench.problem import Problem
 from ddbench.rng import Rng
@@ -112,8 +113,10 @@ class Notes(Quiet):
 
 
 @pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting for the disk, and no pictures: test_runs_files looks at those."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(runner, "preview", lambda *arguments: b"a picture")
 
 
 def asked(method: Drift | None = None, protocols: tuple[Protocol, ...] = (TINY,), **changes: Any) -> Resolution:
@@ -194,6 +197,24 @@ def test_resume_is_bit_exact(tmp_path: Path, whole: RunDir, step: int, cadence: 
     # A crash leaves what the last checkpoint says; before the first one that is nothing.
     reached = (step - 1) // cadence * cadence
     assert [attempt.steps for attempt in record.attempts] == [(0, reached), (reached, STEPS)]
+
+
+def test_a_finished_folder_has_all_its_files(whole: RunDir) -> None:
+    assert whole.preview.read_bytes().startswith(b"\x89PNG")
+    names = sorted(str(p.relative_to(whole.path)) for p in whole.path.rglob("*") if p.is_file())
+    assert names == [
+        ".lock",
+        "attempts.json",
+        f"checkpoints/step_{STEPS:06d}.pt",
+        "cost.json",
+        "evaluations/tiny@1/mlp.json",
+        "log.jsonl",
+        "preview.png",
+        "record.json",
+        "spec.json",
+        "synthetic.json",
+        "synthetic.safetensors",
+    ]
 
 
 def test_only_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -314,7 +335,7 @@ def test_a_failure_is_tried_again_when_asked_for(tmp_path: Path, monkeypatch: py
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "_problems", lambda *arguments: fail)
-        assert run(asked(), options(tmp_path)).evaluations[0].failed == "not today"
+        assert run(asked(), options(tmp_path)).evaluations[0].failed == "not defined: not today"
     record = evaluate_run(tmp_path / asked().spec.folder, [TINY], [], 2, options(tmp_path))
     assert record.evaluations[0].failed == ""
     assert len(record.evaluations[0].accuracy) == 2
@@ -338,6 +359,32 @@ def test_a_curve_has_every_snapshot_and_ends_with_the_result(tmp_path: Path) -> 
     assert torch.equal(start, torch.randn(start.shape, generator=Rng(0).fold("start").torch()))
     # Nothing of it is part of the record: nobody can choose a snapshot by its accuracy.
     assert len(record.evaluations) == 1
+    assert run(asked(), options(tmp_path, curve=True, snapshots=3)) == record
+
+
+def test_a_curve_is_drawn_later_and_goes_on_where_it_was_left(tmp_path: Path) -> None:
+    run(asked(), options(tmp_path, snapshots=3))
+    folder = folder_of(tmp_path, asked())
+    assert not folder.curve(TINY, "mlp").exists()
+    run(asked(), options(tmp_path, curve=True))
+    path = folder.curve(TINY, "mlp")
+    whole = read_curve(path)
+    write_json(path, whole.model_copy(update={"points": whole.points[:1]}).model_dump(mode="json"))
+    evaluate_run(folder.path, [TINY], [], 2, options(tmp_path), curve=True)
+    assert read_curve(path) == whole
+
+
+def test_a_snapshot_that_cannot_be_judged_is_a_gap_in_the_curve(tmp_path: Path) -> None:
+    run(asked(), options(tmp_path, snapshots=3))
+    folder = folder_of(tmp_path, asked())
+    synthetic = sets.load(folder.snapshot(1))
+    sets.save(replace(synthetic, images=synthetic.images * 1e30), folder.snapshot(1), {"step": 1})
+    record = run(asked(), options(tmp_path, curve=True))
+    start, lost, end = read_curve(folder.curve(TINY, "mlp")).points
+    assert "not finite" in lost.failed
+    assert lost.accuracy == ()
+    assert len(start.accuracy) == len(end.accuracy) == 2
+    assert run(asked(), options(tmp_path, curve=True)) == record
 
 
 def test_snapshots_lie_denser_early_than_late() -> None:

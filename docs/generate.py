@@ -1,0 +1,359 @@
+"""Writes into the pages what comes from the code: option tables, presets, help, recipes, the record, the examples.
+
+A page says where: `<!-- generated: options dm -->` to `<!-- end -->`. Whatever stands between the two is replaced.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+BLOCK = re.compile(r"<!-- generated: (?P<name>\S+)(?P<arguments>[^\n]*?) -->\n(?P<content>.*?)<!-- end -->", re.DOTALL)
+OPENING = "<!-- generated:"
+LANGUAGES = {".py": "python", ".toml": "toml"}
+SIZES = (((1, 28, 28), 10), ((3, 32, 32), 10), ((3, 64, 64), 200))
+
+# The package's file is the example's, so that a stranger can copy either.
+COPIES = {DOCS / "examples" / "package" / "mypaper" / "method.py": DOCS / "examples" / "idea.py"}
+
+
+def current() -> dict[Path, str]:
+    """Every file that is generated in part or in whole, as it should be."""
+    pages = {page: render(page) for page in sorted((DOCS / "pages").rglob("*.md"))}
+    return pages | {copy: original.read_text(encoding="utf-8") for copy, original in COPIES.items()}
+
+
+def behind() -> list[Path]:
+    """The files that are not what the code gives, relative to the repository."""
+    return [
+        path.relative_to(ROOT)
+        for path, text in current().items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+
+
+def render(page: Path) -> str:
+    """A page with its generated blocks made anew. Raises: ValueError for a block that nobody knows or closes."""
+    text = page.read_text(encoding="utf-8")
+    if len(BLOCK.findall(text)) != text.count(OPENING):
+        raise ValueError(f"{page}: a generated block has no <!-- end -->")
+
+    def block(match: re.Match[str]) -> str:
+        name, arguments = match["name"], match["arguments"].split()
+        if name not in BLOCKS:
+            raise ValueError(f"{page}: no generated block is called {name!r}; there are {', '.join(BLOCKS)}")
+        opening = match[0].partition("\n")[0]
+        return f"{opening}\n\n{BLOCKS[name](*arguments).strip()}\n\n<!-- end -->"
+
+    return BLOCK.sub(block, text)
+
+
+def options(name: str) -> str:
+    """The options of a method."""
+    from ddbench.config import option_table
+    from ddbench.runs.spec import find_method
+
+    rows = option_table(find_method(name)[1].Config)
+    if not rows:
+        return f"`{name}` has no options."
+    fields = find_method(name)[1].Config.model_fields
+    return _table(
+        ("option", "type", "default", "range", "meaning"),
+        ((_code(o.name), _type(fields[o.name].annotation), _code(o.default), o.range, o.description) for o in rows),
+    )
+
+
+def presets(name: str) -> str:
+    """The presets of a method, each with its source."""
+    from ddbench.runs.spec import find_method
+
+    def everything(values: Sequence[Any], word: str) -> str:
+        return ", ".join(word if value == "*" else str(value) for value in values)
+
+    return _table(
+        ("preset", "datasets", "ipc", "values", "source"),
+        (
+            (
+                setting.preset,
+                everything(setting.datasets, "any"),
+                everything(setting.ipcs, "any"),
+                ", ".join(_code(f"{key}={value}") for key, value in [*setting.run.items(), *setting.options.items()]),
+                setting.source,
+            )
+            for setting in find_method(name)[1].settings()
+        ),
+    )
+
+
+def methods() -> str:
+    """The methods that come with ddbench."""
+    from ddbench.plugins import GROUPS, listing
+    from ddbench.runs.spec import find_method
+
+    rows = []
+    for plugin in listing(GROUPS["method"]):
+        if plugin.package != "ddbench":
+            continue
+        info = find_method(f"ddbench/{plugin.name}")[1].info
+        paper = ", ".join(str(part) for part in (info.venue, info.year, info.arxiv and f"arXiv {info.arxiv}") if part)
+        rows.append((_code(plugin.name), info.title, info.kind, paper or "–", _code(info.native)))
+    return _table(("method", "title", "kind", "paper", "native protocol"), rows)
+
+
+def recipes() -> str:
+    """Every value of the built-in protocols, one column each."""
+    from ddbench.evaluation.protocol import PROTOCOLS, Protocol, SGDOptions
+
+    own = [field for field in Protocol.model_fields if field not in ("name", "version", "options", "source", "trainer")]
+    rows = [(_code(field), *(_value(getattr(p, field)) for p in PROTOCOLS.values())) for field in own]
+    rows += [
+        (_code(field), *(_value(getattr(p.options, field), field) for p in PROTOCOLS.values()))
+        for field in SGDOptions.model_fields
+    ]
+    return _table(("", *(_code(name) for name in PROTOCOLS)), rows)
+
+
+def protocols() -> str:
+    """The built-in protocols by digest and source."""
+    from ddbench.evaluation.protocol import PROTOCOLS
+
+    return _table(
+        ("protocol", "digest", "labels", "judges", "students", "source"),
+        (
+            (_code(p.id), _code(p.digest), p.labels, ", ".join(map(_code, p.backbones)), str(p.students), p.source)
+            for p in PROTOCOLS.values()
+        ),
+    )
+
+
+def fields(place: str) -> str:
+    """The fields of a pydantic model, named as module:class."""
+    model = _find(place)
+    return _table(
+        ("field", "type", "default", "meaning"),
+        (
+            (_code(name), _type(field.annotation), _default(field), field.description or "")
+            for name, field in model.model_fields.items()
+        ),
+    )
+
+
+def record() -> str:
+    """The parts of a record, outermost first."""
+    from ddbench.runs.record import RunRecord
+
+    parts = []
+    for model in _models(RunRecord):
+        rows = (
+            (_code(field.alias or name), _type(field.annotation), field.description or "")
+            for name, field in model.model_fields.items()
+        )
+        parts.append(f"### {model.__name__}\n\n{inspect.getdoc(model)}\n\n{_table(('key', 'type', 'meaning'), rows)}")
+    return "\n\n".join(parts)
+
+
+def datasets() -> str:
+    """The catalogue."""
+    from ddbench.data.catalogue import CATALOGUE
+
+    return _table(
+        ("name", "title", "shape", "classes", "training / test images", "licence", "where from"),
+        (
+            (
+                _code(d.name),
+                f"[{d.title}]({d.homepage})",
+                "×".join(map(str, d.shape)),
+                str(d.classes),
+                f"{d.train or 'as in the source'} / {d.test or 'as in the source'}",
+                d.licence,
+                d.download,
+            )
+            for d in CATALOGUE.values()
+        ),
+    )
+
+
+def statistics() -> str:
+    """Means and standard deviations by dataset and name."""
+    from ddbench.data.catalogue import CATALOGUE
+
+    def numbers(values: Iterable[float]) -> str:
+        return " ".join(f"{value:.4f}" for value in values)
+
+    return _table(
+        ("dataset", "name", "mean", "standard deviation"),
+        (
+            (_code(d.name), _code(name), numbers(mean), numbers(std))
+            for d in CATALOGUE.values()
+            for name, (mean, std) in d.statistics.items()
+        ),
+    )
+
+
+def backbones(*names: str) -> str:
+    """Numbers of parameters; of all architectures unless some are named."""
+    from ddbench.backbones.names import build, known
+
+    headers = ["name", *(f"{'×'.join(map(str, shape))}, {classes} classes" for shape, classes in SIZES)]
+    return _table(
+        headers,
+        (
+            (_code(name), *(f"{build(name, shape, classes).parameters:,}".replace(",", " ") for shape, classes in SIZES))
+            for name in names or known()
+        ),
+    )
+
+
+def command_line() -> str:
+    """The help of every command."""
+    from ddbench.cli import root
+
+    top = click.Context(root, info_name="ddbench", terminal_width=100, **root.context_settings)
+    parts = []
+    for context in _contexts(top):
+        parts.append(f"## {context.command_path}\n\n```text\n{context.command.get_help(context)}\n```")
+    return "\n\n".join(parts)
+
+
+def public_names() -> str:
+    """What `from ddbench import ...` gives, for mkdocstrings."""
+    from ddbench import _HOMES
+
+    return "\n\n".join(f"::: {home}.{name}" for name, home in sorted(_HOMES.items()))
+
+
+def file(path: str) -> str:
+    """A file of the repository, in full."""
+    content = (ROOT / path).read_text(encoding="utf-8").rstrip()
+    return f"```{LANGUAGES[Path(path).suffix]}\n{content}\n```"
+
+
+BLOCKS: dict[str, Callable[..., str]] = {
+    "options": options,
+    "presets": presets,
+    "methods": methods,
+    "recipes": recipes,
+    "protocols": protocols,
+    "fields": fields,
+    "record": record,
+    "datasets": datasets,
+    "statistics": statistics,
+    "backbones": backbones,
+    "command-line": command_line,
+    "public-names": public_names,
+    "file": file,
+}
+
+
+def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _value(value: Any, field: str = "") -> str:
+    match value:
+        case None:
+            return "learned" if field == "lr" else "–"
+        case bool():
+            return "yes" if value else "no"
+        case tuple():
+            return ", ".join(map(_code, value))
+        case _:
+            return str(value)
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    if field.default_factory is not None:
+        return "its defaults"
+    return "none" if field.default is None else _code(str(_value(field.default)).replace("`", "") or '""')
+
+
+def _type(kind: Any) -> str:
+    """A type in words."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type(part) for part in inside)
+    if origin is Literal:
+        return " or ".join(_code(str(value)) for value in inside)
+    if origin is tuple and inside[-1] is not Ellipsis:
+        return f"[{', '.join(_type(part) for part in inside)}]"
+    if origin in (tuple, list):
+        return f"list of {_type(inside[0])}"
+    if origin is dict:
+        return "table" if inside[1] is Any else f"table of {_type(inside[1])}"
+    if kind in (None, type(None)):
+        return "none"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return f"[{kind.__name__}](#{kind.__name__.lower()})"
+    words = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "table", Any: "table"}
+    return words.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """A model and all that it is made of, each once."""
+    found = [model]
+    for one in found:
+        for field in one.model_fields.values():
+            nested = [*_leaves(field.annotation)]
+            found += [leaf for leaf in nested if leaf not in found]
+    yield from found
+
+
+def _leaves(kind: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(kind, type) and not get_args(kind) and issubclass(kind, BaseModel):
+        yield kind
+    for part in get_args(kind):
+        yield from _leaves(part)
+
+
+def _contexts(context: click.Context) -> Iterator[click.Context]:
+    yield context
+    group = context.command
+    if isinstance(group, click.Group):
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            assert command is not None
+            yield from _contexts(click.Context(command, parent=context, info_name=name))
+
+
+def _find(place: str) -> type[BaseModel]:
+    import importlib
+
+    module, _, name = place.partition(":")
+    model: type[BaseModel] = getattr(importlib.import_module(module), name)
+    return model
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing; fail if a page is behind the code.")
+@click.pass_context
+def main(ctx: click.Context, check: bool) -> None:
+    """Write the generated parts of the documentation."""
+    paths = behind()
+    if check:
+        for path in paths:
+            click.echo(f"{path} is behind the code. Run: python docs/generate.py", err=True)
+        ctx.exit(1 if paths else 0)
+    texts = current()
+    for path in paths:
+        (ROOT / path).write_text(texts[ROOT / path], encoding="utf-8")
+        click.echo(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""ddbench list, show and check."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ddbench.cli import root
+from ddbench.evaluation.protocol import PROTOCOLS
+
+FORGETFUL = """
+import torch
+from ddbench import Method, MethodConfig, MethodInfo, State, SyntheticSet
+
+class Forgetful(Method):
+    name = "forgetful"
+    info = MethodInfo(title="Forgetful", learns=("images",), advice="none")
+    Config = MethodConfig
+
+    def start(self, problem):
+        return State()
+
+    def step(self, problem, state, rng):
+        return {}
+
+    def finished(self, state):
+        return state.step >= 2
+
+    def export(self, problem, state):
+        images = torch.rand(problem.classes * problem.ipc, *problem.shape)
+        return SyntheticSet(images, problem.class_labels())
+"""
+
+
+def call(*arguments: str) -> Result:
+    result = CliRunner().invoke(root, list(arguments))
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("what", "some"),
+    [
+        ("methods", {"dm", "random", "herding", "k-center", "k-means", "whole"}),
+        ("datasets", {"digits", "cifar10", "imagewoof"}),
+        ("backbones", {"convnet", "mlp", "resnet18-ap"}),
+        ("protocols", set(PROTOCOLS)),
+    ],
+)
+def test_list_prints_one_line_each_and_the_same_as_json(what: str, some: set[str]) -> None:
+    rows = json.loads(call("list", what, "--json").stdout)
+    assert some <= {row["name"] for row in rows}
+    lines = call("list", what).stdout.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == [row["name"] for row in rows]
+
+
+def test_show_method_has_options_with_ranges_and_presets_with_sources() -> None:
+    text = call("show", "method", "dm").stdout
+    (line,) = (line for line in text.splitlines() if line.startswith("momentum"))
+    assert line.split()[:3] == ["momentum", "float", "0.5"]
+    assert ">= 0, < 1" in line
+    assert "arXiv 2110.04181" in text
+    assert "preset quick for any dataset, ipc any\n  source: ddbench: a first look" in text
+    value = json.loads(call("show", "method", "dm", "--json").stdout)
+    assert {"name", "type", "default", "range", "description"} == set(value["options"][0])
+    assert all(preset["source"] for preset in value["presets"])
+
+
+def test_show_method_says_when_there_are_no_options() -> None:
+    assert "no options" in call("show", "method", "random").stdout
+
+
+def test_show_protocol_has_its_digest_and_every_option() -> None:
+    text = call("show", "protocol", "dc").stdout
+    protocol = PROTOCOLS["dc@1"]
+    assert protocol.digest in text
+    assert set(type(protocol.options).model_fields) <= {line.split()[0] for line in text.splitlines() if line}
+    assert json.loads(call("show", "protocol", "dc@1", "--json").stdout)["options"]["epochs"] == 300
+
+
+def test_show_dataset_says_what_is_known_and_whether_it_is_here(tmp_path: Path) -> None:
+    text = call("show", "dataset", "cifar-10", "--data", str(tmp_path)).stdout
+    assert "0.4914" in text
+    assert text.splitlines()[-1].split() == ["here", "no"]
+    assert call("show", "dataset", "digits", "--data", str(tmp_path)).stdout.splitlines()[-1].split()[0] == "here"
+    value = json.loads(call("show", "dataset", "svhn", "--data", str(tmp_path), "--json").stdout)
+    assert (value["digits"], value["here"]) == (True, None)
+
+
+def test_check_passes_a_method_that_keeps_the_contract() -> None:
+    result = call("check", "--method", "random")
+    assert result.exit_code == 0, result.output
+    assert {line.split()[0] for line in result.stdout.splitlines()} == {"pass"}
+    assert len(result.stdout.splitlines()) > 10
+
+
+def test_check_names_what_a_method_breaks_and_exits_with_1(tmp_path: Path) -> None:
+    (tmp_path / "idea.py").write_text(FORGETFUL)
+    result = call("check", "--method", str(tmp_path / "idea.py"), "--json")
+    assert result.exit_code == 1
+    broken = {row["check"] for row in json.loads(result.stdout) if row["error"]}
+    assert "global_generators_are_left_alone" in broken
+    text = call("check", "--method", f"{tmp_path / 'idea.py'}:Forgetful")
+    assert "FAIL  global generators are left alone" in text.stdout
+    assert f"forgetful breaks {len(broken)} of" in text.stderr
+
+
+def test_check_takes_options_and_refuses_unknown_ones() -> None:
+    result = call("check", "--method", "dm", "--set", "iteration=2")
+    assert result.exit_code == 1
+    assert "Did you mean 'iterations'?" in result.stderr

@@ -1,0 +1,55 @@
+"""SIGTERM and Ctrl-C, as a shell sees them."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from ddbench.cli import root
+
+ARGUMENTS = ["run", "--method", "dm", "--dataset", "digits", "--ipc", "1", "--quiet", "--device", "cpu"]
+OPTIONS = ["--backbone", "convnet-w8", "--set", "iterations=100000", "--set", "batch_real=8"]
+
+
+def wait_until_it_steps(runs: Path) -> None:
+    until = time.monotonic() + 60
+    while not any(path.stat().st_size for path in runs.glob("*/*/*/*/log.jsonl")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_sigterm_saves_says_how_to_go_on_and_exits_with_75(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddbench", *ARGUMENTS, *OPTIONS, "--runs", str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until_it_steps(tmp_path)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert out == ""
+    assert err.startswith("Error: stopped by SIGTERM after step")
+    assert err.endswith("Run the same command again to go on.\n")
+    assert list(tmp_path.glob("*/*/*/*/checkpoints/step_*.pt"))
+
+
+def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path) -> None:
+    def interrupt() -> None:
+        wait_until_it_steps(tmp_path)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    other = threading.Thread(target=interrupt)
+    other.start()
+    result = CliRunner().invoke(root, [*ARGUMENTS, *OPTIONS, "--runs", str(tmp_path)])
+    other.join()
+    assert result.exit_code == 130
+    assert result.stderr.startswith("Error: stopped by Ctrl-C after step")
+    assert list(tmp_path.glob("*/*/*/*/checkpoints/step_*.pt"))

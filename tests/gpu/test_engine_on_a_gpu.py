@@ -1,0 +1,97 @@
+"""The engine's graphs, compiled or not, against the plain loop on the same device."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import ddbench.engine.lockstep as lockstep
+from ddbench.artifacts import ArtifactCache
+from ddbench.backbones.base import Variables
+from ddbench.backbones.names import build
+from ddbench.data.pixels import fit_pixels
+from ddbench.data.toy import toy
+from ddbench.driver import drive
+from ddbench.engine.students import train_students
+from ddbench.evaluation.plan import plan
+from ddbench.evaluation.protocol import Protocol, SGDOptions
+from ddbench.plugins import GROUPS, load_object
+from ddbench.problem import Problem
+from ddbench.rng import Rng
+from ddbench.synthetic import SyntheticSet
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # Compilers and profilers of torch warn about themselves; what is tested here is the numbers.
+    pytest.mark.filterwarnings("default"),
+]
+
+
+def make(backbone: str, folder: Path) -> Problem:
+    data = toy(3, (3, 32, 32), 40)
+    device = torch.device("cuda")
+    return Problem(
+        info=data.info,
+        train=data.train,
+        pixels=fit_pixels("standard", data.train, data.info).to(device),
+        backbone=build(backbone, data.train.shape, 3),
+        ipc=10,
+        rng=Rng(0),
+        device=device,
+        artifacts=ArtifactCache(folder),
+    )
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("backbone", ["convnet-w16", "convnet-w16-bn", "alexnet", "resnet18"])
+def test_graphs_train_the_students_of_the_plain_loop(
+    backbone: str, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lockstep, "worth_compiling", lambda seconds, device: fused)
+    monkeypatch.setattr(lockstep, "_compiled", {})
+    problem = make(backbone, tmp_path)
+    some = SyntheticSet(problem.train.images[::4].clone(), problem.train.labels[::4].clone())
+    # A few steps only: rounding differences between kernels grow with training, which is chaotic.
+    schedule = plan(some, Protocol(name="recipe", options=SGDOptions(epochs=2, batch=20)), problem, Rng(0))
+    students = [0, 1, 2]
+    with problem.precision.active(problem.device):
+        fresh = Variables.stack([problem.backbone.init(Rng(k), problem.device) for k in students])
+        plain = train_students(problem.backbone, fresh, schedule, students, together=1, static=False)
+        ours = train_students(problem.backbone, fresh, schedule, students, together=3, static=True)
+    for name, value in plain.params.items():
+        moved = (value - fresh.params[name]).norm()
+        assert (value - ours.params[name]).norm() <= 2e-3 * moved + 1e-5, name
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_dm_takes_the_same_steps_in_a_graph(fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ddbench.engine.program as program
+
+    monkeypatch.setattr(program, "worth_compiling", lambda seconds, device: fused)
+    method_class = load_object(GROUPS["method"], "dm")
+    losses, images = [], []
+    for eager in (True, False):
+        problem = make("convnet-w16", tmp_path)
+        method = method_class(method_class.Config(iterations=12, batch_real=16))
+        steps = drive(method, problem)
+        with problem.precision.active(problem.device):
+            state, _ = next(steps)
+            state.match._eager = eager
+            losses.append([float(metrics["loss"]) for state, metrics in steps])
+        images.append(state.images.detach().cpu())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert torch.allclose(images[0], images[1], atol=1e-3)
+
+
+def test_a_step_that_cannot_be_captured_runs_eagerly(caplog: pytest.LogCaptureFixture) -> None:
+    from ddbench.engine.program import Program
+
+    def make_step(fuse: object) -> object:
+        return lambda x: x * float(x.sum())  # waits for the device, which a capture forbids
+
+    program = Program(make_step, torch.device("cuda"), calls=5)  # type: ignore[arg-type]
+    with caplog.at_level("INFO"):
+        results = [program(torch.full((3,), 2.0)) for _ in range(5)]
+    assert all(r.tolist() == [12, 12, 12] for r in results)
+    assert sum("cannot be captured" in message for message in caplog.messages) == 1

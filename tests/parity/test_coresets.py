@@ -1,0 +1,186 @@
+"""Selections against naive float64 loops, written down from their papers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from ddbench import Problem, Rng, Variables
+from ddbench.driver import condense
+from ddbench.errors import DataError
+from ddbench.plugins import GROUPS, load_object
+from ddbench.testing.contract import problem_for_checks
+from ddbench_methods.coresets import herding, k_center, k_means
+
+Points = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def distance(a: Points, b: Points) -> float:
+    return float(np.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True))))
+
+
+def herding_by_hand(points: Points, count: int) -> list[int]:
+    """Rebuffi et al., CVPR 2017, algorithm 4: the next one brings the mean of all chosen closest to the class mean."""
+    mean = points.mean(axis=0)
+    chosen: list[int] = []
+    for _ in range(count):
+        gaps = {k: distance(mean, points[[*chosen, k]].mean(axis=0)) for k in range(len(points)) if k not in chosen}
+        chosen.append(min(gaps, key=lambda k: gaps[k]))
+    return chosen
+
+
+def k_center_by_hand(points: Points, count: int) -> list[int]:
+    """Sener and Savarese, ICLR 2018, algorithm 1: the next one is farthest from its nearest chosen one."""
+    mean = points.mean(axis=0)
+    chosen = [min(range(len(points)), key=lambda k: distance(mean, points[k]))]
+    while len(chosen) < count:
+        free = [k for k in range(len(points)) if k not in chosen]
+        chosen.append(max(free, key=lambda k: min(distance(points[k], points[c]) for c in chosen)))
+    return chosen
+
+
+def points_of(seed: int, n: int, width: int) -> Points:
+    return np.random.default_rng(seed).normal(size=(n, width))
+
+
+@pytest.mark.parametrize(("ours", "naive"), [(herding, herding_by_hand), (k_center, k_center_by_hand)])
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), n=st.integers(1, 15), width=st.integers(1, 5), share=st.floats(0, 1))
+def test_the_greedy_choice_is_that_of_the_loop(
+    ours: Callable[[torch.Tensor, int], torch.Tensor],
+    naive: Callable[[Points, int], list[int]],
+    seed: int,
+    n: int,
+    width: int,
+    share: float,
+) -> None:
+    points, count = points_of(seed, n, width), max(1, round(share * n))
+    # The last of all points is chosen whatever the rule says, and among few points ties are likely.
+    assume(n != 2)
+    assert ours(torch.from_numpy(points), count).tolist() == naive(points, count)
+
+
+def centres_by_hand(points: Points, start: Points) -> Points:
+    """Lloyd's iteration until nothing moves."""
+    centres = start.copy()
+    while True:
+        nearest = [min(range(len(centres)), key=lambda c: distance(p, centres[c])) for p in points]
+        moved = np.stack([points[[n == c for n in nearest]].mean(axis=0) for c in range(len(centres))])
+        if np.allclose(moved, centres, atol=1e-12):
+            return moved
+        centres = moved
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), count=st.integers(1, 5))
+def test_k_means_takes_the_point_nearest_to_each_centre(seed: int, count: int) -> None:
+    """Clusters so far apart that every start finds them."""
+    rng = np.random.default_rng(seed)
+    homes = 100.0 * np.eye(count, 6)
+    points = np.concatenate([home + rng.normal(size=(8, 6)) for home in homes])
+    points = points[rng.permutation(len(points))]
+    centres = centres_by_hand(points, homes)
+    expected = {min(range(len(points)), key=lambda k: distance(points[k], c)) for c in centres}
+    assert set(k_means(torch.from_numpy(points), count, Rng(seed)).tolist()) == expected
+
+
+SELECTIONS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
+    "herding": herding,
+    "k-center": k_center,
+    "k-means": lambda points, count: k_means(points, count, Rng(0)),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_rows_are_distinct_even_where_points_are_not(name: str) -> None:
+    """Twelve points in four places, three in each."""
+    points = torch.from_numpy(points_of(0, 4, 3)).repeat(3, 1)
+    few = SELECTIONS[name](points, 4)
+    assert len(few.unique()) == 4
+    if name != "k-means":  # it finds no more clusters than there are places, and says so
+        assert sorted(SELECTIONS[name](points, 12).tolist()) == list(range(12))
+
+
+def test_two_centres_that_share_their_nearest_point_take_two_points() -> None:
+    # The mean of each outer pair is nearer to the point in the middle than to its own two.
+    points = torch.tensor([[-3.0, 9.0], [-3.0, -9.0], [0.0, 0.0], [3.0, 9.0], [3.0, -9.0]], dtype=torch.float64)
+    for seed in range(5):
+        assert len(k_means(points, 2, Rng(seed)).unique()) == 2
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_everything_can_be_chosen(name: str) -> None:
+    points = torch.from_numpy(points_of(1, 7, 3))
+    assert sorted(SELECTIONS[name](points, 7).tolist()) == list(range(7))
+
+
+def chosen_by(name: str, problem: Problem, **options: Any) -> torch.Tensor:
+    method = load_object(GROUPS["method"], name)
+    rows = condense(method(method.Config(**options)), problem).source_indices
+    assert rows is not None
+    return rows
+
+
+@pytest.mark.parametrize(("name", "naive"), [("herding", herding_by_hand), ("k-center", k_center_by_hand)])
+def test_methods_choose_inside_each_class_in_the_embedding_of_a_trained_network(
+    tmp_path: Path, name: str, naive: Callable[[Points, int], list[int]]
+) -> None:
+    problem = problem_for_checks(tmp_path, ipc=4, per_class=(20, 9, 12))
+    rows = chosen_by(name, problem, epochs=3)
+    (used,) = problem.artifacts.used.values()
+    assert used["kind"] == "trained-network"
+    network = next(tmp_path.rglob("network.safetensors"))
+    params = {key.removeprefix("params."): value for key, value in load_file(network).items()}
+    embedded = problem.backbone.embed(Variables(params), problem.real.take(torch.arange(41)), train=False)
+    expected: list[int] = []
+    for first, count in ((0, 20), (20, 9), (29, 12)):
+        points = embedded[first : first + count].double().numpy()
+        expected += [first + k for k in naive(points, 4)]
+    assert rows.tolist() == expected
+
+
+def test_herding_k_center_and_k_means_share_their_network(tmp_path: Path) -> None:
+    for name in SELECTIONS:
+        chosen_by(name, problem_for_checks(tmp_path), epochs=2)
+    assert len(list(tmp_path.rglob("network.safetensors"))) == 1
+
+
+def test_another_seed_is_another_network(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        chosen_by("herding", problem_for_checks(tmp_path, seed=seed), epochs=2)
+    assert len(list(tmp_path.rglob("network.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("name", ["random", *SELECTIONS])
+def test_an_ipc_larger_than_a_class_is_refused(tmp_path: Path, name: str) -> None:
+    options: dict[str, Any] = {} if name == "random" else {"epochs": 0}
+    with pytest.raises(DataError, match=r"ipc is 6, and class 'class 1' .* has 5 .* Choose an ipc of at most 5"):
+        chosen_by(name, problem_for_checks(tmp_path, ipc=6, per_class=(40, 5, 40)), **options)
+    assert not list(tmp_path.rglob("network.safetensors")), "a network was trained before the budget was looked at"
+
+
+@pytest.mark.parametrize("name", ["random", *SELECTIONS])
+def test_a_whole_class_can_be_chosen(tmp_path: Path, name: str) -> None:
+    options: dict[str, Any] = {} if name == "random" else {"epochs": 0}
+    rows = chosen_by(name, problem_for_checks(tmp_path, ipc=5, per_class=(9, 5, 9)), **options)
+    assert sorted(rows[5:10].tolist()) == [9, 10, 11, 12, 13]
+
+
+def test_random_rows_are_uniform_inside_their_class(tmp_path: Path) -> None:
+    counts = torch.zeros(30)
+    for seed in range(300):
+        counts[chosen_by("random", problem_for_checks(tmp_path, seed=seed, ipc=2, per_class=10))] += 1
+    # 300 draws of 2 of 10: 60 each, with a deviation of 7.
+    assert counts.min() > 60 - 5 * 7
+    assert counts.max() < 60 + 5 * 7
+
+
+def test_the_whole_dataset_is_everything_in_its_order(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path, per_class=(9, 5, 7))
+    assert chosen_by("whole", problem).tolist() == list(range(21))

@@ -1,0 +1,111 @@
+"""Students trained together are the students trained one by one, whichever way they are trained."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from ddbench import Backbone, Rng, Variables
+from ddbench.backbones.names import build
+from ddbench.engine.students import predict, students_together, train_students
+from ddbench.evaluation.plan import TrainingPlan
+from ddbench.evaluation.protocol import SGDOptions
+
+RNG = Rng(0, ("students",))
+STUDENTS = [3, 0, 8, 5, 1]
+AUGMENT = "color_crop_cutout_flip_scale_rotate"
+
+
+def setup(
+    backbone: str, dtype: torch.dtype, *, strategy: str = AUGMENT, legacy: str = "none", **options: Any
+) -> tuple[Backbone, Variables, TrainingPlan]:
+    known = SGDOptions.model_validate({"epochs": 3, "batch": 4} | options)
+    images = torch.randn(10, 3, 8, 8, generator=RNG.torch(), dtype=dtype)
+    labels = torch.arange(10) % 3
+    training = TrainingPlan(images, labels, lambda x: x, known, strategy, legacy, known.epochs or 0, RNG)
+    net = build(backbone, (3, 8, 8), 3)
+    return net, net.init(RNG.fold("network"), copies=len(STUDENTS)).to(dtype), training
+
+
+def assert_close(found: Variables, expected: Variables, tolerance: float) -> None:
+    for part in ("params", "buffers"):
+        for name, value in getattr(expected, part).items():
+            other = getattr(found, part)[name]
+            assert other.shape == value.shape
+            assert torch.allclose(other, value, rtol=tolerance, atol=tolerance), name
+
+
+CASES: list[dict[str, Any]] = [
+    {"backbone": "convnet-d2-w4"},
+    {"backbone": "convnet-d2-w4-bn"},
+    {"backbone": "mlp"},
+    {"backbone": "convnet-d2-w4", "schedule": "cosine", "nesterov": True},
+    {"backbone": "convnet-d2-w4", "optimizer": "adam"},
+    {"backbone": "convnet-d2-w4-bn", "strategy": "none", "legacy": "crop_noise"},
+    {"backbone": "convnet-d2-w4", "strategy": "none", "batch": 256},
+]
+
+
+@pytest.mark.parametrize("together", [2, 5, 9])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(value) for value in case.values()))
+def test_together_is_one_by_one(case: dict[str, Any], together: int) -> None:
+    net, fresh, training = setup(dtype=torch.float64, **case)
+    alone = train_students(net, fresh, training, STUDENTS, together=1, static=False)
+    company = train_students(net, fresh, training, STUDENTS, together=together, static=False)
+    # Adam turns rounding into steps where gradients vanish.
+    assert_close(company, alone, 1e-5 if case.get("optimizer") == "adam" else 1e-10)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(value) for value in case.values()))
+def test_a_program_of_static_shape_is_the_plain_loop(case: dict[str, Any], together: int) -> None:
+    net, fresh, training = setup(dtype=torch.float32, **case)
+    plain = train_students(net, fresh, training, STUDENTS[:3], together=1, static=False)
+    static = train_students(net, fresh, training, STUDENTS[:3], together=together, static=True)
+    assert_close(static, plain, 1e-4)
+
+
+def test_students_come_back_in_their_order() -> None:
+    net, fresh, training = setup("convnet-d2-w4", torch.float64)
+    everyone = train_students(net, fresh, training, STUDENTS, together=2, static=False)
+    for k, student in enumerate(STUDENTS):
+        single = Variables.stack([fresh.copy(k)])
+        alone = train_students(net, single, training, [student], static=False)
+        assert_close(alone, Variables.stack([everyone.copy(k)]), 1e-10)
+
+
+@pytest.mark.parametrize(("together", "static"), [(1, False), (2, False), (1, True)])
+def test_the_fresh_weights_are_left_as_they_are(together: int, static: bool) -> None:
+    net, fresh, training = setup("convnet-d2-w4-bn", torch.float32)
+    before = fresh.clone()
+    trained = train_students(net, fresh, training, STUDENTS, together=together, static=static)
+    assert_close(fresh, before, 0)
+    assert not any(value.requires_grad for value in trained.params.values())
+    moved = [not torch.equal(trained.params[name], value) for name, value in before.params.items()]
+    assert all(moved)
+
+
+@pytest.mark.parametrize(("together", "static"), [(1, False), (2, False), (2, True)])
+def test_every_step_of_every_student_ticks(together: int, static: bool) -> None:
+    net, fresh, training = setup("mlp", torch.float32)
+    ticks: list[int] = []
+    train_students(net, fresh, training, STUDENTS, together=together, static=static, tick=ticks.append)
+    assert sum(ticks) == len(STUDENTS) * training.steps == 5 * 12
+    assert max(ticks) == together
+
+
+def test_on_a_cpu_students_train_one_by_one() -> None:
+    assert students_together(10, torch.device("cpu")) == 1
+    assert students_together(10, torch.device("cuda")) > students_together(10**6, torch.device("cuda")) == 1
+
+
+def test_predictions_are_those_of_each_student_in_evaluation_mode() -> None:
+    net, fresh, training = setup("convnet-d2-w4-bn", torch.float64)
+    trained = train_students(net, fresh, training, STUDENTS)
+    images = torch.randn(6, 3, 8, 8, generator=RNG.fold("test").torch(), dtype=torch.float64)
+    scores = predict(net, trained, images)
+    assert scores.shape == (5, 6, 3)
+    for k in range(5):
+        assert torch.allclose(scores[k], net(trained.copy(k), images, train=False)[0])
+    # In evaluation mode the company of an image in its batch changes nothing.
+    assert torch.allclose(predict(net, trained, images[:1])[:, 0], scores[:, 0])

@@ -1,0 +1,67 @@
+"""Estimates: right order of magnitude, nothing written, artefacts of the runs folder used and never built there."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddbench.estimate import Estimate, estimate
+from ddbench.runs.runner import RunOptions, prepare, run
+from ddbench.runs.spec import Asked, Resolution, resolve_spec
+
+CPU = torch.device("cpu")
+
+
+def resolution(method: str, folder: Path, *assignments: str) -> Resolution:
+    tiny = 'name = "tiny"\nbackbones = ["mlp"]\nstudents = 4\n[options]\nsteps = 400\nbatch = 16\n'
+    (folder / "tiny.toml").write_text(tiny)
+    asked = Asked(method, "digits", ipc=2, protocols=(str(folder / "tiny.toml"),), assignments=assignments)
+    return resolve_spec(asked, folder)
+
+
+def phases(found: Estimate) -> dict[str, tuple[float | None, str]]:
+    return {phase.name: (phase.seconds, phase.basis) for phase in found.phases}
+
+
+def test_a_run_takes_about_as_long_as_was_estimated(tmp_path: Path) -> None:
+    asked = resolution("dm", tmp_path, "iterations=30", "batch_real=16")
+    found = estimate(asked, root=tmp_path / "runs", device=CPU)
+    record = run(asked, RunOptions(root=tmp_path / "runs", data_root=tmp_path, device=CPU))
+    by_name = phases(found)
+    # An order of magnitude either way: the tests share their machine.
+    for name, actual in (("condense", record.cost["condense"]), ("evaluate tiny@1 mlp", record.cost["evaluate"])):
+        told = by_name[name][0]
+        assert told is not None
+        assert actual.seconds / 8 < told < actual.seconds * 8
+    assert found.complete
+    assert by_name["condense"][1].startswith("30 steps of")
+
+
+def test_artefacts_are_made_elsewhere_unless_they_are_there(tmp_path: Path) -> None:
+    asked = resolution("herding", tmp_path, "epochs=1")
+    runs = tmp_path / "runs"
+    before = phases(estimate(asked, root=runs, device=CPU))
+    assert before["prepare"][1] == "measured: trained-network"
+    assert not runs.exists()
+    prepare(asked, RunOptions(root=runs, data_root=tmp_path, device=CPU))
+    after = phases(estimate(asked, root=runs, device=CPU))
+    assert after["prepare"][1] == "measured"
+    assert before["prepare"][0] is not None
+    assert after["prepare"][0] is not None
+    assert after["prepare"][0] < before["prepare"][0]
+
+
+def test_a_set_that_a_protocol_cannot_judge_is_foreseen(tmp_path: Path) -> None:
+    asked = resolve_spec(Asked("random", "digits", ipc=1, protocols=("mtt",), judges=("mlp",)), tmp_path)
+    ((seconds, basis),) = (v for k, v in phases(estimate(asked, root=tmp_path, device=CPU)).items() if "mtt" in k)
+    assert seconds == 0
+    assert "will fail: protocol mtt@1" in basis
+
+
+def test_the_test_images_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(self: object) -> None:
+        raise AssertionError("test data was read")
+
+    asked = resolution("random", tmp_path)
+    monkeypatch.setattr(type(asked.dataset.test), "load", forbidden)
+    assert estimate(asked, root=tmp_path / "runs", device=CPU, budget=1.0).complete
