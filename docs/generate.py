@@ -207,7 +207,10 @@ def backbones(*names: str) -> str:
     return _table(
         headers,
         (
-            (_code(name), *(f"{build(name, shape, classes).parameters:,}".replace(",", " ") for shape, classes in SIZES))
+            (
+                _code(name),
+                *(f"{build(name, shape, classes).parameters:,}".replace(",", " ") for shape, classes in SIZES),
+            )
             for name in names or known()
         ),
     )

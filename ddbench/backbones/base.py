@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -207,7 +208,8 @@ class Backbone:
         self.name, self.shape, self.classes, self.taps = name, shape, classes, tuple(taps)
         self.parameters = sum(parameter.numel() for parameter in module.parameters())
         self.per_sample = not any(isinstance(layer, _BatchNorm) for layer in module.modules())
-        self._module = module
+        # One module a mode, so that nobody has to switch: compiled programs would notice, and begin again.
+        self._modules = {True: module.train(), False: copy.deepcopy(module).eval()}
         self._shapes = {key: parameter.shape for key, parameter in module.named_parameters()}
         self._buffers = buffers
 
@@ -277,12 +279,10 @@ class Backbone:
         return self._call(v, train, (x, taps))
 
     def _call(self, v: Variables, train: bool, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, Tensor]]:
-        if self._module.training is not train:
-            self._module.train(train)
         # Layers write their statistics in place, into copies that belong to this call.
         buffers = {key: tensor.clone() for key, tensor in v.buffers.items()} if train else v.buffers
         tensors = {**v.params, **buffers}
-        output = functional_call(self._module, tensors, arguments)
+        output = functional_call(self._modules[train], tensors, arguments)
         # functional_call puts a buffer that the module replaced back into the dict.
         return output, {key: tensors[key] for key in buffers}
 
@@ -340,7 +340,7 @@ class ForeignBackbone(Backbone):
         self, v: Variables, x: Tensor, train: bool, taps: tuple[str, ...]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         outputs: dict[str, Tensor] = {}
-        handles = [self._watch(tap, outputs) for tap in taps if tap != "logits"]
+        handles = [self._watch(self._modules[train], tap, outputs) for tap in taps if tap != "logits"]
         try:
             outputs["logits"], buffers = self._call(v, train, (x,))
         finally:
@@ -351,14 +351,14 @@ class ForeignBackbone(Backbone):
                 raise ConfigError(f"{self.name} did not reach {tap!r} in {'training' if train else 'evaluation'} mode.")
         return outputs, buffers
 
-    def _watch(self, tap: str, outputs: dict[str, Tensor]) -> RemovableHandle:
+    def _watch(self, module: nn.Module, tap: str, outputs: dict[str, Tensor]) -> RemovableHandle:
         if tap == "embed":
             assert self._head is not None
-            return self._module.get_submodule(self._head).register_forward_pre_hook(
+            return module.get_submodule(self._head).register_forward_pre_hook(
                 lambda _, args: outputs.__setitem__(tap, args[0].clone())
             )
         # Cloned, because the next layer may work in place.
-        return self._module.get_submodule(tap).register_forward_hook(
+        return module.get_submodule(tap).register_forward_hook(
             lambda _, args, output: outputs.__setitem__(tap, output.clone())
         )
 

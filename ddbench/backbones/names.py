@@ -6,10 +6,12 @@ depth. Parsing and listing import no torch.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddbench.errors import ConfigError, closest
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 Shape = tuple[int, int, int]
 
 GROUP = "ddbench.backbones"
+
+# Where the files are that this process was given, by what their factories are called.
+_files: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,12 @@ def parse(name: str) -> Fields:
 def canonical(name: str, shape: Shape | None = None) -> str:
     """The one spelling of a name. The depth of a bare "convnet" is filled in when the images' shape is given.
 
-    Names that are not ours (torchvision, files, plug-ins) come back as they are.
+    A file becomes its name, the factory and eight digits of its content, "nets.py:factory@1a2b3c4d": records and run
+    folders hold no paths, and another content is another architecture. Other names come back as they are.
     """
     if _family(name) is None:
         _check_provided(name)
-        return name
+        return _label(name) if _is_file(name) else name
     return _spell(_resolved(parse(name), shape))
 
 
@@ -106,6 +112,7 @@ def build(name: str, shape: Shape, classes: int) -> Backbone:
         )
     if _family(name) is None:
         _check_provided(name)
+        name = canonical(name)
         from ddbench.backbones.base import from_module
 
         return from_module(name, _factory(name, shape, classes), shape, classes)
@@ -184,7 +191,7 @@ def _factory(name: str, shape: Shape, classes: int) -> Callable[[], nn.Module]:
 
     from ddbench.plugins import load_object
 
-    make: Any = load_object(GROUP, name)
+    make: Any = load_object(GROUP, _files.get(name, name))
     if not callable(make):
         raise ConfigError(f"backbone {name!r} must be a function of (shape, classes), not a {type(make).__name__}.")
     return lambda: make(shape, classes)
@@ -194,11 +201,30 @@ def _check_provided(name: str) -> None:
     """Raises: ConfigError, with a suggestion among ours and the installed ones, for a name that nobody provides."""
     from ddbench.plugins import listing
 
-    if name.startswith("torchvision:") or name.partition(":")[0].endswith(".py") or "/" in name:
+    if name in _files or name.startswith("torchvision:") or _is_file(name) or "/" in name:
         return
+    if ".py:" in name:
+        raise ConfigError(f"backbone {name!r} comes from a file; give its path, as in ./{name.partition('@')[0]}")
     plugins = [plugin.name for plugin in listing(GROUP)]
     if name not in plugins:
         raise ConfigError(_unknown(name, [*known(), *plugins]))
+
+
+def _is_file(name: str) -> bool:
+    return name not in _files and "@" not in name and name.partition(":")[0].endswith(".py")
+
+
+def _label(ref: str) -> str:
+    """What a factory in a file is called, and a note of where it is for `build`. Raises: ConfigError without the file."""
+    file, _, factory = ref.partition(":")
+    path = Path(file).expanduser()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"backbone {ref!r}: {path} cannot be read: {error.strerror}.") from None
+    label = f"{path.name}:{factory}@{hashlib.sha256(content).hexdigest()[:8]}"
+    _files[label] = ref
+    return label
 
 
 def _unknown(name: str, names: list[str]) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FIRST_RUN = "ddbench run --method random --method dm --dataset digits --ipc 1"
+FIRST_RUN = "ddbench run --method dm --method random --method whole --dataset digits --ipc 10"
 
 data_option = click.option(
     "--data",

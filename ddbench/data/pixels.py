@@ -146,7 +146,7 @@ def fit_pixels(
     if width > LARGEST_WHITENING:
         raise ConfigError(
             f"{spec} needs a {width} x {width} matrix for images of shape {train.shape}; whitening is for up to "
-            f"{LARGEST_WHITENING} values an image. Use --set pixels=standard."
+            f"{LARGEST_WHITENING} values an image. Use --pixels standard."
         )
     if heldout is not None:
         spec = replace(spec, heldout=_digits(heldout))

@@ -8,6 +8,7 @@ at a counter on the device, so that a step is one replay and nothing is copied.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,15 +35,17 @@ class Functions:
     update: Callable[[list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor], None]
 
 
-# Compiling takes seconds, so what one plan has compiled serves the next plan of the same shapes.
+# Compiling takes seconds, so what one plan has compiled serves the next plan of the same shapes, and what earlier plans
+# spent without it counts for compiling.
 _compiled: dict[tuple[object, ...], Functions] = {}
+_spent: Counter[tuple[object, ...]] = Counter()
 
 
 class Lockstep:
     """S students of one plan, as static tensors on a device.
 
-    `variables` are the fresh students, with a leading S. `groups` says how many such groups will be trained in all:
-    compilation is paid once for them.
+    `variables` are the fresh students, with a leading S. `groups` is how many such groups are still to be trained, this
+    one included: compilation is paid once for them.
     """
 
     def __init__(self, net: Backbone, variables: Variables, plan: TrainingPlan, *, groups: int = 1) -> None:
@@ -122,8 +125,9 @@ class Lockstep:
         key = _key(self._net, self._plan)
         if key not in _compiled:
             graphs = {size: self._captured(size, stream) for size in sizes}
-            seconds = self._time(graphs[max(sizes)]) * self._plan.steps * self._groups
-            if not worth_compiling(seconds, self._device):
+            seconds = self._time(graphs[max(sizes)]) * self._plan.steps
+            if not worth_compiling(_spent[key] + seconds * self._groups, self._device):
+                _spent[key] += seconds
                 self._restore(before)
                 return graphs
             _compiled[key] = _compile(self._functions)

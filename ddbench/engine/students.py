@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,13 +39,15 @@ def train_students(
     *,
     together: int | None = None,
     static: bool | None = None,
+    to_come: int = 0,
     tick: Tick | None = None,
 ) -> Variables:
     """Train S networks on one synthetic set.
 
     Shapes: variables and the result have a leading S on every tensor; students are the S numbers that seed the draws.
     `together` students train in lockstep (default: by size and device). `static` chooses programs of static shape
-    (default: on a GPU, where the plan allows it), else a plain loop. All ways are equal up to rounding.
+    (default: on a GPU, where the plan allows it), else a plain loop. All ways are equal up to rounding. `to_come` is how
+    many more students the caller will train like these, for deciding what is worth its preparation.
     """
     device = plan.images.device
     together = together or students_together(plan.batch, device)
@@ -52,11 +55,12 @@ def train_students(
     tick = tick or (lambda _: None)
     groups = [range(first, min(first + together, len(students))) for first in range(0, len(students), together)]
     trained: list[Variables] = []
-    for chosen in groups:
+    for number, chosen in enumerate(groups):
         group = Variables.stack([variables.copy(s) for s in chosen])
         numbers = [students[s] for s in chosen]
         if static:
-            trained += Lockstep(net, group, plan, groups=len(groups)).train(numbers, tick)
+            left = len(groups) - number + math.ceil(to_come / together)
+            trained += Lockstep(net, group, plan, groups=left).train(numbers, tick)
         else:
             trained += _train_group(net, group, plan, numbers, tick)
     return Variables.stack(trained)

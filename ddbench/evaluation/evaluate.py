@@ -104,8 +104,8 @@ def evaluate(
     Raises: DataError, ConfigError where the set does not fit; DivergedError where a student's outputs are not finite.
     """
     trainer = trainer_of(protocol)
-    job = Job(synthetic, protocol, problem)
     numbers = list(range(protocol.students) if students is None else students)
+    job = Job(synthetic, protocol, problem, len(numbers))
     size = max(1, trainer.together(job))
     for first in range(0, len(numbers), size):
         group = numbers[first : first + size]

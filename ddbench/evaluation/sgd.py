@@ -21,9 +21,9 @@ class SGDTrainer(Trainer):
         net, device = job.problem.backbone, job.problem.device
         # Drawn on the host, so that student k starts from the same weights on every device.
         fresh = Variables.stack([net.init(job.rng.fold("student", k, "network"), device) for k in students])
-        trained = train_students(
-            net, fresh, plan(job.synthetic, job.protocol, job.problem, job.rng), students, tick=tick
-        )
+        schedule = plan(job.synthetic, job.protocol, job.problem, job.rng)
+        to_come = max(0, job.students - len(students))
+        trained = train_students(net, fresh, schedule, students, to_come=to_come, tick=tick)
         return partial(predict, net, trained)
 
     def steps(self, job: Job) -> int:

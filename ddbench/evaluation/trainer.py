@@ -20,11 +20,15 @@ Predictor = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One set to train on, under one protocol, with one backbone. The problem holds no test data."""
+    """One set to train on, under one protocol, with one backbone. The problem holds no test data.
+
+    `students` is how many will be trained in all, in one call or in several.
+    """
 
     synthetic: SyntheticSet
     protocol: Protocol
     problem: Problem
+    students: int = 1
 
     @property
     def rng(self) -> Rng:

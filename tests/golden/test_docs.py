@@ -1,0 +1,305 @@
+"""The pages against the code: generated parts, links, commands, names, and the examples that strangers copy."""
+
+import ast
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ddbench.cli import root
+from ddbench.config import Layer, read_settings, resolve
+from ddbench.data.catalogue import CATALOGUE
+from ddbench.data.sources import load
+from ddbench.evaluation.protocol import PROTOCOLS, protocol
+from ddbench.runs.spec import find_method, foresee
+from ddbench.sweep.grid import expand, read_sweep
+from ddbench.testing import contract
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted((DOCS / "pages").rglob("*.md"))
+READMES = [ROOT / "README.md", ROOT / "methods" / "README.md"]
+EXAMPLE = DOCS / "examples" / "idea.py"
+PACKAGE = DOCS / "examples" / "package"
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    found = FENCE.findall(page.read_text(encoding="utf-8"))
+    return [textwrap.dedent(code) for _, name, code in found if name == language]
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The arguments of every ddbench command of a page's shell blocks."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in line.split("&&"):
+                words = shlex.split(part, comments=True)
+                if words and Path(words[0]).name == "ddbench":
+                    yield words[1:]
+
+
+def parsed(arguments: list[str]) -> click.Context:
+    """The context of the innermost command; click raises for whatever it does not understand."""
+    context = root.make_context("ddbench", list(arguments), terminal_width=100)
+    while isinstance(context.command, click.Group) and (rest := [*context._protected_args, *context.args]):
+        name, command, rest = context.command.resolve_command(context, rest)
+        assert command is not None
+        context = command.make_context(name, rest, parent=context)
+    return context
+
+
+COMMANDS = [(page, arguments) for page in [*PAGES, *READMES] for arguments in commands(page)]
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_generated_part_is_what_the_code_gives(generate: ModuleType) -> None:
+    assert [str(path) for path in generate.behind()] == [], "Run: python docs/generate.py"
+
+
+def test_a_block_that_was_edited_is_made_anew(generate: ModuleType, tmp_path: Path) -> None:
+    page = DOCS / "pages" / "methods" / "dm.md"
+    edited = tmp_path / "dm.md"
+    edited.write_text(page.read_text().replace("`20001`", "`20000`"))
+    assert edited.read_text() != page.read_text()
+    assert generate.render(edited) == page.read_text()
+
+
+@pytest.mark.parametrize(
+    "text", ["<!-- generated: options dm -->\n\nnever closed\n", "<!-- generated: rumours -->\n<!-- end -->\n"]
+)
+def test_a_block_that_cannot_be_made_is_an_error(generate: ModuleType, tmp_path: Path, text: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(ValueError, match=r"page\.md"):
+        generate.render(page)
+
+
+def test_check_names_a_file_that_is_behind_and_writes_nothing(
+    generate: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = DOCS / "examples" / "absent.py"
+    monkeypatch.setattr(generate, "COPIES", {absent: EXAMPLE})
+    result = CliRunner().invoke(generate.main, ["--check"])
+    assert result.exit_code == 1
+    assert result.stderr == "docs/examples/absent.py is behind the code. Run: python docs/generate.py\n"
+    assert not absent.exists()
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ +(.+)$", prose(page), re.MULTILINE)
+    plain = [re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings]
+    return {re.sub(r"[-\s]+", "-", heading) for heading in plain}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *READMES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith("http"):
+            continue
+        place, _, anchor = target.partition("#")
+        file = (page.parent / place).resolve() if place else page
+        assert file.exists(), f"{target}: there is no {file}"
+        if anchor:
+            assert anchor in anchors(file), f"{target}: {file.name} has {sorted(anchors(file))}"
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    listed = re.findall(r": (\S+\.md)$", (DOCS / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS / "pages")) for page in PAGES)
+
+
+def test_the_start_page_has_commands() -> None:
+    assert len(list(commands(DOCS / "pages" / "start.md"))) > 10
+
+
+@pytest.mark.parametrize(("page", "arguments"), COMMANDS, ids=lambda value: getattr(value, "stem", None))
+def test_every_command_of_a_page_is_understood(page: Path, arguments: list[str]) -> None:
+    try:
+        parsed(arguments)
+    except click.UsageError as error:
+        pytest.fail(f"{page.name}: ddbench {shlex.join(arguments)}: {error.format_message()}")
+
+
+def test_a_command_that_does_not_exist_would_be_noticed() -> None:
+    for wrong in (["rum"], ["run", "--methods", "dm"], ["data", "fetch", "cifar10"], ["run", "--ipc", "ten"]):
+        with pytest.raises(click.UsageError):
+            parsed(wrong)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *READMES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_in_a_sentence_exists(page: Path) -> None:
+    for text in re.findall(r"`ddbench ([a-z][^`]*)`", prose(page)):
+        command: click.Command = root
+        for word in text.split():
+            if not isinstance(command, click.Group):
+                break
+            assert word in command.list_commands(click.Context(command)), f"ddbench {text}"
+            found = command.get_command(click.Context(command), word)
+            assert found is not None
+            command = found
+
+
+RUNS = [
+    (page, context.params)
+    for page, arguments in COMMANDS
+    if (context := parsed(arguments)).info_name in ("run", "prepare")
+]
+
+
+@pytest.mark.parametrize(("page", "asked"), RUNS, ids=lambda value: getattr(value, "stem", None))
+def test_every_run_of_a_page_names_what_there_is(page: Path, asked: dict[str, Any]) -> None:
+    # The reader's own copy of the example, their own images and their own recipe; the package has a test of its own.
+    methods = [ref.replace("./idea.py", str(EXAMPLE)) for ref in asked["methods"] if ref != "my-method"]
+    own = asked["dataset"] not in CATALOGUE
+    requests = expand(
+        {"dataset": ["digits" if own else asked["dataset"]], "method": methods, "ipc": asked["ipcs"]},
+        asked["assignments"],
+        protocols=[ref for ref in asked["protocols"] if not ref.endswith(".toml")],
+        judges=asked["judges"],
+        preset=asked["preset"],
+    )
+    assert own == (asked["dataset"] == "flowers")
+    for request in requests:
+        assert foresee(request).method
+
+
+def test_judges_and_protocols_of_evaluate_commands_exist() -> None:
+    found = [context for _, arguments in COMMANDS if (context := parsed(arguments)).info_name == "evaluate"]
+    assert found
+    for context in found:
+        for ref in context.params["refs"]:
+            assert protocol(ref).id in PROTOCOLS
+        judged = expand({"dataset": ["cifar10"], "method": ["dm"]}, judges=context.params["judges"])
+        assert foresee(judged[0]).judges == context.params["judges"] or "convnet-d3" in foresee(judged[0]).judges
+
+
+@pytest.mark.parametrize("page", [*PAGES, *READMES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_on_a_page_parses_and_imports_what_there_is(page: Path) -> None:
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ddbench"):
+                module = importlib.import_module(str(node.module))
+                for name in node.names:
+                    assert hasattr(module, name.name) or importlib.import_module(f"{node.module}.{name.name}")
+    for block in blocks(page, "toml"):
+        tomllib.loads(block)
+
+
+def test_the_protocol_file_of_the_page_is_a_protocol(tmp_path: Path) -> None:
+    (text,) = blocks(DOCS / "pages" / "concepts" / "protocol.md", "toml")
+    (tmp_path / "long.toml").write_text(text)
+    long = protocol(str(tmp_path / "long.toml"))
+    assert long.id == "long@1"
+    assert long.options.epochs == 3000
+    assert long.digest not in {p.digest for p in PROTOCOLS.values()}
+
+
+def test_the_presets_of_the_page_fit_the_example(tmp_path: Path) -> None:
+    text = next(
+        block for block in blocks(DOCS / "pages" / "guides" / "add-a-method.md", "toml") if "[[setting]]" in block
+    )
+    (tmp_path / "my-method.toml").write_text(text)
+    settings = read_settings(tmp_path / "my-method.toml")
+    _, method = find_method(f"{EXAMPLE}:MyMethod")
+    config = resolve("my-method", method.Config, [Layer(s.source, s.options) for s in settings]).config
+    assert config.model_dump() == method.Config().model_dump() | {"lr_images": 0.05, "iterations": 50}
+
+
+@pytest.mark.parametrize("check", contract.checks, ids=lambda check: check.__name__)
+def test_the_example_keeps_the_contract(check: contract.Check) -> None:
+    check(find_method(f"{EXAMPLE}:MyMethod")[1], {"iterations": 5})
+
+
+def test_the_example_runs_by_path_and_shares_a_board_with_the_built_in_methods(tmp_path: Path) -> None:
+    arguments = ["--method", f"{EXAMPLE}:MyMethod", "--method", "random", "--dataset", "digits", "--ipc", "1"]
+    cheap = ["--judge", "mlp", "--students", "1"]
+    where = ["--runs", str(tmp_path / "runs"), "--data", str(tmp_path), "--device", "cpu", "--quiet"]
+    result = CliRunner().invoke(root, ["run", *arguments, *cheap, *where])
+    assert result.exit_code == 0, result.output
+    titles = [line for line in result.stdout.splitlines() if "protocol" in line]
+    assert titles == ["Digits (UCI, 8x8), ipc 1, protocol quick@1"]
+    ranked = [line.split()[1].partition("@")[0] for line in result.stdout.splitlines() if line[:1].isdigit()]
+    assert ranked == ["my-method", "random"], "matching means beats a random image"
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stranger's package as an installer would leave it: modules, and a dist-info folder with entry points."""
+    site = tmp_path_factory.mktemp("site")
+    project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
+    shutil.copytree(PACKAGE / "mypaper", site / "mypaper", ignore=shutil.ignore_patterns("__pycache__"))
+    info = site / f"{project['name']}-{project['version']}.dist-info"
+    info.mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (info / "METADATA").write_text(metadata)
+    groups = project["entry-points"].items()
+    lines = [f"[{group}]\n" + "\n".join(f"{k} = {v}" for k, v in names.items()) for group, names in groups]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    return site
+
+
+def ddbench(site: Path, *arguments: str) -> str:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "ddbench", *arguments], env=environment, cwd=site, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_strangers_package_is_listed(planted: Path) -> None:
+    listed = [line.split(maxsplit=1) for line in ddbench(planted, "list", "methods").splitlines()]
+    assert ["my-method", "mypaper 0.1.0"] in listed
+
+
+def test_a_strangers_package_runs_by_name(planted: Path) -> None:
+    cheap = ["--set", "iterations=5", "--judge", "mlp", "--students", "1", "--device", "cpu", "--quiet", "--json"]
+    (record,) = json.loads(
+        ddbench(planted, "run", "--method", "my-method", "--dataset", "digits", "--ipc", "1", *cheap)
+    )
+    assert (record["status"], record["run"]["provided_by"]) == ("complete", "mypaper 0.1.0")
+    assert len(record["evaluations"][0]["accuracy"]) == 1
+
+
+def test_the_sweep_of_the_page_is_22_runs_that_can_be_resolved() -> None:
+    requests = read_sweep(DOCS / "examples" / "sweep.toml")
+    specs = [foresee(asked) for asked in requests]
+    assert len({spec.id for spec in specs}) == len(requests) == 18 + 1 + 3
+
+
+def test_the_dataset_of_the_page_loads(tmp_path: Path) -> None:
+    data = load(f"{DOCS / 'examples' / 'shapes.py'}:shapes", tmp_path)
+    assert (len(data.train), len(data.test.load()), data.train.shape) == (600, 150, (1, 16, 16))
+    assert data.train.fingerprint != data.test.load().fingerprint
+    assert not data.info.statistics
