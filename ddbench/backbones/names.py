@@ -215,7 +215,7 @@ def _is_file(name: str) -> bool:
 
 
 def _label(ref: str) -> str:
-    """What a factory in a file is called, and a note of where it is for `build`. Raises: ConfigError without the file."""
+    """What a factory in a file is called, with a note of where it is for `build`. Raises: ConfigError without it."""
     file, _, factory = ref.partition(":")
     path = Path(file).expanduser()
     try:

@@ -8,7 +8,7 @@ at a counter on the device, so that a step is one replay and nothing is copied.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -38,7 +38,7 @@ class Functions:
 # Compiling takes seconds, so what one plan has compiled serves the next plan of the same shapes, and what earlier plans
 # spent without it counts for compiling.
 _compiled: dict[tuple[object, ...], Functions] = {}
-_spent: Counter[tuple[object, ...]] = Counter()
+_spent: defaultdict[tuple[object, ...], float] = defaultdict(float)
 
 
 class Lockstep:

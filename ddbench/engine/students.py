@@ -46,8 +46,8 @@ def train_students(
 
     Shapes: variables and the result have a leading S on every tensor; students are the S numbers that seed the draws.
     `together` students train in lockstep (default: by size and device). `static` chooses programs of static shape
-    (default: on a GPU, where the plan allows it), else a plain loop. All ways are equal up to rounding. `to_come` is how
-    many more students the caller will train like these, for deciding what is worth its preparation.
+    (default: on a GPU, where the plan allows it), else a plain loop. All ways are equal up to rounding. `to_come` is
+    how many more students the caller will train like these, for deciding what is worth its preparation.
     """
     device = plan.images.device
     together = together or students_together(plan.batch, device)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddbench.data.pixels import PixelSpace
 from ddbench.data.tensors import DatasetTensors
+from ddbench.engine.precision import Precision
 from ddbench.errors import DivergedError
 from ddbench.evaluation.protocol import Protocol
 from ddbench.evaluation.trainer import Job, Predictor, Trainer
@@ -112,7 +113,9 @@ def evaluate(
         started = time.perf_counter()
         with problem.precision.active(problem.device):
             predict = trainer.train(job, group, tick or (lambda _: None))
-            names = [f"{label}{protocol.id}/{problem.backbone.name}/{k}" for k in group]
+        names = [f"{label}{protocol.id}/{problem.backbone.name}/{k}" for k in group]
+        # Scores in full precision: short ones are often equal, and the arg-max of equal scores favours low classes.
+        with Precision("fp32").active(problem.device):
             accuracies = test.score(names, predict, problem.pixels, problem.device)
         seconds = (time.perf_counter() - started) / len(group)
         for number, accuracy in zip(group, accuracies, strict=True):

@@ -100,9 +100,7 @@ def local_board(runs: Path) -> str:
     """
     paths = _finished(runs)
     if not paths:
-        return (
-            f"There is no finished run under {runs} yet. `ddbench run --method dm --dataset digits` makes one."
-        )
+        return f"There is no finished run under {runs} yet. `ddbench run --method dm --dataset digits` makes one."
     return board_of(paths)
 
 

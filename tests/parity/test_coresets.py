@@ -108,10 +108,14 @@ def test_rows_are_distinct_even_where_points_are_not(name: str) -> None:
 
 
 def test_two_centres_that_share_their_nearest_point_take_two_points() -> None:
-    # The mean of each outer pair is nearer to the point in the middle than to its own two.
-    points = torch.tensor([[-3.0, 9.0], [-3.0, -9.0], [0.0, 0.0], [3.0, 9.0], [3.0, -9.0]], dtype=torch.float64)
+    # Two hollow clusters, farther from their own centres than these are from one point between them.
+    hollow = torch.cat([torch.eye(7), -torch.eye(7)]).double()
+    left, right = (torch.nn.functional.pad(hollow, (1, 0), value=x) for x in (-0.8, 0.8))
+    points = torch.cat([left, right, torch.zeros(1, 8)])
     for seed in range(5):
-        assert len(k_means(points, 2, Rng(seed)).unique()) == 2
+        chosen = k_means(points, 2, Rng(seed)).tolist()
+        assert len(set(chosen)) == 2
+        assert 28 in chosen
 
 
 @pytest.mark.parametrize("name", SELECTIONS)

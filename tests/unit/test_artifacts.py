@@ -1,5 +1,6 @@
 """Expensive things are made once, named by what determines them, and go on after an interruption."""
 
+import itertools
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,14 +106,16 @@ def test_how_much_is_wanted_is_not_part_of_the_identity() -> None:
     assert Pool(lr=0.1, count=2).identity == {"lr": 0.1}
 
 
-def test_a_pool_grows_and_its_cost_adds_up(tmp_path: Path) -> None:
+def test_a_pool_grows_and_its_cost_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("ddbench.artifacts.time.perf_counter", lambda: 10.0 * next(clock))
     problem = problem_for_checks(tmp_path)
-    assert problem.artifacts.get(Pool(lr=0.1, count=2), problem) == ["0", "1"]
-    first = problem.artifacts.used[Pool(lr=0.1, count=2).key]["seconds"]
-    assert problem.artifacts.get(Pool(lr=0.1, count=4), problem) == ["0", "1", "2", "3"]
-    assert problem.artifacts.get(Pool(lr=0.1, count=1), problem) == ["0"]
+    costs = []
+    for count in (2, 4, 1):
+        assert problem.artifacts.get(Pool(lr=0.1, count=count), problem) == [str(k) for k in range(count)]
+        costs.append(problem.artifacts.used[Pool(lr=0.1, count=count).key]["seconds"])
     assert Pool.made == [0, 1, 2, 3]
-    assert problem.artifacts.used[Pool(lr=0.1, count=1).key]["seconds"] > first
+    assert costs == [10.0, 20.0, 20.0]
 
 
 def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
