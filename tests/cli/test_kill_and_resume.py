@@ -173,17 +173,22 @@ def test_kill_at_any_moment_and_resume_is_bit_exact(
     server: Server, whole: tuple[RunDir, float], tmp_path: Path
 ) -> None:
     draw = random.Random()
-    killed = 0
-    for _ in range(KILLS):
-        pid = server.start(tmp_path)
+    killed = finished = 0
+    while killed < KILLS:
+        root = tmp_path / str(finished)
+        pid = server.start(root)
         time.sleep(draw.uniform(0.0, whole[1]))
         with contextlib.suppress(ProcessLookupError):  # it was quicker
             os.kill(pid, signal.SIGKILL)
-        killed += server.wait() == -signal.SIGKILL
-    server.start(tmp_path)
+        if server.wait() == -signal.SIGKILL:
+            killed += 1
+        else:
+            check_equal(only(root), whole[0])
+            finished += 1
+        assert finished < 5 * KILLS, "the runs are always quicker than the signal"
+    server.start(tmp_path / str(finished))
     assert server.wait() == 0
-    check_equal(only(tmp_path), whole[0])
-    assert killed > 0
+    check_equal(only(tmp_path / str(finished)), whole[0])
 
 
 @pytest.mark.parametrize("after", ["attempts.json", "checkpoints/step_000021.pt", "synthetic.safetensors"])

@@ -215,7 +215,7 @@ def test_a_diverged_student_is_named(tmp_path: Path) -> None:
         list(evaluate(set_for(problem), wild, problem, SealedTest(toy_test())))
 
 
-def test_students_train_and_answer_in_the_precision_of_the_problem(
+def test_students_train_in_the_precision_of_the_problem_and_answer_in_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = replace(problem_for_checks(tmp_path), precision=Precision("bf16"))
@@ -234,7 +234,7 @@ def test_students_train_and_answer_in_the_precision_of_the_problem(
 
     monkeypatch.setattr(module, "trainer_of", lambda _: Watching())
     next(evaluate(set_for(problem), SHORT, problem, SealedTest(toy_test())))
-    assert seen == [True, True]
+    assert seen == [True, False]
     assert not torch.is_autocast_enabled("cpu")
 
 
