@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 MARK = "artifact.json"
+COST = "cost.json"
 
 
 def outside_identity(default: Any = dataclasses.MISSING) -> Any:
@@ -48,7 +49,8 @@ class Artifact(ABC, Generic[R]):
 
     def seconds(self, folder: Path) -> float:
         """What it cost to make the part that this run reads."""
-        return float(read_json(folder / MARK)["seconds"])
+        cost = folder / COST
+        return float(read_json(cost)["seconds"]) if cost.is_file() else 0.0
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -92,12 +94,16 @@ class ArtifactCache:
         return artifact.open(folder)
 
     def _build(self, artifact: Artifact[Any], folder: Path, problem: Problem) -> None:
-        mark = folder / MARK
-        before = float(read_json(mark)["seconds"]) if mark.is_file() else 0.0
+        before = artifact.seconds(folder)
         started = time.perf_counter()
-        artifact.build(folder, problem)
-        seconds = before + time.perf_counter() - started
-        write_json(mark, {"kind": artifact.kind, "identity": artifact.identity, "seconds": seconds})
+        try:
+            # In the precision that its key names, whoever asks for it.
+            with problem.precision.active(problem.device):
+                artifact.build(folder, problem)
+        finally:
+            # Apart from the mark, because a build that is stopped has cost something too.
+            write_json(folder / COST, {"seconds": before + time.perf_counter() - started})
+        write_json(folder / MARK, {"kind": artifact.kind, "identity": artifact.identity})
         still = artifact.missing(folder)
         if still:
             raise ArtifactError(

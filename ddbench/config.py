@@ -21,8 +21,8 @@ ANY = "*"
 RUN_KEYS = ("pixels", "backbone", "protocol")
 
 
-class MethodConfig(BaseModel):
-    """Options of a method. A field has a default, a range and one sentence; `--set`, docs and records come from it."""
+class Options(BaseModel):
+    """A frozen set of options. A field has a default, a range and a sentence; `--set` and docs come from it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
@@ -33,6 +33,10 @@ class MethodConfig(BaseModel):
         if not isinstance(values, dict):
             return values
         return {k: None if v == "none" and _takes_none_and_no_text(cls, k) else v for k, v in values.items()}
+
+
+class MethodConfig(Options):
+    """Options of a method."""
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,16 @@ def drive(method: Method[S], problem: Problem, saved: Mapping[str, Any] | None =
 def export(method: Method[S], problem: Problem, state: S) -> SyntheticSet:
     """The method's set, told which pixel space it lives in where the method left that to the problem."""
     synthetic = method.export(problem, state)
-    return synthetic if synthetic.pixels else replace(synthetic, pixels=problem.pixels.name)
+    if synthetic.pixels:
+        return synthetic
+    if problem.whitened_apart:
+        raise TypeError(f"{method.name} held images out, which changes the whitening; its export must name the pixels")
+    return replace(synthetic, pixels=problem.pixels.name)
 
 
 def condense(method: Method[S], problem: Problem) -> SyntheticSet:
     """Run a method from start to end in memory, without files."""
-    for state, _ in drive(method, problem):
-        last = state
-    return export(method, problem, last)
+    with problem.precision.active(problem.device):
+        for state, _ in drive(method, problem):
+            last = state
+        return export(method, problem, last)

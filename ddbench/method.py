@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, optim
 
+from ddbench.backbones.base import Variables
 from ddbench.config import MethodConfig, Setting, read_settings
 from ddbench.errors import RunError
 from ddbench.rng import Rng
@@ -58,7 +59,7 @@ def transient() -> Any:
 class State:
     """Everything that changes while condensing. Subclasses add fields; all of them are saved unless transient.
 
-    A field may be a tensor, an optimiser, a number, a string, None, or lists and dicts of these.
+    A field may be a tensor, an optimiser, a network's Variables, a number, a string, None, or lists and dicts of these.
     """
 
     step: int = field(default=0, kw_only=True)
@@ -138,6 +139,8 @@ def _pack(value: Any, name: str) -> Any:
             return copy.deepcopy(value.state_dict())
         case None | bool() | int() | float() | str():
             return value
+        case Variables():
+            return {"params": _pack(value.params, name), "buffers": _pack(value.buffers, name)}
         case list() | tuple():
             return [_pack(item, name) for item in value]
         case dict():
@@ -160,8 +163,12 @@ def _unpack(current: Any, saved: Any, name: str) -> Any:
         case optim.Optimizer():
             current.load_state_dict(saved)
             return current
+        case Variables():
+            return Variables(*(_unpack(getattr(current, part), saved[part], name) for part in ("params", "buffers")))
         case list() | tuple() if len(current) == len(saved):
             return type(current)(_unpack(a, b, name) for a, b in zip(current, saved, strict=True))
+        case tuple():
+            return tuple(saved)
         case dict() if current.keys() == saved.keys():
             return {key: _unpack(current[key], saved[key], name) for key in saved}
         case _:

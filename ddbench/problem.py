@@ -54,6 +54,11 @@ class Problem:
         return self.train.shape
 
     @property
+    def pixel_count(self) -> int:
+        """H * W, the positions of one image."""
+        return self.shape[1] * self.shape[2]
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What an artefact made from this problem depends on: data, pixel space, backbone."""
         return {
@@ -62,6 +67,11 @@ class Problem:
             "backbone": self.backbone.name,
             "precision": self.precision.name,
         }
+
+    @property
+    def whitened_apart(self) -> bool:
+        """Whether images were held out and the rest has a whitening of its own."""
+        return any(rest.pixels.name != self.pixels.name for rest, _ in self._splits.values())
 
     def class_labels(self) -> Tensor:
         """int64 [K * ipc] on the host: every class ipc times, class by class."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,8 @@ class Rng:
 
     def fold(self, *names: str | int) -> Rng:
         """The generator one level down."""
-        return Rng(self.seed, self.path + names)
+        # Integers of numpy and torch print otherwise than Python's, and the key is made from what is printed.
+        return Rng(self.seed, self.path + tuple(n if isinstance(n, str) else operator.index(n) for n in names))
 
     @property
     def key(self) -> int:

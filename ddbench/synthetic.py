@@ -36,7 +36,6 @@ class Recipe:
     steps: int | None = None  # how long to train (LD)
     batch: int | None = None  # images per step (LD)
     augment: str | None = None  # an augmentation that belongs to the set
-    network_seed: int | None = None  # every student starts from this one draw (DD with a fixed initialisation)
 
     def __post_init__(self) -> None:
         lr, schedule = self.lr, self.schedule

@@ -165,6 +165,17 @@ class RealImages:
         indices = torch.from_numpy(rng.numpy().choice(len(self), min(n, len(self)), replace=False)).to(self.device)
         return self.take(indices), self.labels[indices]
 
+    def epoch_batch(self, n: int, step: int, rng: Rng) -> tuple[Tensor, Tensor]:
+        """Batch `step` of shuffled passes over all images; the last batch of a pass is what is left of it.
+
+        Depends on `rng` and the step alone, so that an interrupted run finds its place. Give it the run's generator,
+        not the step's.
+        """
+        per_pass = -(-len(self) // n)
+        order = torch.randperm(len(self), generator=rng.fold("pass", step // per_pass).torch())
+        indices = order[step % per_pass * n :][:n].to(self.device)
+        return self.take(indices), self.labels[indices]
+
     def raw(self, indices: Tensor) -> Tensor:
         """The same images as stored: uint8 [..., C, H, W] on the host."""
         return self.data.images[indices.cpu()]

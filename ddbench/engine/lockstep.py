@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddbench.backbones.base import Backbone, Variables
@@ -194,6 +195,7 @@ class Lockstep:
 
 
 def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
+    # Nothing here may hold the plan: compiled functions outlive it, and with it the images would stay on the device.
     options, corners = plan.options, plan.options.align_corners
 
     def augment(x: Tensor, op: Tensor, numbers: Tensor) -> Tensor:
@@ -201,7 +203,7 @@ def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
 
     def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
         logits, buffers = net(Variables(params, buffers), x.contiguous(memory_format=torch.channels_last), train=True)
-        return plan.loss(logits, y), buffers
+        return F.cross_entropy(logits, y), buffers
 
     def update(params: list[Tensor], grads: list[Tensor], velocity: list[Tensor], lr: Tensor, keep: Tensor) -> None:
         torch._foreach_add_(grads, params, alpha=options.weight_decay)

@@ -105,6 +105,7 @@ class Program:
         if not self._inputs:
             self._inputs = [_own(leaf, self._device) for leaf in leaves]
         else:
+            _check_same(self._inputs, leaves)
             _fill(self._inputs, leaves)
         if self._graph is None:
             static = _pytree.tree_unflatten(self._inputs, shape)
@@ -165,6 +166,15 @@ def _fill(static: list[Any], leaves: list[Any]) -> None:
     for a, b in zip(static, leaves, strict=True):
         if isinstance(a, Tensor) and not b.is_cuda:
             a.copy_(b.pin_memory(), non_blocking=True)
+
+
+def _check_same(static: list[Any], leaves: list[Any]) -> None:
+    for a, b in zip(static, leaves, strict=True):
+        same = a.shape == b.shape and a.dtype == b.dtype if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+        if not same:
+            raise ValueError(
+                f"a program's arguments keep their shapes and plain values; one changed from {a!r} to {b!r}"
+            )
 
 
 def _first_line(error: Exception) -> str:

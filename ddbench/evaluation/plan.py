@@ -33,7 +33,8 @@ class Step:
     """One step of S students in lockstep.
 
     Shapes: indices [S, B]; transform maps images [S, B, C, H, W] to the same. `restart` drops the momentum before the
-    step. `rng` is for targets that draw (CutMix), and depends on the step alone, not on the student.
+    step. `rng` depends on the step alone, not on the student. Whatever a transform and its targets must draw alike
+    (CutMix mixes both) each draws from it, and so finds the same.
     """
 
     indices: Tensor
@@ -222,8 +223,11 @@ def plan(synthetic: SyntheticSet, protocol: Protocol, problem: Problem, rng: Rng
     if legacy != "none" and options.epochs_augmented is not None:
         epochs = options.epochs_augmented
     images, labels = decode(synthetic.decode, synthetic.images, _labels(synthetic, protocol))
+    images = images.to(problem.device)
+    if images.dtype == torch.uint8 and not problem.pixels.cheap:
+        images = problem.pixels.forward(images)  # once, and not at every step
     return TrainingPlan(
-        images=images.to(problem.device),
+        images=images,
         labels=labels.to(problem.device),
         forward=problem.pixels.forward if images.dtype == torch.uint8 else _same,
         options=options,
@@ -284,11 +288,11 @@ def _augment(protocol: Protocol, problem: Problem) -> tuple[str, str]:
     """DiffAugment strategy and legacy strategy; at most one of them is not "none"."""
     if protocol.augment != "dc":
         return resolve_strategy(protocol.augment, problem.info.digits), "none"
-    # The DC papers augment students on MNIST, and nets with batch normalisation; nothing else (protocol of DC, CAFE).
-    if problem.info.name == "mnist":
-        return "none", "crop_scale_rotate"
+    # The DC papers augment students that are ConvNets with batch norm, and those on MNIST; nothing else (DC, CAFE).
     if problem.backbone.name.startswith("convnet") and not problem.backbone.per_sample:
         return "none", "crop_noise"
+    if problem.info.name == "mnist":
+        return "none", "crop_scale_rotate"
     return "none", "none"
 
 

@@ -13,16 +13,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ddbench.config import explain, read_toml
+from ddbench.config import Options, explain, read_toml
 from ddbench.errors import ConfigError, closest
 
 DIFFAUGMENT = "color_crop_cutout_flip_scale_rotate"
 
 
-class TrainerOptions(BaseModel):
+class TrainerOptions(Options):
     """Options of a trainer; each trainer has its own frozen subclass."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class SGDOptions(TrainerOptions):
@@ -71,10 +69,16 @@ class Protocol(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _options_of_the_trainer(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("options"), dict):
-            model = trainer_options(str(values.get("trainer", "sgd")))
-            values = {**values, "options": model(**values["options"])}
-        return values
+        if not isinstance(values, dict):
+            return values
+        trainer = str(values.get("trainer", "sgd"))
+        if ".py" in trainer:
+            # A digest over a path would not see an edit of the file, and two recipes would share a column.
+            raise ValueError("a trainer comes from a package's entry point, not from a file")
+        model, options = trainer_options(trainer), values.get("options", {})
+        if not isinstance(options, dict | model):
+            raise ValueError(f"the options of trainer {trainer!r} are a {model.__name__} or a table")
+        return {**values, "options": model(**options) if isinstance(options, dict) else options}
 
     @property
     def id(self) -> str:

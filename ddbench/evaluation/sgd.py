@@ -7,7 +7,7 @@ from functools import partial
 
 from ddbench.backbones.base import Variables
 from ddbench.engine.students import predict, students_together, train_students
-from ddbench.evaluation.plan import plan
+from ddbench.evaluation.plan import TrainingPlan, plan
 from ddbench.evaluation.protocol import SGDOptions
 from ddbench.evaluation.trainer import Job, Predictor, Trainer
 
@@ -17,18 +17,29 @@ class SGDTrainer(Trainer):
 
     Options = SGDOptions
 
+    def __init__(self) -> None:
+        self._planned: tuple[Job, TrainingPlan] | None = None
+
+    def plan(self, job: Job) -> TrainingPlan:
+        """How students of a job are trained. A trainer with other targets overrides this."""
+        return plan(job.synthetic, job.protocol, job.problem, job.rng)
+
     def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
         net, device = job.problem.backbone, job.problem.device
         # Drawn on the host, so that student k starts from the same weights on every device.
         fresh = Variables.stack([net.init(job.rng.fold("student", k, "network"), device) for k in students])
-        schedule = plan(job.synthetic, job.protocol, job.problem, job.rng)
+        schedule = self._plan_once(job)
         to_come = max(0, job.students - len(students))
         trained = train_students(net, fresh, schedule, students, to_come=to_come, tick=tick)
         return partial(predict, net, trained)
 
     def steps(self, job: Job) -> int:
-        return plan(job.synthetic, job.protocol, job.problem, job.rng).steps
+        return self._plan_once(job).steps
 
     def together(self, job: Job) -> int:
-        batch = plan(job.synthetic, job.protocol, job.problem, job.rng).batch
-        return students_together(batch, job.problem.device)
+        return students_together(self._plan_once(job).batch, job.problem.device)
+
+    def _plan_once(self, job: Job) -> TrainingPlan:
+        if self._planned is None or self._planned[0] is not job:
+            self._planned = (job, self.plan(job))
+        return self._planned[1]

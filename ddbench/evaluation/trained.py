@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from ddbench.artifacts import Artifact
 from ddbench.backbones.base import Variables
+from ddbench.engine.augment import resolve_strategy
 from ddbench.engine.students import train_students
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import Protocol, SGDOptions
@@ -23,7 +24,7 @@ WEIGHTS = "network.safetensors"
 class TrainedNetwork(Artifact[Variables]):
     """One network trained on the training images, with the common augmentation and a cosine schedule.
 
-    Files: network.safetensors with parameters and buffers.
+    Files: network.safetensors with parameters and buffers. `recipe` is the digest of how it is trained.
     """
 
     kind: ClassVar[str] = "trained-network"
@@ -34,11 +35,13 @@ class TrainedNetwork(Artifact[Variables]):
     epochs: int
     lr: float
     seed: int
+    recipe: str
 
     @classmethod
     def of(cls, problem: Problem, *, epochs: int, lr: float, seed: int) -> TrainedNetwork:
         """The artefact for a problem."""
-        return cls(**problem.identity, epochs=epochs, lr=lr, seed=seed)
+        recipe = _recipe(problem, epochs, lr).digest
+        return cls(**problem.identity, epochs=epochs, lr=lr, seed=seed, recipe=recipe)
 
     def build(self, folder: Path, problem: Problem) -> None:
         from safetensors.torch import save_file
@@ -46,8 +49,7 @@ class TrainedNetwork(Artifact[Variables]):
         rng = Rng(self.seed, (self.kind,))
         fresh = problem.backbone.init(rng.fold("network"), problem.device)
         if self.epochs:
-            options = SGDOptions(epochs=self.epochs - 1, lr=self.lr, schedule="cosine", warmup=0.1)
-            recipe = Protocol(name="trained-network", options=options)
+            recipe = _recipe(problem, self.epochs, self.lr)
             everything = SyntheticSet(problem.train.images, problem.train.labels, pixels=problem.pixels.name)
             schedule = plan(everything, recipe, problem, rng)
             fresh = train_students(problem.backbone, Variables.stack([fresh]), schedule, [0]).copy(0)
@@ -63,3 +65,9 @@ class TrainedNetwork(Artifact[Variables]):
         params = {k.removeprefix("params."): v for k, v in tensors.items() if k.startswith("params.")}
         buffers = {k.removeprefix("buffers."): v for k, v in tensors.items() if k.startswith("buffers.")}
         return Variables(params, buffers)
+
+
+def _recipe(problem: Problem, epochs: int, lr: float) -> Protocol:
+    options = SGDOptions(epochs=max(0, epochs - 1), lr=lr, schedule="cosine", warmup=0.1)
+    augment = resolve_strategy("auto", problem.info.digits)
+    return Protocol(name="trained-network", options=options, augment=augment)

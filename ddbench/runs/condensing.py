@@ -174,9 +174,10 @@ class Condensation:
             return
         self._tick(state.step)
         with self._clock.paused():
-            snapshot = export(self.method, self.problem, state)
-            if snapshot.finite():
-                sets.save(snapshot, path, {**self.about, "step": state.step})
+            lost = checkpoint.not_finite(state.state_dict())
+            if lost is not None:
+                raise self._diverged(f"{lost} holds a number that is not finite", state.step, {})
+            sets.save(export(self.method, self.problem, state), path, {**self.about, "step": state.step})
 
     def _finish(self, state: State) -> None:
         self._save(state)

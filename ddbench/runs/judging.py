@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -66,6 +66,7 @@ class StudentScore(Part):
     accuracy: float
     seconds: float
     device: str
+    precision: str = "fp32"
 
 
 class Evaluated(Part):
@@ -94,6 +95,7 @@ class Evaluated(Part):
             accuracy=self.accuracy,
             seconds=sum(s.seconds for s in self.scores),
             device=", ".join(dict.fromkeys(s.device for s in self.scores)),
+            precision=", ".join(dict.fromkeys(s.precision for s in self.scores)) or "fp32",
             failed=self.failed,
         )
 
@@ -151,7 +153,7 @@ class Judging:
             problem = self.problem_of(self._synthetic.pixels, cell.backbone)
             device = provenance.device_name(problem.device)
             for score in self._scores(self._synthetic, cell, problem, missing, ""):
-                line = StudentScore(device=device, **vars(score))
+                line = StudentScore(device=device, precision=problem.precision.name, **vars(score))
                 done = done.model_copy(update={"scores": (*done.scores, line)})
                 write_json(path, done.model_dump(mode="json"))
         except (DivergedError, ConfigError) as error:
@@ -205,7 +207,8 @@ class Judging:
         if not path.is_file():
             return fresh
         found = read_evaluation(path)
-        if found.synthetic != self.sha256:
+        # Without a score nothing was judged, and a mistake in a protocol's file can be mended.
+        if found.synthetic != self.sha256 or (found.digest != cell.protocol.digest and not found.scores):
             return fresh
         if found.digest != cell.protocol.digest:
             raise ConfigError(
@@ -270,16 +273,20 @@ def curve_is_drawn(folder: RunDir, cell: Cell, record: RunRecord) -> bool:
 
 def read_evaluation(path: Path) -> Evaluated:
     """Raises: RunError if the file is damaged."""
-    try:
-        return Evaluated.model_validate(read_json(path))
-    except ValidationError as error:
-        raise RunError(f"{explain(str(path), error)}. Remove that file and run again.") from None
+    return _read_part(path, Evaluated)
 
 
 def read_curve(path: Path) -> Curve:
     """Raises: RunError if the file is damaged."""
+    return _read_part(path, Curve)
+
+
+P = TypeVar("P", bound=Part)
+
+
+def _read_part(path: Path, model: type[P]) -> P:
     try:
-        return Curve.model_validate(read_json(path))
+        return model.model_validate(read_json(path))
     except ValidationError as error:
         raise RunError(f"{explain(str(path), error)}. Remove that file and run again.") from None
 

@@ -85,6 +85,7 @@ class EvaluationPart(Part):
     accuracy: tuple[float, ...] = Field(description="Student 0, 1, …; fractions of the test set.")
     seconds: float = Field(description="All students together, testing included.")
     device: str
+    precision: str = Field("fp32", description="In which the students were trained; they answer in fp32.")
     failed: str = Field(default="", description="Why there is no accuracy, if there is none.")
 
 

@@ -61,7 +61,8 @@ class Asked:
 class RunSpec:
     """One run. `identity` determines the set and names the folder; the rest says how it is judged.
 
-    `judges` are the backbones of the students; empty means those of each protocol.
+    `conventions` is what the catalogue says of the dataset beside its images: pixel statistics, whether it may be
+    flipped. `judges` are the backbones of the students; empty means those of each protocol.
     """
 
     method: str
@@ -75,6 +76,7 @@ class RunSpec:
     seed: int
     precision: str
     config: Mapping[str, Any]
+    conventions: Mapping[str, Any] = field(default_factory=dict)
     preset: str = "paper"
     protocols: tuple[str, ...] = ()
     judges: tuple[str, ...] = ()
@@ -97,6 +99,7 @@ class RunSpec:
             "seed": self.seed,
             "precision": self.precision,
             "config": dict(self.config),
+            "conventions": dict(self.conventions),
         }
 
     @property
@@ -207,6 +210,7 @@ def _resolve(
         seed=asked.seed,
         precision=Precision(asked.precision).name,  # type: ignore[arg-type]
         config=resolved.config.model_dump(mode="json"),
+        conventions=_conventions(info, canonical_name(run["pixels"])),
         preset=preset,
         protocols=tuple(asked_ref(p, ref) for p, ref in zip(judged_by, refs, strict=True)),
         judges=tuple(backbones.canonical(name, info.shape) for name in asked.judges),
@@ -214,6 +218,12 @@ def _resolve(
         sources=sources,
     )
     return spec, kind(resolved.config), judged_by
+
+
+def _conventions(info: DatasetInfo, pixels: str) -> dict[str, Any]:
+    statistics = info.statistics.get(pixels.removeprefix("standard").strip("()").removeprefix("stats=") or "standard")
+    used = statistics is not None and pixels.startswith("standard")
+    return {"digits": info.digits, "statistics": [list(part) for part in statistics] if used and statistics else None}
 
 
 def asked_ref(chosen: Protocol, ref: str) -> str:

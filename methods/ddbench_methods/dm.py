@@ -17,6 +17,9 @@ from ddbench.engine.distance import class_mean_distance
 from ddbench.engine.program import Fuse, Program, channels_last
 from ddbench.initial import INITIALS
 
+# Ten classes of 256 CIFAR images are 2.6 million pixels and take 9 GB with a ConvNet of width 128.
+PIXELS_PER_PASS = 4_000_000
+
 
 class DMConfig(MethodConfig):
     """Options of DM."""
@@ -27,6 +30,11 @@ class DMConfig(MethodConfig):
     momentum: float = Field(0.5, ge=0, lt=1, description="SGD momentum on synthetic pixels.")
     batch_real: int = Field(256, ge=1, description="Real images per class and iteration.")
     augment: str = Field("auto", description="Siamese augmentation; 'auto' fits the dataset, 'none' turns it off.")
+    classes_per_pass: int | None = Field(
+        None,
+        ge=1,
+        description="Classes in one forward, for small memories; the result is the same. none: by image size.",
+    )
     initial: Literal["real", "noise"] = Field("real", description="What the synthetic images start from.")
 
 
@@ -65,19 +73,28 @@ class DM(Method[DMState]):
                 embedded = problem.backbone.embed(network, channels_last(view(images).flatten(0, 1)))
                 return embedded.unflatten(0, images.shape[:2]).float()
 
-            # All classes share a forward: exact without batch statistics, and what the paper does with them.
             def match(network: Variables, view: Draw, rows: Tensor) -> Tensor:
-                with torch.no_grad():
-                    real = embed(network, view, problem.real.take(rows))
-                loss = class_mean_distance(embed(network, view, problem.by_class(images)), real)
                 optimizer.zero_grad()
-                loss.backward()
+                losses = []
+                for some in self.passes(problem):
+                    with torch.no_grad():
+                        real = embed(network, view[some], problem.real.take(rows[some]))
+                    loss = class_mean_distance(embed(network, view[some], problem.by_class(images)[some]), real)
+                    loss.backward()
+                    losses.append(loss.detach())
                 optimizer.step()
-                return loss.detach()
+                return torch.stack(losses).sum()
 
             return match
 
         return DMState(images, optimizer, Program(make, problem.device, calls=self.config.iterations))
+
+    def passes(self, problem: Problem) -> list[slice]:
+        """Which classes share a forward. One step on the sum is the same however it is cut, without batch statistics;
+        with them all classes go together, as in the paper."""
+        most = self.config.classes_per_pass or max(1, PIXELS_PER_PASS // (self.config.batch_real * problem.pixel_count))
+        size = min(most, problem.classes) if problem.backbone.per_sample else problem.classes
+        return [slice(first, first + size) for first in range(0, problem.classes, size)]
 
     def step(self, problem: Problem, state: DMState, rng: Rng) -> Metrics:
         network = problem.backbone.init(rng.fold("network"), problem.device, on_device=True)

@@ -35,7 +35,6 @@ def sets(draw: st.DrawFn) -> SyntheticSet:
         steps=draw(st.none() | st.integers(1, 10**6)),
         batch=draw(st.none() | st.integers(1, 512)),
         augment=draw(st.sampled_from([None, "none", "color_crop", "ü"])),
-        network_seed=draw(st.none() | st.integers(0, 2**63 - 1)),
     )
     names = draw(st.lists(st.sampled_from(["weight", "block1.bias", "images", "start.x"]), unique=True))
     return SyntheticSet(

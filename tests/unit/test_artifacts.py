@@ -2,15 +2,17 @@
 
 import itertools
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from ddbench.artifacts import MARK, Artifact, ArtifactCache, outside_identity
-from ddbench.errors import ArtifactError, RunError
+from ddbench.artifacts import COST, MARK, Artifact, ArtifactCache, outside_identity
+from ddbench.engine.precision import Precision
+from ddbench.errors import ArtifactError, DivergedError, RunError
 from ddbench.evaluation.trained import TrainedNetwork
 from ddbench.files import read_json
 from ddbench.problem import Problem
@@ -83,7 +85,7 @@ def test_it_lies_under_its_kind_and_key_with_its_fields_and_its_cost(tmp_path: P
     problem.artifacts.get(artifact, problem)
     mark = read_json(tmp_path / "number" / artifact.key / MARK)
     assert (mark["kind"], mark["identity"]) == ("number", {"value": 7})
-    assert mark["seconds"] > 0
+    assert read_json(tmp_path / "number" / artifact.key / COST)["seconds"] > 0
 
 
 def test_other_values_are_another_artefact(tmp_path: Path) -> None:
@@ -143,11 +145,40 @@ def test_a_build_that_leaves_something_out_is_an_error(tmp_path: Path) -> None:
         problem.artifacts.get(Failing(lr=0.1, count=2), problem)
 
 
-def test_a_damaged_mark_is_named(tmp_path: Path) -> None:
+def test_a_build_that_fails_has_its_cost_and_the_next_one_adds_to_it(tmp_path: Path) -> None:
+    class Failing(Number):
+        def build(self, folder: Path, problem: Problem) -> None:
+            time.sleep(0.02)
+            raise DivergedError("lost")
+
+    problem, folder = problem_for_checks(tmp_path), tmp_path / "number" / Number(value=7).key
+    seconds = []
+    for _ in range(2):
+        with pytest.raises(DivergedError):
+            problem.artifacts.get(Failing(value=7), problem)
+        seconds.append(read_json(folder / COST)["seconds"])
+    assert seconds[1] >= seconds[0] + 0.02
+    assert not (folder / MARK).exists()
+
+
+def test_a_build_runs_in_the_precision_that_its_key_names(tmp_path: Path) -> None:
+    seen = []
+
+    class Watching(Number):
+        def build(self, folder: Path, problem: Problem) -> None:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            super().build(folder, problem)
+
+    problem = replace(problem_for_checks(tmp_path), precision=Precision("bf16"))
+    problem.artifacts.get(Watching(value=7), problem)
+    assert seen == [True]
+
+
+def test_a_damaged_cost_is_named(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
     problem.artifacts.get(Number(value=7), problem)
-    (tmp_path / "number" / Number(value=7).key / MARK).write_text("{")
-    with pytest.raises(RunError, match=r"artifact\.json is damaged"):
+    (tmp_path / "number" / Number(value=7).key / COST).write_text("{")
+    with pytest.raises(RunError, match=r"cost\.json is damaged"):
         problem.artifacts.get(Number(value=7), problem)
 
 

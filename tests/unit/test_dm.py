@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from ddbench import Problem, drive
+from ddbench.backbones.names import build
 from ddbench.config import preset_layers, resolve
 from ddbench.driver import condense
 from ddbench.plugins import GROUPS, load_object
+from ddbench.runs.spec import QUICK
 from ddbench.testing.contract import problem_for_checks
 
 DM = load_object(GROUPS["method"], "dm")
@@ -29,6 +31,7 @@ def test_the_defaults_are_those_of_the_paper() -> None:
         "batch_real": 256,
         "augment": "auto",
         "initial": "real",
+        "classes_per_pass": None,
     }
 
 
@@ -50,7 +53,7 @@ def test_the_published_step_sizes_are_presets(dataset: str, ipc: int, lr: float)
 
 
 def test_the_quick_preset_fits_any_dataset() -> None:
-    options, run = preset_layers(DM.settings(), "quick", "digits", 1)
+    options, run = preset_layers([QUICK, *DM.settings()], "quick", "digits", 1)
     assert resolve("dm", DM.Config, options).config.iterations <= 1000
     assert run[0].values["protocol"] == "quick@1"
 
@@ -138,3 +141,12 @@ def test_digits_are_never_mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "flip" in strategy_of(problem, monkeypatch, augment="auto")
     assert "flip" not in strategy_of(digits, monkeypatch, augment="auto")
     assert strategy_of(digits, monkeypatch, augment="flip") == "flip"
+
+
+@pytest.mark.parametrize("backbone", ["convnet-d2-w8", "convnet-d2-w8-bn"])
+def test_fewer_classes_a_pass_change_nothing(tmp_path: Path, backbone: str) -> None:
+    problem = replace(problem_for_checks(tmp_path), backbone=build(backbone, (3, 8, 8), 3))
+    whole = condense(dm(batch_real=8), problem).images
+    cut = condense(dm(batch_real=8, classes_per_pass=1), problem).images
+    assert torch.allclose(whole, cut, atol=1e-5)
+    assert len(dm(classes_per_pass=1).passes(problem)) == (3 if problem.backbone.per_sample else 1)

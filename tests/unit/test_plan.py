@@ -243,7 +243,7 @@ def test_a_recipe_without_length_is_refused(tmp_path: Path) -> None:
         ("dc", {"name": "svhn", "digits": True}, "convnet-d2-w8", "none", "none", 300),
         ("dc", {"name": "mnist", "digits": True}, "convnet-d2-w8", "none", "crop_scale_rotate", 1000),
         ("dc", {}, "convnet-d2-w8-bn", "none", "crop_noise", 1000),
-        ("dc", {"name": "mnist"}, "convnet-d2-w8-bn", "none", "crop_scale_rotate", 1000),
+        ("dc", {"name": "mnist"}, "convnet-d2-w8-bn", "none", "crop_noise", 1000),
         ("cafe", {}, "convnet-d2-w8", "none", "none", 600),
         ("cafe", {}, "convnet-d2-w8-bn", "none", "crop_noise", 1000),
     ],
