@@ -102,6 +102,9 @@ def explain(owner: str, error: ValidationError) -> str:
     parts = []
     for item in error.errors():
         where = ".".join(str(step) for step in item["loc"]) or "the whole"
+        if item["type"] == "extra_forbidden":
+            parts.append(f"{owner}: there is no {where!r}")
+            continue
         given = "" if item["type"] == "missing" else f" (got {item['input']!r})"
         parts.append(f"{owner}: {where}: {item['msg'][0].lower()}{item['msg'][1:]}{given}")
     return "; ".join(parts)
@@ -115,13 +118,14 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
-    """`["lr_images=0.1", "augment=none"]` as a dict. Raises: ConfigError where there is no `=`."""
+def parse_assignments(texts: Iterable[str], example: str = "--set iterations=100") -> dict[str, Any]:
+    """`["lr_images=0.1", "augment=none"]` as a dict. Raises: ConfigError where there is no `=`; it shows `example`."""
     values: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise ConfigError(f"--set takes KEY=VALUE, and {text!r} is not of that form. Example: --set iterations=100")
+            option = example.partition(" ")[0]
+            raise ConfigError(f"{option} takes KEY=VALUE, and {text!r} is not of that form. Example: {example}")
         values[name.strip()] = parse_value(value)
     return values
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ddbench.errors import PluginError
 from ddbench.method import Method, Metrics, State
 from ddbench.problem import Problem
 from ddbench.synthetic import SyntheticSet
@@ -29,6 +30,8 @@ def drive(method: Method[S], problem: Problem, saved: Mapping[str, Any] | None =
 def export(method: Method[S], problem: Problem, state: S) -> SyntheticSet:
     """The method's set, told which pixel space it lives in where the method left that to the problem."""
     synthetic = method.export(problem, state)
+    if not isinstance(synthetic, SyntheticSet):
+        raise PluginError(f"export of {method.name} returned a {type(synthetic).__name__}, and not a SyntheticSet.")
     if synthetic.pixels:
         return synthetic
     if problem.whitened_apart:

@@ -73,7 +73,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing.") from error
     except (ValueError, OSError) as error:
-        raise RunError(f"{path} is damaged and cannot be read as JSON: {error}") from error
+        raise RunError(f"{path} is damaged and cannot be read as JSON: {error}.") from error
 
 
 def _sync_folder(folder: Path) -> None:

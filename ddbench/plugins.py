@@ -82,7 +82,7 @@ def load(group: str, ref: str) -> Loaded:
     plugin = fitting[0]
     try:
         value = plugin.entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"{kind_of(group)} {plugin.name!r} of {plugin.provided_by} does not import: "
             f"{type(error).__name__}: {error}. Repair or uninstall {plugin.package}; others are not affected."
@@ -99,7 +99,8 @@ def _unknown(group: str, ref: str, names: list[str]) -> str:
     kind = kind_of(group)
     if not names and group == GROUPS["method"]:
         return "ddbench is not installed, so no method can be found. Run: pip install -e '.[dev]'"
-    return f"there is no {kind} {ref!r}. {closest(ref, names)}`ddbench list {kind}s` shows what there is."
+    hint = "" if group == TRAINERS else f"`ddbench list {kind}s` shows what there is."
+    return f"there is no {kind} {ref!r}. {closest(ref, names)}{hint or 'Known: ' + ', '.join(names) + '.'}"
 
 
 def _load_file(kind: str, ref: str) -> Loaded:
@@ -131,7 +132,7 @@ def _import_file(path: Path, digest: str, ref: str, kind: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PluginError(f"{kind} {ref!r} does not import: {type(error).__name__}: {error}") from error
     return module

@@ -213,7 +213,10 @@ def _opened(path: Path) -> Any:
     except FileNotFoundError:
         raise DataError(f"there is no file {path}.") from None
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is not a readable safetensors file ({error}); it may be half-written.") from None
+        raise DataError(
+            f"{path} is not a readable safetensors file ({error}); it may be half-written. If it is "
+            "that of a run, --fresh starts the run over."
+        ) from None
 
 
 def _tensors(synthetic: SyntheticSet) -> dict[str, Tensor]:

@@ -5,11 +5,13 @@ Modules of this package import click and nothing heavy, so that help and lists a
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
 from collections.abc import Mapping
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
@@ -56,6 +58,12 @@ class Root(Group):
             message, code = str(stop), stop.exit_code
         except KeyboardInterrupt:
             message, code = "stopped by Ctrl-C.", EXIT_CODES[signal.SIGINT]
+        except OSError as error:
+            # The user's disk, or the user's path; any other error of the system is a bug, ours or a method's.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EROFS):
+                raise
+            where = f"{error.filename}: " if error.filename else "output could not be written: "
+            message, code = f"{where}{error.strerror}.", 1
         click.echo(f"Error: {message}", err=True)
         ctx.exit(code)
 
@@ -83,6 +91,12 @@ def root() -> None:
     """
 
 
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted("stopped by SIGTERM. Run the same command again.", EXIT_CODES[signal.SIGTERM])
+
+
 def main() -> None:
     """The program `ddbench`."""
+    # While a run is at work, its own handler saves first.
+    signal.signal(signal.SIGTERM, _terminated)
     root(prog_name="ddbench")

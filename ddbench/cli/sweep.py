@@ -104,7 +104,7 @@ def sweep(
     ]
     logs = runs_root / "jobs"
     if cluster == "slurm":
-        ids = submit_slurm(workers, logs, parse_assignments(settings))
+        ids = submit_slurm(workers, logs, parse_assignments(settings, "--slurm partition=gpu"))
         if as_json:
             print_json(ids)
         else:

@@ -100,6 +100,9 @@ def _npz_content(path: Path, arrays: Mapping[str, np.ndarray]) -> Content:
     first = _npz_part(path, *train, values, classes)
     if test is not None:
         second = _npz_part(path, *test, values, classes)
+        if first.shape != second.shape:
+            shapes = " and ".join("x".join(map(str, part.shape)) for part in (first, second))
+            raise DataError(f"{path} has training and test images of different shapes, {shapes}. Resize one of them.")
         return Content(first, second, origin="npz file", kind="npz")
     rest, held_out = first.split(HELD_OUT)
     split = "a tenth of every class held out by ddbench, a fixed draw"
@@ -121,9 +124,8 @@ def _npz_part(
 
 def _channels_first(path: Path, images: np.ndarray) -> Tensor:
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise DataError(
-            f"{path} has images {images.dtype} {list(images.shape)}. Convert them to uint8, 0 to 255, first. {NPZ_HELP}"
-        )
+        advice = "" if images.dtype == np.uint8 else "Convert them to uint8, 0 to 255, first. "
+        raise DataError(f"{path} has images {images.dtype} {list(images.shape)}. {advice}{NPZ_HELP}")
     if images.ndim == 3:
         return torch.from_numpy(images)[:, None]
     first, last = images.shape[1] in (1, 3), images.shape[3] in (1, 3)

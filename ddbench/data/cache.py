@@ -147,6 +147,7 @@ def building(root: Path, name: str) -> Iterator[Path]:
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(root / name)
         with FileLock(root / f".{name}.lock"):
             work = root / f".{name}.partial"
             shutil.rmtree(work, ignore_errors=True)  # an earlier attempt may have been killed
@@ -187,6 +188,18 @@ def install(root: Path, work: Path, content: Content, manifest: Manifest, *, for
         place.rename(work / "replaced")
     ready.rename(place)
     return manifest
+
+
+def _refuse_foreign(place: Path) -> None:
+    """A dataset replaces a dataset, never somebody's files: with `--data .` its place may be the images themselves."""
+    ours = {"manifest.json", "train.safetensors", "test.safetensors"}
+    if place.is_dir() and {path.name for path in place.iterdir()} <= ours:
+        return
+    if place.exists():
+        raise DataError(
+            f"'{place}' is in the place of the dataset and was not made by ddbench, so it is left alone. Choose "
+            "another name, another --data folder, or move it away."
+        )
 
 
 def _refuse_other_data(root: Path, manifest: Manifest) -> None:

@@ -104,7 +104,14 @@ class _Reader:
         flat = [path for paths in files for path in paths]
         labels = torch.repeat_interleave(torch.arange(len(files)), torch.tensor([len(paths) for paths in files]))
         height, width = self.target or (like.images.shape[2:] if like is not None else self._size(flat[0]))
-        pixels = np.empty((len(flat), 3, height, width), dtype=np.uint8)
+        try:
+            pixels = np.empty((len(flat), 3, height, width), dtype=np.uint8)
+        except MemoryError:
+            need = 3 * len(flat) * height * width / 1e9
+            raise DataError(
+                f"{len(flat)} images of {height}x{width} pixels take {need:.0f} GB, more than the memory has. "
+                "Choose a smaller --size."
+            ) from None
         colour, resized, formats, done = False, False, set(), 0
         starts = range(0, len(flat), DECODE_CHUNK)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

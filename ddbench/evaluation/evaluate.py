@@ -69,13 +69,14 @@ class SealedTest:
 
     def _batches(self, pixels: PixelSpace, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         data = self._data
-        images, forward = data.images, pixels.forward
+        images: Tensor = data.images
+        forward: Callable[[Tensor], Tensor] = pixels.forward
         if not pixels.cheap:
             # A whitening is a product with a large matrix: once for all students.
             if pixels.fingerprint not in self._whitened:
                 parts = [pixels.forward(part.to(device)).cpu() for part in images.split(TEST_BATCH)]
                 self._whitened = {pixels.fingerprint: torch.cat(parts)}
-            images, forward = self._whitened[pixels.fingerprint], torch.Tensor.float
+            images, forward = self._whitened[pixels.fingerprint], lambda part: part
         for first in range(0, len(data.labels), TEST_BATCH):
             rows = slice(first, first + TEST_BATCH)
             yield forward(images[rows].to(device)), data.labels[rows].to(device)

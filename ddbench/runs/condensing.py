@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddbench import synthetic as sets
 from ddbench.driver import drive, export
-from ddbench.errors import DivergedError
+from ddbench.errors import DivergedError, PluginError
 from ddbench.method import Method, Metrics, State
 from ddbench.problem import Problem
 from ddbench.runs import checkpoint
@@ -23,6 +23,7 @@ from ddbench.runs.observers import MetricLog, Observer, Started
 from ddbench.runs.record import CostPart
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import Stop
+from ddbench.synthetic import SyntheticSet
 
 # A tick moves all metrics since the last one to the host at once, so that no step waits for the device.
 TICK_SECONDS = 1.0
@@ -177,11 +178,11 @@ class Condensation:
             lost = checkpoint.not_finite(state.state_dict())
             if lost is not None:
                 raise self._diverged(f"{lost} holds a number that is not finite", state.step, {})
-            sets.save(export(self.method, self.problem, state), path, {**self.about, "step": state.step})
+            sets.save(in_budget(self.method, self.problem, state), path, {**self.about, "step": state.step})
 
     def _finish(self, state: State) -> None:
         self._save(state)
-        synthetic = export(self.method, self.problem, state)
+        synthetic = in_budget(self.method, self.problem, state)
         with self._clock.paused() as seconds:
             if not synthetic.finite():
                 raise self._diverged("the set holds a number that is not finite", state.step, {})
@@ -206,6 +207,17 @@ class Condensation:
         where = f"{self.method.name} ({settings})" if settings else self.method.name
         advice = f"\n{self.method.info.advice}" if self.method.info.advice else ""
         return DivergedError(f"{what} at step {step} of {where}. {kept}{advice}")
+
+
+def in_budget(method: Method[Any], problem: Problem, state: State) -> SyntheticSet:
+    """The method's set. Raises: PluginError for one of more images than were asked for, which no board may rank."""
+    synthetic = export(method, problem, state)
+    budget = len(problem.train) if method.info.kind == "ceiling" else problem.ipc * problem.classes
+    if len(synthetic) > budget:
+        raise PluginError(
+            f"export of {method.name} returned {len(synthetic)} images; {problem.ipc} per class are {budget}."
+        )
+    return synthetic
 
 
 def _numbers(pending: Sequence[tuple[int, Metrics]]) -> list[tuple[int, dict[str, float]]]:

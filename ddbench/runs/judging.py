@@ -287,6 +287,8 @@ P = TypeVar("P", bound=Part)
 def _read_part(path: Path, model: type[P]) -> P:
     try:
         return model.model_validate(read_json(path))
+    except RunError as error:
+        raise RunError(f"{error} Remove that file and run again.") from None
     except ValidationError as error:
         raise RunError(f"{explain(str(path), error)}. Remove that file and run again.") from None
 

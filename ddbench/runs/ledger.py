@@ -7,14 +7,18 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ddbench.errors import RunError
 from ddbench.files import read_json, write_json
 from ddbench.runs import provenance
 from ddbench.runs.record import Attempt, CostPart
 from ddbench.runs.rundir import RunDir
+
+START_OVER = "The same command with --fresh starts the run over."
 
 
 class Clock:
@@ -153,10 +157,25 @@ class Ledger:
     def _cost(self) -> dict[str, Any]:
         if not self.folder.cost.is_file():
             return {"cost": {}, "artifacts": {}}
-        return dict(read_json(self.folder.cost))
+        value = _read(self.folder.cost)
+        if not isinstance(value, dict) or not {"cost", "artifacts"} <= value.keys():
+            raise RunError(f"{self.folder.cost} was not written by ddbench. {START_OVER}")
+        return value
 
     def _attempts(self) -> list[dict[str, Any]]:
-        return list(read_json(self.folder.attempts)) if self.folder.attempts.is_file() else []
+        if not self.folder.attempts.is_file():
+            return []
+        value = _read(self.folder.attempts)
+        if not isinstance(value, list) or not all(isinstance(entry, dict) and "steps" in entry for entry in value):
+            raise RunError(f"{self.folder.attempts} was not written by ddbench. {START_OVER}")
+        return value
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except RunError as error:
+        raise RunError(f"{error} {START_OVER}") from None
 
 
 def _most(*values: int | None) -> int | None:

@@ -35,7 +35,9 @@ def git() -> dict[str, Any] | None:
     folder = Path(ddbench.__file__).parent
     # An installed package can lie inside somebody's checkout: it is that checkout's only if git tracks it.
     if _git(folder, "ls-files", "--error-unmatch", "errors.py") is None:
-        return None
+        # ddbench's own checkout, when git cannot read it, is no release: nobody knows what its code was.
+        own = (folder.parent / ".git").exists() and (folder.parent / "pyproject.toml").exists()
+        return {"commit": "unknown", "dirty": True} if own else None
     commit = _git(folder, "rev-parse", "HEAD")
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     if commit is None or changed is None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ddbench.backbones import names as backbones
-from ddbench.config import ANY, Layer, Setting, parse_assignments, preset_layers, read_toml, resolve
+from ddbench.config import ANY, Layer, MethodConfig, Setting, parse_assignments, preset_layers, read_toml, resolve
 from ddbench.data import catalogue
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.pixels import canonical_name
@@ -26,6 +27,7 @@ from ddbench.plugins import load as load_plugin
 SCHEMA = "ddbench.spec/1"
 PRESETS = ("paper", "quick")
 UNKNOWN = "unknown"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 # So that a method without presets of its own shares a board with the others that are given a first look.
 QUICK = Setting(
@@ -249,4 +251,13 @@ def find_method(ref: str) -> tuple[Loaded, type[Method[Any]]]:
     for needed in ("name", "info"):
         if not hasattr(loaded.value, needed):
             raise PluginError(f"{ref!r}: the class {loaded.value.__name__} lacks {needed!r}, which tables print.")
+    if not NAME.fullmatch(loaded.value.name):
+        raise PluginError(
+            f"{ref!r}: a method cannot be called {loaded.value.name!r}, which names its folders; use letters, digits, "
+            "dots, dashes and underscores."
+        )
+    if missing := sorted(loaded.value.__abstractmethods__):
+        raise PluginError(f"{ref!r}: the class {loaded.value.__name__} does not answer {' and '.join(missing)}.")
+    if not (isinstance(loaded.value.Config, type) and issubclass(loaded.value.Config, MethodConfig)):
+        raise PluginError(f"{ref!r}: Config of {loaded.value.__name__} is no subclass of ddbench.MethodConfig.")
     return loaded, loaded.value

@@ -1,5 +1,6 @@
 """The engine's graphs, compiled or not, against the plain loop on the same device."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from ddbench.data.pixels import fit_pixels
 from ddbench.data.toy import toy
 from ddbench.driver import drive
 from ddbench.engine.students import train_students
-from ddbench.evaluation.plan import plan
+from ddbench.evaluation.plan import TrainingPlan, plan
 from ddbench.evaluation.protocol import Protocol, SGDOptions
 from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
@@ -43,6 +44,12 @@ def make(backbone: str, folder: Path) -> Problem:
     )
 
 
+def exact(schedule: TrainingPlan) -> TrainingPlan:
+    """The same plan on images in double precision."""
+    images = schedule.forward(schedule.images).double()
+    return replace(schedule, images=images, forward=lambda x: x)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("backbone", ["convnet-w16", "convnet-w16-bn", "alexnet", "resnet18"])
 def test_graphs_train_the_students_of_the_plain_loop(
@@ -52,16 +59,20 @@ def test_graphs_train_the_students_of_the_plain_loop(
     monkeypatch.setattr(lockstep, "_compiled", {})
     problem = make(backbone, tmp_path)
     some = SyntheticSet(problem.train.images[::4].clone(), problem.train.labels[::4].clone())
-    # A few steps only: rounding differences between kernels grow with training, which is chaotic.
-    schedule = plan(some, Protocol(name="recipe", options=SGDOptions(epochs=2, batch=20)), problem, Rng(0))
-    students = [0, 1, 2]
+    schedule = plan(some, Protocol(name="recipe", options=SGDOptions(epochs=1, batch=20)), problem, Rng(0))
+    students, net = [0, 1, 2], problem.backbone
     with problem.precision.active(problem.device):
-        fresh = Variables.stack([problem.backbone.init(Rng(k), problem.device) for k in students])
-        plain = train_students(problem.backbone, fresh, schedule, students, together=1, static=False)
-        ours = train_students(problem.backbone, fresh, schedule, students, together=3, static=True)
-    for name, value in plain.params.items():
+        fresh = Variables.stack([net.init(Rng(k), problem.device) for k in students])
+        truth = train_students(net, fresh.to(torch.float64), exact(schedule), students, together=1, static=False)
+        plain = train_students(net, fresh, schedule, students, together=1, static=False)
+        ours = train_students(net, fresh, schedule, students, together=3, static=True)
+    for name, value in truth.params.items():
         moved = (value - fresh.params[name]).norm()
-        assert (value - ours.params[name]).norm() <= 2e-3 * moved + 1e-5, name
+        rounding = (plain.params[name] - value).norm()
+        # Kernels round differently and training amplifies it, so the plain loop's own distance to the truth is the
+        # measure; a wrong step would be off by a good part of the whole movement.
+        allowed = torch.maximum(5 * rounding, 1e-3 * moved) + 1e-6
+        assert (ours.params[name] - value).norm() <= allowed.clamp(max=float(0.1 * moved + 1e-5)), name
 
 
 @pytest.mark.parametrize("fused", [False, True])

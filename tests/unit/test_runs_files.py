@@ -348,6 +348,10 @@ def test_a_checkout_says_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     git("commit", "-m", "x")
     # The package lies inside a checkout that does not know it, as in somebody's virtual environment.
     assert provenance.git() is None
+    # Its own checkout, whose index is lost, is another matter.
+    (tmp_path / "pyproject.toml").touch()
+    assert provenance.git() == {"commit": "unknown", "dirty": True}
+    (tmp_path / "pyproject.toml").unlink()
     git("add", "ddbench")
     git("commit", "-m", "y")
     state = provenance.git()
