@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ddbench.engine.memory import keep_memory
 from ddbench.errors import PluginError
 from ddbench.method import Method, Metrics, State
 from ddbench.problem import Problem
@@ -16,6 +17,7 @@ S = TypeVar("S", bound=State)
 
 def drive(method: Method[S], problem: Problem, saved: Mapping[str, Any] | None = None) -> Iterator[tuple[S, Metrics]]:
     """Yield the state before the first step and after each one; start from `saved` when given."""
+    keep_memory(problem.device)
     method.prepare(problem)
     state = method.start(problem)
     if saved is not None:

@@ -23,6 +23,7 @@ import torch
 
 from ddbench.artifacts import Artifact, ArtifactCache
 from ddbench.backbones.names import build
+from ddbench.bench import Bench, latest, student_result, wait_for
 from ddbench.driver import drive, export
 from ddbench.errors import ConfigError
 from ddbench.evaluation.evaluate import TEST_BATCH, trainer_of
@@ -32,6 +33,7 @@ from ddbench.method import Method
 from ddbench.problem import Problem
 from ddbench.runs import provenance
 from ddbench.runs.judging import Cell, cells
+from ddbench.runs.observers import duration
 from ddbench.runs.runner import build_problem
 from ddbench.runs.spec import Resolution
 from ddbench.synthetic import SyntheticSet
@@ -74,7 +76,8 @@ class Estimate:
 def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget: float = 8.0) -> Estimate:
     """Measure the first steps of a run, and of a student of each judge, and extrapolate.
 
-    `root` is the runs folder; artefacts in it are used, others made in a temporary one. Takes about `budget` seconds.
+    `root` is the runs folder; artefacts in it are used, others made in a temporary one. So are the times of students
+    that `ddbench bench` measured on this device. Takes about `budget` seconds.
     Raises: ConfigError, DataError where the run itself would.
     """
     spec = resolution.spec
@@ -86,7 +89,8 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
         condensing, synthetic = _condense(resolution.method, problem, budget / 4)
         phases += condensing
         share = budget / 2 / max(1, len(judged))
-        phases += [_students(cell, synthetic, problem, share) for cell in judged]
+        known = latest(root, device)
+        phases += [_students(cell, synthetic, problem, share, known) for cell in judged]
     return Estimate(
         device=provenance.device_name(device),
         phases=tuple(phases),
@@ -152,7 +156,7 @@ def _condense(method: Method[Any], problem: Problem, budget: float) -> tuple[lis
             phases.append(Phase("prepare", time.perf_counter() - started, "measured"))
             doing = "start"
             for state, _ in drive(method, problem):
-                _wait_for(problem.device)
+                wait_for(problem.device)
                 times.append(time.perf_counter())
                 if doing == "start":
                     synthetic, doing = export(method, problem, state), "step"
@@ -181,7 +185,8 @@ def _steps(method: Method[Any], times: list[float], start: float | None, budget:
         return Phase("condense", None, f"its start takes more than {budget:.0f} s")
     durations = [b - a for a, b in itertools.pairwise(times)]
     if not durations and total:
-        return Phase("condense", None, f"one of its {total} steps takes more than {budget:.0f} s")
+        least = duration(total * budget)
+        return Phase("condense", None, f"one of its {total} steps takes more than {budget:.0f} s: over {least} in all")
     # The first step also pays for what is done once: memory, the choice of kernels.
     each = statistics.median(durations[1:] or durations) if durations else 0.0
     basis = (
@@ -190,7 +195,7 @@ def _steps(method: Method[Any], times: list[float], start: float | None, budget:
     return Phase("condense", start + total * each, basis)
 
 
-def _students(cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: float) -> Phase:
+def _students(cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None) -> Phase:
     name, students = f"evaluate {cell.protocol.id} {cell.backbone}", cell.students
     judge = build(cell.backbone, problem.shape, problem.classes)
     problem = dataclasses.replace(problem, backbone=judge, _splits={})
@@ -200,10 +205,14 @@ def _students(cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: flo
         total, group = trainer.steps(job), list(range(min(students, trainer.together(job))))
     except ConfigError as error:
         return Phase(name, 0.0, f"will fail: {error}")
+    found = student_result(known, job) if known is not None else None
+    if found is not None and found.student is not None:
+        seconds = (found.setup_seconds or 0.0) + students * (found.student.seconds + _testing(problem))
+        return Phase(name, seconds, f"ddbench bench: {students} students x {total} steps of {found.ms:.3g} ms")
     taken = [(time.perf_counter(), 0)]
 
     def tick(steps: int) -> None:
-        _wait_for(problem.device)
+        wait_for(problem.device)
         taken.append((time.perf_counter(), steps))
         if len(taken) > TRAINING_STEPS:
             raise _TimeIsUpError
@@ -231,7 +240,7 @@ def _testing(problem: Problem) -> float:
     with torch.inference_mode():
         started = time.perf_counter()
         problem.backbone(variables, problem.pixels.forward(raw), train=False)
-        _wait_for(problem.device)
+        wait_for(problem.device)
     return (time.perf_counter() - started) * (problem.info.test or len(problem.train)) / len(raw)
 
 
@@ -252,8 +261,3 @@ def _at_most(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -80,6 +80,7 @@ class Root(Group):
         "check": "ddbench.cli.check:check",
         "sweep": "ddbench.cli.sweep:sweep",
         "leaderboard": "ddbench.cli.leaderboard:leaderboard",
+        "bench": "ddbench.cli.bench:bench",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

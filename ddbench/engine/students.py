@@ -12,6 +12,7 @@ from torch.func import grad, vmap
 
 from ddbench.backbones.base import Backbone, Variables
 from ddbench.engine.lockstep import Lockstep
+from ddbench.engine.memory import keep_memory
 
 if TYPE_CHECKING:
     from ddbench.evaluation.plan import Step, TrainingPlan
@@ -53,6 +54,7 @@ def train_students(
     together = together or students_together(plan.batch, device)
     static = plan.static and (device.type == "cuda" if static is None else static)
     tick = tick or (lambda _: None)
+    keep_memory(device)
     groups = [range(first, min(first + together, len(students))) for first in range(0, len(students), together)]
     trained: list[Variables] = []
     for number, chosen in enumerate(groups):

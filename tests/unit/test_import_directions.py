@@ -13,7 +13,7 @@ import ddbench_methods
 ROWS = [
     {"cli", "__main__", "__init__"},
     {"sweep", "leaderboard", "testing"},
-    {"runs", "estimate"},
+    {"runs", "estimate", "bench"},
     {"evaluation"},
     {"driver", "initial"},
     {"method", "synthetic", "problem", "artifacts"},

@@ -1,0 +1,497 @@
+"""How fast the hot loops are on this machine: student training, steps of methods, and the ceilings of the device.
+
+On random images of CIFAR-10's shape, so that nothing has to be downloaded. The clock is read after waiting for the
+device.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ddbench.backbones.base import Backbone, Variables
+from ddbench.config import explain, preset_layers, resolve
+from ddbench.data.catalogue import CATALOGUE
+from ddbench.data.sources import Dataset
+from ddbench.data.tensors import DatasetTensors
+from ddbench.driver import drive
+from ddbench.engine import lockstep
+from ddbench.engine.precision import Precision
+from ddbench.errors import ConfigError, RunError
+from ddbench.evaluation.evaluate import TEST_BATCH, SealedTest, evaluate
+from ddbench.evaluation.plan import plan
+from ddbench.evaluation.protocol import PROTOCOLS
+from ddbench.evaluation.trainer import Job
+from ddbench.files import read_json, write_json
+from ddbench.initial import real_images
+from ddbench.problem import Problem
+from ddbench.rng import Rng
+from ddbench.runs import provenance
+from ddbench.runs.runner import build_problem
+from ddbench.runs.spec import find_method
+from ddbench.synthetic import SyntheticSet
+
+Loop = Literal["ceiling", "methods", "students"]
+
+SCHEMA: Literal["ddbench.bench/1"] = "ddbench.bench/1"
+PROTOCOL = PROTOCOLS["dsa@1"]
+REPEATS = 3
+PER_CLASS = 512
+TEST_IMAGES = 10_000
+# On a GPU a method's step is called, captured, timed, and then perhaps compiled, called and captured again.
+WARM_METHOD = {"cuda": 8, "cpu": 1}
+WARM_STUDENT = {"cuda": 10, "cpu": 1}
+PRODUCT_SIDE = {"cuda": 8192, "cpu": 1024}
+COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
+# All students are really trained where that takes up to so many times the seconds that a loop is given.
+WORTH_FINISHING = 3.0
+
+
+class Part(BaseModel):
+    """A part of a bench document. Frozen, and nothing unknown in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Machine(Part):
+    """What the numbers were measured on."""
+
+    device: str
+    cpu: str
+    torch: str
+    cuda: str | None
+    python: str
+    threads: int
+
+
+class StudentPart(Part):
+    """What a student is trained on, and what a whole one costs."""
+
+    backbone: str
+    shape: tuple[int, int, int]
+    classes: int
+    images: int = Field(description="In the synthetic set.")
+    digest: str = Field(description="Of the protocol.")
+    way: Literal["plain", "graph", "compiled graph"] = Field(description="How the engine took the steps.")
+    steps: int = Field(ge=1, description="Of one student.")
+    seconds: float = Field(gt=0, allow_inf_nan=False, description="One student at the steady pace.")
+    students: int = Field(ge=1, description="How many were asked for.")
+    all_in_seconds: float = Field(
+        gt=0, allow_inf_nan=False, description="One of them with its share of the setup, and tested."
+    )
+    extrapolated: bool = Field(description="Whether the whole was told from a stretch of steps.")
+
+
+class Result(Part):
+    """One loop in one precision. Times are of one step of one student, of one step of a method, of one product."""
+
+    loop: Loop
+    name: str
+    precision: str
+    ms: float = Field(gt=0, allow_inf_nan=False, description="Median of the repeats.")
+    spread_ms: float = Field(ge=0, allow_inf_nan=False, description="Slowest less fastest repeat.")
+    repeats: int = Field(ge=1)
+    calls: int = Field(ge=1, description="In all repeats together.")
+    setup_seconds: float | None = Field(default=None, description="Before the steady pace: start, compile, capture.")
+    images_per_second: float | None = None
+    tflops: float | None = None
+    share: float | None = Field(default=None, description="Of the measured ceiling in the same precision.")
+    gigabytes_per_second: float | None = Field(default=None, description="Read and written.")
+    student: StudentPart | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is a measurement of."""
+        return self.name, self.precision
+
+
+class Bench(Part):
+    """All loops that were measured at once. No host names, no paths, no dates."""
+
+    bench_schema: Literal["ddbench.bench/1"] = Field(SCHEMA, alias="schema")
+    machine: Machine
+    results: tuple[Result, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As written to a file."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What to measure. Methods use the first of the backbones."""
+
+    device: torch.device
+    backbones: Sequence[str] = ("convnet",)
+    ipcs: Sequence[int] = (1, 10)
+    methods: Sequence[str] = ("dm",)
+    precisions: Sequence[str] = ("fp32",)
+    loops: Sequence[Loop] = get_args(Loop)
+    students: int = PROTOCOL.students
+    seconds: float = 3.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One loop in two documents. `same` says that the difference is no larger than the spread of either."""
+
+    name: str
+    precision: str
+    old_ms: float
+    new_ms: float
+    faster: float
+    same: bool
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call, one value a repeat."""
+
+    seconds: tuple[float, ...]
+    calls: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def fields(self) -> dict[str, Any]:
+        """As results have them."""
+        spread = 1000 * (max(self.seconds) - min(self.seconds))
+        return {"ms": 1000 * self.median, "spread_ms": spread, "repeats": len(self.seconds), "calls": self.calls}
+
+
+def measure(asked: Asked, say: Callable[[str], None] = lambda _: None) -> Bench:
+    """Time the loops one after another; `say` is told which comes next.
+
+    Raises: PluginError, ConfigError for methods and backbones that cannot be timed.
+    """
+    return Bench(machine=this_machine(asked.device), results=tuple(_results(asked, say)))
+
+
+def this_machine(device: torch.device) -> Machine:
+    """This machine with one of its devices."""
+    return Machine(
+        device=provenance.device_name(device),
+        cpu=provenance.cpu_name(),
+        torch=str(torch.__version__),
+        cuda=torch.version.cuda if device.type == "cuda" else None,
+        python=provenance.python_version(),
+        threads=torch.get_num_threads(),
+    )
+
+
+def compare(new: Bench, old: Bench) -> list[Comparison]:
+    """The loops that are in both, in the order of `new`."""
+    before = {result.key: result for result in old.results}
+    rows = []
+    for result in new.results:
+        if (past := before.get(result.key)) is not None:
+            same = abs(result.ms - past.ms) <= max(result.spread_ms, past.spread_ms)
+            rows.append(Comparison(*result.key, past.ms, result.ms, past.ms / result.ms, same))
+    return rows
+
+
+def read_bench(path: Path) -> Bench:
+    """Read a document. Raises: RunError for a missing, damaged or foreign file, naming it."""
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        found = value.get("schema") if isinstance(value, dict) else type(value).__name__
+        raise RunError(f"{path} was not written by `ddbench bench` (schema {found!r}; this version reads {SCHEMA!r}).")
+    try:
+        return Bench.model_validate(value)
+    except ValidationError as error:
+        raise RunError(explain(str(path), error)) from None
+
+
+def save_latest(root: Path, bench: Bench) -> None:
+    """Keep a document in the runs folder `root`, for the estimates of `ddbench run --dry-run`."""
+    write_json(_latest(root, bench.machine.device), bench.to_json())
+
+
+def latest(root: Path, device: torch.device) -> Bench | None:
+    """The last document about this very machine, with the same torch and as many threads; None without one."""
+    here = this_machine(device)
+    try:
+        found = read_bench(_latest(root, here.device))
+    except RunError:
+        return None
+    return found if found.machine == here else None
+
+
+def student_result(bench: Bench, job: Job) -> Result | None:
+    """The measurement of students that are trained as those of a job, if there is one."""
+    problem = job.problem
+    wanted = (problem.backbone.name, problem.shape, problem.classes, len(job.synthetic.images), job.protocol.digest)
+    for result in bench.results:
+        part = result.student
+        if part is None or result.precision != problem.precision.name:
+            continue
+        if (part.backbone, part.shape, part.classes, part.images, part.digest) == wanted:
+            return result
+    return None
+
+
+def _latest(root: Path, device: str) -> Path:
+    slug = re.sub("[^a-z0-9]+", "-", device.lower()).strip("-")
+    return root / "artifacts" / "bench" / f"{slug}.json"
+
+
+def _results(asked: Asked, say: Callable[[str], None]) -> Iterator[Result]:
+    data = _dataset()
+    ceilings: dict[str, float] = {}
+
+    def problem(backbone: str, ipc: int, precision: str, folder: str) -> Problem:
+        return build_problem(
+            data, backbone=backbone, pixels="standard", ipc=ipc, seed=0, device=asked.device, precision=precision,
+            artifacts_root=Path(folder),
+        )  # fmt: skip
+
+    with tempfile.TemporaryDirectory(prefix="ddbench-bench-") as folder:
+        if "ceiling" in asked.loops:
+            say("ceiling")
+            for result in _ceilings(asked):
+                ceilings[result.precision] = result.tflops or 0.0
+                yield result
+        # Before students, as in a run: training them makes the process keep its memory.
+        if "methods" in asked.loops:
+            for precision in asked.precisions:
+                for ref in asked.methods:
+                    for ipc in asked.ipcs:
+                        say(f"{ref} ipc{ipc} {precision}")
+                        yield _method(ref, problem(asked.backbones[0], ipc, precision, folder), asked)
+        if "students" in asked.loops:
+            for precision in asked.precisions:
+                for backbone in asked.backbones:
+                    for ipc in asked.ipcs:
+                        say(f"students {backbone} ipc{ipc} {precision}")
+                        result = _students(problem(backbone, ipc, precision, folder), data, asked)
+                        ceiling = ceilings.get(precision)
+                        share = result.tflops / ceiling if ceiling and result.tflops else None
+                        yield result.model_copy(update={"share": share})
+
+
+def _dataset() -> Dataset:
+    """Random images of CIFAR-10's shape, which are not CIFAR-10: their fingerprint is another."""
+    known = CATALOGUE["cifar10"]
+    rng = Rng(0, ("bench",))
+
+    def draw(part: str, count: int) -> DatasetTensors:
+        pixels = rng.fold(part).numpy().integers(0, 256, (count, *known.shape), dtype=np.uint8)
+        labels = torch.arange(known.classes).repeat_interleave(count // known.classes)
+        return DatasetTensors(torch.from_numpy(pixels), labels, known.class_names)
+
+    train, test = draw("train", PER_CLASS * known.classes), draw("test", TEST_IMAGES)
+    return Dataset.in_memory(replace(known, train=len(train), test=len(test)), train, test, origin="random")
+
+
+def _ceilings(asked: Asked) -> Iterator[Result]:
+    """Square products in each precision, and a copy on the device."""
+    device, kind = asked.device, asked.device.type
+    side, rng = PRODUCT_SIDE[kind], Rng(0, ("bench", "ceiling"))
+    numbers = torch.randn(2, side, side, generator=rng.torch(device), device=device)
+    for name in asked.precisions:
+        left, right = numbers.bfloat16() if name == "bf16" else numbers
+        multiply = partial(torch.mm, left, right, out=torch.empty_like(left))
+        # The inputs have their type already; autocast would only look at them once more.
+        with Precision(name).active(device), torch.autocast(kind, enabled=False):  # type: ignore[arg-type]
+            timing = timed(multiply, device, asked.seconds)
+        tflops = 2 * side**3 / timing.median / 1e12
+        yield Result(loop="ceiling", name=f"product of {side}x{side}", precision=name, tflops=tflops, **timing.fields())
+    source = torch.arange(COPIED_BYTES[kind] // 8, device=device)
+    target = torch.empty_like(source)
+    timing = timed(lambda: target.copy_(source), device, asked.seconds)
+    rate = 2 * COPIED_BYTES[kind] / timing.median / 1e9
+    yield Result(loop="ceiling", name="copy", precision="any", gigabytes_per_second=rate, **timing.fields())
+
+
+def _method(ref: str, problem: Problem, asked: Asked) -> Result:
+    """Steps of a method under its preset for CIFAR-10."""
+    _, kind = find_method(ref)
+    layers, _ = preset_layers(kind.settings(), "paper", problem.info.name, problem.ipc)
+    method = kind(resolve(kind.name, kind.Config, layers).config)
+    warm, total = WARM_METHOD[asked.device.type], method.total_steps
+    if total < warm + 1 + REPEATS:
+        raise ConfigError(
+            f"{kind.name} takes {total} steps, too few to time; give --method one that learns in steps, such as dm, or "
+            "--loop students."
+        )
+    with problem.precision.active(problem.device):
+        started = time.perf_counter()
+        steps = drive(method, problem)
+        next(steps)
+        timing = timed(lambda: next(steps), asked.device, asked.seconds, warm=warm, most=total)
+        passed = time.perf_counter() - started
+    setup = max(0.0, passed - timing.median * (1 + timing.calls))
+    name = f"{kind.name} ipc{problem.ipc} {problem.backbone.name}"
+    return Result(loop="methods", name=name, precision=problem.precision.name, setup_seconds=setup, **timing.fields())
+
+
+def _students(problem: Problem, data: Dataset, asked: Asked) -> Result:
+    """Students under dsa@1, by the path that a run takes: `evaluate`."""
+    synthetic = SyntheticSet(
+        real_images(problem, problem.rng.fold("bench")).cpu(), problem.class_labels(), pixels=problem.pixels.name
+    )
+    schedule = plan(synthetic, PROTOCOL, problem, Job(synthetic, PROTOCOL, problem).rng)
+    count, device = asked.students, asked.device
+    # As a fresh process would find it: what one loop has compiled would otherwise serve the next.
+    lockstep._compiled.clear()
+    lockstep._spent.clear()
+    watch = _Stopwatch(device, asked.seconds, schedule.steps, count)
+    finished = True
+    wait_for(device)
+    started = time.perf_counter()
+    try:
+        for _ in evaluate(synthetic, PROTOCOL, problem, SealedTest(data.test), students=range(count), tick=watch):
+            pass
+    except _EnoughError:
+        finished = False
+    passed = time.perf_counter() - started
+    timing = watch.timing()
+    setup = max(0.0, watch.first - started - timing.median * watch.group)
+    whole = schedule.steps * timing.median
+    images = len(synthetic.images) / schedule.steps_per_epoch
+    rate = images / timing.median
+    graph: Literal["graph", "compiled graph"] = "compiled graph" if lockstep._compiled else "graph"
+    student = StudentPart(
+        backbone=problem.backbone.name,
+        shape=problem.shape,
+        classes=problem.classes,
+        images=len(synthetic.images),
+        digest=PROTOCOL.digest,
+        way=graph if schedule.static and device.type == "cuda" else "plain",
+        steps=schedule.steps,
+        seconds=whole,
+        students=count,
+        all_in_seconds=passed / count if finished else setup / count + whole + _testing(problem, data),
+        extrapolated=not finished,
+    )
+    return Result(
+        loop="students",
+        name=f"student {problem.backbone.name} ipc{problem.ipc}",
+        precision=problem.precision.name,
+        setup_seconds=setup,
+        images_per_second=rate,
+        tflops=rate * flops_per_image(problem.backbone) / 1e12,
+        student=student,
+        **timing.fields(),
+    )
+
+
+def timed(
+    call: Callable[[], Any], device: torch.device, seconds: float, *, warm: int = 1, most: int | None = None
+) -> Timing:
+    """Time a call over and over, for about so many seconds after `warm` calls; `most` bounds the calls in all."""
+    for _ in range(warm):
+        call()
+    # The probe also tells how many calls fit.
+    count = max(1, int(seconds / REPEATS / _seconds_of(call, 1, device)))
+    if most is not None:
+        count = max(1, min(count, (most - warm - 1) // REPEATS))
+    return Timing(tuple(_seconds_of(call, count, device) / count for _ in range(REPEATS)), REPEATS * count)
+
+
+def _seconds_of(call: Callable[[], Any], count: int, device: torch.device) -> float:
+    wait_for(device)
+    started = time.perf_counter()
+    for _ in range(count):
+        call()
+    wait_for(device)
+    return time.perf_counter() - started
+
+
+def flops_per_image(net: Backbone) -> float:
+    """Floating-point operations of one training step, forward and backward, per image.
+
+    Products and convolutions only: torch counts no norms, activations or pooling, and augmentation is left out.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # On the meta device nothing is computed, and operations are counted all the same.
+    meta, batch = torch.device("meta"), 2
+    variables = net.init(Rng(0), torch.device("cpu")).to(meta)
+    params = {name: value.requires_grad_() for name, value in variables.params.items()}
+    images = torch.empty(batch, *net.shape, device=meta)
+    with FlopCounterMode(display=False) as counter:
+        logits, _ = net(Variables(params, variables.buffers), images, train=True)
+        labels = torch.zeros(batch, dtype=torch.int64, device=meta)
+        torch.autograd.grad(F.cross_entropy(logits, labels), list(params.values()))
+    return counter.get_total_flops() / batch
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class _EnoughError(Exception):
+    """Raised in the training that is timed."""
+
+
+@dataclass
+class _Stopwatch:
+    """A tick of `evaluate` that waits for the device only between stretches of steps, so as not to disturb them.
+
+    `steps` are those of one student, of which `students` are to be trained.
+    """
+
+    device: torch.device
+    budget: float
+    steps: int
+    students: int
+    first: float = 0.0
+    group: int = 0
+    _taken: int = 0
+    _next: int = 1
+    _stretch: int = 0
+    _marks: list[float] = field(default_factory=list)
+
+    def __call__(self, student_steps: int) -> None:
+        self._taken += 1
+        if self._taken != self._next:
+            return
+        wait_for(self.device)
+        now = time.perf_counter()
+        if self._taken == 1:
+            self.first, self.group = now, student_steps
+            # A student of few steps keeps enough of them for the repeats.
+            self._next = 1 + max(1, min(WARM_STUDENT[self.device.type], (self.steps - 1) // (2 * REPEATS)))
+            return
+        if not self._stretch:
+            each = (now - self.first) / (self._taken - 1)
+            most = (self.steps - self._taken) // REPEATS
+            self._stretch = max(1, min(int(self.budget / REPEATS / each), most))
+        self._marks.append(now)
+        self._next += self._stretch
+        if len(self._marks) > REPEATS:
+            self._next = -1
+            if self.students * self.steps * self.timing().median > WORTH_FINISHING * self.budget:
+                raise _EnoughError
+
+    def timing(self) -> Timing:
+        """Of one step of one student."""
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        return Timing(tuple((b - a) / self._stretch / self.group for a, b in pairs), REPEATS * self._stretch)
+
+
+def _testing(problem: Problem, data: Dataset) -> float:
+    """Seconds to test one student, told from a few images."""
+    count = TEST_BATCH if problem.device.type == "cuda" else TEST_BATCH // 10
+    test = data.test.load()
+    images = problem.pixels.forward(test.images[:count].to(problem.device))
+    variables = problem.backbone.init(problem.rng.fold("bench"), problem.device)
+    with torch.inference_mode(), Precision("fp32").active(problem.device):
+        timing = timed(lambda: problem.backbone(variables, images, train=False), problem.device, 0.0)
+    return timing.median * len(test) / count
