@@ -346,8 +346,7 @@ def _students(problem: Problem, data: Dataset, asked: Asked) -> Result:
     schedule = plan(synthetic, PROTOCOL, problem, Job(synthetic, PROTOCOL, problem).rng)
     count, device = asked.students, asked.device
     # As a fresh process would find it: what one loop has compiled would otherwise serve the next.
-    lockstep._compiled.clear()
-    lockstep._spent.clear()
+    lockstep.forget_compiled()
     watch = _Stopwatch(device, asked.seconds, schedule.steps, count)
     finished = True
     wait_for(device)
@@ -363,7 +362,7 @@ def _students(problem: Problem, data: Dataset, asked: Asked) -> Result:
     whole = schedule.steps * timing.median
     images = len(synthetic.images) / schedule.steps_per_epoch
     rate = images / timing.median
-    graph: Literal["graph", "compiled graph"] = "compiled graph" if lockstep._compiled else "graph"
+    graph: Literal["graph", "compiled graph"] = "compiled graph" if lockstep.anything_compiled() else "graph"
     student = StudentPart(
         backbone=problem.backbone.name,
         shape=problem.shape,

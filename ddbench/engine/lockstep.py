@@ -42,6 +42,17 @@ _compiled: dict[tuple[object, ...], Functions] = {}
 _spent: defaultdict[tuple[object, ...], float] = defaultdict(float)
 
 
+def anything_compiled() -> bool:
+    """Whether this process has compiled a step of student training."""
+    return bool(_compiled)
+
+
+def forget_compiled() -> None:
+    """Begin as a fresh process does, for measuring what that costs. torch's own cache on disk stays."""
+    _compiled.clear()
+    _spent.clear()
+
+
 class Lockstep:
     """S students of one plan, as static tensors on a device.
 
