@@ -46,11 +46,15 @@ TRAINING_STEPS = 40
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of a run. `seconds` is None where it could not be told in time; `basis` says what was measured."""
+    """One phase of a run. `seconds` is None where it could not be told in time, and it takes at least `least`.
+
+    `basis` says what was measured.
+    """
 
     name: str
     seconds: float | None
     basis: str
+    least: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of all phases that could be told."""
-        return sum(phase.seconds or 0.0 for phase in self.phases)
+        """Of all phases that could be told, and the least of the others."""
+        return sum(phase.least if phase.seconds is None else phase.seconds for phase in self.phases)
 
     @property
     def complete(self) -> bool:
@@ -185,8 +189,9 @@ def _steps(method: Method[Any], times: list[float], start: float | None, budget:
         return Phase("condense", None, f"its start takes more than {budget:.0f} s")
     durations = [b - a for a, b in itertools.pairwise(times)]
     if not durations and total:
-        least = duration(total * budget)
-        return Phase("condense", None, f"one of its {total} steps takes more than {budget:.0f} s: over {least} in all")
+        least = total * budget
+        basis = f"one of its {total} steps takes more than {budget:.0f} s: over {duration(least)} in all"
+        return Phase("condense", None, basis, least)
     # The first step also pays for what is done once: memory, the choice of kernels.
     each = statistics.median(durations[1:] or durations) if durations else 0.0
     basis = (
@@ -224,7 +229,9 @@ def _students(cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: flo
         except _TimeIsUpError:
             pass
         if len(taken) == 1:
-            return Phase(name, None, f"one of {total} training steps takes more than {budget:.0f} s")
+            least = students * total * budget
+            slow = f"one of {total} training steps takes more than {budget:.0f} s: over {duration(least)} in all"
+            return Phase(name, None, slow, least)
         # The first step also pays for what is done once, such as drawing the order of the images.
         counted = taken[1:] if len(taken) > 2 else taken
         each = (counted[-1][0] - counted[0][0]) / sum(steps for _, steps in counted[1:])

@@ -57,11 +57,13 @@ def alexnet(shape: Shape, classes: int, *, norm: str) -> Chain:
 def vgg11(shape: Shape, classes: int, *, norm: str) -> Chain:
     """Eight 3x3 convolutions in five blocks. The last map is averaged, so that larger images fit too."""
     stack = Stack(shape)
+    # Five poolings need a map of 32x32. Grey images are padded to it in the papers; small colour ones need it as well.
+    padded = stack.grey or min(shape[1:]) < 32
     stages: dict[str, nn.Module] = {}
     for index, widths in enumerate([(64,), (128,), (256, 256), (512, 512), (512, 512)], start=1):
         layers: list[nn.Module] = [] if index == 1 else [stack.max_pool()]
         for width in widths:
-            padding = 3 if stack.grey and index == 1 else 1
+            padding = 3 if padded and index == 1 else 1
             layers += [stack.conv(width, 3, padding=padding), stack.norm(norm), nn.ReLU()]
         stages[f"block{index}"] = nn.Sequential(*layers)
     stages["pool"] = nn.Sequential(stack.max_pool(), stack.global_pool())

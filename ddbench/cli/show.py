@@ -60,7 +60,7 @@ def _backbones() -> list[dict[str, Any]]:
     plugins = [{"name": p.name, "provided by": p.provided_by} for p in listing(GROUPS["backbone"])]
     others = {
         "convnet-d3-w128-in-relu-avg": "ddbench: depth, width, norm, activation and pooling of a ConvNet",
-        "torchvision:NAME": "any image classifier of torchvision",
+        "torchvision:NAME": "an image classifier of torchvision; for RGB, and without dropout",
         "./FILE.py:FUNCTION": "your own function of (shape, classes)",
     }
     return [

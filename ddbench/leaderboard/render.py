@@ -333,7 +333,8 @@ def _sources(sources: Sequence[str], *, original: bool) -> list[str]:
         return []
     copy = "" if original else " They are for the original data, not for this copy."
     return [
-        f"Published: as printed, under the source's own protocol, which is in parentheses.{copy}",
+        "Published: as printed, under the source's own protocol, which is in parentheses, and with its own network."
+        + copy,
         *(f"[{number}] {source}" for number, source in enumerate(sources, start=1)),
     ]
 

@@ -124,7 +124,7 @@ def test_a_wrong_name_says_what_is_wrong(name, message):
         ("lenet", (1, 8, 8), "12x12"),
         ("lenet", (3, 8, 8), "16x16"),
         ("vgg11", (1, 8, 8), "28x28"),
-        ("vgg11-bn", (3, 28, 28), "32x32"),
+        ("vgg11-bn", (3, 8, 8), "28x28"),
         ("resnet18", (3, 8, 8), "9x9"),
         ("convnet-d4", (3, 8, 8), "16x16"),
         ("convnet-d3-bn", (3, 4, 4), "8x8"),
