@@ -19,10 +19,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ddbench.backbones.base import Backbone, Variables
-from ddbench.config import explain, preset_layers, resolve
+from ddbench.config import preset_layers, resolve
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.data.sources import Dataset
 from ddbench.data.tensors import DatasetTensors
@@ -34,11 +34,12 @@ from ddbench.evaluation.evaluate import TEST_BATCH, SealedTest, evaluate
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.evaluation.trainer import Job
-from ddbench.files import read_json, write_json
+from ddbench.files import write_json
 from ddbench.initial import real_images
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.runs import provenance
+from ddbench.runs.record import read_document
 from ddbench.runs.runner import build_problem
 from ddbench.runs.spec import find_method
 from ddbench.synthetic import SyntheticSet
@@ -205,14 +206,7 @@ def compare(new: Bench, old: Bench) -> list[Comparison]:
 
 def read_bench(path: Path) -> Bench:
     """Read a document. Raises: RunError for a missing, damaged or foreign file, naming it."""
-    value = read_json(path)
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        found = value.get("schema") if isinstance(value, dict) else type(value).__name__
-        raise RunError(f"{path} was not written by `ddbench bench` (schema {found!r}; this version reads {SCHEMA!r}).")
-    try:
-        return Bench.model_validate(value)
-    except ValidationError as error:
-        raise RunError(explain(str(path), error)) from None
+    return read_document(path, Bench, SCHEMA, "was not written by `ddbench bench`")
 
 
 def save_latest(root: Path, bench: Bench) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddbench.backbones.base import Backbone, Variables
 from ddbench.engine.augment import Draw
-from ddbench.engine.program import compiled, worth_compiling
+from ddbench.engine.program import channels_last, compiled, worth_compiling
 
 if TYPE_CHECKING:
     from ddbench.evaluation.plan import Block, TrainingPlan
@@ -213,7 +213,7 @@ def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
         return Draw(op, numbers[None], corners, static=True)(x[None])[0]
 
     def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
-        logits, buffers = net(Variables(params, buffers), x.contiguous(memory_format=torch.channels_last), train=True)
+        logits, buffers = net(Variables(params, buffers), channels_last(x), train=True)
         return F.cross_entropy(logits, y), buffers
 
     def update(params: list[Tensor], grads: list[Tensor], velocity: list[Tensor], lr: Tensor, keep: Tensor) -> None:

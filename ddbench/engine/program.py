@@ -100,7 +100,7 @@ class Program:
     def __call__(self, *args: Any) -> Any:
         self._left -= 1
         if self._eager:
-            return self._step(*args)
+            return self._step(*_pytree.tree_map(lambda leaf: _there(leaf, self._device), args))
         leaves, shape = _pytree.tree_flatten(args)
         if not self._inputs:
             self._inputs = [_own(leaf, self._device) for leaf in leaves]
@@ -157,6 +157,10 @@ class Program:
 
 def _own(leaf: Any, device: torch.device) -> Any:
     return leaf.to(device, copy=True) if isinstance(leaf, Tensor) else leaf
+
+
+def _there(leaf: Any, device: torch.device) -> Any:
+    return leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
 
 def _fill(static: list[Any], leaves: list[Any]) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 from pydantic import ValidationError
 
@@ -69,14 +69,24 @@ class StudentScore(Part):
     precision: str = "fp32"
 
 
-class Evaluated(Part):
-    """evaluations/<protocol>/<backbone>.json. `synthetic` is the sha256 of the set's file."""
+class Judged(Part):
+    """Whose students a file is about. `synthetic` is the sha256 of the set's file."""
 
-    file_schema: Literal["ddbench.evaluation/1"] = "ddbench.evaluation/1"
     protocol: str
     digest: str
     backbone: str
     synthetic: str
+
+    @classmethod
+    def of(cls, cell: Cell, sha256: str) -> Self:
+        """The file before its first student."""
+        return cls(protocol=cell.protocol.id, digest=cell.protocol.digest, backbone=cell.backbone, synthetic=sha256)
+
+
+class Evaluated(Judged):
+    """evaluations/<protocol>/<backbone>.json."""
+
+    file_schema: Literal["ddbench.evaluation/1"] = "ddbench.evaluation/1"
     scores: tuple[StudentScore, ...] = ()
     failed: str = ""
 
@@ -109,14 +119,10 @@ class CurvePoint(Part):
     failed: str = ""
 
 
-class Curve(Part):
+class Curve(Judged):
     """evaluations/<protocol>/<backbone>.curve.json. All snapshots, none chosen; the last point is the result."""
 
     file_schema: Literal["ddbench.curve/1"] = "ddbench.curve/1"
-    protocol: str
-    digest: str
-    backbone: str
-    synthetic: str
     points: tuple[CurvePoint, ...] = ()
 
 
@@ -201,9 +207,7 @@ class Judging:
         )
 
     def _read(self, path: Path, cell: Cell) -> Evaluated:
-        fresh = Evaluated(
-            protocol=cell.protocol.id, digest=cell.protocol.digest, backbone=cell.backbone, synthetic=self.sha256
-        )
+        fresh = Evaluated.of(cell, self.sha256)
         if not path.is_file():
             return fresh
         found = read_evaluation(path)
@@ -218,9 +222,7 @@ class Judging:
         return found
 
     def _read_curve(self, path: Path, cell: Cell) -> Curve:
-        fresh = Curve(
-            protocol=cell.protocol.id, digest=cell.protocol.digest, backbone=cell.backbone, synthetic=self.sha256
-        )
+        fresh = Curve.of(cell, self.sha256)
         if not path.is_file():
             return fresh
         found = read_curve(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -137,12 +137,23 @@ class RunRecord(Part):
 
 def read_record(path: Path) -> RunRecord:
     """Read a record of any released schema. Raises: RunError for a damaged or foreign file, naming it."""
+    return read_document(path, RunRecord, SCHEMA, "is not a ddbench record")
+
+
+D = TypeVar("D", bound=BaseModel)
+
+
+def read_document(path: Path, model: type[D], schema: str, foreign: str) -> D:
+    """Read a JSON document that names its schema; `foreign` is what to say of a file of another one.
+
+    Raises: RunError for a missing, damaged or foreign file, naming it.
+    """
     value = read_json(path)
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+    if not isinstance(value, dict) or value.get("schema") != schema:
         found = value.get("schema") if isinstance(value, dict) else type(value).__name__
-        raise RunError(f"{path} is not a ddbench record (schema {found!r}; this version reads {SCHEMA!r}).")
+        raise RunError(f"{path} {foreign} (schema {found!r}; this version reads {schema!r}).")
     try:
-        return RunRecord.model_validate(value)
+        return model.model_validate(value)
     except ValidationError as error:
         raise RunError(explain(str(path), error)) from None
 

@@ -100,6 +100,11 @@ def test_a_program_on_a_cpu_takes_one_step_a_call() -> None:
     assert [r.tolist() for r in results] == [[1, 2], [2, 4], [3, 6]]
 
 
+def test_a_program_that_is_no_graph_brings_its_arguments_to_the_device_too() -> None:
+    meta = torch.device("meta")
+    assert Program(lambda fuse: lambda x: x.device, meta, calls=1)(torch.zeros(1)) == meta
+
+
 def test_short_work_is_never_compiled() -> None:
     assert not worth_compiling(5.0, torch.device("cuda"))
     assert worth_compiling(600.0, torch.device("cuda"))
