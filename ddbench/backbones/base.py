@@ -15,7 +15,9 @@ from torch.utils import _pytree
 from torch.utils.hooks import RemovableHandle
 
 from ddbench.backbones import initialisers
+from ddbench.backbones.fusion import fuse
 from ddbench.backbones.initialisers import Initialiser
+from ddbench.engine.program import kernels
 from ddbench.errors import ConfigError, closest
 from ddbench.rng import Rng
 
@@ -230,6 +232,19 @@ class Backbone:
         drawn = self._draw(rngs, torch.device(device), torch.device(device if on_device else "cpu"))
         return drawn.copy(0) if copies is None else drawn
 
+    @property
+    def fused(self) -> bool:
+        """Whether its norms are kernels of ours, so that a compiler finds little left to do."""
+        return False
+
+    def first_order(self, device: torch.device) -> Backbone:
+        """The same function of the same variables in the form that is fastest on a device, for gradients of first
+        order only. Taps inside the network may be missing, and the gradient of a shift without effect is zero."""
+        if device.type != "cuda" or kernels() is None:
+            return self
+        modules = {mode: fused for mode, module in self._modules.items() if (fused := fuse(module)) is not None}
+        return Fused(self, modules) if modules else self
+
     def __call__(self, v: Variables, x: Tensor, train: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits and the buffers after this batch; `v` stays as it is.
 
@@ -287,6 +302,21 @@ class Backbone:
         return output, {key: tensors[key] for key in buffers}
 
 
+class Fused(Backbone):
+    """A backbone in fused layers; see `Backbone.first_order`."""
+
+    def __init__(self, backbone: Backbone, modules: dict[bool, nn.Module]) -> None:
+        self.__dict__.update(vars(backbone))
+        self._modules, self.taps = modules, ("embed", "logits")
+
+    @property
+    def fused(self) -> bool:
+        return True
+
+    def first_order(self, device: torch.device) -> Backbone:
+        return self
+
+
 class ForeignBackbone(Backbone):
     """A backbone around a module that knows nothing of ddbench; see `from_module`."""
 
@@ -307,6 +337,10 @@ class ForeignBackbone(Backbone):
         self._own_draws = initialiser is None
         self._draws = initialisers.plan(module, initialiser) if initialiser is not None else {}
         self._set(name, module.to("meta"), shape, classes, taps, buffers)
+
+    def first_order(self, device: torch.device) -> Backbone:
+        # Nobody knows what its forward does between its layers.
+        return self
 
     def _construct(self, rng: Rng, name: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):

@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import pi
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from ddbench.engine.program import kernels
 from ddbench.errors import ConfigError, closest
 from ddbench.rng import Rng
 
@@ -29,6 +31,8 @@ CROP_SHARE = 0.125
 CUTOUT_SHARE = 0.5
 SCALE_MOST = 1.2
 ROTATE_DEGREES = 15.0
+# Radians from the farthest turn to one side to that to the other.
+MOST_TURN = 2 * ROTATE_DEGREES * pi / 180
 
 _IDENTITY = -1
 
@@ -141,6 +145,8 @@ def apply(draw: Draw, images: Tensor) -> Tensor:
         )
     numbers = _send(draw.numbers[:, : images.shape[1]], images.device)
     if draw.static or draw.ops.device.type != "cpu":
+        if fused := _one_kernel(images):
+            return fused.augment(images, draw.ops, numbers, draw.align_corners)
         return _apply_static(draw.ops, images, numbers, draw.align_corners)
     kinds, counts = draw.ops.unique(return_counts=True)
     if len(kinds) == 1:
@@ -150,6 +156,13 @@ def apply(draw: Draw, images: Tensor) -> Tensor:
     sizes = counts.tolist()
     pieces = zip(kinds.tolist(), images.index_select(0, there).split(sizes), numbers[there].split(sizes), strict=True)
     return torch.cat([_apply_one(*piece, draw.align_corners) for piece in pieces]).index_select(0, back)
+
+
+def _one_kernel(images: Tensor) -> Any:
+    """The module with the kernel that applies a draw, where it can be used: it has no gradient."""
+    if not images.is_cuda or images.dtype != torch.float32 or torch.compiler.is_compiling():
+        return None
+    return None if images.requires_grad and torch.is_grad_enabled() else kernels()
 
 
 def _draw(strategy: str, groups: int, rows: int, rng: Rng, align_corners: bool) -> Draw:
@@ -201,11 +214,11 @@ def _apply_static(ops: Tensor, images: Tensor, numbers: Tensor, align_corners: b
     )
 
     height, width = images.shape[-2:]
-    (rows, columns), tall = _centred(images), _tallness(height, width, align_corners)
+    (rows, columns), tall = _centred(images), tallness(height, width, align_corners)
     angle = where("rotate", _angle(u[0]), 0.0)
     grow = [torch.where(kind == OPS.index("scale"), _factor(v), angle.cos()) for v in (u[1], u[0])]
     mirror = torch.where((kind == OPS.index("flip")) & (drawn[0] < 0.5), -1.0, 1.0)
-    down, right = _reach(height), _reach(width)
+    down, right = reach(height), reach(width)
     shift = [
         where("crop", (_integer(v, 2 * most + 1) - most).to(x.dtype), 0.0)
         for v, most in zip(drawn, (down, right), strict=False)
@@ -233,7 +246,7 @@ def _colored(x: Tensor, add: Tensor, saturation: Tensor, contrast: Tensor) -> Te
 
 def _crop(images: Tensor, u_rows: Tensor, u_columns: Tensor) -> Tensor:
     height, width = images.shape[-2:]
-    down, right = _reach(height), _reach(width)
+    down, right = reach(height), reach(width)
     rows, columns = _pixels(images, torch.int64)
     rows = rows + _integer(u_rows, 2 * down + 1) - down
     columns = columns + _integer(u_columns, 2 * right + 1) - right
@@ -252,7 +265,7 @@ def _box(images: Tensor, u_rows: Tensor, u_columns: Tensor) -> Tensor:
 
 def _in_box(pixels: Tensor, u: Tensor) -> Tensor:
     length = pixels.numel()
-    side = int(CUTOUT_SHARE * length + 0.5)
+    side = box_side(length)
     # A box with an even side has one more centre than the image has pixels.
     start = _integer(u, length + 1 - side % 2) - side // 2
     return (pixels >= start) & (pixels < start + side)
@@ -266,7 +279,7 @@ def _scale(images: Tensor, u_columns: Tensor, u_rows: Tensor) -> Tensor:
 
 def _rotate(images: Tensor, u: Tensor, align_corners: bool) -> Tensor:
     (rows, columns), (height, width) = _centred(images), images.shape[-2:]
-    angle, tall = _angle(u.to(rows.dtype)), _tallness(height, width, align_corners)
+    angle, tall = _angle(u.to(rows.dtype)), tallness(height, width, align_corners)
     return _bilinear(
         images,
         angle.sin() / tall * columns + angle.cos() * rows + (height - 1) / 2,
@@ -274,9 +287,14 @@ def _rotate(images: Tensor, u: Tensor, align_corners: bool) -> Tensor:
     )
 
 
-def _reach(length: int) -> int:
+def reach(length: int) -> int:
     """The farthest that a crop moves the image."""
     return int(CROP_SHARE * length + 0.5)
+
+
+def box_side(length: int) -> int:
+    """Rows or columns of the box that cutout blanks."""
+    return int(CUTOUT_SHARE * length + 0.5)
 
 
 def _factor(u: Tensor) -> Tensor:
@@ -284,11 +302,11 @@ def _factor(u: Tensor) -> Tensor:
 
 
 def _angle(u: Tensor) -> Tensor:
-    return (u - 0.5) * (2 * ROTATE_DEGREES * pi / 180)
+    return (u - 0.5) * MOST_TURN
 
 
-def _tallness(height: int, width: int, align_corners: bool) -> float:
-    # A rotation is one of normalised coordinates; this is how many columns are as long as one row there.
+def tallness(height: int, width: int, align_corners: bool) -> float:
+    """How many columns are as long as one row in normalised coordinates, in which images are turned."""
     return max(width - 1, 1) / max(height - 1, 1) if align_corners else width / height
 
 

@@ -33,7 +33,7 @@ class Functions:
 
     augment: Callable[[Tensor, Tensor, Tensor], Tensor]
     loss: Callable[[Tensors, Tensors, Tensor, Tensor], tuple[Tensor, Tensors]]
-    update: Callable[[list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor], None]
+    update: Callable[[list[Tensor], list[Tensor], list[Tensor], Tensor], None]
 
 
 # Compiling takes seconds, so what one plan has compiled serves the next plan of the same shapes, and what earlier plans
@@ -61,16 +61,18 @@ class Lockstep:
     """
 
     def __init__(self, net: Backbone, variables: Variables, plan: TrainingPlan, *, groups: int = 1) -> None:
-        self._net, self._plan, self._groups = net, plan, groups
         self._device = plan.images.device
+        self._net, self._plan, self._groups = net.first_order(self._device), plan, groups
         count = len(next(iter(variables.params.values())))
         fresh = [variables.copy(s) for s in range(count)]
-        self._params = [{k: v.detach().clone().requires_grad_() for k, v in f.params.items()} for f in fresh]
+        self._params = [{k: _laid_out(v.detach()).requires_grad_() for k, v in f.params.items()} for f in fresh]
         self._buffers = [{k: v.detach().clone() for k, v in f.buffers.items()} for f in fresh]
-        self._velocity = [[torch.zeros_like(v) for v in f.params.values()] for f in fresh]
+        self._velocity = [[torch.zeros_like(v) for v in params.values()] for params in self._params]
         self._step = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._tables: Tensors = {}
-        self._functions = _functions(net, plan)
+        # Shifts that a norm takes away again have no gradient; what an optimiser sees is zero.
+        self._nothing = {k: torch.zeros_like(v) for k, v in self._params[0].items()}
+        self._functions = _functions(self._net, plan)
 
     def train(self, students: Sequence[int], tick: Callable[[int], None]) -> list[Variables]:
         """Train to the end; returns the students one by one."""
@@ -79,7 +81,9 @@ class Lockstep:
             self._load(block)
             if not graphs:
                 graphs = self._programs(sorted(set(block.sizes)))
-            for size in block.sizes:
+            for size, restart in zip(block.sizes, block.restarts, strict=True):
+                if restart:
+                    torch._foreach_zero_([v for velocity in self._velocity for v in velocity])
                 graphs[size]()
                 tick(len(students))
         return [
@@ -93,13 +97,12 @@ class Lockstep:
         values = {
             "indices": block.indices,
             "lr": torch.tensor(block.lrs),
-            "keep": 1.0 - torch.tensor(block.restarts, dtype=torch.float32),
         }
         if block.draw is not None:
             values["ops"] = block.draw.ops.view(students, steps)
             values["numbers"] = block.draw.numbers.view(students, steps, *block.draw.numbers.shape[1:])
         for name, value in values.items():
-            time_axis = 0 if name in ("lr", "keep") else 1
+            time_axis = 0 if name == "lr" else 1
             if name not in self._tables:
                 self._tables[name] = value.to(self._device, copy=True)
             else:
@@ -120,13 +123,14 @@ class Lockstep:
             x = functions.augment(x, self._at("ops", student).view(1), self._at("numbers", student)[:size])
         params = self._params[student]
         loss, buffers = functions.loss(params, self._buffers[student], x, y)
-        grads = torch.autograd.grad(loss, list(params.values()))
+        slopes = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+        grads = [
+            self._nothing[k] if g is None else _alike(g, p) for g, (k, p) in zip(slopes, params.items(), strict=True)
+        ]
         with torch.no_grad():
             for name, value in buffers.items():
                 self._buffers[student][name].copy_(value)
-            functions.update(
-                list(params.values()), list(grads), self._velocity[student], self._at("lr"), self._at("keep")
-            )
+            functions.update(list(params.values()), grads, self._velocity[student], self._at("lr"))
 
     def _programs(self, sizes: Sequence[int]) -> dict[int, Callable[[], None]]:
         """One program a batch size: plain calls on a CPU, graphs on a GPU; compiled where that will pay."""
@@ -134,6 +138,10 @@ class Lockstep:
             return {size: self._plainly(size) for size in sizes}
         before = self._snapshot()
         stream = torch.cuda.Stream(self._device)
+        if self._net.fused:
+            graphs = {size: self._captured(size, stream) for size in sizes}
+            self._restore(before)
+            return graphs
         key = _key(self._net, self._plan)
         if key not in _compiled:
             graphs = {size: self._captured(size, stream) for size in sizes}
@@ -213,17 +221,35 @@ def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
         return Draw(op, numbers[None], corners, static=True)(x[None])[0]
 
     def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
-        logits, buffers = net(Variables(params, buffers), channels_last(x), train=True)
+        x = x if net.fused else channels_last(x)
+        logits, buffers = net(Variables(params, buffers), x, train=True)
         return F.cross_entropy(logits, y), buffers
 
-    def update(params: list[Tensor], grads: list[Tensor], velocity: list[Tensor], lr: Tensor, keep: Tensor) -> None:
-        torch._foreach_add_(grads, params, alpha=options.weight_decay)
-        torch._foreach_mul_(velocity, keep * options.momentum)
+    def update(params: list[Tensor], grads: list[Tensor], velocity: list[Tensor], lr: Tensor) -> None:
+        if lr.is_cuda and not torch.compiler.is_compiling():
+            torch._fused_sgd_(
+                params, grads, velocity, weight_decay=options.weight_decay, momentum=options.momentum, lr=lr,
+                dampening=0.0, nesterov=options.nesterov, maximize=False, is_first_step=False,
+            )  # fmt: skip
+            return
+        grads = list(torch._foreach_add(grads, params, alpha=options.weight_decay))
+        torch._foreach_mul_(velocity, options.momentum)
         torch._foreach_add_(velocity, grads)
         moves = torch._foreach_add(grads, velocity, alpha=options.momentum) if options.nesterov else velocity
         torch._foreach_sub_(params, torch._foreach_mul(moves, lr))
 
     return Functions(augment, loss, update)
+
+
+def _laid_out(value: Tensor) -> Tensor:
+    """A copy in the layout that convolutions want; that of the first layer is read by a kernel of ours."""
+    wide = value.is_cuda and value.dim() == 4 and value.shape[1] >= 8
+    return value.clone(memory_format=torch.channels_last if wide else torch.contiguous_format)
+
+
+def _alike(grad: Tensor, param: Tensor) -> Tensor:
+    # The fused optimiser walks both in the order of memory.
+    return grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)
 
 
 def _compile(functions: Functions) -> Functions:

@@ -7,9 +7,11 @@ time up front, so that both have to be worth it.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -62,6 +64,17 @@ def compiled(function: F) -> F:
     return call  # type: ignore[return-value]
 
 
+@functools.cache
+def kernels() -> ModuleType | None:
+    """The module of our own GPU kernels; None, with one log line, where Triton is missing."""
+    try:
+        from ddbench.engine import fused
+    except ImportError as error:
+        logger.info("no kernels of our own without Triton (%s); using torch's.", _first_line(error))
+        return None
+    return fused
+
+
 Fuse = Callable[[F], F]
 """A decorator for the parts of a step that fusion pays for: functions of tensors alone, which change nothing."""
 
@@ -84,16 +97,24 @@ class Program:
 
     Every call takes exactly one step. On a GPU the first runs as it is, so that kernels are chosen and optimisers make
     their buffers; the second is captured as a CUDA graph, the third is timed, and where compiling will pay the same
-    begins again with compiled parts. Where capturing fails the step is simply called, with one log line.
+    begins again with compiled parts. `fused` says that nothing is left to compile. Where capturing fails the step is
+    simply called, with one log line.
     """
 
-    def __init__(self, make: Callable[[Fuse[Any]], Callable[..., Any]], device: torch.device, *, calls: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[Fuse[Any]], Callable[..., Any]],
+        device: torch.device,
+        *,
+        calls: int,
+        fused: bool = False,
+    ) -> None:
         self._make, self._device, self._left = make, device, calls
         self._step = make(_plain)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Any] = []
         self._result: Any = None
-        self._warm = self._decided = False
+        self._warm, self._decided = False, fused
         self._eager = device.type != "cuda"
         self._stream = None if self._eager else torch.cuda.Stream(device)
 

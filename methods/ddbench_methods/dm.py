@@ -67,10 +67,12 @@ class DM(Method[DMState]):
         images = INITIALS[self.config.initial](problem, problem.rng.fold("start")).requires_grad_()
         optimizer = optim.SGD([images], self.config.lr_images, momentum=self.config.momentum)
 
+        backbone = problem.backbone.first_order(problem.device)
+
         def make(fuse: Fuse[Any]) -> Callable[[Variables, Draw, Tensor], Tensor]:
             @fuse
             def embed(network: Variables, view: Draw, images: Tensor) -> Tensor:  # [K, n, C, H, W] -> [K, n, D]
-                embedded = problem.backbone.embed(network, channels_last(view(images).flatten(0, 1)))
+                embedded = backbone.embed(network, channels_last(view(images).flatten(0, 1)))
                 return embedded.unflatten(0, images.shape[:2]).float()
 
             def match(network: Variables, view: Draw, rows: Tensor) -> Tensor:
@@ -87,7 +89,8 @@ class DM(Method[DMState]):
 
             return match
 
-        return DMState(images, optimizer, Program(make, problem.device, calls=self.config.iterations))
+        program = Program(make, problem.device, calls=self.config.iterations, fused=backbone.fused)
+        return DMState(images, optimizer, program)
 
     def passes(self, problem: Problem) -> list[slice]:
         """Which classes share a forward. One step on the sum is the same however it is cut, without batch statistics;
