@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 Tick = Callable[[int], None]
 """Told how many student-steps have been taken since the last call."""
 
-# Measured on an H100 with ConvNet-D3: 20 students at 10 images a step train three times faster side by side, four at
-# 100 images a quarter faster, and from about 250 images on one fills the device (docs/pages/concepts/engine.md).
-FILLING_IMAGES = 400
+# Measured on an H100 with ConvNet-D3: side by side, 20 students at 10 images a step train five times faster, eight at
+# 100 images 1.6 times, and two at 250 images 1.2 times (docs/pages/concepts/engine.md).
+FILLING_IMAGES = 800
 MOST_TOGETHER = 20
 
 

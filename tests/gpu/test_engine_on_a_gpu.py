@@ -51,15 +51,20 @@ def exact(schedule: TrainingPlan) -> TrainingPlan:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("backbone", ["convnet-w16", "convnet-w16-bn", "alexnet", "resnet18"])
+@pytest.mark.parametrize(
+    ("backbone", "steps"),
+    [("convnet-w16", 12), ("convnet-w16-bn", 12), ("alexnet", 6), ("vgg11", 1), ("resnet18", 1), ("resnet18-ap", 1)],
+)
 def test_graphs_train_the_students_of_the_plain_loop(
-    backbone: str, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: str, steps: int, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Deep networks without running statistics are so ill-conditioned at the start that after three steps the plain loop
+    # itself is a tenth of the way off; one step is what rounding leaves comparable.
     monkeypatch.setattr(lockstep, "worth_compiling", lambda seconds, device: fused)
     monkeypatch.setattr(lockstep, "_compiled", {})
     problem = make(backbone, tmp_path)
     some = SyntheticSet(problem.train.images[::4].clone(), problem.train.labels[::4].clone())
-    schedule = plan(some, Protocol(name="recipe", options=SGDOptions(epochs=1, batch=20)), problem, Rng(0))
+    schedule = plan(some, Protocol(name="recipe", options=SGDOptions(epochs=None, steps=steps, batch=20)), problem, Rng(0))
     students, net = [0, 1, 2], problem.backbone
     with problem.precision.active(problem.device):
         fresh = Variables.stack([net.init(Rng(k), problem.device) for k in students])
