@@ -52,19 +52,28 @@ def exact(schedule: TrainingPlan) -> TrainingPlan:
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(
-    ("backbone", "steps"),
-    [("convnet-w16", 12), ("convnet-w16-bn", 12), ("alexnet", 6), ("vgg11", 1), ("resnet18", 1), ("resnet18-ap", 1)],
+    ("backbone", "steps", "share"),
+    [
+        ("convnet-w16", 12, 1e-3),
+        ("convnet-w16-bn", 12, 1e-3),
+        ("alexnet", 6, 1e-3),
+        ("vgg11", 1, 3e-2),
+        ("resnet18", 1, 3e-2),
+        ("resnet18-ap", 1, 3e-2),
+    ],
 )
 def test_graphs_train_the_students_of_the_plain_loop(
-    backbone: str, steps: int, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: str, steps: int, share: float, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Deep networks without running statistics are so ill-conditioned at the start that after three steps the plain loop
-    # itself is a tenth of the way off; one step is what rounding leaves comparable.
+    # Deep networks that norm maps of four pixels are so ill-conditioned at the start that after three steps the plain
+    # loop itself is a tenth of the way off, and one flipped maximum shows; one step is what rounding leaves comparable.
     monkeypatch.setattr(lockstep, "worth_compiling", lambda seconds, device: fused)
     monkeypatch.setattr(lockstep, "_compiled", {})
     problem = make(backbone, tmp_path)
     some = SyntheticSet(problem.train.images[::4].clone(), problem.train.labels[::4].clone())
-    schedule = plan(some, Protocol(name="recipe", options=SGDOptions(epochs=None, steps=steps, batch=20)), problem, Rng(0))
+    schedule = plan(
+        some, Protocol(name="recipe", options=SGDOptions(epochs=None, steps=steps, batch=20)), problem, Rng(0)
+    )
     students, net = [0, 1, 2], problem.backbone
     with problem.precision.active(problem.device):
         fresh = Variables.stack([net.init(Rng(k), problem.device) for k in students])
@@ -76,7 +85,7 @@ def test_graphs_train_the_students_of_the_plain_loop(
         rounding = (plain.params[name] - value).norm()
         # Kernels round differently and training amplifies it, so the plain loop's own distance to the truth is the
         # measure; a wrong step would be off by a good part of the whole movement.
-        allowed = torch.maximum(5 * rounding, 1e-3 * moved) + 1e-6
+        allowed = torch.maximum(5 * rounding, share * moved) + 1e-6
         assert (ours.params[name] - value).norm() <= allowed.clamp(max=float(0.1 * moved + 1e-5)), name
 
 

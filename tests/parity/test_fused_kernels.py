@@ -1,0 +1,141 @@
+"""GPU kernels against torch's own layers in double precision, through Triton's interpreter on a CPU."""
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddbench.engine.augment import OPS, Draw, apply
+
+pytest.importorskip("triton")
+
+POOL = {"none": lambda x: x, "avg": lambda x: F.avg_pool2d(x, 2), "max": lambda x: F.max_pool2d(x, 2)}
+
+
+# Triton decides as it is imported whether kernels are compiled or interpreted, and torch imports it early.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own, below")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="is that process")
+def test_kernels_in_a_process_that_interprets_them() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def fused() -> types.ModuleType:
+    from ddbench.engine import fused
+
+    return fused
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, pool: str) -> Tensor:
+    mean = x.mean((2, 3), keepdim=True)
+    x = (x - mean) / ((x - mean).square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+    x = x * weight[:, None, None] + bias[:, None, None]
+    return POOL[pool](x.clamp(min=0) if relu else x)
+
+
+def close(ours: Tensor, truth: Tensor) -> bool:
+    return bool((ours.double() - truth).abs().max() <= 2e-5 * (1 + truth.abs().max()))
+
+
+@interpreted
+@pytest.mark.parametrize("pool", POOL)
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("shape", [(3, 16, 8, 8), (2, 32, 2, 2), (2, 24, 6, 10)])
+def test_norm_activation_and_pooling_are_those_of_separate_layers(
+    fused: types.ModuleType, shape: tuple[int, ...], relu: bool, pool: str
+) -> None:
+    x = numbers(*shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = numbers(shape[1], seed=1).requires_grad_(), numbers(shape[1], seed=2).requires_grad_()
+    ours = fused.norm_act_pool(x, weight, bias, eps=1e-5, relu=relu, pool=pool, short=False)
+    exact = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    truth = norm(*exact, relu, pool)
+    assert close(ours.detach(), truth.detach())
+    grad = numbers(*truth.shape, seed=3)
+    for mine, right in zip(
+        torch.autograd.grad(ours, (x, weight, bias), grad),
+        torch.autograd.grad(truth, exact, grad.double()),
+        strict=True,
+    ):
+        assert close(mine, right)
+
+
+@interpreted
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("pool", POOL)
+@pytest.mark.parametrize(("channels", "side", "padding"), [(3, 8, 1), (1, 6, 3)])
+def test_the_first_layer_is_convolution_and_norm(
+    fused: types.ModuleType, channels: int, side: int, padding: int, pool: str, layout: torch.memory_format
+) -> None:
+    x = numbers(5, channels, side, side).contiguous(memory_format=layout)
+    kernel, shift = numbers(16, channels, 3, 3, seed=1).requires_grad_(), numbers(16, seed=2)
+    weight, bias = numbers(16, seed=3).requires_grad_(), numbers(16, seed=4).requires_grad_()
+    ours = fused.first_layer(
+        x, kernel, weight, bias, padding=padding, eps=1e-5, relu=True, pool=pool, short=False, rounding="fp32"
+    )
+    exact = [t.detach().double().requires_grad_() for t in (kernel, weight, bias)]
+    # The convolution has a shift, which the norm takes away; the kernel leaves it out.
+    truth = norm(F.conv2d(x.double(), exact[0], shift.double(), padding=padding), exact[1], exact[2], True, pool)
+    assert close(ours.detach(), truth.detach())
+    grad = numbers(*truth.shape, seed=5)
+    for mine, right in zip(
+        torch.autograd.grad(ours, (kernel, weight, bias), grad),
+        torch.autograd.grad(truth, exact, grad.double()),
+        strict=True,
+    ):
+        assert close(mine, right)
+
+
+@interpreted
+def test_the_first_layer_refuses_a_gradient_that_it_does_not_have(fused: types.ModuleType) -> None:
+    x = numbers(2, 3, 8, 8).requires_grad_()
+    out = fused.first_layer(
+        x, numbers(16, 3, 3, 3), torch.ones(16), torch.zeros(16), padding=1, eps=1e-5, relu=True, pool="avg",
+        short=False, rounding="fp32",
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="no gradient for its images"):
+        out.sum().backward()
+
+
+@interpreted
+@pytest.mark.parametrize("size", [(3, 32, 32), (1, 28, 28), (3, 12, 20)])
+@pytest.mark.parametrize("op", [-1, *range(len(OPS))])
+def test_one_kernel_augments_as_the_operations_one_by_one(
+    fused: types.ModuleType, size: tuple[int, int, int], op: int
+) -> None:
+    images, u = numbers(2, 3, *size), torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(1))
+    ops = torch.tensor([op, (op + 3) % len(OPS)])
+    for rows, corners in ((3, False), (1, True)):
+        draw = Draw(ops, u[:, :rows], corners)
+        assert torch.allclose(fused.augment(images, ops, draw.numbers, corners), apply(draw, images), atol=1e-4)
+
+
+@interpreted
+def test_kernels_know_what_does_not_fit(fused: types.ModuleType) -> None:
+    assert fused.fits(128, 32, 32)
+    assert not fused.fits(128, 7, 8)  # no 2x2 windows
+    assert not fused.fits(128, 128, 128)  # too large for the registers of a block
+    assert not fused.fits(12, 8, 8)
+    assert fused.first_fits(27, 128, 32, 32)
+    assert not fused.first_fits(75, 128, 32, 32)  # 5x5 kernels
