@@ -70,7 +70,7 @@ def test_norm_activation_and_pooling_are_those_of_separate_layers(
     weight, bias = numbers(shape[1], seed=1).requires_grad_(), numbers(shape[1], seed=2).requires_grad_()
     ours = fused.norm_act_pool(x, weight, bias, eps=1e-5, relu=relu, pool=pool, short=False)
     exact = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
-    truth = norm(*exact, relu, pool)
+    truth = norm(exact[0], exact[1], exact[2], relu, pool)
     assert close(ours.detach(), truth.detach())
     grad = numbers(*truth.shape, seed=3)
     for mine, right in zip(
