@@ -85,7 +85,7 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
     Raises: ConfigError, DataError where the run itself would.
     """
     spec = resolution.spec
-    judged = cells(resolution.protocols, spec.judges, spec.students, resolution.dataset.info.shape)
+    judged = cells(resolution.protocols, spec.judges, spec.students, resolution.dataset.info.shape, own=spec.backbone)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with tempfile.TemporaryDirectory(prefix="ddbench-estimate-") as folder:

@@ -26,7 +26,7 @@ LabelKind = Literal["class", "probability", "logit", "regression"]
 class Recipe:
     """How the set asks to be trained on. None leaves the choice to the protocol.
 
-    Which of these wishes is granted is the protocol's stated choice; `evaluation.plan` is the only reader.
+    Which of these wishes is granted is the protocol's stated choice; only `evaluation` reads them.
     """
 
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"

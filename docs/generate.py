@@ -113,10 +113,10 @@ def recipes() -> str:
     """Every value of the built-in protocols, one column each."""
     from ddbench.evaluation.protocol import PROTOCOLS, Protocol, SGDOptions
 
-    own = [field for field in Protocol.model_fields if field not in ("name", "version", "options", "source", "trainer")]
+    own = [field for field in Protocol.model_fields if field not in ("name", "version", "options", "source")]
     rows = [(_code(field), *(_value(getattr(p, field)) for p in PROTOCOLS.values())) for field in own]
     rows += [
-        (_code(field), *(_value(getattr(p.options, field), field) for p in PROTOCOLS.values()))
+        (_code(field), *(_value(getattr(p.options, field, None), field) for p in PROTOCOLS.values()))
         for field in SGDOptions.model_fields
     ]
     return _table(("", *(_code(name) for name in PROTOCOLS)), rows)

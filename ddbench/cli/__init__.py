@@ -9,6 +9,7 @@ import errno
 import importlib
 import os
 import signal
+import warnings
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NoReturn
@@ -48,6 +49,8 @@ class Root(Group):
     """The outermost group, where errors become messages."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        # torch says this of its own forward derivatives; nobody who runs a method can do anything about it.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
         try:
             return super().invoke(ctx)
         except DdbenchError as error:

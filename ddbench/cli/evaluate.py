@@ -83,7 +83,7 @@ def evaluate(
             mean = f"{sum(each) / len(each):.1f}" if each else "failed"
             rows.append((part.protocol, part.backbone, mean, " ".join(f"{accuracy:.1f}" for accuracy in each)))
         print_table(rows, ("protocol", "judge", "accuracy, %", "students"))
-    lost = failures(record, cells(protocols, judges, students, record.data.shape))
+    lost = failures(record, cells(protocols, judges, students, record.data.shape, own=record.run.backbone))
     for message in lost:
         note(f"Error: {message}")
     if lost:

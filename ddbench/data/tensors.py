@@ -165,15 +165,19 @@ class RealImages:
         indices = torch.from_numpy(rng.numpy().choice(len(self), min(n, len(self)), replace=False)).to(self.device)
         return self.take(indices), self.labels[indices]
 
-    def epoch_batch(self, n: int, step: int, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Batch `step` of shuffled passes over all images; the last batch of a pass is what is left of it.
+    def epoch_indices(self, n: int, step: int, rng: Rng) -> Tensor:
+        """Batch `step` of shuffled passes over all images, int64 on the CPU; the last one of a pass is what is left.
 
         Depends on `rng` and the step alone, so that an interrupted run finds its place. Give it the run's generator,
         not the step's.
         """
         per_pass = -(-len(self) // n)
         order = torch.randperm(len(self), generator=rng.fold("pass", step // per_pass).torch())
-        indices = order[step % per_pass * n :][:n].to(self.device)
+        return order[step % per_pass * n :][:n]
+
+    def epoch_batch(self, n: int, step: int, rng: Rng) -> tuple[Tensor, Tensor]:
+        """The images that `epoch_indices` draws, and their labels."""
+        indices = self.epoch_indices(n, step, rng).to(self.device)
         return self.take(indices), self.labels[indices]
 
     def raw(self, indices: Tensor) -> Tensor:

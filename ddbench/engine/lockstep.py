@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from ddbench.evaluation.plan import Block, TrainingPlan
 
 Tensors = dict[str, Tensor]
+
+# Adam's, as in Kingma and Ba, ICLR 2015, and in torch.
+BETAS = (0.9, 0.999)
+EPS = 1e-8
 
 
 @dataclass(frozen=True)
@@ -62,34 +66,50 @@ class Lockstep:
 
     def __init__(self, net: Backbone, variables: Variables, plan: TrainingPlan, *, groups: int = 1) -> None:
         self._device = plan.images.device
-        self._net, self._plan, self._groups = net.first_order(self._device), plan, groups
+        self.plan, self._net, self._groups = plan, net.first_order(self._device), groups
         count = len(next(iter(variables.params.values())))
         fresh = [variables.copy(s) for s in range(count)]
         self._params = [{k: _laid_out(v.detach()).requires_grad_() for k, v in f.params.items()} for f in fresh]
         self._buffers = [{k: v.detach().clone() for k, v in f.buffers.items()} for f in fresh]
-        self._velocity = [[torch.zeros_like(v) for v in params.values()] for params in self._params]
+        self._moments = [_moments(params, plan) for params in self._params]
         self._step = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._tables: Tensors = {}
+        self._graphs: dict[int, Callable[[], None]] = {}
         # Shifts that a norm takes away again have no gradient; what an optimiser sees is zero.
         self._nothing = {k: torch.zeros_like(v) for k, v in self._params[0].items()}
         self._functions = _functions(self._net, plan)
 
     def train(self, students: Sequence[int], tick: Callable[[int], None]) -> list[Variables]:
         """Train to the end; returns the students one by one."""
-        graphs: dict[int, Callable[[], None]] = {}
-        for block in self._plan.blocks(students):
+        for _ in self.steps(self.plan.blocks(students)):
+            tick(len(students))
+        return [self.student(s).clone() for s in range(len(self._params))]
+
+    def steps(self, blocks: Iterable[Block]) -> Iterator[None]:
+        """Take the steps of some blocks, one whenever the next is asked for. No block is longer than the first one."""
+        for block in blocks:
             self._load(block)
-            if not graphs:
-                graphs = self._programs(sorted(set(block.sizes)))
+            if not self._graphs:
+                self._graphs = self._programs(sorted(set(block.sizes)))
             for size, restart in zip(block.sizes, block.restarts, strict=True):
                 if restart:
-                    torch._foreach_zero_([v for velocity in self._velocity for v in velocity])
-                graphs[size]()
-                tick(len(students))
-        return [
-            Variables({k: v.detach().clone() for k, v in params.items()}, {k: v.clone() for k, v in buffers.items()})
-            for params, buffers in zip(self._params, self._buffers, strict=True)
-        ]
+                    torch._foreach_zero_([moment for moments in self._moments for moment in moments])
+                self._graphs[size]()
+                yield
+
+    def student(self, number: int) -> Variables:
+        """A student as it stands. Its tensors are the ones that the next step changes."""
+        return Variables(self._params[number], self._buffers[number]).detach()
+
+    @torch.no_grad()
+    def restart(self, variables: Variables) -> None:
+        """Put fresh students, with a leading S, where the trained ones are: programs once made serve them too."""
+        for s, (params, buffers, moments) in enumerate(zip(self._params, self._buffers, self._moments, strict=True)):
+            fresh = variables.copy(s)
+            torch._foreach_copy_([*params.values()], [fresh.params[name] for name in params])
+            if buffers:
+                torch._foreach_copy_([*buffers.values()], [fresh.buffers[name] for name in buffers])
+            torch._foreach_zero_(moments)
 
     def _load(self, block: Block) -> None:
         """Put a block's draws into the tables, which keep their addresses: graphs have them built in."""
@@ -116,7 +136,7 @@ class Lockstep:
 
     def _take_step(self, size: int, student: int) -> None:
         """One step of one student on the first `size` images that its table names."""
-        plan, functions = self._plan, self._functions
+        plan, functions = self.plan, self._functions
         rows = self._at("indices", student)[:size]
         x, y = plan.take(rows), plan.labels.index_select(0, rows)
         if "ops" in self._tables:
@@ -130,7 +150,7 @@ class Lockstep:
         with torch.no_grad():
             for name, value in buffers.items():
                 self._buffers[student][name].copy_(value)
-            functions.update(list(params.values()), grads, self._velocity[student], self._at("lr"))
+            functions.update(list(params.values()), grads, self._moments[student], self._at("lr"))
 
     def _programs(self, sizes: Sequence[int]) -> dict[int, Callable[[], None]]:
         """One program a batch size: plain calls on a CPU, graphs on a GPU; compiled where that will pay."""
@@ -142,10 +162,10 @@ class Lockstep:
             graphs = {size: self._captured(size, stream) for size in sizes}
             self._restore(before)
             return graphs
-        key = _key(self._net, self._plan)
+        key = _key(self._net, self.plan)
         if key not in _compiled:
             graphs = {size: self._captured(size, stream) for size in sizes}
-            seconds = self._time(graphs[max(sizes)]) * self._plan.steps
+            seconds = self._time(graphs[max(sizes)]) * self.plan.steps
             if not worth_compiling(_spent[key] + seconds * self._groups, self._device):
                 _spent[key] += seconds
                 self._restore(before)
@@ -200,8 +220,8 @@ class Lockstep:
 
     def _state(self) -> list[Tensor]:
         state = [self._step]
-        for params, buffers, velocity in zip(self._params, self._buffers, self._velocity, strict=True):
-            state += [*params.values(), *buffers.values(), *velocity]
+        for params, buffers, moments in zip(self._params, self._buffers, self._moments, strict=True):
+            state += [*params.values(), *buffers.values(), *moments]
         return state
 
     def _snapshot(self) -> list[Tensor]:
@@ -211,6 +231,14 @@ class Lockstep:
         torch.cuda.synchronize(self._device)
         with torch.no_grad():
             torch._foreach_copy_(self._state(), before)
+
+
+def _moments(params: Tensors, plan: TrainingPlan) -> list[Tensor]:
+    """What the optimiser keeps from step to step, all zero: velocities; or Adam's moments and its count of steps."""
+    values = [value.detach() for value in params.values()]
+    if plan.options.optimizer == "sgd":
+        return [torch.zeros_like(value) for value in values]
+    return [torch.zeros_like(value) for value in values * 2] + [values[0].new_zeros(())]
 
 
 def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
@@ -225,7 +253,7 @@ def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
         logits, buffers = net(Variables(params, buffers), x, train=True)
         return F.cross_entropy(logits, y), buffers
 
-    def update(params: list[Tensor], grads: list[Tensor], velocity: list[Tensor], lr: Tensor) -> None:
+    def sgd(params: list[Tensor], grads: list[Tensor], velocity: list[Tensor], lr: Tensor) -> None:
         if lr.is_cuda and not torch.compiler.is_compiling():
             torch._fused_sgd_(
                 params, grads, velocity, weight_decay=options.weight_decay, momentum=options.momentum, lr=lr,
@@ -238,7 +266,19 @@ def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
         moves = torch._foreach_add(grads, velocity, alpha=options.momentum) if options.nesterov else velocity
         torch._foreach_sub_(params, torch._foreach_mul(moves, lr))
 
-    return Functions(augment, loss, update)
+    def adam(params: list[Tensor], grads: list[Tensor], moments: list[Tensor], lr: Tensor) -> None:
+        grads = list(torch._foreach_add(grads, params, alpha=options.weight_decay))
+        first, second, steps = moments[: len(params)], moments[len(params) : -1], moments[-1].add_(1)
+        torch._foreach_lerp_(first, grads, 1 - BETAS[0])
+        torch._foreach_mul_(second, BETAS[1])
+        torch._foreach_addcmul_(second, grads, grads, 1 - BETAS[1])
+        roots = torch._foreach_sqrt(second)
+        torch._foreach_div_(roots, (1 - BETAS[1] ** steps).sqrt())
+        torch._foreach_add_(roots, EPS)
+        moves = torch._foreach_div(first, roots)
+        torch._foreach_sub_(params, torch._foreach_mul(moves, lr / (1 - BETAS[0] ** steps)))
+
+    return Functions(augment, loss, sgd if options.optimizer == "sgd" else adam)
 
 
 def _laid_out(value: Tensor) -> Tensor:
@@ -260,5 +300,5 @@ def _key(net: Backbone, plan: TrainingPlan) -> tuple[object, ...]:
     options = plan.options
     rounding = (torch.is_autocast_enabled("cuda"), torch.backends.cudnn.allow_tf32)
     labels = (plan.labels.ndim, plan.labels.dtype)
-    return (net.name, net.shape, net.classes, plan.images.device, labels, rounding, options.momentum, options.nesterov,
-            options.weight_decay, options.align_corners)  # fmt: skip
+    return (net.name, net.shape, net.classes, plan.images.device, labels, rounding, options.optimizer, options.momentum,
+            options.nesterov, options.weight_decay, options.align_corners)  # fmt: skip

@@ -1,7 +1,7 @@
 """A set and a protocol become a training plan: which images, which step size, which targets, at each step.
 
-The only reader of `Recipe`. A plan is drawn on the host from the students' own generators, so that a student is the
-same whoever made the set, on whichever device it trains.
+The only reader of `Recipe` beside the trainer `replay`. A plan is drawn on the host from the students' own generators,
+so that a student is the same whoever made the set, on whichever device it trains.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -104,7 +105,9 @@ class TrainingPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.images) / self.options.batch)
+        if self.options.sampling == "subset":
+            return 1  # a pass that ends after its first batch
+        return math.ceil(len(self.images) / self.batch)
 
     @property
     def steps(self) -> int:
@@ -114,11 +117,12 @@ class TrainingPlan:
     @property
     def static(self) -> bool:
         """Whether every step is the same program on other numbers. A subclass with its own targets says so itself."""
-        return self.legacy == "none" and self.options.optimizer == "sgd" and type(self) is TrainingPlan
+        return self.legacy == "none" and type(self) is TrainingPlan
 
     @property
     def batch(self) -> int:
         """Images in a full step."""
+        assert self.options.batch is not None
         return min(self.options.batch, len(self.images))
 
     def take(self, indices: Tensor) -> Tensor:
@@ -137,7 +141,7 @@ class TrainingPlan:
         """The whole training of the given students, drawn block by block."""
         per_epoch, total = self.steps_per_epoch, self.steps
         per_block = max(1, min(1024, BLOCK_IMAGES // len(self.images)))
-        sizes = _sizes(len(self.images), self.options.batch)
+        sizes = _sizes(len(self.images), self.batch)[:per_epoch]
         for number, first in enumerate(range(0, math.ceil(total / per_epoch), per_block)):
             rngs = [self.rng.fold("student", k, "block", number) for k in students]
             count = min(per_block, math.ceil(total / per_epoch) - first)
@@ -184,7 +188,8 @@ class TrainingPlan:
         """[epochs * steps_per_epoch, batch] indices: each epoch is a permutation, cut into batches."""
         n, batch = len(self.images), self.batch
         order = rng.numpy().permuted(np.broadcast_to(np.arange(n), (epochs, n)), axis=1)
-        short = self.steps_per_epoch * batch - n
+        order = order[:, : self.steps_per_epoch * batch]
+        short = self.steps_per_epoch * batch - order.shape[1]
         # A short last batch is filled up so that all steps have one shape; `sizes` says how much of it counts.
         padded = np.pad(order, ((0, 0), (0, short)), mode="edge") if short else order
         return torch.from_numpy(padded.reshape(epochs * self.steps_per_epoch, batch))
@@ -217,7 +222,9 @@ def plan(synthetic: SyntheticSet, protocol: Protocol, problem: Problem, rng: Rng
     if options.lr is None:
         options = options.model_copy(update={"lr": _learned_lr(synthetic, protocol)})
     if options.epochs is None and options.steps is None:
-        raise ConfigError(f"protocol {protocol.id} sets neither epochs nor steps; give one of them.")
+        options = options.model_copy(update={"steps": _own(synthetic, "steps", protocol)})
+    if options.batch is None:
+        options = options.model_copy(update={"batch": _own(synthetic, "batch", protocol)})
     strategy, legacy = _augment(protocol, problem)
     epochs = options.epochs or 0
     if legacy != "none" and options.epochs_augmented is not None:
@@ -279,9 +286,27 @@ def _learned_lr(synthetic: SyntheticSet, protocol: Protocol) -> float:
             f"protocol {protocol.id} trains with the set's own step size, and this set has "
             f"{'none' if lr is None else f'{lr.numel()} of them'}. Use a protocol with a fixed one, such as dsa."
         )
+    if synthetic.recipe.optimizer != protocol.options.optimizer:
+        raise ConfigError(
+            f"the set's own step size is one of {synthetic.recipe.optimizer}, and protocol {protocol.id} trains with "
+            f"{protocol.options.optimizer}. Use a protocol with a fixed step size, such as dsa."
+        )
     if not float(lr) > 0:
         raise ConfigError(f"the set's learned step size is {float(lr)}; no student can train with it.")
     return float(lr)
+
+
+def _own(synthetic: SyntheticSet, wish: Literal["steps", "batch"], protocol: Protocol) -> int:
+    value: int | None = getattr(synthetic.recipe, wish)
+    if value is None:
+        missing = "neither epochs nor steps" if wish == "steps" else "no batch size"
+        raise ConfigError(
+            f"protocol {protocol.id} sets {missing} and takes the set's own number, and this set has none. Use a "
+            "protocol with a fixed one, such as dsa."
+        )
+    if value < 1:
+        raise ConfigError(f"the set asks for {value} as its recipe's {wish}; no student can train with it.")
+    return value
 
 
 def _augment(protocol: Protocol, problem: Problem) -> tuple[str, str]:

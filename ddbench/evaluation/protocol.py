@@ -31,13 +31,18 @@ class SGDOptions(TrainerOptions):
 
     epochs: int | None = Field(1000, ge=0, description="E; E + 1 passes over the set are made. None: `steps` decides.")
     epochs_augmented: int | None = Field(None, ge=0, description="E where augment='dc' is active (MNIST, ConvNetBN).")
-    steps: int | None = Field(None, ge=1, description="Train this many steps instead of whole epochs.")
+    steps: int | None = Field(None, ge=1, description="Instead of epochs. None where `epochs` is none: the set's own.")
     lr: float | None = Field(0.01, gt=0, description="Step size; none takes the one that the set has learned.")
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="Which optimiser moves the student.")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum.")
     nesterov: bool = Field(False, description="Nesterov momentum.")
     weight_decay: float = Field(5e-4, ge=0, description="On all parameters, norms and biases included.")
-    batch: int = Field(256, ge=1, description="Images per step; the last, smaller batch of an epoch is kept.")
+    batch: int | None = Field(
+        256, ge=1, description="Images per step; the last, smaller batch of an epoch is kept. none: the set's own."
+    )
+    sampling: Literal["epochs", "subset"] = Field(
+        "epochs", description="epochs: every image once a pass, in a new order. subset: every step draws afresh."
+    )
     schedule: Literal["step", "cosine", "constant"] = Field(
         "step", description="step: a tenth after pass E // 2 + 1, momentum dropped. cosine: to zero, linear warm-up."
     )
@@ -45,11 +50,27 @@ class SGDOptions(TrainerOptions):
     align_corners: bool = Field(False, description="Coordinates of scale and rotate; torch 1.2 meant True.")
 
 
+class ReplayOptions(TrainerOptions):
+    """None: the set says which images make each step, and how long the step is."""
+
+
+class RidgeHeadOptions(TrainerOptions):
+    """Training of features under a head that ridge regression solves for, for as many steps as the set asks for.
+
+    Source: Bohdal, Yang and Hospedales, 2020 (arXiv 2006.08572).
+    """
+
+    lr: float = Field(1e-3, gt=0, description="Adam step size on the features.")
+    lr_scale: float = Field(0.01, gt=0, description="Adam step size on the factor of the head.")
+    ridge: float = Field(1.0, gt=0, description="Regularisation of the head.")
+    head_rate: float = Field(0.01, gt=0, le=1, description="Share of each step's solution in the running head.")
+
+
 class Protocol(BaseModel):
     """One way of judging a set. `id` is what boards print; the digest says whether two protocols are the same.
 
     `augment`: "auto" is DiffAugment by the dataset's kind (no flip for digits), "dc" the legacy rule of DC, "none", or
-    a strategy. Backbone "convnet" is the ConvNet whose depth fits the dataset.
+    a strategy. Backbone "convnet" is the ConvNet whose depth fits the dataset, "own" the one that made the set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,10 +115,18 @@ class Protocol(BaseModel):
         return hashlib.blake2b(text, digest_size=8).hexdigest()
 
 
+# Those of ddbench's own protocols, which are made when this module is imported.
+BUILT_IN: dict[str, type[TrainerOptions]] = {
+    "sgd": SGDOptions,
+    "replay": ReplayOptions,
+    "ridge-head": RidgeHeadOptions,
+}
+
+
 def trainer_options(name: str) -> type[TrainerOptions]:
     """The options model of a trainer, by its entry point."""
-    if name == "sgd":
-        return SGDOptions
+    if name in BUILT_IN:
+        return BUILT_IN[name]
     from ddbench.plugins import TRAINERS, load_object
 
     options: type[TrainerOptions] = load_object(TRAINERS, name).Options
@@ -125,6 +154,23 @@ PROTOCOLS: dict[str, Protocol] = {
             name="mtt",
             options=SGDOptions(lr=None, align_corners=True),
             source="Cazenavette et al., CVPR 2022 (arXiv 2203.11932), last iterate",
+        ),
+        Protocol(
+            name="dd", trainer="replay", augment="none", backbones=("own",), students=20,
+            source="Wang et al., arXiv 1811.10959: the set's own steps, once; the paper has 200 students",
+        ),
+        Protocol(
+            name="ld", augment="none", labels="soft", backbones=("own",), students=20,
+            options=SGDOptions(
+                epochs=None, batch=None, sampling="subset", schedule="constant", optimizer="adam", lr=1e-3,
+                weight_decay=0.0,
+            ),
+            source="Bohdal, Yang and Hospedales, 2020 (arXiv 2006.08572), for as many steps as the set asks for",
+        ),
+        Protocol(
+            name="ld-ridge", trainer="ridge-head", augment="none", labels="soft", backbones=("own",), students=20,
+            options=RidgeHeadOptions(),
+            source="as ld@1, with the ridge regression head of the paper's second variant",
         ),
         Protocol(
             name="full",

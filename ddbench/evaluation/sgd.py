@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import ClassVar
 
 from ddbench.backbones.base import Variables
 from ddbench.engine.students import predict, students_together, train_students
 from ddbench.evaluation.plan import TrainingPlan, plan
-from ddbench.evaluation.protocol import SGDOptions
+from ddbench.evaluation.protocol import SGDOptions, TrainerOptions
 from ddbench.evaluation.trainer import Job, Predictor, Trainer
 
 
 class SGDTrainer(Trainer):
     """Fresh networks, seeded by protocol, backbone and number; last epoch only."""
 
-    Options = SGDOptions
+    Options: ClassVar[type[TrainerOptions]] = SGDOptions
 
     def __init__(self) -> None:
         self._planned: tuple[Job, TrainingPlan] | None = None
@@ -24,10 +25,13 @@ class SGDTrainer(Trainer):
         """How students of a job are trained. A trainer with other targets overrides this."""
         return plan(job.synthetic, job.protocol, job.problem, job.rng)
 
+    def fresh(self, job: Job, student: int) -> Variables:
+        """What a student starts from. Drawn on the host, so that it is the same on every device."""
+        return job.problem.backbone.init(job.rng.fold("student", student, "network"), job.problem.device)
+
     def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
-        net, device = job.problem.backbone, job.problem.device
-        # Drawn on the host, so that student k starts from the same weights on every device.
-        fresh = Variables.stack([net.init(job.rng.fold("student", k, "network"), device) for k in students])
+        net = job.problem.backbone
+        fresh = Variables.stack([self.fresh(job, k) for k in students])
         schedule = self._plan_once(job)
         to_come = max(0, job.students - len(students))
         trained = train_students(net, fresh, schedule, students, to_come=to_come, tick=tick)

@@ -52,6 +52,10 @@ class Trainer(ABC):
     def steps(self, job: Job) -> int:
         """Steps of one student, for progress and estimates."""
 
+    def alike(self, job: Job) -> bool:
+        """Whether all students are one and the same, because the set leaves nothing to chance. Then one is trained."""
+        return False
+
     def together(self, job: Job) -> int:
         """How many students are worth training in one call."""
         return 1

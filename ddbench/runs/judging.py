@@ -27,6 +27,7 @@ from ddbench.runs.signals import Stop
 from ddbench.synthetic import SyntheticSet, load
 
 SHOW_SECONDS = 0.5
+OWN = "own"
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,26 @@ class Cell:
             e.digest == self.protocol.digest
             and e.protocol == self.protocol.id
             and e.backbone == self.backbone
-            and (e.failed or len(e.accuracy) >= self.students)
+            and (e.failed or e.alike or len(e.accuracy) >= self.students)
             for e in record.evaluations
         )
 
 
 def cells(
-    protocols: Iterable[Protocol], judges: Sequence[str], students: int | None, shape: tuple[int, int, int]
+    protocols: Iterable[Protocol],
+    judges: Sequence[str],
+    students: int | None,
+    shape: tuple[int, int, int],
+    *,
+    own: str,
 ) -> list[Cell]:
-    """Every protocol with every judge, or with its own backbones where no judge is named."""
+    """Every protocol with every judge, or with its backbones where no judge is named; `own` is the set's backbone."""
     return [
         Cell(protocol, backbone, students or protocol.students)
         for protocol in protocols
-        for backbone in dict.fromkeys(backbones.canonical(name, shape) for name in judges or protocol.backbones)
+        for backbone in dict.fromkeys(
+            own if name == OWN else backbones.canonical(name, shape) for name in judges or protocol.backbones
+        )
     ]
 
 
@@ -88,6 +96,7 @@ class Evaluated(Judged):
 
     file_schema: Literal["ddbench.evaluation/1"] = "ddbench.evaluation/1"
     scores: tuple[StudentScore, ...] = ()
+    alike: bool = False
     failed: str = ""
 
     @property
@@ -106,6 +115,7 @@ class Evaluated(Judged):
             seconds=sum(s.seconds for s in self.scores),
             device=", ".join(dict.fromkeys(s.device for s in self.scores)),
             precision=", ".join(dict.fromkeys(s.precision for s in self.scores)) or "fp32",
+            alike=self.alike,
             failed=self.failed,
         )
 
@@ -153,14 +163,16 @@ class Judging:
         if self.retry and done.failed:
             done = done.model_copy(update={"failed": ""})
         missing = sorted(set(range(cell.students)) - {s.student for s in done.scores})
-        if done.failed or not missing:
+        if done.failed or done.alike or not missing:
             return done
         try:
             problem = self.problem_of(self._synthetic.pixels, cell.backbone)
             device = provenance.device_name(problem.device)
+            alike = trainer_of(cell.protocol).alike(Job(self._synthetic, cell.protocol, problem))
+            missing = missing[:1] if alike else missing
             for score in self._scores(self._synthetic, cell, problem, missing, ""):
                 line = StudentScore(device=device, precision=problem.precision.name, **vars(score))
-                done = done.model_copy(update={"scores": (*done.scores, line)})
+                done = done.model_copy(update={"scores": (*done.scores, line), "alike": alike})
                 write_json(path, done.model_dump(mode="json"))
         except (DivergedError, ConfigError) as error:
             # Boards tell a cell that went wrong from one that has no meaning, such as MTT's protocol on random images.
@@ -265,11 +277,13 @@ def snapshots(folder: RunDir) -> list[tuple[int, Path]]:
 def curve_is_drawn(folder: RunDir, cell: Cell, record: RunRecord) -> bool:
     """Whether every snapshot of a recorded evaluation has been judged; of a failed one there is nothing to draw."""
     path = folder.curve(cell.protocol, cell.backbone)
-    if any(e.failed for e in record.evaluations if (e.protocol, e.backbone) == (cell.protocol.id, cell.backbone)):
+    recorded = [e for e in record.evaluations if (e.protocol, e.backbone) == (cell.protocol.id, cell.backbone)]
+    if any(e.failed for e in recorded):
         return True
     if not path.is_file():
         return False
-    drawn = {p.step for p in read_curve(path).points if p.failed or len(p.accuracy) >= cell.students}
+    students = 1 if any(e.alike for e in recorded) else cell.students
+    drawn = {p.step for p in read_curve(path).points if p.failed or len(p.accuracy) >= students}
     return drawn.issuperset(step for step, _ in snapshots(folder))
 
 

@@ -86,6 +86,7 @@ class EvaluationPart(Part):
     seconds: float = Field(description="All students together, testing included.")
     device: str
     precision: str = Field("fp32", description="In which the students were trained; they answer in fp32.")
+    alike: bool = Field(False, description="There is one student: the set leaves nothing to chance.")
     failed: str = Field(default="", description="Why there is no accuracy, if there is none.")
 
 

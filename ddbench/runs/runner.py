@@ -81,7 +81,7 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
     _refuse_dirty(options)
     spec, dataset = resolution.spec, resolution.dataset
     folder = RunDir.open(options.root, spec)
-    asked = cells(resolution.protocols, spec.judges, spec.students, dataset.info.shape)
+    asked = cells(resolution.protocols, spec.judges, spec.students, dataset.info.shape, own=spec.backbone)
     record = None if options.fresh else _finished(folder, asked, options)
     if record is not None:
         return record
@@ -125,7 +125,7 @@ def evaluate_run(
             f"{folder.spec.data_fingerprint}, and the one in the data folder has {dataset.fingerprint}. "
             "Point --data at the folder with the other one."
         )
-    asked = cells(protocols, judges, students, dataset.info.shape)
+    asked = cells(protocols, judges, students, dataset.info.shape, own=folder.spec.backbone)
     with _session(options) as (stop, tell), folder.lock():
         ledger = Ledger(folder, options.device)
         ledger.begin(ledger.last_step)

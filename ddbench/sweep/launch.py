@@ -113,7 +113,7 @@ def failures(record: RunRecord, asked: Sequence[Cell]) -> list[str]:
 def asked_of(resolution: Resolution) -> list[Cell]:
     """The evaluations that a run asks for."""
     spec = resolution.spec
-    return cells(resolution.protocols, spec.judges, spec.students, resolution.dataset.info.shape)
+    return cells(resolution.protocols, spec.judges, spec.students, resolution.dataset.info.shape, own=spec.backbone)
 
 
 def progress(resolution: Resolution, root: Path) -> Progress:

@@ -23,6 +23,9 @@ from ddbench.testing import contract
 METHODS = [plugin.name for plugin in listing(GROUPS["method"]) if plugin.package == "ddbench"]
 # Options that make a method small where it has no iterations.
 SMALL: dict[str, dict[str, Any]] = {name: {"epochs": 2} for name in ("herding", "k-center", "k-means")}
+SMALL |= {name: {"iterations": 2, "inner_loop": 1, "batch_real": 8} for name in ("dc", "dsa")}
+SMALL["ld"] = {"iterations": 5, "window": 1, "validate_every": 1, "batch_real": 50}
+SMALL["dd"] = {"passes": 1, "batch_real": 50}
 
 
 @pytest.mark.parametrize("check", contract.checks, ids=lambda check: check.__name__)

@@ -14,6 +14,9 @@ DIGESTS = {
     "dc@1": "ab355232fad50cdd",
     "cafe@1": "dac245574f2716e0",
     "mtt@1": "d203fa39c594ebf2",
+    "dd@1": "acab75830cc7405c",
+    "ld@1": "030cfdb5685986f3",
+    "ld-ridge@1": "bda81ef9e3be36c6",
     "full@1": "10ffa8670e6cfd22",
     "quick@1": "383b3eb967c29315",
 }
@@ -30,6 +33,7 @@ COMMON: dict[str, Any] = {
     "nesterov": False,
     "weight_decay": 5e-4,
     "batch": 256,
+    "sampling": "epochs",
     "schedule": "step",
     "warmup": 0.0,
     "align_corners": False,
@@ -40,6 +44,31 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dc@1": {"augment": "dc", "epochs": 300, "epochs_augmented": 1000},
     "cafe@1": {"augment": "dc", "epochs": 600, "epochs_augmented": 1000},
     "mtt@1": {"lr": None, "align_corners": True},
+    "dd@1": {"trainer": "replay", "augment": "none", "backbones": ["own"], "students": 20},
+    "ld@1": {
+        "augment": "none",
+        "labels": "soft",
+        "backbones": ["own"],
+        "students": 20,
+        "epochs": None,
+        "batch": None,
+        "sampling": "subset",
+        "schedule": "constant",
+        "optimizer": "adam",
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+    },
+    "ld-ridge@1": {
+        "trainer": "ridge-head",
+        "augment": "none",
+        "labels": "soft",
+        "backbones": ["own"],
+        "students": 20,
+        "lr": 1e-3,
+        "lr_scale": 0.01,
+        "ridge": 1.0,
+        "head_rate": 0.01,
+    },
     "full@1": {"epochs": 79, "lr": 0.05, "schedule": "cosine", "warmup": 0.05, "nesterov": True},
     "quick@1": {
         "epochs": None,
@@ -65,7 +94,8 @@ def test_the_digest_is_what_it_was(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_recipe_is_what_it_was(name: str) -> None:
     outer = {"augment": "auto", "labels": "hard", "backbones": ["convnet"], "trainer": "sgd", "students": 5}
-    expected = outer | COMMON | RECIPES[name]
+    trained = COMMON if RECIPES[name].get("trainer", "sgd") == "sgd" else {}
+    expected = outer | trained | RECIPES[name]
     values = PROTOCOLS[name].model_dump(mode="json")
     found = {key: values[key] for key in outer} | values["options"]
     assert found == expected

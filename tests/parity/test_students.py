@@ -59,7 +59,8 @@ def test_together_is_one_by_one(case: dict[str, Any], together: int) -> None:
 @pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(value) for value in case.values()))
 def test_a_program_of_static_shape_is_the_plain_loop(case: dict[str, Any], together: int) -> None:
-    net, fresh, training = setup(dtype=torch.float32, **case)
+    # Adam turns rounding into steps where gradients vanish; in float64 these are too small to see.
+    net, fresh, training = setup(dtype=torch.float64 if case.get("optimizer") == "adam" else torch.float32, **case)
     plain = train_students(net, fresh, training, STUDENTS[:3], together=1, static=False)
     static = train_students(net, fresh, training, STUDENTS[:3], together=together, static=True)
     assert_close(static, plain, 1e-4)

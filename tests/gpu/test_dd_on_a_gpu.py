@@ -1,0 +1,55 @@
+"""DD's iterations as CUDA graphs, compiled or not, against the same iterations called one by one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import ddbench.engine.program as program
+from ddbench.data.pixels import fit_pixels
+from ddbench.driver import drive
+from ddbench.plugins import GROUPS, load_object
+from ddbench.problem import Problem
+from ddbench.testing.contract import problem_for_checks
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # Compilers of torch warn about themselves; what is tested here is the numbers.
+    pytest.mark.filterwarnings("default"),
+]
+
+
+def on_the_gpu(folder: Path) -> Problem:
+    device = torch.device("cuda")
+    problem = problem_for_checks(folder)
+    return replace(problem, device=device, pixels=fit_pixels("standard", problem.train, problem.info).to(device))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("initial_network", ["random", "fixed"])
+def test_dd_takes_the_same_steps_in_a_graph(
+    initial_network: str, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "worth_compiling", lambda seconds, device: fused)
+    method_class = load_object(GROUPS["method"], "dd")
+    losses, images = [], []
+    for eager in (True, False):
+        problem = on_the_gpu(tmp_path)
+        # Two full batches and a smaller one: both programs are captured, and one after the other uses the optimiser.
+        method = method_class(
+            method_class.Config(iterations=18, batch_real=50, initial_network=initial_network, augment_real=True)
+        )
+        steps = drive(method, problem)
+        with problem.precision.active(problem.device):
+            state, _ = next(steps)
+            for step in state.programs.values():
+                step._eager = eager
+            losses.append([float(metrics["loss"]) for state, metrics in steps])
+        if not eager:
+            assert all(step._graph is not None for step in state.programs.values())
+        images.append(state.images.detach().cpu())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    # Adam moves pixels of vanishing slope as far as others, in the direction of the rounding.
+    assert (images[0] - images[1]).norm() < 0.02 * images[0].norm()

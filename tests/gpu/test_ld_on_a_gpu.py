@@ -1,0 +1,78 @@
+"""LD's steps, and the Adam steps of its students, as CUDA graphs, compiled or not, against plain calls of them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import ddbench.engine.lockstep as lockstep
+import ddbench.engine.program as program
+from ddbench.backbones.base import Variables
+from ddbench.data.pixels import fit_pixels
+from ddbench.driver import drive
+from ddbench.engine.students import train_students
+from ddbench.evaluation.plan import plan
+from ddbench.evaluation.protocol import PROTOCOLS
+from ddbench.plugins import GROUPS, load_object
+from ddbench.problem import Problem
+from ddbench.rng import Rng
+from ddbench.synthetic import Recipe, SyntheticSet
+from ddbench.testing.contract import problem_for_checks
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # Compilers of torch warn about themselves; what is tested here is the numbers.
+    pytest.mark.filterwarnings("default"),
+]
+
+
+def on_the_gpu(folder: Path) -> Problem:
+    device = torch.device("cuda")
+    problem = problem_for_checks(folder)
+    pixels = fit_pixels("standard", problem.train, problem.info).to(device)
+    return replace(problem, device=device, pixels=pixels, _splits={})
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("variant", ["second-order", "ridge"])
+def test_ld_takes_the_same_steps_in_a_graph(
+    variant: str, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "worth_compiling", lambda seconds, device: fused)
+    method_class = load_object(GROUPS["method"], "ld")
+    losses, labels = [], []
+    for eager in (True, False):
+        problem = on_the_gpu(tmp_path)
+        # Two full batches and a smaller one: both programs are captured, and one after the other uses the optimisers.
+        method = method_class(method_class.Config(variant=variant, iterations=30, batch_real=50))
+        steps = drive(method, problem)
+        with problem.precision.active(problem.device):
+            state, _ = next(steps)
+            for step in state.programs.values():
+                step._eager = eager
+            losses.append([float(metrics["loss"]) for state, metrics in steps])
+        if not eager:
+            assert all(step._graph is not None for step in state.programs.values())
+        labels.append(state.labels.cpu())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert torch.allclose(*labels, atol=3e-3)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_graphs_take_the_steps_of_adam(fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lockstep, "worth_compiling", lambda seconds, device: fused)
+    monkeypatch.setattr(lockstep, "_compiled", {})
+    problem = on_the_gpu(tmp_path)
+    images = problem.train.images[torch.arange(0, 120, 20)]
+    synthetic = SyntheticSet(images, problem.class_labels(), recipe=Recipe(steps=20, batch=4))
+    schedule = plan(synthetic, PROTOCOLS["ld@1"], problem, Rng(0))
+    # In double precision: a gradient that is zero but for rounding would otherwise become a whole step.
+    schedule = replace(schedule, images=schedule.forward(schedule.images).double(), forward=lambda x: x)
+    net, students = problem.backbone, [0, 1, 2]
+    fresh = Variables.stack([net.init(Rng(k), problem.device) for k in students]).to(torch.float64)
+    plain = train_students(net, fresh, schedule, students, static=False)
+    static = train_students(net, fresh, schedule, students, static=True)
+    for name, value in plain.params.items():
+        assert torch.allclose(value, static.params[name], atol=1e-6), name

@@ -1,0 +1,141 @@
+"""Differentiating through gradient descent: the recursion against autograd through the whole loop."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddbench import Rng, Variables
+from ddbench.backbones import Backbone, build
+from ddbench.engine.program import compiled
+from ddbench.engine.unroll import Descent
+
+Params = dict[str, Tensor]
+Loss = Callable[[Params, Tensor, Tensor], Tensor]
+
+
+def through_the_whole_loop(loss: Loss, params: Params, x: Tensor, y: Tensor, lr: Tensor) -> Params:
+    for t in range(len(lr)):
+        slopes = torch.autograd.grad(loss(params, x[t], y[t]), list(params.values()), create_graph=True)
+        params = {name: w - lr[t] * slope for (name, w), slope in zip(params.items(), slopes, strict=True)}
+    return params
+
+
+def loss_of(net: Backbone) -> Loss:
+    return lambda params, x, y: F.cross_entropy(net(Variables(params), x)[0], y)
+
+
+def drawn(
+    net: Backbone, steps: int, batch: int, dtype: torch.dtype = torch.float64
+) -> tuple[Params, Tensor, Tensor, Tensor]:
+    generator = Rng(3).torch()
+    params = {name: value.to(dtype).requires_grad_() for name, value in net.init(Rng(0)).params.items()}
+    x = torch.randn(steps, batch, *net.shape, generator=generator, dtype=dtype).requires_grad_()
+    y = torch.randint(net.classes, (steps, batch), generator=generator)
+    lr = torch.linspace(0.05, 0.2, steps, dtype=dtype).requires_grad_()
+    return params, x, y, lr
+
+
+@pytest.mark.parametrize(
+    ("backbone", "shape"),
+    [
+        ("mlp", (1, 8, 8)),
+        ("lenet-xavier", (1, 12, 12)),
+        ("alexcifarnet-xavier", (3, 8, 8)),
+        ("convnet-d2-w8", (3, 8, 8)),
+        ("convnet-d2-w8-nn-max", (3, 8, 8)),
+        ("convnet-d2-w8-gn-swish", (1, 8, 8)),
+        ("convnet-d2-w8-ln", (1, 8, 8)),
+    ],
+)
+def test_the_derivative_is_that_of_the_whole_loop(backbone: str, shape: tuple[int, int, int]) -> None:
+    net = build(backbone, shape, 3)
+    loss = loss_of(net)
+    params, x, y, lr = drawn(net, steps=4, batch=5)
+    unseen, classes = torch.randn(7, *shape, generator=Rng(4).torch(), dtype=torch.float64), torch.arange(7) % 3
+    ends, slopes = [], []
+    for descend in (Descent(loss), lambda *all_of_it: through_the_whole_loop(loss, *all_of_it)):
+        end = descend(params, x, y, lr)
+        ends.append({name: value.detach() for name, value in end.items()})
+        slopes.append(torch.autograd.grad(loss(end, unseen, classes), [x, lr, *params.values()]))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in params)
+    for ours, theirs in zip(*slopes, strict=True):
+        # A bias before a norm changes nothing, and its slope is rounding alone.
+        assert (ours - theirs).norm() <= 1e-10 * theirs.norm() + 1e-14
+
+
+def test_gradcheck_through_three_steps() -> None:
+    def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
+        hidden = torch.tanh(x @ params["first"])
+        return F.cross_entropy(hidden @ params["second"], y)
+
+    generator = Rng(0).torch()
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    y, target = torch.tensor([[0, 1], [1, 0], [1, 1]]), torch.tensor([0, 1, 0])
+    unseen = normal(3, 3).detach()
+    descend = Descent(loss)
+
+    def reached(x: Tensor, lr: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return loss(descend({"first": first, "second": second}, x, y, lr), unseen, target)
+
+    lr = torch.tensor([0.3, 0.1, 0.5], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(reached, (normal(3, 2, 3), lr, normal(3, 4), normal(4, 2)))
+
+
+def test_parameters_are_kept_and_graphs_are_not() -> None:
+    net = build("convnet-d2-w8", (3, 8, 8), 3)
+    steps = 6
+    params, x, y, lr = drawn(net, steps=steps, batch=20, dtype=torch.float32)
+    end = Descent(loss_of(net))(params, x, y, lr)
+    node = end["logits.weight"].grad_fn
+    assert node is not None
+    kept = node.saved_tensors  # type: ignore[attr-defined]
+    assert sum(tensor.numel() for tensor in kept) == steps * net.parameters + x.numel() + y.numel() + lr.numel()
+    assert all(tensor.grad_fn is None for tensor in kept)
+
+
+def test_compiled_parts_give_the_same() -> None:
+    """With a stand-in for the compiler: the two parts are functions of tensors, called with nothing else."""
+    net = build("mlp", (1, 8, 8), 3)
+    calls: list[str] = []
+
+    def fuse(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            assert all(isinstance(leaf, Tensor) for leaf in torch.utils._pytree.tree_leaves(arguments))
+            calls.append(function.__name__)
+            return function(*arguments)
+
+        return call
+
+    params, x, y, lr = drawn(net, steps=3, batch=4)
+    ends = [Descent(loss_of(net), *fuses)(params, x, y, lr) for fuses in ((), (fuse,))]
+    ours, theirs = (torch.autograd.grad(end["logits.weight"].square().sum(), [x, lr]) for end in ends)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert calls == ["forth"] * 3 + ["back"] * 3
+
+
+def test_autocast_around_it_changes_nothing() -> None:
+    net = build("convnet-d2-w8", (3, 8, 8), 3)
+    params, x, y, lr = drawn(net, steps=2, batch=6, dtype=torch.float32)
+    slopes: list[Tensor] = []
+    for short in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=short, cache_enabled=False):
+            end = Descent(loss_of(net))(params, x, y, lr)
+            slopes += torch.autograd.grad(end["logits.weight"].square().sum(), [x])
+    assert torch.equal(*slopes)
+
+
+@pytest.mark.slow
+def test_the_compiler_takes_both_parts(caplog: pytest.LogCaptureFixture) -> None:
+    net = build("convnet-d2-w8", (1, 8, 8), 3)
+    params, x, y, lr = drawn(net, steps=2, batch=3, dtype=torch.float32)
+    with caplog.at_level("INFO", "ddbench.engine.program"):
+        ends = [Descent(loss_of(net), *fuses)(params, x, y, lr) for fuses in ((), (compiled,))]
+        ours, theirs = (torch.autograd.grad(end["logits.weight"].square().sum(), [x, lr]) for end in ends)
+    assert not caplog.messages
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
