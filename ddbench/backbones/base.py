@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -240,8 +241,10 @@ class Backbone:
     def first_order(self, device: torch.device) -> Backbone:
         """The same function of the same variables in the form that is fastest on a device, for gradients of first
         order only. Taps inside the network may be missing, and the gradient of a shift without effect is zero."""
-        if device.type != "cuda" or kernels() is None:
-            return self
+        return self if device.type != "cuda" or kernels() is None else self._in_fused_layers
+
+    @functools.cached_property
+    def _in_fused_layers(self) -> Backbone:
         modules = {mode: fused for mode, module in self._modules.items() if (fused := fuse(module)) is not None}
         return Fused(self, modules) if modules else self
 

@@ -61,9 +61,10 @@ class Convolution(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.weight, self.stride, self.padding = conv.weight, conv.stride, conv.padding
+        self.dilation, self.groups = conv.dilation, conv.groups
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(channels_last(x), self.weight, None, self.stride, self.padding)
+        return F.conv2d(channels_last(x), self.weight, None, self.stride, self.padding, self.dilation, self.groups)
 
 
 class FirstLayer(Convolution):
@@ -75,7 +76,7 @@ class FirstLayer(Convolution):
 
     def forward(self, x: Tensor) -> Tensor:
         (norm,), fused = self._norm, kernels() if x.is_cuda else None
-        channels, inputs, side, _ = self.weight.shape
+        channels, inputs, side, _ = self.weight.shape[-4:]  # gradients by class bring one copy for each
         padding = int(self.padding[0])
         height, width = (length + 2 * padding - side + 1 for length in x.shape[2:])
         # The kernel has no gradient for its images.

@@ -12,6 +12,7 @@ Triton are.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -393,7 +394,7 @@ class _Shape:
 
     def __init__(self, x: Tensor, kernel: Tensor, padding: int) -> None:
         _, channels_in, hi, wi = x.shape
-        self.channels, _, side, _ = kernel.shape
+        self.channels, _, side, _ = kernel.shape[-4:]
         self.height, self.width = hi + 2 * padding - side + 1, wi + 2 * padding - side + 1
         self.inputs = channels_in * side * side
         if x.stride(0) != x[0].numel():
@@ -401,6 +402,11 @@ class _Shape:
         # At least one more than the inputs; and products have at least 16.
         self.padded = max(16, triton.next_power_of_2(self.inputs + 1))
         self.reading = (channels_in, side, padding, hi, wi, *x.stride()[1:], self.padded)
+
+
+def _one(kernel: Tensor) -> Tensor:
+    """The kernel, of which there may be one copy a class."""
+    return kernel[0] if kernel.ndim == 5 else kernel
 
 
 def _products(rounding: str) -> tuple[bool, str]:
@@ -504,7 +510,7 @@ def _first_layer(
     short: bool, rounding: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The output, and mean and inverse deviation [N, 2, C] of the convolution's."""
-    shape = _Shape(x, kernel, padding)
+    shape, kernel = _Shape(x, kernel, padding), _one(kernel)
     out = _pooled(x, shape.channels, shape.height, shape.width, pool, short)
     statistics = torch.empty((len(x), 2, shape.channels), device=x.device)
     positions = triton.next_power_of_2(shape.height * shape.width // 4)
@@ -533,19 +539,23 @@ def _first_layer_backward(
     relu: bool, pool: str, rounding: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     shape = _Shape(x, kernel, padding)
+    classes = len(kernel) if kernel.ndim == 5 else 1
     block, positions, warps = FIRST_BACK
     across = triton.cdiv(shape.channels, block)
     each = max(1, min(MOST_IMAGES, len(x) * across // FILLING_BLOCKS))
+    if classes > 1:  # no block has images of two classes
+        each = math.gcd(each, len(x) // classes)
     groups = triton.cdiv(len(x), each)
     partial = torch.empty((groups, shape.padded + 2, shape.channels), device=x.device)
     _first_backward[(groups, across)](
-        x, kernel.contiguous(), weight, bias, statistics, grad.contiguous(memory_format=torch.channels_last), partial,
-        len(x), shape.channels, shape.height, shape.width, positions, block, relu, _POOLINGS.index(pool),
+        x, _one(kernel).contiguous(), weight, bias, statistics, grad.contiguous(memory_format=torch.channels_last),
+        partial, len(x), shape.channels, shape.height, shape.width, positions, block, relu, _POOLINGS.index(pool),
         *shape.reading, *_products(rounding), each,
         num_stages=1, num_warps=warps,
     )  # fmt: skip
-    total = partial.sum(0)
-    return total[: shape.inputs].t().reshape(kernel.shape).contiguous(), total[shape.padded :].clone()
+    total = partial.unflatten(0, (classes, -1)).sum(1)
+    of_kernel = total[:, : shape.inputs].mT.reshape(classes, *kernel.shape[-4:]).contiguous()
+    return of_kernel.view(kernel.shape), total[:, shape.padded :].sum(0)
 
 
 @_first_layer_backward.register_fake
@@ -553,7 +563,8 @@ def _(
     grad: Tensor, x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, padding: int,
     relu: bool, pool: str, rounding: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return kernel.new_empty(kernel.shape, dtype=torch.float32), kernel.new_empty((2, len(kernel)), dtype=torch.float32)
+    of_norm = kernel.new_empty((2, kernel.shape[-4]), dtype=torch.float32)
+    return kernel.new_empty(kernel.shape, dtype=torch.float32), of_norm
 
 
 def _keep_first(ctx, inputs, output) -> None:
@@ -582,7 +593,8 @@ def first_layer(
     """Convolution, instance norm, ReLU and 2x2 pooling of images [N, C, H, W], on a GPU.
 
     The convolution's own shift is left out: the norm takes it away again. `rounding` is that of the inputs of
-    products; `short` returns bfloat16, else float32. Differentiable once, in kernel, weight and bias.
+    products; `short` returns bfloat16, else float32. Differentiable once, in kernel, weight and bias. K copies of one
+    kernel, [K, out, in, side, side], get the gradients of K classes, whose images follow one another.
     """
     out: Tensor = _first_layer(x, kernel, weight, bias, padding, eps, relu, pool, short, rounding)[0]
     return out

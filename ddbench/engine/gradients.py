@@ -82,16 +82,19 @@ class SharedGradients(ClassGradients):
             name: weight.expand(len(labels), *weight.shape).requires_grad_()
             for name, weight in self._chosen(network).items()
         }
-        loss = self._fused_loss(network, chosen, images, labels)
+        net = self._net.first_order(images.device)
+        loss = (self._shared_loss if net.fused else self._fused_loss)(net, network, chosen, images, labels)
         return dict(zip(chosen, torch.autograd.grad(loss, list(chosen.values())), strict=True))
 
     def slopes(self, network: Variables, images: Tensor, labels: Tensor, directions: Tensors) -> Tensor:
         images = images.detach().requires_grad_()
         return torch.autograd.grad(self._fused_change(network, directions, images, labels), images)[0]
 
-    def _shared_loss(self, network: Variables, chosen: Tensors, images: Tensor, labels: Tensor) -> Tensor:
+    def _shared_loss(
+        self, net: Backbone, network: Variables, chosen: Tensors, images: Tensor, labels: Tensor
+    ) -> Tensor:
         with _Layers(CLASS_WISE):
-            logits = _logits(self._net, network, chosen, images.flatten(0, 1))
+            logits = _logits(net, network, chosen, images.flatten(0, 1))
         classes = labels[:, None].expand(images.shape[:2]).flatten()
         return F.cross_entropy(logits, classes, reduction="sum") / images.shape[1]
 
@@ -117,7 +120,8 @@ def class_gradients(net: Backbone, *, everything: bool, fuse: Fuse[Any]) -> Clas
 
 def _logits(net: Backbone, network: Variables, chosen: Mapping[str, Tensor], images: Tensor) -> Tensor:
     variables = Variables({**network.params, **chosen}, network.buffers)
-    return _full(net(variables, channels_last(images), train=net.per_sample)[0])
+    images = images if net.fused else channels_last(images)
+    return _full(net(variables, images, train=net.per_sample)[0])
 
 
 def _full(x: Tensor) -> Tensor:

@@ -38,6 +38,11 @@ def setting(name: str) -> tuple[Backbone, Variables, Tensor]:
     return net, network, images
 
 
+def directions_like(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    generator = Rng(2).torch()
+    return {name: torch.randn(v.shape, generator=generator, dtype=v.dtype) for name, v in gradients.items()}
+
+
 def one_by_one(
     net: Backbone, network: Variables, images: Tensor, weights: list[str], *, create_graph: bool = False
 ) -> list[list[Tensor]]:
@@ -66,11 +71,9 @@ def test_one_pass_gives_the_gradients_and_slopes_of_a_loop_that_differentiates_t
         for k in range(CLASSES):
             assert (found[weight][k] - expected[k][w]).norm() <= 1e-10 * expected[k][w].norm()
 
-    directions = {k: torch.randn(v.shape, generator=Rng(2).torch(), dtype=torch.float64) for k, v in found.items()}
-    product = sum(
-        (expected[k][w] * directions[weight][k]).sum() for k in range(CLASSES) for w, weight in enumerate(weights)
-    )
-    (slopes,) = torch.autograd.grad(product, leaf)
+    directions = directions_like(found)
+    products = [(expected[k][w] * directions[m][k]).sum() for k in range(CLASSES) for w, m in enumerate(weights)]
+    (slopes,) = torch.autograd.grad(torch.stack(products).sum(), leaf)
     assert (shared.slopes(network, images, LABELS, directions) - slopes).norm() <= 1e-10 * slopes.norm()
 
 
@@ -83,7 +86,7 @@ def test_the_definition_takes_all_parameters_too(name: str) -> None:
     leaf = images.clone().requires_grad_()
     expected = one_by_one(net, network, leaf, names, create_graph=True)
     assert list(found) == names
-    directions = {k: torch.randn(v.shape, generator=Rng(2).torch(), dtype=torch.float64) for k, v in found.items()}
+    directions = directions_like(found)
     product = torch.zeros((), dtype=torch.float64)
     for k in range(CLASSES):
         for gradient, key in zip(expected[k], names, strict=True):
@@ -96,7 +99,7 @@ def test_the_definition_takes_all_parameters_too(name: str) -> None:
 def test_a_slope_is_what_a_finite_difference_measures() -> None:
     net, network, images = setting("convnet-d2-w4-swish")
     shared = SharedGradients(net, plain)
-    directions = {k: torch.randn_like(v) for k, v in shared.of(network, images, LABELS).items()}
+    directions = directions_like(shared.of(network, images, LABELS))
 
     def product(x: Tensor) -> float:
         return float(sum((v * directions[k]).sum() for k, v in shared.of(network, x, LABELS).items()))
@@ -115,12 +118,10 @@ def test_slopes_go_through_the_augmentation_as_a_second_backward_would() -> None
         view = siamese(ALL_OPS, CLASSES, Rng(seed))
         drawn |= set(view.ops.tolist())
         leaf = images.clone().requires_grad_()
-        directions = {k: torch.randn_like(v) for k, v in shared.of(network, images, LABELS).items()}
+        directions = directions_like(shared.of(network, images, LABELS))
         gradients = one_by_one(net, network, view(leaf), weights, create_graph=True)
-        twice = sum(
-            (g * directions[w][k]).sum() for k in range(CLASSES) for g, w in zip(gradients[k], weights, strict=True)
-        )
-        (expected,) = torch.autograd.grad(twice, leaf)
+        products = [(gradients[k][w] * directions[m][k]).sum() for k in range(CLASSES) for w, m in enumerate(weights)]
+        (expected,) = torch.autograd.grad(torch.stack(products).sum(), leaf)
         seen = view(leaf)
         seen.backward(shared.slopes(network, seen.detach(), LABELS, directions))
         assert leaf.grad is not None

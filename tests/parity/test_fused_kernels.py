@@ -108,6 +108,21 @@ def test_the_first_layer_is_convolution_and_norm(
 
 
 @interpreted
+@pytest.mark.parametrize("each", [1, 3, 6])
+def test_the_first_layer_gives_each_class_its_gradient(fused: types.ModuleType, each: int) -> None:
+    classes, x = 3, numbers(3 * each, 3, 6, 6)
+    kernel, weight, bias = numbers(16, 3, 3, 3, seed=1), numbers(16, seed=2), numbers(16, seed=3)
+    copies = kernel.expand(classes, -1, -1, -1, -1).requires_grad_()
+    options = {"padding": 1, "eps": 1e-5, "relu": True, "pool": "avg", "short": False, "rounding": "fp32"}
+    grad = numbers(3 * each, 16, 3, 3, seed=4)
+    (ours,) = torch.autograd.grad(fused.first_layer(x, copies, weight, bias, **options), copies, grad)
+    for k, (part, slope) in enumerate(zip(x.chunk(classes), grad.chunk(classes), strict=True)):
+        exact = kernel.double().requires_grad_()
+        out = norm(F.conv2d(part.double(), exact, padding=1), weight.double(), bias.double(), True, "avg")
+        assert close(ours[k], torch.autograd.grad(out, exact, slope.double())[0])
+
+
+@interpreted
 def test_the_first_layer_refuses_a_gradient_that_it_does_not_have(fused: types.ModuleType) -> None:
     x = numbers(2, 3, 8, 8).requires_grad_()
     out = fused.first_layer(

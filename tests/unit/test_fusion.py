@@ -6,6 +6,7 @@ import torch
 from ddbench.backbones.base import Backbone, Fused, Variables
 from ddbench.backbones.fusion import FirstLayer, Held, InstanceNorm, fuse
 from ddbench.backbones.names import build
+from ddbench.engine.gradients import class_gradients
 from ddbench.rng import Rng
 
 WITH_INSTANCE_NORM = [
@@ -21,8 +22,9 @@ WITHOUT = ["convnet-w16-bn", "convnet-w16-gn", "convnet-w16-nn", "lenet", "mlp",
 
 
 def in_fused_layers(net: Backbone) -> Backbone:
-    modules = {mode: module for mode, plain in net._modules.items() if (module := fuse(plain)) is not None}
-    return Fused(net, modules)
+    fused = net._in_fused_layers
+    assert isinstance(fused, Fused)
+    return fused
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -68,3 +70,17 @@ def test_names_and_initial_values_are_those_of_the_plain_network() -> None:
     plain, fused = net.init(Rng(1)), in_fused_layers(net).init(Rng(1))
     assert list(plain.params) == list(fused.params)
     assert all(torch.equal(plain.params[k], fused.params[k]) for k in plain.params)
+
+
+@pytest.mark.parametrize("name", ["convnet-w16", "vgg11", "resnet18-ap"])
+def test_gradients_by_class_are_those_of_the_plain_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = build(name, (3, 32, 32), 3)
+    v = net.init(Rng(0)).to(torch.float64)
+    images = torch.randn(3, 2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gradients, labels = class_gradients(net, everything=False, fuse=lambda function: function), torch.arange(3)
+    plain = gradients.of(v, images, labels)
+    monkeypatch.setattr(Backbone, "first_order", lambda self, device: in_fused_layers(net))
+    ours = gradients.of(v, images, labels)
+    assert list(plain) == list(ours)
+    scale = max(float(value.abs().max()) for value in plain.values())
+    assert all(torch.allclose(plain[key], ours[key], atol=1e-9 * scale) for key in plain)
