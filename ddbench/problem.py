@@ -81,6 +81,10 @@ class Problem:
         """[K * ipc, C, H, W] -> [K, ipc, C, H, W]."""
         return images.unflatten(0, (self.classes, self.ipc))
 
+    def class_runs(self, most: int) -> list[slice]:
+        """All classes, in runs of at most `most`, for work that is cut to fit a memory."""
+        return [slice(first, min(first + most, self.classes)) for first in range(0, self.classes, most)]
+
     def heldout(self, fraction: float) -> tuple[Problem, RealImages]:
         """The same problem without a part of the training set, and that part, for a method that must choose.
 

@@ -50,6 +50,18 @@ _POOLINGS: tuple[Pooling, ...] = ("none", "avg", "max")
 
 
 @triton.jit
+def _tiles(x, image, channels, i, j, inside, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
+    """The four tiles of a map [H, W, C] at some positions and channels."""
+    x += image * (H * W * C)
+    at = ((2 * i * W + 2 * j) * C)[:, None] + channels[None, :]
+    a = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(x + at + C, mask=inside, other=0.0).to(tl.float32)
+    c = tl.load(x + at + W * C, mask=inside, other=0.0).to(tl.float32)
+    d = tl.load(x + at + (W + 1) * C, mask=inside, other=0.0).to(tl.float32)
+    return a, b, c, d
+
+
+@triton.jit
 def _statistics(a, b, c, d, inside, pixels: tl.constexpr, eps):
     mean = tl.sum(a + b + c + d, 0) / pixels
     a = tl.where(inside, a - mean[None, :], 0.0)
@@ -94,12 +106,7 @@ def _slope(a, b, c, d, weight, bias, grad, image, channels, i, j, inside, C: tl.
            W: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr):  # fmt: skip
     """The gradient at the norm's output, from that at the pooling's. a to d are normalised."""
     if POOL == 0:
-        grad += image * (H * W * C)
-        at = ((2 * i * W + 2 * j) * C)[:, None] + channels[None, :]
-        ga = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-        gb = tl.load(grad + at + C, mask=inside, other=0.0).to(tl.float32)
-        gc = tl.load(grad + at + W * C, mask=inside, other=0.0).to(tl.float32)
-        gd = tl.load(grad + at + (W + 1) * C, mask=inside, other=0.0).to(tl.float32)
+        ga, gb, gc, gd = _tiles(grad, image, channels, i, j, inside, C, H, W)
     else:
         grad += image * (H * W * C // 4)
         at = ((i * (W // 2) + j) * C)[:, None] + channels[None, :]
@@ -140,12 +147,7 @@ def _norm_forward(x, weight, bias, out, eps, C: tl.constexpr, H: tl.constexpr, W
     p = tl.arange(0, P)
     i, j = p // (W // 2), p % (W // 2)
     inside = (p < H * W // 4)[:, None] & (channels < C)[None, :]
-    x += image * (H * W * C)
-    at = ((2 * i * W + 2 * j) * C)[:, None] + channels[None, :]
-    a = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(x + at + C, mask=inside, other=0.0).to(tl.float32)
-    c = tl.load(x + at + W * C, mask=inside, other=0.0).to(tl.float32)
-    d = tl.load(x + at + (W + 1) * C, mask=inside, other=0.0).to(tl.float32)
+    a, b, c, d = _tiles(x, image, channels, i, j, inside, C, H, W)
     a, b, c, d, _, _ = _statistics(a, b, c, d, inside, H * W, eps)
     w = tl.load(weight + channels, mask=channels < C, other=0.0).to(tl.float32)
     s = tl.load(bias + channels, mask=channels < C, other=0.0).to(tl.float32)
@@ -161,12 +163,7 @@ def _norm_backward(x, weight, bias, grad, out, partial, eps, C: tl.constexpr, H:
     p = tl.arange(0, P)
     i, j = p // (W // 2), p % (W // 2)
     inside = (p < H * W // 4)[:, None] & (channels < C)[None, :]
-    x += image * (H * W * C)
-    at = ((2 * i * W + 2 * j) * C)[:, None] + channels[None, :]
-    a = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(x + at + C, mask=inside, other=0.0).to(tl.float32)
-    c = tl.load(x + at + W * C, mask=inside, other=0.0).to(tl.float32)
-    d = tl.load(x + at + (W + 1) * C, mask=inside, other=0.0).to(tl.float32)
+    a, b, c, d = _tiles(x, image, channels, i, j, inside, C, H, W)
     a, b, c, d, _, scale = _statistics(a, b, c, d, inside, H * W, eps)
     w = tl.load(weight + channels, mask=channels < C, other=0.0).to(tl.float32)
     s = tl.load(bias + channels, mask=channels < C, other=0.0).to(tl.float32)
@@ -176,11 +173,8 @@ def _norm_backward(x, weight, bias, grad, out, partial, eps, C: tl.constexpr, H:
     tl.store(partial + image * 2 * C + channels, of_weight, mask=channels < C)
     tl.store(partial + image * 2 * C + C + channels, of_bias, mask=channels < C)
     m, q, k = (of_bias / (H * W))[None, :], (of_weight / (H * W))[None, :], (w * scale)[None, :]
-    out += image * (H * W * C)
-    tl.store(out + at, k * (ga - m - a * q), mask=inside)
-    tl.store(out + at + C, k * (gb - m - b * q), mask=inside)
-    tl.store(out + at + W * C, k * (gc - m - c * q), mask=inside)
-    tl.store(out + at + (W + 1) * C, k * (gd - m - d * q), mask=inside)
+    _put(out, k * (ga - m - a * q), k * (gb - m - b * q), k * (gc - m - c * q), k * (gd - m - d * q),
+         image, channels, i, j, inside, C, H, W, 0)  # fmt: skip
 
 
 @triton.jit

@@ -127,8 +127,7 @@ class DC(Method[DCState]):
     def passes(self, problem: Problem) -> list[slice]:
         """Which classes share a forward. One step on the sum is the same however it is cut."""
         pixels = max(self.config.batch_real, 3 * problem.ipc) * problem.pixel_count
-        most = self.config.classes_per_pass or max(1, PIXELS_PER_PASS // pixels)
-        return [slice(first, first + most) for first in range(0, problem.classes, most)]
+        return problem.class_runs(self.config.classes_per_pass or max(1, PIXELS_PER_PASS // pixels))
 
     def _match(self, problem: Problem, images: Tensor, optimizer: optim.Optimizer) -> Callable[[Fuse[Any]], Any]:
         net, distance = problem.backbone, GRADIENT_DISTANCES[self.config.distance]

@@ -95,9 +95,10 @@ class DM(Method[DMState]):
     def passes(self, problem: Problem) -> list[slice]:
         """Which classes share a forward. One step on the sum is the same however it is cut, without batch statistics;
         with them all classes go together, as in the paper."""
-        most = self.config.classes_per_pass or max(1, PIXELS_PER_PASS // (self.config.batch_real * problem.pixel_count))
-        size = min(most, problem.classes) if problem.backbone.per_sample else problem.classes
-        return [slice(first, first + size) for first in range(0, problem.classes, size)]
+        if not problem.backbone.per_sample:
+            return [slice(0, problem.classes)]
+        fitting = max(1, PIXELS_PER_PASS // (self.config.batch_real * problem.pixel_count))
+        return problem.class_runs(self.config.classes_per_pass or fitting)
 
     def step(self, problem: Problem, state: DMState, rng: Rng) -> Metrics:
         network = problem.backbone.init(rng.fold("network"), problem.device, on_device=True)
