@@ -135,6 +135,56 @@ def protocols() -> str:
     )
 
 
+def fidelity(dataset: str, records: Path = ROOT / "leaderboards" / "records") -> str:
+    """Our records on a dataset beside what was published under the same recipe, or else under another one."""
+    from ddbench.leaderboard.collect import collect
+    from ddbench.leaderboard.published import printed, read_published
+    from ddbench.leaderboard.rank import summarise
+
+    files = sorted((records / dataset).rglob("*.json"))
+    if not files:
+        return "There are no records yet."
+    published = printed(read_published()).to_dict("records")
+    rows = []
+    for ours in summarise(collect(files)).sort_values(["method", "ipc", "protocol", "judge"]).to_dict("records"):
+        if ours["mean"] != ours["mean"]:  # an evaluation that failed
+            continue
+        known = [
+            p for p in published if (p["method"], p["ipc"], p["dataset"]) == (ours["method"], ours["ipc"], dataset)
+        ]
+        known = [p for p in known if p["test_backbone"] == ours["judge"]]
+        known = [p for p in known if p["train_backbone"] in ("", ours["train_backbone"])]
+        name = ours["protocol"].partition("@")[0]
+        same = [p for p in known if p["protocol"] in (name, f"native-{name}")]
+        beside = next(iter(same or known), None)
+        mean, spread = 100 * ours["mean"], beside and beside["spread"]
+        gap = mean - float(beside["accuracy"]) if beside else None
+        deviations = abs(gap) / float(spread) if same and spread and gap is not None else None
+        rows.append(
+            (
+                _code(ours["label"]), str(ours["ipc"] or "all"), _code(ours["protocol"]), _code(ours["judge"]),
+                f"{mean:.1f} ± {100 * ours['sd']:.1f}", f"{ours['sets']} × {ours['students_max']}",
+                "–" if beside is None else beside["accuracy"] + (f" ± {spread}" if spread else ""),
+                "–" if beside is None else _code(beside["protocol"]),
+                "–" if gap is None else f"{gap:+.1f}",
+                "–" if deviations is None else f"{deviations:.1f}",
+            )
+        )  # fmt: skip
+    head = (
+        "method",
+        "ipc",
+        "protocol",
+        "judge",
+        "ours",
+        "sets × students",
+        "published",
+        "under",
+        "difference",
+        "in its s.d.",
+    )
+    return _table(head, rows)
+
+
 def fields(place: str) -> str:
     """The fields of a pydantic model, named as module:class."""
     model = _find(place)
@@ -249,6 +299,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "fields": fields,
     "record": record,
     "datasets": datasets,
+    "fidelity": fidelity,
     "statistics": statistics,
     "backbones": backbones,
     "command-line": command_line,

@@ -85,6 +85,26 @@ def test_every_generated_part_is_what_the_code_gives(generate: ModuleType) -> No
     assert [str(path) for path in generate.behind()] == [], "Run: python docs/generate.py"
 
 
+def test_fidelity_sets_records_beside_the_same_recipe_or_names_the_other(generate: ModuleType, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "tests" / "golden" / "records", tmp_path / "cifar10")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in generate.fidelity("cifar10", tmp_path).splitlines()
+    ]
+    (whole,) = [row for row in rows if row[0] == "`whole`"]
+    assert whole[1:3] == ["all", "`full@1`"]
+    accuracy = json.loads((tmp_path / "cifar10" / "whole.json").read_text())["evaluations"][0]["accuracy"]
+    gap = 100 * sum(accuracy) / len(accuracy) - 84.8
+    assert whole[6:] == ["84.8 ± 0.1", "`full`", f"{gap:+.1f}", f"{abs(gap) / 0.1:.1f}"]
+    (random,) = [row for row in rows if row[0] == "`random`" and row[2] == "`dsa@1`"]
+    assert random[6:8] == ["26.0 ± 1.2", "`dc`"]
+    assert random[9] == "–"  # another recipe has no distance in standard deviations
+    judged_by_resnet = [row for row in rows if row[3] == "`resnet18`" and row[0].startswith("`dm")]
+    assert judged_by_resnet
+    assert all(row[6:] == ["–"] * 4 for row in judged_by_resnet)
+    assert generate.fidelity("cifar10", tmp_path / "none") == "There are no records yet."
+
+
 def test_a_block_that_was_edited_is_made_anew(generate: ModuleType, tmp_path: Path) -> None:
     page = DOCS / "pages" / "methods" / "dm.md"
     edited = tmp_path / "dm.md"
