@@ -246,7 +246,8 @@ def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
     options, corners = plan.options, plan.options.align_corners
 
     def augment(x: Tensor, op: Tensor, numbers: Tensor) -> Tensor:
-        return Draw(op, numbers[None], corners, static=True)(x[None])[0]
+        # Where nothing is captured, the one operation that was drawn is a fraction of all of them.
+        return Draw(op, numbers[None], corners, static=x.is_cuda)(x[None])[0]
 
     def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
         x = x if net.fused else channels_last(x)

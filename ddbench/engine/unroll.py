@@ -6,19 +6,21 @@ of the unrolled loop, taken by its reverse recursion: parameters are kept from s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.func import grad, jvp
+from torch.func import grad, grad_and_value, jvp
 
 from ddbench.engine.program import Fuse
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Tensor, Tensor], Tensor]
 """Parameters, images and targets -> a scalar. Twice differentiable through torch.func, and free of random draws."""
+
+Form = Literal["adjoint", "full", "tesla"]
 
 
 def _plain(function: Any) -> Any:
@@ -28,20 +30,69 @@ def _plain(function: Any) -> Any:
 class Descent:
     """w[t + 1] = w[t] - lr[t] * d loss(w[t], x[t], y[t]) / dw, for T steps.
 
-    The result is differentiable once with respect to w[0], x and lr. In reverse, with v the derivative by w[t + 1], one
-    derivative of (d loss / dw, d loss / dx) along v gives all that a step needs: no second reverse pass, whose
-    convolutions have kernels as large as the images.
-    Nothing here runs under autocast. `fuse` decorates the two functions of tensors that steps consist of.
+    The result is differentiable once with respect to w[0], x and lr. `form` says how:
+
+    - adjoint: in reverse, with v the derivative by w[t + 1], one derivative of (d loss / dw, d loss / dx) along v gives
+      all that a step needs: no second reverse pass, whose convolutions have kernels as large as the images.
+    - full: the same by autograd, through the graphs of all steps at once. Less arithmetic, T times the memory.
+    - tesla: not the derivative, but what is left of it where every w[t] is taken as a constant in its step: v stays as
+      it is (Cui et al., ICML 2023, arXiv 2211.10586).
+
+    Nothing here runs under autocast. `fuse` decorates the two functions of tensors that steps consist of; those of the
+    full form stay as they are, because compiled functions have no second derivative.
     Source: Wang et al., arXiv 1811.10959, whose gradient this is.
     """
 
-    def __init__(self, loss: Loss, fuse: Fuse[Any] = _plain) -> None:
-        self._forth, self._back = fuse(_forth(loss)), fuse(_back(loss))
+    def __init__(self, loss: Loss, fuse: Fuse[Any] = _plain, *, form: Form = "adjoint") -> None:
+        self._loss, self._form = loss, form
+        self._forth, self._back = fuse(_forth(loss)), fuse(_back_apart(loss) if form == "tesla" else _back(loss))
 
-    def __call__(self, params: Params, x: Tensor, y: Tensor, lr: Tensor) -> Params:
-        """The parameters after T steps. Shapes: x and y [T, B, ...], lr [T]."""
-        reached = _Steps.apply(self._forth, self._back, tuple(params), x, y, lr, *params.values())
+    def __call__(self, params: Params, x: Tensor, y: Tensor, lr: Tensor, sizes: Sequence[int] | None = None) -> Params:
+        """The parameters after T steps. Step t sees the first sizes[t] of B images, or all.
+
+        Shapes: x and y [T, B, ...], lr [T].
+        """
+        sizes = (x.shape[1],) * len(lr) if sizes is None else tuple(sizes)
+        if self._form == "full":
+            return self._unrolled(params, x, y, lr, sizes)
+        reached = _Steps.apply(self._forth, self._back, tuple(params), sizes, x, y, lr, *params.values())
         return dict(zip(params, reached, strict=True))
+
+    def _unrolled(self, params: Params, x: Tensor, y: Tensor, lr: Tensor, sizes: Sequence[int]) -> Params:
+        params = {name: w if w.requires_grad else w.detach().requires_grad_() for name, w in params.items()}
+        with _no_autocast(x):
+            for t, size in enumerate(sizes):
+                slopes = torch.autograd.grad(
+                    self._loss(params, x[t, :size], y[t, :size]), list(params.values()), create_graph=True
+                )
+                params = {name: w - lr[t] * slope for (name, w), slope in zip(params.items(), slopes, strict=True)}
+        return params
+
+
+def graph_bytes(loss: Loss, params: Params, x: Tensor, y: Tensor) -> int:
+    """What the full form keeps for one step, in bytes, beside the parameters.
+
+    Shapes: x and y [B, ...]. It grows with B; what does not is left out, so that B images of one step stand for many.
+    """
+    params = {name: w.detach().requires_grad_() for name, w in params.items()}
+
+    def kept(n: int) -> int:
+        found: dict[int, tuple[Tensor, int]] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            # Held on to, so that no address is met twice.
+            found[storage.data_ptr()] = (tensor, storage.nbytes())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), _no_autocast(x):
+            torch.autograd.grad(
+                loss(params, x[:n].detach().clone().requires_grad_(), y[:n]), list(params.values()), create_graph=True
+            )
+        return sum(size for _, size in found.values())
+
+    # Parameters, and derivatives by them, are kept however many images there are.
+    return 2 * (kept(len(x)) - kept(len(x) // 2))
 
 
 def _forth(loss: Loss) -> Callable[[Params, Tensor, Tensor, Tensor], Params]:
@@ -66,6 +117,20 @@ def _back(loss: Loss) -> Callable[[Params, Params, Tensor, Tensor, Tensor], tupl
     return back
 
 
+def _back_apart(loss: Loss) -> Callable[[Params, Params, Tensor, Tensor, Tensor], tuple[Params, Tensor, Tensor]]:
+    def back(params: Params, v: Params, x: Tensor, y: Tensor, lr: Tensor) -> tuple[Params, Tensor, Tensor]:
+        """As in `_back`, had the step's parameters not come from anywhere."""
+
+        def along(x: Tensor) -> Tensor:
+            directional: Tensor = jvp(lambda w: loss(w, x, y), (params,), (v,))[1]
+            return directional
+
+        mixed, directional = grad_and_value(along)(x)
+        return v, -lr * mixed, -directional
+
+    return back
+
+
 def _minus(a: Params, lr: Tensor, b: Params) -> Params:
     moves = torch._foreach_mul([b[name] for name in a], lr)
     return dict(zip(a, torch._foreach_sub(list(a.values()), moves), strict=True))
@@ -79,14 +144,24 @@ def _no_autocast(x: Tensor) -> torch.autocast:
 class _Steps(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, forth: Any, back: Any, names: tuple[str, ...], x: Tensor, y: Tensor, lr: Tensor, *start: Tensor
+        ctx: Any,
+        forth: Any,
+        back: Any,
+        names: tuple[str, ...],
+        sizes: tuple[int, ...],
+        x: Tensor,
+        y: Tensor,
+        lr: Tensor,
+        *start: Tensor,
     ) -> tuple[Tensor, ...]:
         params, kept = dict(zip(names, start, strict=True)), list(start)
+        # Compilers look at what a view is a part of, and warn where that has a history.
+        x, lr = x.detach(), lr.detach()
         with _no_autocast(x):
-            for t in range(len(lr)):
-                params = forth(params, x[t], y[t], lr[t])
+            for t, size in enumerate(sizes):
+                params = forth(params, x[t, :size], y[t, :size], lr[t])
                 kept += params.values()
-        ctx.back, ctx.names = back, names
+        ctx.back, ctx.names, ctx.sizes = back, names, sizes
         # What was reached is not kept: nothing is differentiated there.
         ctx.save_for_backward(x, y, lr, *kept[: len(lr) * len(names)])
         return tuple(params.values())
@@ -99,9 +174,9 @@ class _Steps(torch.autograd.Function):
         v = dict(zip(names, slopes, strict=True))
         by_x, by_lr = [], []
         with _no_autocast(x):
-            for t in reversed(range(len(lr))):
+            for t, size in reversed(list(enumerate(ctx.sizes))):
                 params = dict(zip(names, kept[t * len(names) :], strict=False))
-                v, dx, dlr = ctx.back(params, v, x[t], y[t], lr[t])
-                by_x.append(dx)
+                v, dx, dlr = ctx.back(params, v, x[t, :size], y[t, :size], lr[t])
+                by_x.append(torch.cat([dx, dx.new_zeros(x.shape[1] - size, *dx.shape[1:])]))
                 by_lr.append(dlr)
-        return (None, None, None, torch.stack(by_x[::-1]), None, torch.stack(by_lr[::-1]), *v.values())
+        return (None, None, None, None, torch.stack(by_x[::-1]), None, torch.stack(by_lr[::-1]), *v.values())

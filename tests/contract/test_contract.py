@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {name: {"epochs": 2} for name in ("herding", 
 SMALL |= {name: {"iterations": 2, "inner_loop": 1, "batch_real": 8} for name in ("dc", "dsa")}
 SMALL["ld"] = {"iterations": 5, "window": 1, "validate_every": 1, "batch_real": 50}
 SMALL["dd"] = {"passes": 1, "batch_real": 50}
+SMALL["mtt"] = {"experts": 2, "start_epochs": 2, "inner_steps": 2, "lr_experts": 0.1, "lr_images": 1.0, "batch_syn": 4}
 
 
 @pytest.mark.parametrize("check", contract.checks, ids=lambda check: check.__name__)

@@ -1,0 +1,233 @@
+"""Expert trajectories: the parameters of networks trained on the real data, after every epoch, as an artefact."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ddbench.artifacts import Artifact, outside_identity
+from ddbench.backbones.base import Variables
+from ddbench.engine.augment import resolve_strategy
+from ddbench.engine.lockstep import Lockstep
+from ddbench.engine.students import students_together
+from ddbench.errors import ConfigError, DivergedError
+from ddbench.evaluation.plan import Block, TrainingPlan, plan
+from ddbench.evaluation.protocol import Protocol, SGDOptions
+from ddbench.files import write_atomically
+from ddbench.problem import Problem
+from ddbench.rng import Rng
+from ddbench.synthetic import SyntheticSet
+
+logger = logging.getLogger(__name__)
+
+
+def flatten(params: dict[str, Tensor]) -> Tensor:
+    """[P], parameter after parameter in the backbone's order."""
+    return torch.cat([value.flatten() for value in params.values()])
+
+
+def unflatten(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Views of a vector [P], named and shaped as the parameters that are given."""
+    pieces = flat.split([value.numel() for value in like.values()])
+    return {name: piece.view(value.shape) for (name, value), piece in zip(like.items(), pieces, strict=True)}
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Some experts, read from their files epoch by epoch."""
+
+    folder: Path
+    experts: int
+    epochs: int
+
+    def __len__(self) -> int:
+        return self.experts
+
+    def params(self, expert: int, epoch: int) -> Tensor:
+        """[P] float32 on the host: the parameters of an expert after so many epochs; 0 is its initialisation."""
+        from safetensors import safe_open
+
+        with safe_open(_file(self.folder, expert), "pt") as file:
+            params: Tensor = file.get_slice("params")[epoch]
+        return params
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertTrajectories(Artifact[Trajectories]):
+    """A pool of networks trained by plain SGD with a constant step size and the common augmentation.
+
+    Files: expert_0000.safetensors and so on, each with params [epochs + 1, P] float32 and the seconds [epochs + 1] that
+    it took to get there. Expert k is the same in every pool that it is part of, and goes on where it stopped when more
+    epochs are wanted. `recipe` is the digest of how experts are trained.
+    Source: Cazenavette et al., CVPR 2022, arXiv 2203.11932.
+    """
+
+    kind: ClassVar[str] = "expert-trajectories"
+    dataset: str  # fingerprint, not name
+    pixels: str
+    backbone: str
+    precision: str
+    lr: float
+    augment: str
+    seed: int
+    recipe: str
+    experts: int = outside_identity()
+    epochs: int = outside_identity()
+
+    @classmethod
+    def of(
+        cls, problem: Problem, *, experts: int, epochs: int, lr: float, augment: str = "auto", seed: int = 0
+    ) -> ExpertTrajectories:
+        """The artefact for a problem. Raises: ConfigError for a network whose state is more than its parameters."""
+        if not problem.backbone.per_sample:
+            raise ConfigError(
+                f"expert trajectories hold parameters, and {problem.backbone.name} has batch norm, whose running "
+                "statistics they would miss. Use a backbone without, such as convnet."
+            )
+        augment = resolve_strategy(augment, problem.info.digits)
+        recipe = _recipe(lr, augment).digest
+        return cls(**problem.identity, lr=lr, augment=augment, seed=seed, recipe=recipe, experts=experts, epochs=epochs)
+
+    def build(self, folder: Path, problem: Problem) -> None:
+        rng = Rng(self.seed, (self.kind,))
+        everything = torch.arange(len(problem.train))
+        # A whitened copy of the images is made once, in parts; others are transformed batch by batch.
+        images = problem.train.images if problem.pixels.cheap else problem.real.take(everything)
+        whole = SyntheticSet(images, problem.train.labels, pixels=problem.pixels.name)
+        schedule = plan(whole, _recipe(self.lr, self.augment, self.epochs), problem, rng)
+        together = students_together(schedule.batch, problem.device)
+        short = sorted((len(times) - 1, k) for k, times in enumerate(self._times(folder)) if len(times) <= self.epochs)
+        groups = list(_groups(short, together))
+        training: Lockstep | None = None
+        for number, group in enumerate(groups):
+            fresh = [problem.backbone.init(rng.fold("network", k), problem.device) for k in group]
+            paths, seconds = zip(*(self._so_far(folder, k, v) for k, v in zip(group, fresh, strict=True)), strict=True)
+            starts = [unflatten(path[-1].to(problem.device), v.params) for path, v in zip(paths, fresh, strict=True)]
+            variables = Variables.stack([Variables(params) for params in starts])
+            if training is None or len(group) != len(groups[number - 1]):
+                training = Lockstep(problem.backbone, variables, schedule, groups=len(groups) - number)
+            else:
+                training.restart(variables)
+            grown = _train(training, schedule, group, list(paths), list(seconds))
+            for k, params, times in zip(group, *grown, strict=True):
+                if not bool(torch.isfinite(params).all()):
+                    raise DivergedError(f"expert {k} has diverged. A smaller step size than {self.lr:g} usually helps.")
+                _write(_file(folder, k), params, times)
+            logger.info("%d of %d experts trained to epoch %d", group[-1] + 1, self.experts, self.epochs)
+
+    def open(self, folder: Path) -> Trajectories:
+        return Trajectories(folder, self.experts, self.epochs)
+
+    def missing(self, folder: Path) -> str:
+        short = sum(len(times) <= self.epochs for times in self._times(folder))
+        return f"{short} of {self.experts} experts with {self.epochs} epochs" if short else ""
+
+    def seconds(self, folder: Path) -> float:
+        """Of the experts and epochs that this run can read, whoever trained more of them."""
+        return sum(times[: self.epochs + 1][-1] for times in self._times(folder) if times)
+
+    def _times(self, folder: Path) -> list[list[float]]:
+        return [_seconds(_file(folder, k)) for k in range(self.experts)]
+
+    def _so_far(self, folder: Path, expert: int, fresh: Variables) -> tuple[Tensor, list[float]]:
+        """What there is of an expert; of one that has not begun, its initialisation."""
+        from safetensors.torch import load_file
+
+        seconds = _seconds(_file(folder, expert))
+        if seconds:
+            return load_file(_file(folder, expert))["params"], seconds
+        return flatten(fresh.params)[None].cpu(), [0.0]
+
+
+def _groups(short: Sequence[tuple[int, int]], together: int) -> Iterator[list[int]]:
+    """Experts that have come equally far, some at a time; from pairs of how far and which, in order."""
+    for _, alike in itertools.groupby(short, key=lambda pair: pair[0]):
+        while group := [expert for _, expert in itertools.islice(alike, together)]:
+            yield group
+
+
+def _train(
+    training: Lockstep, schedule: TrainingPlan, experts: Sequence[int], paths: list[Tensor], seconds: list[list[float]]
+) -> tuple[list[Tensor], list[list[float]]]:
+    """Each expert's parameters [epochs + 1, P] on the host, and seconds, after the epochs that are still to come."""
+    done, device = len(paths[0]) - 1, schedule.images.device
+    after: list[list[Tensor]] = [[] for _ in experts]
+    started = time.perf_counter()
+    for block in itertools.islice(_epochs(schedule, experts), done, None):
+        for _ in training.steps([block]):
+            pass
+        for s, snapshots in enumerate(after):
+            snapshots.append(flatten(training.student(s).params))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        for times in seconds:
+            times.append(times[-1] + (now - started) / len(experts))
+        started = now
+    grown = [
+        torch.cat([path, torch.stack(more).float().cpu()]) if more else path
+        for path, more in zip(paths, after, strict=True)
+    ]
+    return grown, seconds
+
+
+def _epochs(schedule: TrainingPlan, experts: Sequence[int]) -> Iterator[Block]:
+    """Blocks of one epoch each, so that training can begin at any of them."""
+    per_epoch = schedule.steps_per_epoch
+    for block in schedule.blocks(experts):
+        for first in range(0, len(block), per_epoch):
+            steps, draw = slice(first, first + per_epoch), block.draw
+            if draw is not None:
+                ops, numbers = (value.unflatten(0, (len(experts), -1))[:, steps] for value in (draw.ops, draw.numbers))
+                draw = replace(draw, ops=ops.flatten(), numbers=numbers.flatten(0, 1))
+            yield replace(
+                block,
+                indices=block.indices[:, steps],
+                sizes=block.sizes[steps],
+                draw=draw,
+                lrs=block.lrs[steps],
+                restarts=block.restarts[steps],
+                first=block.first + first,
+            )
+
+
+def _recipe(lr: float, augment: str, epochs: int | None = None) -> Protocol:
+    """How experts are trained; without epochs, as their identity has it."""
+    options = SGDOptions(lr=lr, momentum=0.0, weight_decay=0.0, schedule="constant", align_corners=True)
+    if epochs is not None:
+        options = options.model_copy(update={"epochs": epochs - 1})  # one more is made
+    return Protocol(name="expert", options=options, augment=augment)
+
+
+def _file(folder: Path, expert: int) -> Path:
+    return folder / f"expert_{expert:04d}.safetensors"
+
+
+def _seconds(path: Path) -> list[float]:
+    """When each epoch of a file was reached, without reading its parameters; nothing where there is no sound file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return []
+    try:
+        with safe_open(path, "pt") as file:
+            times: list[float] = file.get_tensor("seconds").tolist()
+    except (SafetensorError, OSError) as error:
+        logger.warning("%s is damaged (%s); training this expert again.", path, error)
+        return []
+    return times
+
+
+def _write(path: Path, params: Tensor, seconds: Sequence[float]) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {"params": params.contiguous(), "seconds": torch.tensor(seconds, dtype=torch.float64)}
+    write_atomically(path, lambda beside: save_file(tensors, beside))

@@ -1,0 +1,281 @@
+"""MTT: learn images and a step size with which a student goes where networks trained on the real data went.
+
+Cazenavette, Wang, Torralba, Efros and Zhu, "Dataset Distillation by Matching Training Trajectories", CVPR 2022,
+arXiv 2203.11932.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, optim
+
+from ddbench import (
+    Method,
+    MethodConfig,
+    MethodInfo,
+    Metrics,
+    Problem,
+    Recipe,
+    Rng,
+    State,
+    SyntheticSet,
+    Variables,
+    transient,
+)
+from ddbench.engine.augment import Draw, draw_many, resolve_strategy
+from ddbench.engine.program import Fuse, Program, channels_last
+from ddbench.engine.unroll import Descent, Form, Loss, graph_bytes
+from ddbench.errors import DivergedError
+from ddbench.evaluation.evaluate import trainer_of
+from ddbench.evaluation.protocol import PROTOCOLS, Protocol
+from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.trajectories import ExpertTrajectories, Trajectories, flatten, unflatten
+from ddbench.initial import INITIALS
+
+# Networks of validation are numbered from here on, so that none of them is a student that judges the final set.
+VALIDATION = 1_000_000
+CHUNK = 1000
+# Of a device's memory, what the graph of a whole trajectory may take.
+SHARE = 0.5
+
+
+class MTTConfig(MethodConfig):
+    """Options of MTT."""
+
+    iterations: int = Field(5000, ge=0, description="Outer iterations; each follows one expert for a while.")
+    inner_steps: int = Field(30, ge=1, description="Student steps on the synthetic set in an iteration.")
+    expert_span: int = Field(2, ge=1, description="Epochs of the expert that the student has to match.")
+    start_epochs: int = Field(20, ge=1, description="An expert is followed from an epoch below this one.")
+    batch_syn: int | None = Field(None, ge=1, description="Synthetic images per student step. none: all of them.")
+    lr_images: float = Field(1000.0, gt=0, description="SGD step size on synthetic pixels.")
+    lr_lr: float = Field(1e-5, gt=0, description="SGD step size on the student's step size.")
+    lr_network: float = Field(0.01, gt=0, description="What the student's step size starts from.")
+    momentum: float = Field(0.5, ge=0, lt=1, description="SGD momentum on pixels and step size.")
+    augment: str = Field("auto", description="Augmentation of experts and students; 'auto' fits the dataset.")
+    initial: Literal["real", "noise"] = Field("real", description="What the synthetic images start from.")
+    experts: int = Field(100, ge=1, description="Networks trained on the real data.")
+    lr_experts: float = Field(0.01, gt=0, description="Step size of their training.")
+    experts_seed: int = Field(0, ge=0, description="Seed of the experts, which runs of all seeds share.")
+    grad: Literal["auto", "adjoint", "full", "tesla"] = Field(
+        "auto",
+        description="adjoint: exact, with the memory of one step. full: exact, by the graph of all steps. auto: full "
+        "where that fits. tesla: an approximation, which drops how later parameters depend on earlier images.",
+    )  # fmt: skip
+    select: Literal["last", "heldout"] = Field(
+        "last", description="last: the set after the last iteration. heldout: the best one on held-out training images."
+    )
+    heldout: float = Field(0.1, gt=0, lt=1, description="Share of the training set that is held out (heldout).")
+    select_every: int = Field(500, ge=1, description="Iterations from one choice to the next (heldout).")
+    select_students: int = Field(2, ge=1, description="Students whose mean accuracy decides (heldout).")
+
+
+@dataclass
+class MTTState(State):
+    """Shapes: images [K * ipc, C, H, W], class by class; lr [], the student's step size.
+
+    `chosen` holds images, lr and accuracy of the best set so far, if one is chosen.
+    """
+
+    images: Tensor
+    lr: Tensor
+    optimizer: optim.Optimizer
+    chosen: dict[str, Tensor]
+    experts: Trajectories = transient()
+    match: Program = transient()
+
+
+class MTT(Method[MTTState]):
+    """Matching of training trajectories."""
+
+    name = "mtt"
+    info = MethodInfo(
+        title="Matching Training Trajectories",
+        venue="CVPR",
+        year=2022,
+        arxiv="2203.11932",
+        learns=("images", "step size"),
+        native="mtt@1",
+        advice="The step size lr is learned and must stay positive; log_lr is its logarithm. "
+        "Smaller values usually help: --set lr_lr=..., --set lr_images=...",
+    )
+    Config = MTTConfig
+    config: MTTConfig
+
+    def prepare(self, problem: Problem) -> None:
+        self._experts(self.source(problem))
+
+    def start(self, problem: Problem) -> MTTState:
+        config, source = self.config, self.source(problem)
+        experts = self._experts(source)
+        images = INITIALS[config.initial](source, source.rng.fold("start")).requires_grad_()
+        lr = torch.tensor(config.lr_network, device=problem.device).requires_grad_()
+        optimizer = optim.SGD(
+            [{"params": [images], "lr": config.lr_images}, {"params": [lr], "lr": config.lr_lr}],
+            momentum=config.momentum,
+        )
+        labels, sizes = problem.class_labels().to(problem.device), self.sizes(len(images))
+        like = problem.backbone.init(Rng(0), problem.device).params
+
+        def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            logits, _ = problem.backbone(Variables(params), channels_last(x))
+            return F.cross_entropy(logits.float(), y)
+
+        form = self.form(problem, loss, like, images, sizes)
+
+        def make(fuse: Fuse[Any]) -> Callable[..., tuple[Tensor, Tensor]]:
+            mismatch = matching(Descent(loss, fuse, form=form), labels, sizes, like, fuse)
+
+            def match(start: Tensor, target: Tensor, rows: Tensor, view: Draw | None) -> tuple[Tensor, Tensor]:
+                optimizer.zero_grad()
+                missed = mismatch(images, lr, start, target, rows, view)
+                missed.backward()
+                optimizer.step()
+                return missed.detach(), lr.detach().clone()
+
+            return match
+
+        chosen = {}
+        if config.select == "heldout":
+            worst = torch.tensor(-1.0, device=problem.device)
+            chosen = {"images": images.detach().clone(), "lr": lr.detach().clone(), "accuracy": worst}
+        program = Program(make, problem.device, calls=config.iterations)
+        return MTTState(images, lr, optimizer, chosen, experts, program)
+
+    def source(self, problem: Problem) -> Problem:
+        """What experts, whitening and first images come from: all training images, or those that are not held out."""
+        return problem.heldout(self.config.heldout)[0] if self.config.select == "heldout" else problem
+
+    def _experts(self, source: Problem) -> Trajectories:
+        config = self.config
+        wanted = ExpertTrajectories.of(
+            source,
+            experts=config.experts,
+            epochs=config.start_epochs - 1 + config.expert_span,
+            lr=config.lr_experts,
+            augment=config.augment,
+            seed=config.experts_seed,
+        )
+        return source.artifacts.get(wanted, source)
+
+    def form(
+        self, problem: Problem, loss: Loss, like: Mapping[str, Tensor], images: Tensor, sizes: Sequence[int]
+    ) -> Form:
+        """How the gradient is taken; by size of the device, and not by what is free, so that a resumed run agrees."""
+        if self.config.grad != "auto":
+            return self.config.grad
+        some = images.detach()[:2].expand(2, *problem.shape)
+        labels = torch.zeros(2, dtype=torch.int64, device=problem.device)
+        needed = graph_bytes(loss, dict(like), some, labels) / 2 * sum(sizes)
+        return "full" if needed <= SHARE * memory(problem.device) else "adjoint"
+
+    def sizes(self, n: int) -> list[int]:
+        """Images in each student step. A batch smaller than the others comes first in its pass, as in the authors'
+        code."""
+        batch = min(n, self.config.batch_syn or n)
+        one_pass = ([n % batch] if n % batch else []) + [batch] * (n // batch)
+        return list(itertools.islice(itertools.cycle(one_pass), self.config.inner_steps))
+
+    def rows(self, n: int, rng: Rng) -> Tensor:
+        """int64 [N, B]: which images each student step sees, in passes over all n without repeats. Short rows are
+        filled up; `sizes` says how much of them counts."""
+        batch = min(n, self.config.batch_syn or n)
+        first, filling = n % batch, -n % batch
+        generator, passes = rng.torch(), math.ceil(self.config.inner_steps / math.ceil(n / batch))
+        orders = [torch.randperm(n, generator=generator) for _ in range(passes)]
+        filled = [torch.cat([order[:first], order.new_zeros(filling), order[first:]]) for order in orders]
+        return torch.cat(filled).unflatten(0, (-1, batch))[: self.config.inner_steps]
+
+    def step(self, problem: Problem, state: MTTState, rng: Rng) -> Metrics:
+        config, drawn = self.config, rng.fold("expert").numpy()
+        expert, epoch = int(drawn.integers(config.experts)), int(drawn.integers(config.start_epochs))
+        start, target = (state.experts.params(expert, at) for at in (epoch, epoch + config.expert_span))
+        rows, view = self.rows(len(state.images), rng.fold("rows")), None
+        strategy = resolve_strategy(config.augment, problem.info.digits)
+        if strategy != "none":
+            view = draw_many(strategy, len(rows), rows.shape[1], rng.fold("views"), align_corners=True)
+        loss, lr = state.match(start, target, rows, view)
+        done = state.step + 1
+        if config.select == "heldout" and (done % config.select_every == 0 or done == config.iterations):
+            self.choose(problem, state, done)
+        # Not a number where the step size is not positive, which stops the run.
+        return {"loss": loss, "lr": lr, "log_lr": lr.log()}
+
+    def choose(self, problem: Problem, state: MTTState, done: int) -> None:
+        """Keep the set if fresh students trained on it do best, so far, on the held-out images."""
+        rest, part = problem.heldout(self.config.heldout)
+        count = self.config.select_students
+        job = Job(self.synthetic(problem, state.images, state.lr), self.judge, rest, count)
+        predict = trainer_of(self.judge).train(job, range(VALIDATION, VALIDATION + count), lambda _: None)
+        right = torch.stack([(predict(x).argmax(dim=-1) == y).sum() for x, y in part.chunks(CHUNK)]).sum()
+        accuracy = right / (count * len(part))
+        with torch.no_grad():
+            better, found = accuracy > state.chosen["accuracy"], (state.images, state.lr, accuracy)
+            for kept, value in zip(state.chosen.values(), found, strict=True):
+                kept.copy_(torch.where(better, value, kept))
+
+    @property
+    def judge(self) -> Protocol:
+        """The protocol by which the best set is chosen."""
+        return PROTOCOLS["mtt@1"]
+
+    def export(self, problem: Problem, state: MTTState) -> SyntheticSet:
+        if state.chosen and float(state.chosen["accuracy"]) >= 0:
+            return self.synthetic(problem, state.chosen["images"], state.chosen["lr"])
+        return self.synthetic(problem, state.images, state.lr)
+
+    def synthetic(self, problem: Problem, images: Tensor, lr: Tensor) -> SyntheticSet:
+        """Raises: DivergedError where the step size is not positive."""
+        learned = lr.detach().cpu().clone()
+        if not float(learned) > 0:
+            raise DivergedError(f"the learned step size became {float(learned):.3g}; no student can train with it.")
+        return SyntheticSet(
+            images.detach().cpu().clone(),
+            problem.class_labels(),
+            Recipe(lr=learned),
+            pixels=self.source(problem).pixels.name,
+        )
+
+
+def matching(
+    descend: Descent,
+    labels: Tensor,
+    sizes: Sequence[int],
+    like: Mapping[str, Tensor],
+    fuse: Fuse[Any] = lambda function: function,
+) -> Callable[..., Tensor]:
+    """|θ̂_N - θ*_{t+M}|² / |θ*_t - θ*_{t+M}|², as a function of images, step size, both θ*, rows and augmentation.
+
+    Shapes: labels [n], images [n, C, H, W], θ* [P], rows [N, B]; the augmentation has N groups of B, or is None.
+    Source: Cazenavette et al., CVPR 2022.
+    """
+
+    @fuse
+    def seen(images: Tensor, rows: Tensor, view: Draw | None) -> Tensor:
+        x = images.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        return x if view is None else view(x)
+
+    def mismatch(
+        images: Tensor, lr: Tensor, start: Tensor, target: Tensor, rows: Tensor, view: Draw | None = None
+    ) -> Tensor:
+        # All augmentations at once: few kernels, and no memory to speak of beside the networks' activations.
+        x = seen(images, rows, view)
+        # Copies, because compilers refuse forward derivatives at views.
+        origin = {name: value.clone() for name, value in unflatten(start, like).items()}
+        reached = descend(origin, x, labels[rows], lr.expand(len(rows)), sizes)
+        return (flatten(reached) - target).square().sum() / (start - target).square().sum()
+
+    return mismatch
+
+
+def memory(device: torch.device) -> int:
+    """Bytes of a GPU, or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

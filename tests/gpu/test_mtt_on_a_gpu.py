@@ -1,0 +1,68 @@
+"""MTT's iterations as CUDA graphs, compiled or not, against the same iterations called one by one; and its experts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import ddbench.engine.program as program
+import ddbench.evaluation.trajectories as trajectories
+from ddbench.data.pixels import fit_pixels
+from ddbench.driver import drive
+from ddbench.plugins import GROUPS, load_object
+from ddbench.problem import Problem
+from ddbench.testing.contract import problem_for_checks
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # Compilers of torch warn about themselves; what is tested here is the numbers.
+    pytest.mark.filterwarnings("default"),
+]
+
+
+def on_the_gpu(folder: Path) -> Problem:
+    device = torch.device("cuda")
+    problem = problem_for_checks(folder)
+    return replace(problem, device=device, pixels=fit_pixels("standard", problem.train, problem.info).to(device))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("grad", ["adjoint", "full", "tesla"])
+def test_mtt_takes_the_same_steps_in_a_graph(
+    grad: str, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "worth_compiling", lambda seconds, device: fused)
+    method_class = load_object(GROUPS["method"], "mtt")
+    losses, images = [], []
+    for eager in (True, False):
+        problem = on_the_gpu(tmp_path)
+        # Batches of two and of four images: both shapes are in one graph.
+        config = method_class.Config(
+            iterations=8, experts=2, start_epochs=2, inner_steps=4, batch_syn=4, lr_experts=0.1, lr_network=0.05,
+            lr_images=1.0, grad=grad,
+        )  # fmt: skip
+        method = method_class(config)
+        steps = drive(method, problem)
+        with problem.precision.active(problem.device):
+            state, _ = next(steps)
+            state.match._eager = eager
+            losses.append([float(metrics["loss"]) for state, metrics in steps])
+        if not eager:
+            assert state.match._graph is not None
+        images.append(state.images.detach().cpu())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert (images[0] - images[1]).norm() < 1e-3 * images[0].norm()
+
+
+def test_experts_side_by_side_are_those_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for together in (1, 2):
+        monkeypatch.setattr(trajectories, "students_together", lambda batch, device, together=together: together)
+        problem = on_the_gpu(tmp_path / str(together))
+        pool = trajectories.ExpertTrajectories.of(problem, experts=3, epochs=3, lr=0.1)
+        experts = problem.artifacts.get(pool, problem)
+        found.append(torch.stack([experts.params(k, 3) for k in range(3)]))
+    assert torch.allclose(found[0], found[1], atol=1e-4)
+    assert (found[0][0] - found[0][1]).norm() > 0.1

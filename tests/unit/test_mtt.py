@@ -1,0 +1,262 @@
+"""MTT as its card describes it, around the gradient (which tests/parity compares with the unrolled loop)."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ddbench import condense, drive
+from ddbench.backbones import build
+from ddbench.config import preset_layers, resolve
+from ddbench.data.pixels import fit_pixels
+from ddbench.errors import ConfigError, DivergedError
+from ddbench.evaluation.protocol import PROTOCOLS, Protocol
+from ddbench.plugins import GROUPS, load_object
+from ddbench.rng import Rng
+from ddbench.runs.spec import QUICK, Asked, foresee
+from ddbench.testing import contract
+from ddbench.testing.contract import problem_for_checks
+
+MTT = load_object(GROUPS["method"], "mtt")
+MODULE = sys.modules[MTT.__module__]
+SMALL = {"iterations": 3, "experts": 2, "start_epochs": 2, "inner_steps": 2, "lr_experts": 0.1, "lr_images": 1.0}
+
+
+def mtt(**options: Any) -> Any:
+    return MTT(MTT.Config(**SMALL | options))
+
+
+# N, M, T+, batch, lr_images, lr_lr, first step size, pixels, network; from the card.
+TABLE = {
+    ("cifar10", 1): (50, 2, 2, None, 1e2, 1e-7, 1e-2, "zca(eps=0.1)", "convnet-d3"),
+    ("cifar10", 10): (30, 2, 20, None, 1e2, 1e-5, 1e-3, "zca(eps=0.1)", "convnet-d3"),
+    ("cifar10", 50): (30, 2, 40, None, 1e3, 1e-5, 1e-3, "standard", "convnet-d3"),
+    ("cifar100", 1): (20, 3, 20, None, 1e3, 1e-5, 1e-2, "zca(eps=0.1)", "convnet-d3"),
+    ("cifar100", 10): (20, 2, 20, None, 1e3, 1e-5, 1e-2, "standard(stats=mtt)", "convnet-d3"),
+    ("cifar100", 50): (80, 2, 40, 125, 1e3, 1e-5, 1e-2, "zca(eps=0.1)", "convnet-d3"),
+    ("tiny-imagenet", 1): (10, 2, 10, None, 1e4, 1e-4, 1e-2, "standard", "convnet-d4"),
+    ("tiny-imagenet", 10): (20, 2, 40, 200, 1e4, 1e-4, 1e-2, "standard", "convnet-d4"),
+    ("tiny-imagenet", 50): (20, 2, 40, 300, 1e4, 1e-4, 1e-2, "standard", "convnet-d4"),
+    ("imagenette", 1): (20, 2, 10, None, 1e4, 1e-6, 1e-2, "standard", "convnet-d5"),
+    ("imageyellow", 10): (20, 2, 10, 20, 1e4, 1e-6, 1e-2, "standard", "convnet-d5"),
+}
+
+
+@pytest.mark.parametrize(("dataset", "ipc"), TABLE)
+def test_the_published_settings_are_presets(dataset: str, ipc: int) -> None:
+    spec = foresee(Asked("mtt", dataset, ipc))
+    inner_steps, expert_span, start_epochs, batch_syn, lr_images, lr_lr, lr_network, pixels, backbone = TABLE[
+        dataset, ipc
+    ]
+    assert spec.config == {
+        "iterations": 5000,
+        "inner_steps": inner_steps,
+        "expert_span": expert_span,
+        "start_epochs": start_epochs,
+        "batch_syn": batch_syn,
+        "lr_images": lr_images,
+        "lr_lr": lr_lr,
+        "lr_network": lr_network,
+        "momentum": 0.5,
+        "augment": "auto",
+        "initial": "real",
+        "experts": 100,
+        "lr_experts": 0.01,
+        "experts_seed": 0,
+        "grad": "auto",
+        "select": "last",
+        "heldout": 0.1,
+        "select_every": 500,
+        "select_students": 2,
+    }
+    assert (spec.pixels, spec.backbone, spec.protocols) == (pixels, backbone, ("mtt@1", "dsa@1"))
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+def test_the_quick_preset_needs_few_expert_epochs(dataset: str) -> None:
+    options, run = preset_layers([QUICK, *MTT.settings()], "quick", dataset, 10)
+    config = resolve("mtt", MTT.Config, options).config
+    epochs = config.experts * (config.start_epochs - 1 + config.expert_span)
+    assert epochs <= (10 if dataset == "digits" else 1)
+    assert config.iterations * config.inner_steps <= 400
+    values = {name: value for layer in run for name, value in layer.values.items()}
+    assert (values["pixels"], values["backbone"]) == ("standard", "convnet-w32")
+
+
+@pytest.mark.parametrize(
+    ("batch", "steps", "sizes"),
+    [
+        (None, 3, [6, 6, 6]),
+        (6, 2, [6, 6]),
+        (100, 2, [6, 6]),
+        (3, 5, [3, 3, 3, 3, 3]),
+        (4, 5, [2, 4, 2, 4, 2]),
+        (5, 4, [1, 5, 1, 5]),
+    ],
+)
+def test_students_see_passes_without_repeats_and_a_small_batch_first(
+    batch: int | None, steps: int, sizes: list[int]
+) -> None:
+    method = mtt(batch_syn=batch, inner_steps=steps)
+    assert method.sizes(6) == sizes
+    rows = method.rows(6, Rng(0))
+    assert rows.shape == (steps, max(sizes))
+    per_pass = len(sizes[: next(t for t in range(1, steps + 1) if sum(sizes[:t]) == 6)])
+    for first in range(0, steps - per_pass + 1, per_pass):
+        seen = [rows[t, : sizes[t]] for t in range(first, first + per_pass)]
+        assert sorted(torch.cat(seen).tolist()) == list(range(6))
+    assert torch.equal(rows, method.rows(6, Rng(0)))
+    assert not torch.equal(rows, method.rows(6, Rng(1)))
+
+
+def test_only_epochs_that_can_be_read_are_trained(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    method = mtt(start_epochs=3, expert_span=2, iterations=0)
+    method.prepare(problem)
+    (used,) = problem.artifacts.used.values()
+    assert (used["kind"], used["wanted"]["epochs"], used["wanted"]["experts"]) == ("expert-trajectories", 4, 2)
+    state = method.start(problem)
+    assert state.experts.params(1, 4).shape == (problem.backbone.parameters,)
+    with pytest.raises(IndexError):
+        state.experts.params(1, 5)
+
+
+def test_every_start_below_the_latest_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(MODULE.Trajectories, "params", lambda _, k, t: asked.append((k, t)))
+    problem = problem_for_checks(tmp_path)
+    method = mtt(start_epochs=3, expert_span=2, experts=2, iterations=40)
+    state = method.start(problem)
+    state.match = lambda *_: (torch.zeros(()), torch.ones(()))
+    for step in range(40):
+        method.step(problem, state, Rng(step))
+    assert set(asked[::2]) == {(k, t) for k in range(2) for t in range(3)}
+    assert all(b == (k, t + 2) for (k, t), b in zip(asked[::2], asked[1::2], strict=True))
+
+
+def test_the_set_carries_its_step_size_and_the_native_protocol_uses_it(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    synthetic = condense(mtt(lr_lr=1e-4, lr_network=0.03), problem)
+    assert synthetic.recipe.lr is not None
+    assert synthetic.recipe.lr.shape == ()
+    assert synthetic.recipe.lr.item() != pytest.approx(0.03, rel=1e-6)
+    assert synthetic.pixels == "standard"
+    assert MTT.info.native == "mtt@1"
+    assert PROTOCOLS["mtt@1"].options.lr is None
+    assert PROTOCOLS["dsa@1"].options.lr == 0.01
+
+
+def test_the_step_size_can_fall_below_zero_and_then_the_run_stops(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    method = mtt(lr_network=0.5, lr_lr=1.0, iterations=1)
+    metrics = [metrics for _, metrics in drive(method, problem) if metrics]
+    assert any(m["lr"] <= 0 and not torch.isfinite(m["log_lr"]) for m in metrics)
+    state = method.start(problem)
+    with torch.no_grad():
+        state.lr.fill_(-0.1)
+    with pytest.raises(DivergedError, match=r"the learned step size became -0\.1; no student can train with it"):
+        method.export(problem, state)
+    assert "lr_lr" in MTT.info.advice
+
+
+def test_auto_takes_the_full_graph_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, forms = problem_for_checks(tmp_path), []
+    descent = MODULE.Descent
+    monkeypatch.setattr(MODULE, "Descent", lambda *a, form: forms.append(form) or descent(*a, form=form))
+    for size in (1 << 40, 1 << 10):
+        monkeypatch.setattr(MODULE, "memory", lambda device, size=size: size)
+        mtt().start(problem)
+    mtt(grad="tesla").start(problem)
+    assert forms == ["full", "adjoint", "tesla"]
+
+
+def test_both_exact_forms_learn_the_same_and_tesla_something_else(tmp_path: Path) -> None:
+    sets = {
+        grad: condense(mtt(grad=grad, inner_steps=6, lr_network=0.1), problem_for_checks(tmp_path)).images
+        for grad in ("adjoint", "full", "tesla")
+    }
+    moved = (sets["full"] - condense(mtt(iterations=0), problem_for_checks(tmp_path)).images).norm()
+    assert (sets["adjoint"] - sets["full"]).norm() < 1e-3 * moved
+    assert (sets["tesla"] - sets["full"]).norm() > 1e-2 * moved
+
+
+def test_the_mismatch_falls(tmp_path: Path) -> None:
+    method = mtt(iterations=25, start_epochs=1, experts=1, lr_network=0.1, lr_images=3.0, lr_lr=1e-4)
+    losses = [float(metrics["loss"]) for _, metrics in drive(method, problem_for_checks(tmp_path)) if metrics]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_batch_norm_is_refused(tmp_path: Path) -> None:
+    problem = replace(problem_for_checks(tmp_path), backbone=build("convnet-d2-w8-bn", (3, 8, 8), 3))
+    with pytest.raises(ConfigError, match="convnet-d2-w8-bn has batch norm"):
+        condense(mtt(), problem)
+
+
+class Choosing(MTT):  # type: ignore[misc, valid-type]
+    """Chooses by a short look, so that a test does not take minutes."""
+
+    @property
+    def judge(self) -> Protocol:
+        native = PROTOCOLS["mtt@1"]
+        return native.model_copy(update={"options": native.options.model_copy(update={"epochs": 5})})
+
+
+HELDOUT = {"select": "heldout", "heldout": 0.25, "select_every": 2}
+
+
+def test_the_choice_is_made_on_images_that_nothing_else_has_seen(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info), _splits={})
+    method = Choosing(MTT.Config(**SMALL | HELDOUT))
+    assert condense(method, problem).pixels == "zca(eps=0.1, heldout=0.25)"
+    rest, _ = problem.heldout(0.25)
+    (used,) = problem.artifacts.used.values()
+    assert used["identity"]["dataset"] == rest.train.fingerprint != problem.train.fingerprint
+    assert used["identity"]["pixels"] == f"{rest.pixels.name} {rest.pixels.fingerprint}"
+    first = condense(Choosing(MTT.Config(**SMALL | HELDOUT | {"iterations": 0})), problem).images
+    seen = rest.real.take(torch.arange(len(rest.train)))
+    assert all(any(torch.equal(image, other) for other in seen) for image in first)
+
+
+def test_the_best_set_is_kept_and_the_earlier_one_of_two_equal_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problem_for_checks(tmp_path)
+    part = problem.heldout(0.25)[1]
+    shares = iter([0.5, 0.9, 0.9, 0.2])
+
+    class Scripted:
+        def train(self, job: Any, students: Any, tick: Any) -> Any:
+            assert list(students) == [MODULE.VALIDATION, MODULE.VALIDATION + 1]
+            right = int(next(shares) * len(part))
+
+            def predict(x: torch.Tensor) -> torch.Tensor:
+                wrong = torch.arange(len(part)) >= right
+                scores = torch.nn.functional.one_hot((part.labels + wrong) % 3, 3)
+                return scores.expand(2, -1, -1)
+
+            return predict
+
+    monkeypatch.setattr(MODULE, "trainer_of", lambda protocol: Scripted())
+    method = mtt(**HELDOUT | {"select_every": 1, "iterations": 4})
+    exported, now = [], []
+    for state, _ in drive(method, problem):
+        now.append(state.images.detach().clone())
+        exported.append(method.export(problem, state).images)
+    assert [next(k for k, image in enumerate(now) if torch.equal(image, e)) for e in exported] == [0, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        contract.a_resumed_run_equals_an_uninterrupted_one,
+        contract.an_export_shares_no_memory_with_the_state,
+        contract.exporting_changes_nothing,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_choosing_keeps_the_contract_too(check: contract.Check) -> None:
+    check(Choosing, SMALL | HELDOUT | {"select_every": 1, "select_students": 1})
