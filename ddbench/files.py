@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import threading
@@ -74,6 +75,12 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is missing.") from error
     except (ValueError, OSError) as error:
         raise RunError(f"{path} is damaged and cannot be read as JSON: {error}.") from error
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content, as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

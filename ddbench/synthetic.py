@@ -126,12 +126,12 @@ class SyntheticSet:
     def nbytes(self) -> int:
         """Bytes a receiver must store: images, labels, learned step sizes, a stored start. Reported beside accuracy."""
         return sum(
-            tensor.numel() * tensor.element_size() for name, tensor in _tensors(self).items() if name not in _FREE
+            tensor.numel() * tensor.element_size() for name, tensor in tensors_of(self).items() if name not in _FREE
         )
 
     def finite(self) -> bool:
         """Whether every number in it is one."""
-        return all(bool(torch.isfinite(t).all()) for t in _tensors(self).values() if t.is_floating_point())
+        return all(bool(torch.isfinite(t).all()) for t in tensors_of(self).values() if t.is_floating_point())
 
 
 # Where images come from says nothing that a receiver needs for training.
@@ -145,7 +145,19 @@ def save(synthetic: SyntheticSet, path: Path, about: Mapping[str, Any] | None = 
     """
     from safetensors.torch import save_file
 
-    header = {
+    header = header_of(synthetic, about)
+    # Cloned, because safetensors refuses tensors that share memory, such as a start that is cut from one vector.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors_of(synthetic).items()
+    }
+    metadata = {"ddbench": json.dumps(header, sort_keys=True)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def header_of(synthetic: SyntheticSet, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Everything in a set that is not a tensor, as values that JSON can hold."""
+    return {
         "format": FORMAT,
         "pixels": synthetic.pixels,
         "label_kind": synthetic.label_kind,
@@ -153,13 +165,6 @@ def save(synthetic: SyntheticSet, path: Path, about: Mapping[str, Any] | None = 
         "recipe": {f.name: v for f in fields(Recipe) if not isinstance(v := getattr(synthetic.recipe, f.name), Tensor)},
         "about": dict(about or {}),
     }
-    # Cloned, because safetensors refuses tensors that share memory, such as a start that is cut from one vector.
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in _tensors(synthetic).items()
-    }
-    metadata = {"ddbench": json.dumps(header, sort_keys=True)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def load(path: Path) -> SyntheticSet:
@@ -167,10 +172,7 @@ def load(path: Path) -> SyntheticSet:
     header = read_header(path)
     with _opened(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    try:
-        return _assemble(header, tensors)
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged, or was made by a newer ddbench ({error}).") from None
+    return assemble(header, tensors, str(path))
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -185,6 +187,17 @@ def read_header(path: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise DataError(f"{path} is not a ddbench synthetic set (format {found!r}, expected {FORMAT!r}).")
     return dict(header)
+
+
+def assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor], shown: str) -> SyntheticSet:
+    """The set that `header_of` and `tensors_of` took apart; `shown` is the file that messages name.
+
+    Raises: DataError where the two do not make a set.
+    """
+    try:
+        return _assemble(header, dict(tensors))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{shown} is damaged, or was made by a newer ddbench ({error}).") from None
 
 
 def _assemble(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> SyntheticSet:
@@ -219,7 +232,8 @@ def _opened(path: Path) -> Any:
         ) from None
 
 
-def _tensors(synthetic: SyntheticSet) -> dict[str, Tensor]:
+def tensors_of(synthetic: SyntheticSet) -> dict[str, Tensor]:
+    """Every tensor of a set, by the name that it has in files."""
     tensors = {"images": synthetic.images, "labels": synthetic.labels}
     for name in ("lr", "schedule"):
         value = getattr(synthetic.recipe, name)

@@ -119,6 +119,12 @@ def recipes() -> str:
         (_code(field), *(_value(getattr(p.options, field, None), field) for p in PROTOCOLS.values()))
         for field in SGDOptions.model_fields
     ]
+    further = {name: None for p in PROTOCOLS.values() for name in type(p.options).model_fields}
+    rows += [
+        (_code(field), *(_value(getattr(p.options, field, None)) for p in PROTOCOLS.values()))
+        for field in further
+        if field not in SGDOptions.model_fields
+    ]
     return _table(("", *(_code(name) for name in PROTOCOLS)), rows)
 
 

@@ -77,6 +77,8 @@ class Root(Group):
         "run": "ddbench.cli.run:run",
         "prepare": "ddbench.cli.run:prepare",
         "evaluate": "ddbench.cli.evaluate:evaluate",
+        "inspect": "ddbench.cli.inspect:inspect",
+        "export": "ddbench.cli.export:export",
         "data": "ddbench.cli.data:data",
         "list": "ddbench.cli.show:list_",
         "show": "ddbench.cli.show:show",

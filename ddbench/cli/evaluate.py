@@ -1,10 +1,10 @@
-"""ddbench evaluate: more judges for a finished run."""
+"""ddbench evaluate: judges for a finished run, or for a set that somebody else made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,15 +17,40 @@ from ddbench.cli.common import (
     print_json,
     print_table,
     quiet_option,
+    runs_option,
+    stack,
     students_option,
+    writable,
 )
 
 if TYPE_CHECKING:
-    from ddbench.runs.rundir import RunDir
+    from ddbench.runs.record import RunRecord
+    from ddbench.runs.runner import RunOptions
+
+_said = stack(
+    click.option("--dataset", metavar="NAME", help="Of a file: the dataset that it was condensed from."),
+    click.option(
+        "--pixels", metavar="NAME", help="Of a file: standard, zca, kip-zca, …; unit (0 to 1) or raw (0 to 255)."
+    ),
+    click.option(
+        "--labels",
+        metavar="KIND",
+        help="Of a file: class, probability, logit, regression; hard, sorted or from-1.",
+    ),
+    click.option("--lr", type=float, metavar="X", help="Of a file: the step size that was learned with it."),
+    click.option("--augment", metavar="OPS", help="Of a file: the augmentation that belongs to it; kept, not used."),
+    click.option("--entry", metavar="NAME", help="Of a file with several sets: which one, or all."),
+    click.option("--name", metavar="NAME", help="Of a file: what boards call it."),
+    click.option("--ipc", type=click.IntRange(min=1), metavar="N", help="Of a file: its budget, if not as counted."),
+    click.option("--made-with", metavar="NAME", help="Of a file: the backbone that it was condensed with."),
+    click.option(
+        "--claim", "claims", multiple=True, metavar="KEY=VALUE", help="Of a file: what its maker says. Repeatable."
+    ),
+)
 
 
-@click.command(short_help="Judge a finished run by other judges.")
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.command(short_help="Judge a finished run, or a set that somebody else made.")
+@click.argument("path", metavar="RUN|FILE", type=click.Path(path_type=Path))
 @click.option(
     "--protocol",
     "refs",
@@ -38,25 +63,33 @@ if TYPE_CHECKING:
     help="Backbone of students; default: as the protocol says. Repeatable.",
 )  # fmt: skip
 @students_option
-@click.option("--curve", is_flag=True, help="Judge the snapshots too.")
+@click.option("--curve", is_flag=True, help="Judge the snapshots of a run too.")
+@_said
 @device_option
 @data_option
+@runs_option
 @json_option
 @quiet_option
 @click.pass_context
 def evaluate(
     ctx: click.Context,
-    folder: Path,
+    path: Path,
     refs: Sequence[str],
     judges: Sequence[str],
     students: int | None,
     curve: bool,
     device: str,
     data_root: Path,
+    runs_root: Path,
     as_json: bool,
     quiet: bool,
+    **said: Any,
 ) -> None:
-    """Judge a finished run again: by another protocol, other backbones or more students. RUN is its folder."""
+    """Judge a finished run again: by another protocol, other backbones or more students.
+
+    Or judge a set that somebody else made: RUN|FILE is then what was downloaded. It becomes a run without a
+    condensation, and the options marked "of a file" say what the file does not.
+    """
     from ddbench.evaluation.protocol import protocol
     from ddbench.runs.judging import cells
     from ddbench.runs.rundir import RunDir
@@ -64,34 +97,111 @@ def evaluate(
     from ddbench.runs.spec import find_method
     from ddbench.sweep.launch import choose_device, failures
 
-    run = RunDir.at(folder)
-    native = find_method(run.spec.method)[1].info.native if "native" in refs else ""
-    protocols = [protocol(native if ref == "native" else ref) for ref in refs or run.spec.protocols]
+    imported = not (path / "spec.json").is_file()
+    if not imported:
+        given = [name for name, value in said.items() if value]
+        if given:
+            raise click.UsageError(f"--{given[0].replace('_', '-')} is for a file, and {path} is a run.")
+        runs_root = RunDir.at(path).root
     options = RunOptions(
-        root=_runs_root(run),
+        root=writable(runs_root) if imported else runs_root,
         data_root=data_root,
         device=choose_device(device),
         observers=observers(quiet),
     )
-    record = evaluate_run(folder, protocols, judges, students, options, curve)
+    folders = _bring_in(path, refs, options, quiet, **said) if imported else [path]
+    records, lost = [], []
+    for folder in folders:
+        spec = RunDir.at(folder).spec
+        if "native" in refs and spec.imported is not None:
+            raise click.UsageError("an imported set has no native protocol here; name one, such as mtt.")
+        native = find_method(spec.method)[1].info.native if "native" in refs else ""
+        protocols = [protocol(native if ref == "native" else ref) for ref in refs or spec.protocols]
+        record = evaluate_run(folder, protocols, judges, students, options, curve)
+        records.append(record)
+        lost += failures(record, cells(protocols, judges, students, record.data.shape, own=record.run.backbone))
+        if not as_json:
+            _print(record)
+            if imported:
+                click.echo(f"{folder / 'record.json'}  {folder / 'preview.png'}")
     if as_json:
-        print_json(record.to_json())
-    else:
-        rows = []
-        for part in record.evaluations:
-            each = [100 * accuracy for accuracy in part.accuracy]
-            mean = f"{sum(each) / len(each):.1f}" if each else "failed"
-            rows.append((part.protocol, part.backbone, mean, " ".join(f"{accuracy:.1f}" for accuracy in each)))
-        print_table(rows, ("protocol", "judge", "accuracy, %", "students"))
-    lost = failures(record, cells(protocols, judges, students, record.data.shape, own=record.run.backbone))
+        print_json(records[0].to_json() if len(records) == 1 else [record.to_json() for record in records])
     for message in lost:
         note(f"Error: {message}")
     if lost:
         ctx.exit(1)
 
 
-def _runs_root(run: RunDir) -> Path:
-    """The runs folder that a run lies in, where the artefacts are; for a folder that was moved, the one above it."""
-    path = run.path.resolve()
-    depth = len(run.spec.folder.parts)
-    return path.parents[depth - 1] if path.parts[-depth:] == run.spec.folder.parts else path.parent
+def _bring_in(
+    path: Path,
+    refs: Sequence[str],
+    options: RunOptions,
+    quiet: bool,
+    *,
+    dataset: str | None,
+    pixels: str | None,
+    labels: str | None,
+    lr: float | None,
+    augment: str | None,
+    entry: str | None,
+    name: str | None,
+    ipc: int | None,
+    made_with: str | None,
+    claims: Sequence[str],
+) -> list[Path]:
+    """The run folders of the sets in a file."""
+    from ddbench.config import parse_assignments
+    from ddbench.data import catalogue
+    from ddbench.data.sources import load
+    from ddbench.errors import ConfigError, DataError
+    from ddbench.evaluation.protocol import protocol
+    from ddbench.foreign.diagnosis import fitting_datasets, hard
+    from ddbench.foreign.readers import choose, read
+    from ddbench.foreign.terms import Said
+    from ddbench.runs.sharing import Import, bring_in
+    from ddbench.runs.spec import asked_ref
+
+    said = Said(pixels, labels, lr, augment)
+    protocols = tuple(asked_ref(protocol(ref), ref) for ref in refs if ref != "native")
+    info = catalogue.CATALOGUE.get(dataset or "")
+    try:
+        found = choose(read(path, info), entry, path)
+    except DataError as error:
+        if path.is_dir():
+            raise DataError(
+                f"{path} is not the folder of a run: it has no spec.json. Nor is it a set: {error}"
+            ) from None
+        raise
+    about = found[0].about
+    if dataset is None and "dataset" not in about:
+        rows = found[0].labels
+        classes = 0 if rows is None else rows.shape[1] if rows.ndim == 2 else int(hard(rows).max()) + 1
+        shape = found[0].images.shape
+        fits = fitting_datasets((shape[1], shape[2], shape[3]), classes)
+        like = f" By shape and classes it could be for {' or '.join(fits)}." if fits else ""
+        raise ConfigError(f"{path} does not say which dataset it was condensed from.{like} Say it with --dataset.")
+    data = load(dataset or str(about["dataset"]), options.data_root)
+    claimed = _claims(parse_assignments(claims, "--claim accuracy=0.5"))
+    asked = Import(said, name or "", ipc, made_with or "", claimed, protocols)
+    folders = []
+    for one in found:
+        folder, notes = bring_in(one, asked, data, options)
+        folders.append(folder)
+        for text in [] if quiet else notes:
+            note(f"Note: {text}")
+    return folders
+
+
+def _claims(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, str | int | float | bool) else str(value) for name, value in values.items()
+    }
+
+
+def _print(record: RunRecord) -> None:
+    rows = []
+    for part in record.evaluations:
+        each = [100 * accuracy for accuracy in part.accuracy]
+        mean = f"{sum(each) / len(each):.1f}" if each else "failed"
+        rows.append((part.protocol, part.backbone, mean, " ".join(f"{accuracy:.1f}" for accuracy in each)))
+    print_table(rows, ("protocol", "judge", "accuracy, %", "students"))

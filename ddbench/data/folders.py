@@ -86,6 +86,22 @@ def read_image_folder(
     )
 
 
+def read_class_folders(folder: Path, info: DatasetInfo | None = None) -> tuple[Tensor, Tensor, list[Path]]:
+    """The images of CLASS/..., as [N, C, H, W] uint8, their labels [N] int64, and their files.
+
+    Folders that are all numbers are class numbers; others are classes in the order of `info`, or else of their names.
+    Raises: DataError if there are no classes, or an image is corrupt or of another size.
+    """
+    names, _ = _classes(folder, str(folder), info)
+    reader = _Reader(folder, str(folder), None, None)
+    files = _class_files(folder, names, reader)
+    decoded = reader.decode(files)
+    numbers = torch.tensor([int(name) for name in names]) if all(name.isdecimal() for name in names) else None
+    labels = decoded.labels if numbers is None else numbers[decoded.labels]
+    images = decoded.images if decoded.colour else decoded.images[:, :1].contiguous()
+    return images, labels, [path for paths in files for path in paths]
+
+
 class _Reader:
     """Decodes files of one folder, to one size."""
 

@@ -66,6 +66,22 @@ class RidgeHeadOptions(TrainerOptions):
     head_rate: float = Field(0.01, gt=0, le=1, description="Share of each step's solution in the running head.")
 
 
+class DistillOptions(SGDOptions):
+    """Training on soft labels at a temperature, and on the class beside them: knowledge distillation.
+
+    Source: Hinton, Vinyals and Dean, 2015 (arXiv 1503.02531).
+    """
+
+    targets: Literal["teacher", "given"] = Field(
+        "teacher", description="Soft labels of a teacher, for each augmented image, or those that the set has."
+    )
+    temperature: float = Field(4.0, gt=0, description="Logits of teacher and student are divided by it.")
+    hard_weight: float = Field(0.1, ge=0, le=1, description="Share of the loss on the class; the rest is soft.")
+    teacher: str = Field("convnet", description="Backbone of the teacher, which ddbench trains on the real images.")
+    teacher_epochs: int = Field(60, ge=1, description="Epochs of the teacher.")
+    teacher_lr: float = Field(0.05, gt=0, description="Largest step size of the teacher (cosine schedule).")
+
+
 class Protocol(BaseModel):
     """One way of judging a set. `id` is what boards print; the digest says whether two protocols are the same.
 
@@ -115,11 +131,12 @@ class Protocol(BaseModel):
         return hashlib.blake2b(text, digest_size=8).hexdigest()
 
 
-# Those of ddbench's own protocols, which are made when this module is imported.
+# Those of ddbench's own protocols, which are made when this module is imported; trainers need torch.
 BUILT_IN: dict[str, type[TrainerOptions]] = {
     "sgd": SGDOptions,
     "replay": ReplayOptions,
     "ridge-head": RidgeHeadOptions,
+    "distill": DistillOptions,
 }
 
 
@@ -176,6 +193,19 @@ PROTOCOLS: dict[str, Protocol] = {
             name="full",
             options=SGDOptions(epochs=79, lr=0.05, schedule="cosine", warmup=0.05, nesterov=True),
             source="ddbench: training on the whole dataset",
+        ),
+        Protocol(
+            name="distill",
+            trainer="distill",
+            labels="soft",
+            source="ddbench: dsa@1 with a teacher's soft labels (Hinton et al., 2015, arXiv 1503.02531)",
+        ),
+        Protocol(
+            name="distill-given",
+            trainer="distill",
+            options=DistillOptions(targets="given"),
+            labels="soft",
+            source="ddbench: dsa@1 with the set's soft labels at a temperature (Hinton et al., 2015, arXiv 1503.02531)",
         ),
         Protocol(
             name="quick",

@@ -56,6 +56,10 @@ class Trainer(ABC):
         """Whether all students are one and the same, because the set leaves nothing to chance. Then one is trained."""
         return False
 
+    def stored_bytes(self, job: Job) -> int:
+        """Bytes that a receiver must store beside the set to train like this, such as a teacher."""
+        return 0
+
     def together(self, job: Job) -> int:
         """How many students are worth training in one call."""
         return 1

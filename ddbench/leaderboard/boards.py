@@ -186,6 +186,8 @@ _EXPLANATION = """\
   replication, with Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946). A failed set is counted
   beside the mean, not hidden.
 - **†** marks provisional results, from one set or one student. **\\*** marks sets in a whitened pixel space.
+- **‡** marks imported sets: others condensed them, ddbench only judged them. Their cost is not known; what
+  their makers claim is in the record, apart from what was measured.
 - **Differences** to random images and to the best coreset are of means, paired by student. The best coreset
   is the one with the highest mean in the same table; choosing it favours it a little.
 - **Ranks** follow the printed means and tie where those are equal. They say nothing about significance:

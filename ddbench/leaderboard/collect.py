@@ -95,7 +95,7 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
         "config": json.dumps(record.config.values, sort_keys=True),
         "overridden": json.dumps(sorted(overridden)),
         "set": synthetic.sha256,
-        "bytes": synthetic.bytes,
+        "bytes": synthetic.bytes + evaluation.beside_bytes,
         # What was made once and shared is part of the price of everyone who needs it.
         "seconds": (condense.seconds if condense else 0.0) + sum(float(a.get("seconds", 0)) for a in record.artifacts),
         "device": " + ".join(sorted({attempt.device for attempt in record.attempts})),

@@ -206,7 +206,8 @@ def _compare(groups: Sequence[_Group], rows: Sequence[dict[str, Any]]) -> None:
     """Fill the differences to random and to the best coreset, inside one table and judge."""
     for members in _by(rows, (*TABLE, "judge")).values():
         measured = [i for i in members if groups[i].accuracies]
-        randoms = [i for i in measured if rows[i]["method"] == "random"]
+        # Whatever an imported set calls itself, it is no reference.
+        randoms = [i for i in measured if rows[i]["method"] == "random" and rows[i]["kind"] != "imported"]
         coresets = [i for i in measured if rows[i]["kind"] == "coreset"]
         # Of several variants of random, the one that is known best.
         random = max(randoms, key=lambda i: (rows[i]["sets"], rows[i]["students_min"], -i), default=None)
@@ -228,7 +229,7 @@ def _compare(groups: Sequence[_Group], rows: Sequence[dict[str, Any]]) -> None:
 def _label(rows: Sequence[dict[str, Any]]) -> None:
     """Name every row so that no two variants of a method look alike, and none passes for its paper's setting."""
     for members in _by(rows, TABLE).values():
-        presets = {rows[i]["preset"] for i in members}
+        presets = {rows[i]["preset"] for i in members} - {"imported"}
         for same in _by([rows[i] for i in members], ("method",)).values():
             kin = [rows[members[i]] for i in same]
             for row in kin:
@@ -242,9 +243,9 @@ def _name(row: Mapping[str, Any], kin: Sequence[Mapping[str, Any]], *, say_prese
     name = f"{row['package']}/{row['method']}" if differ("package") and not row["method_sha256"] else row["method"]
     if row["method_sha256"]:
         name += f"@{row['method_sha256'][:8]}"
-    if differ("train_backbone"):
+    if row["train_backbone"] != "unknown" and len({other["train_backbone"] for other in kin} - {"unknown"}) > 1:
         name += f" on {row['train_backbone']}"
-    notes = [row["preset"]] if say_preset and row["preset"] != "paper" else []
+    notes = [row["preset"]] if say_preset and row["preset"] not in ("paper", "imported") else []
     notes += [row["precision"]] if row["precision"] != "fp32" else []
     notes += [row["pixels"]] if differ("pixels") else []
     name += f" ({', '.join(notes)})" if notes else ""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WHITENED = "*"
 PROVISIONAL = "†"
+IMPORTED = "‡"
 NOT_DEFINED = "not defined"
 CEILING_PROTOCOL = "full@1"
 RULE = "-----"
@@ -26,6 +27,7 @@ REASON_LENGTH = 48
 _MARKS = {
     WHITENED: "the set lives in a ZCA-whitened pixel space",
     PROVISIONAL: "provisional: from one set or one student, so the interval does not cover other sets or students",
+    IMPORTED: "imported: condensed by others, and here only judged; what its maker claims is in the record",
 }
 _PERCENTAGES = (
     "mean", "ci95", "sd", "sd_between", "sd_within", "difference_random", "difference_random_ci95",
@@ -87,7 +89,13 @@ class Board:
             lines = [f"% {table.title}", f"% {table.data}", _grid(table, "latex_booktabs", str)]
             lines += [f"% {note}" for note in table.notes]
             text = "\n".join(lines)
-            for sign, command in (("±", "$\\pm$"), ("×", "$\\times$"), (PROVISIONAL, "$^\\dagger$"), ("−", "$-$")):
+            for sign, command in (
+                ("±", "$\\pm$"),
+                ("×", "$\\times$"),
+                (PROVISIONAL, "$^\\dagger$"),
+                (IMPORTED, "$^\\ddagger$"),
+                ("−", "$-$"),
+            ):
                 text = text.replace(sign, command)
             parts.append(text)
         return "\n\n".join(parts) + "\n"
@@ -174,11 +182,11 @@ def _table(
             _difference(judged[0], "random"),
             _difference(judged[0], "coreset"),
             size(line[0]["bytes"]),
-            "–" if line[0]["kind"] == "ceiling" else _cost(line[0], device),
+            "–" if line[0]["kind"] in ("ceiling", "imported") else _cost(line[0], device),
             _published_cell(line[0]["method"], ipc, numbers, sources),
         )
 
-    body = tuple(cells(line, _rank_cell(line, lines, judges), line[0]["label"], first["ipc"]) for line in lines)
+    body = tuple(cells(line, _rank_cell(line, lines, judges), _said_name(line[0]), first["ipc"]) for line in lines)
     last = tuple(cells(line, "", f"{line[0]['label']}, {line[0]['protocol']}", 0) for line in _lines(whole))
     best = next((row["best_coreset"] for row in rows if row["judge"] == judges[0] and row["best_coreset"]), "")
     return Table(
@@ -197,6 +205,10 @@ def _table(
             *_sources(sources, original=first["original"]),
         ),
     )  # fmt: skip
+
+
+def _said_name(row: Mapping[str, Any]) -> str:
+    return row["label"] + (IMPORTED if row["kind"] == "imported" else "")
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -268,8 +280,8 @@ def _difference(row: Mapping[str, Any] | None, name: str) -> str:
 
 
 def _usual_device(rows: Sequence[Mapping[str, Any]]) -> str:
-    devices = [device for row in rows for device in json.loads(row["cost"])]
-    return min(devices, key=lambda device: (-devices.count(device), device))
+    devices = [device for row in rows for device in json.loads(row["cost"]) if row["kind"] != "imported"]
+    return min(devices, key=lambda device: (-devices.count(device), device), default="")
 
 
 def _cost(row: Mapping[str, Any], usual: str) -> str:
@@ -312,7 +324,12 @@ def _reading(judge: str, best: str, device: str, rows: Sequence[Mapping[str, Any
         "[95 % interval over sets and students].",
         f"Differences: {judge}, paired by student, ± half their 95 % interval."
         + (f" Best coreset: {best}." if best else ""),
-        f"Cost: of condensing one set and of all that it needs, on {device} unless said otherwise.",
+        # Of imported sets alone, no cost is known.
+        *(
+            [f"Cost: of condensing one set and of all that it needs, on {device} unless said otherwise."]
+            if device
+            else []
+        ),
     ]
     return (
         notes if preset == "paper" else [*notes, f"All settings are those of the preset {preset}, not of the papers."]
@@ -340,7 +357,7 @@ def _sources(sources: Sequence[str], *, original: bool) -> list[str]:
 
 
 def _same_preset(rows: Sequence[Mapping[str, Any]]) -> str:
-    presets = {row["preset"] for row in rows}
+    presets = {row["preset"] for row in rows} - {"imported"}
     return next(iter(presets)) if len(presets) == 1 else "paper"
 
 

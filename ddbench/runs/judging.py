@@ -98,6 +98,7 @@ class Evaluated(Judged):
     scores: tuple[StudentScore, ...] = ()
     alike: bool = False
     failed: str = ""
+    beside_bytes: int = 0
 
     @property
     def accuracy(self) -> tuple[float, ...]:
@@ -117,6 +118,7 @@ class Evaluated(Judged):
             precision=", ".join(dict.fromkeys(s.precision for s in self.scores)) or "fp32",
             alike=self.alike,
             failed=self.failed,
+            beside_bytes=self.beside_bytes,
         )
 
 
@@ -168,8 +170,11 @@ class Judging:
         try:
             problem = self.problem_of(self._synthetic.pixels, cell.backbone)
             device = provenance.device_name(problem.device)
-            alike = trainer_of(cell.protocol).alike(Job(self._synthetic, cell.protocol, problem))
+            trainer, job = trainer_of(cell.protocol), Job(self._synthetic, cell.protocol, problem)
+            alike = trainer.alike(job)
             missing = missing[:1] if alike else missing
+            beside = trainer.stored_bytes(job)
+            done = done.model_copy(update={"beside_bytes": beside})
             for score in self._scores(self._synthetic, cell, problem, missing, ""):
                 line = StudentScore(device=device, precision=problem.precision.name, **vars(score))
                 done = done.model_copy(update={"scores": (*done.scores, line), "alike": alike})

@@ -31,7 +31,7 @@ class RunPart(Part):
     id: str = Field(description="Eight hex digits over the resolved spec.")
     method: str
     title: str = Field(description="The method's name as papers print it.")
-    kind: Literal["condensation", "coreset", "ceiling"]
+    kind: Literal["condensation", "coreset", "ceiling", "imported"]
     provided_by: str = Field(description="Package and version, or the file name of a method given by path.")
     method_sha256: str | None = Field(default=None, description="Of the method's file when it was given by path.")
     dataset: str
@@ -88,6 +88,9 @@ class EvaluationPart(Part):
     precision: str = Field("fp32", description="In which the students were trained; they answer in fp32.")
     alike: bool = Field(False, description="There is one student: the set leaves nothing to chance.")
     failed: str = Field(default="", description="Why there is no accuracy, if there is none.")
+    beside_bytes: int = Field(
+        default=0, description="What the protocol needs stored beside the set, such as a teacher."
+    )
 
 
 class CostPart(Part):
@@ -115,6 +118,19 @@ class Attempt(Part):
     packages: dict[str, str]
 
 
+class ImportedPart(Part):
+    """Where a set came from that somebody else made. Nothing here was measured by ddbench."""
+
+    file: str = Field(description="Name of the file or folder, without its path.")
+    sha256: str = Field(description="Of the file; of names and contents where there are several.")
+    bytes: int = Field(description="Size of the file.")
+    layout: str = Field(description="In which form it was published.")
+    entry: str = Field(description="Which set in the file.")
+    terms: dict[str, Any] = Field(description="Pixel space, kind of labels, step size, augmentation.")
+    sources: dict[str, str] = Field(description="Whether each term came from a flag, the file, or was guessed.")
+    claims: dict[str, Any] = Field(description="What its maker says, in the file or through whoever imported it.")
+
+
 class RunRecord(Part):
     """Everything that a table or a reader may ask of a run."""
 
@@ -124,6 +140,7 @@ class RunRecord(Part):
     config: ConfigPart
     data: DataPart
     synthetic: SyntheticPart
+    imported: ImportedPart | None = Field(default=None, description="None for a set that this run has condensed.")
     artifacts: tuple[dict[str, Any], ...] = ()
     evaluations: tuple[EvaluationPart, ...] = ()
     cost: dict[str, CostPart]

@@ -85,6 +85,12 @@ class RunDir:
                 logger.warning("%s", error)
 
     @property
+    def root(self) -> Path:
+        """The runs folder, where the artefacts are; for a run that was moved, the folder above it."""
+        path, depth = self.path.resolve(), len(self.spec.folder.parts)
+        return path.parents[depth - 1] if path.parts[-depth:] == self.spec.folder.parts else path.parent
+
+    @property
     def log(self) -> Path:
         return self.path / "log.jsonl"
 

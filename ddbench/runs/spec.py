@@ -64,7 +64,8 @@ class RunSpec:
     """One run. `identity` determines the set and names the folder; the rest says how it is judged.
 
     `conventions` is what the catalogue says of the dataset beside its images: pixel statistics, whether it may be
-    flipped. `judges` are the backbones of the students; empty means those of each protocol.
+    flipped. `judges` are the backbones of the students; empty means those of each protocol. `imported` is there where
+    the set came from a file: its hash, and the terms on which it is read.
     """
 
     method: str
@@ -84,11 +85,14 @@ class RunSpec:
     judges: tuple[str, ...] = ()
     students: int | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
+    imported: Mapping[str, Any] | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What the set depends on. Devices, protocols, students and where a value came from are not in it."""
-        return {
+        # Only where there is one, so that runs keep their folders.
+        imported = {} if self.imported is None else {"imported": dict(self.imported)}
+        return imported | {
             "method": self.method,
             # A package's version is provenance: a new release must not orphan finished runs.
             "package": self.provided_by.split(" ")[0],

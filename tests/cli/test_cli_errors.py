@@ -57,6 +57,13 @@ SENTENCES = {
     "show dataset": (["show", "dataset", "mnits"], 1, "Did you mean 'mnist'?"),
     "list": (["list", "method"], 2, "is not one of"),
     "evaluate nothing": (["evaluate", "."], 1, "is not the folder of a run: it has no spec.json"),
+    "evaluate a file": (["evaluate", "file"], 1, "file is no set that ddbench reads"),
+    "evaluate none": (["evaluate", "none.pt"], 1, "there is no file none.pt"),
+    "inspect none": (["inspect", "none.pt"], 1, "there is no file none.pt"),
+    "inspect half": (["inspect", "half.pt"], 1, "half.pt cannot be opened: it is damaged"),
+    "inspect dataset": (["inspect", "half.pt", "--dataset", "cifr10"], 1, "half.pt cannot be opened"),
+    "export none": (["export", "."], 1, "is not the folder of a run: it has no spec.json"),
+    "export format": (["export", ".", "--format", "zip"], 2, "'zip' is not one of"),
     "add nothing": (["data", "add", "mine", "none.tar.xz"], 1, "'none.tar.xz' does not exist"),
     "add foreign": (["data", "add", "mine", "file"], 1, "is neither a folder, nor an archive"),
     "add truncated": (["data", "add", "mine", "half.tar.xz"], 1, "half.tar.xz"),
@@ -76,6 +83,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "other.py").write_text("class A: pass")
     (tmp_path / "broken.py").write_text("1 / 0")
     (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "half.pt").write_bytes(b"PK")
     (tmp_path / "half.tar.xz").write_bytes(b"\xfd7zXZ\x00\x00\x04")
     return tmp_path
 

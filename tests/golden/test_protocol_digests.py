@@ -18,6 +18,8 @@ DIGESTS = {
     "ld@1": "030cfdb5685986f3",
     "ld-ridge@1": "bda81ef9e3be36c6",
     "full@1": "10ffa8670e6cfd22",
+    "distill@1": "31f71bd1dab2bb34",
+    "distill-given@1": "fceb6763e5d33e7b",
     "quick@1": "383b3eb967c29315",
 }
 
@@ -37,6 +39,16 @@ COMMON: dict[str, Any] = {
     "schedule": "step",
     "warmup": 0.0,
     "align_corners": False,
+}
+DISTILL: dict[str, Any] = {
+    "trainer": "distill",
+    "labels": "soft",
+    "targets": "teacher",
+    "temperature": 4.0,
+    "hard_weight": 0.1,
+    "teacher": "convnet",
+    "teacher_epochs": 60,
+    "teacher_lr": 0.05,
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "dsa@1": {},
@@ -70,6 +82,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "head_rate": 0.01,
     },
     "full@1": {"epochs": 79, "lr": 0.05, "schedule": "cosine", "warmup": 0.05, "nesterov": True},
+    "distill@1": DISTILL,
+    "distill-given@1": DISTILL | {"targets": "given"},
     "quick@1": {
         "epochs": None,
         "steps": 300,
@@ -94,7 +108,7 @@ def test_the_digest_is_what_it_was(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_recipe_is_what_it_was(name: str) -> None:
     outer = {"augment": "auto", "labels": "hard", "backbones": ["convnet"], "trainer": "sgd", "students": 5}
-    trained = COMMON if RECIPES[name].get("trainer", "sgd") == "sgd" else {}
+    trained = COMMON if RECIPES[name].get("trainer", "sgd") in ("sgd", "distill") else {}
     expected = outer | trained | RECIPES[name]
     values = PROTOCOLS[name].model_dump(mode="json")
     found = {key: values[key] for key in outer} | values["options"]

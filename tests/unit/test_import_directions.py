@@ -14,7 +14,7 @@ ROWS = [
     {"cli", "__main__", "__init__"},
     {"sweep", "leaderboard", "testing"},
     {"runs", "estimate", "bench"},
-    {"evaluation"},
+    {"evaluation", "foreign"},
     {"driver", "initial"},
     {"method", "synthetic", "problem", "artifacts"},
     {"engine", "backbones", "data"},

@@ -1,0 +1,37 @@
+"""ddbench export: the set of a run as a file that others read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ddbench.cli.common import data_option, json_option, note, print_json
+
+
+@click.command(short_help="Write the set of a run as a file that others read.")
+@click.argument("path", metavar="RUN|FILE", type=click.Path(path_type=Path))
+@click.option(
+    "--format", "kind", type=click.Choice(["safetensors", "pt", "npz", "png"]), default="safetensors", show_default=True
+)
+@click.option(
+    "--out", metavar="PATH", type=click.Path(path_type=Path), help="Where to; default: a name made from the run, here."
+)
+@data_option
+@json_option
+def export(path: Path, kind: str, out: Path | None, data_root: Path, as_json: bool) -> None:
+    """Write the set of a run as a file that others read: pt in the layout of DC, npz in that of KIP, png by class.
+
+    All but png keep every number, and what a layout has no place for lies beside it.
+    """
+    from dataclasses import asdict
+
+    from ddbench.runs.sharing import export_run
+
+    place, loss = export_run(path, kind, out, data_root)
+    if loss is not None:
+        note(f"Note: {loss}.")
+    if as_json:
+        print_json({"path": str(place), "loss": None if loss is None else asdict(loss)})
+    else:
+        click.echo(str(place))

@@ -1,0 +1,119 @@
+"""ddbench inspect: what is in a set, and what its file does not say."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddbench.cli.common import data_option, json_option, note, print_json, print_table
+
+if TYPE_CHECKING:
+    from ddbench.foreign.diagnosis import Diagnosis
+    from ddbench.foreign.readers import Found
+
+
+@click.command(short_help="What is in a set, and what its file does not say.")
+@click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
+@click.option("--dataset", metavar="NAME", help="The dataset that the set is for; with it, more can be told.")
+@click.option("--pixels", metavar="NAME", help="The pixel space that the set is said to be in.")
+@click.option("--entry", metavar="NAME", help="Which set of a file that holds several; default: the first.")
+@click.option(
+    "--picture", metavar="FILE", type=click.Path(path_type=Path), help="Draw its images, one row a class, as PNG."
+)
+@data_option
+@json_option
+def inspect(
+    path: Path,
+    dataset: str | None,
+    pixels: str | None,
+    entry: str | None,
+    picture: Path | None,
+    data_root: Path,
+    as_json: bool,
+) -> None:
+    """Say what is in a set that somebody made, and which flag `ddbench evaluate` will probably need.
+
+    PATH is a run, or a file or folder that was published. Nothing in it is executed, nothing is trained.
+    """
+    from ddbench.data import catalogue
+    from ddbench.data.sources import load
+    from ddbench.errors import DataError
+    from ddbench.files import write_atomically
+    from ddbench.foreign.diagnosis import Reference, diagnose
+    from ddbench.foreign.readers import choose, read
+    from ddbench.runs import sharing
+
+    info = catalogue.info(dataset) if dataset in catalogue.CATALOGUE else None
+    file = path / "synthetic.safetensors" if (path / "spec.json").is_file() else path
+    sets = read(file, info)
+    found = choose(sets, entry, path)[0] if entry else sets[0]
+    name = dataset or str(found.about.get("dataset", ""))
+    reference = None
+    if name:
+        try:
+            data = load(name, data_root)
+            info, reference = data.info, Reference.of(data.train, data.info)
+        except DataError as error:
+            if info is None:
+                raise
+            note(f"Note: compared with an average image, not with {name}: {error}")
+    diagnosis = diagnose(found, reference, info, pixels)
+    if picture is not None:
+        shown = reference or Reference.natural(diagnosis.shape)
+        write_atomically(picture, sharing.picture(found, diagnosis, shown, info, path.name))
+    if as_json:
+        print_json(_json(found, diagnosis, [one.entry for one in sets]))
+        return
+    print_table(_rows(found, diagnosis, [one.entry for one in sets]))
+    click.echo("")
+    for finding in diagnosis.findings:
+        click.echo(f"! {finding.text}." + (f" Say {finding.flag}." if finding.flag else ""))
+    if not diagnosis.findings:
+        click.echo(
+            "Nothing looks wrong." if reference is not None else "Nothing looks wrong; --dataset NAME tells more."
+        )
+
+
+def _rows(found: Found, diagnosis: Diagnosis, entries: list[str]) -> list[tuple[str, str]]:
+    least, most = diagnosis.per_class
+    channels = zip(diagnosis.mean, diagnosis.std, strict=True)
+    likely = "as stored, 0 to 255" if diagnosis.stored == "uint8" else diagnosis.pixels
+    said = found.ours.pixels if found.ours is not None else ""
+    rows = [
+        ("layout", found.layout),
+        (
+            "sets",
+            f"{len(entries)}: {', '.join(entries[:8])}{', …' if len(entries) > 8 else ''}; shown is {found.entry}",
+        ),
+        ("images", f"{diagnosis.images} of {'x'.join(map(str, diagnosis.shape))}, {diagnosis.stored}"),
+        ("classes", f"{diagnosis.classes}, with {least if least == most else f'{least} to {most}'} images each"),
+        ("labels", diagnosis.label_kind),
+        ("range", f"{diagnosis.low:.4g} to {diagnosis.high:.4g}"),
+        ("mean, s.d.", "; ".join(f"{mean:.3f}, {std:.3f}" for mean, std in channels)),
+        ("pixel space", f"{said}, as the file says" if said else likely + ("" if diagnosis.clear else ", not sure")),
+        (
+            "step size",
+            "" if found.lr is None else f"{found.lr.flatten()[0]:.4g}" + (", …" if found.lr.numel() > 1 else ""),
+        ),
+        ("bytes", str(found.nbytes)),
+        ("fits", ", ".join(diagnosis.fitting)),
+        ("sha256", found.sha256),
+        *((f"claims {name}", str(value)[:80]) for name, value in {**found.about, **found.claims}.items()),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def _json(found: Found, diagnosis: Diagnosis, entries: list[str]) -> dict[str, Any]:
+    return {
+        "layout": found.layout,
+        "entries": entries,
+        "entry": found.entry,
+        "bytes": found.nbytes,
+        "sha256": found.sha256,
+        "lr": None if found.lr is None else found.lr.tolist(),
+        "claims": {**found.about, **found.claims},
+        **asdict(diagnosis),
+    }

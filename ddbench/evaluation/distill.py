@@ -1,0 +1,140 @@
+"""The trainer of knowledge distillation: soft labels at a temperature, and the class beside them.
+
+Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddbench.backbones import names as backbones
+from ddbench.backbones.base import Variables
+from ddbench.errors import ConfigError
+from ddbench.evaluation.plan import TrainingPlan, plan
+from ddbench.evaluation.protocol import DistillOptions
+from ddbench.evaluation.sgd import SGDTrainer
+from ddbench.evaluation.trained import TrainedNetwork
+from ddbench.evaluation.trainer import Job
+from ddbench.problem import Problem
+from ddbench.rng import Rng
+
+Teacher = Callable[[Tensor], Tensor]
+
+
+def distillation_loss(
+    logits: Tensor, soft: Tensor, classes: Tensor, *, temperature: float, hard_weight: float
+) -> Tensor:
+    """w CE(z, y) + (1 - w) T^2 CE(softmax(z / T), p), the mean over a batch.
+
+    Shapes: logits, soft (probabilities at the temperature) and classes (one-hot) [B, K]. T^2 keeps the gradients of
+    the soft part as large as those of the hard one. Source: Hinton et al., 2015, section 2.
+    """
+    at_temperature = -(soft * (logits / temperature).log_softmax(-1)).sum(-1).mean()
+    of_class = -(classes * logits.log_softmax(-1)).sum(-1).mean()
+    return hard_weight * of_class + (1 - hard_weight) * temperature**2 * at_temperature
+
+
+def tempered(probabilities: Tensor, temperature: float) -> Tensor:
+    """Probabilities [..., K] as their logits divided by the temperature would give them."""
+    return (probabilities.log() / temperature).softmax(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class DistillPlan(TrainingPlan):
+    """A plan whose targets are [S, B, 2K]: soft labels at the temperature, then the class, one-hot.
+
+    `labels` [N, 2K] holds both where the set brings soft labels; with a teacher its first half is not used.
+    """
+
+    options: DistillOptions
+    teacher: Teacher | None = None
+
+    def targets(self, x: Tensor, indices: Tensor, rng: Rng) -> Tensor:
+        given = self.labels[indices]
+        if self.teacher is None:
+            return given
+        # Labelled as the student sees them, after augmentation.
+        soft = (self.teacher(x.flatten(0, 1)) / self.options.temperature).softmax(-1)
+        return torch.cat([soft.unflatten(0, x.shape[:2]), given.chunk(2, dim=-1)[1]], dim=-1)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The distillation loss over a batch: logits [B, K], targets [B, 2K]."""
+        soft, classes = targets.chunk(2, dim=-1)
+        options = self.options
+        return distillation_loss(
+            logits, soft, classes, temperature=options.temperature, hard_weight=options.hard_weight
+        )
+
+
+class DistillTrainer(SGDTrainer):
+    """Students that learn from soft labels: those of a teacher trained on the real images, or those of the set."""
+
+    Options = DistillOptions
+
+    def plan(self, job: Job) -> TrainingPlan:
+        options: DistillOptions = job.protocol.options
+        if options.targets == "given":
+            return self._given(job, options)
+        # A teacher labels hard and soft sets alike.
+        plain = plan(job.synthetic, job.protocol.model_copy(update={"labels": "hard"}), job.problem, job.rng)
+        classes = F.one_hot(plain.labels, job.problem.classes).to(torch.float32)
+        return _with(plain, torch.cat([classes, classes], dim=-1), _teacher(job.problem, options))
+
+    def stored_bytes(self, job: Job) -> int:
+        options: DistillOptions = job.protocol.options
+        if options.targets == "given":
+            return 0
+        weights = _weights(job.problem, options)
+        return sum(v.numel() * v.element_size() for part in (weights.params, weights.buffers) for v in part.values())
+
+    def _given(self, job: Job, options: DistillOptions) -> TrainingPlan:
+        if not job.synthetic.soft:
+            raise ConfigError(
+                f"protocol {job.protocol.id} trains on the soft labels of a set, and this one has classes. Use a "
+                "protocol with hard labels, such as dsa, or one with a teacher, such as distill."
+            )
+        plain = plan(job.synthetic, job.protocol, job.problem, job.rng)
+        classes = F.one_hot(plain.labels.argmax(dim=1), job.problem.classes).to(torch.float32)
+        return _with(plain, torch.cat([tempered(plain.labels, options.temperature), classes], dim=-1), None)
+
+
+def _with(plain: TrainingPlan, labels: Tensor, teacher: Teacher | None) -> DistillPlan:
+    values = {entry.name: getattr(plain, entry.name) for entry in fields(plain)}
+    return DistillPlan(**{**values, "labels": labels}, teacher=teacher)
+
+
+def _problem(problem: Problem, options: DistillOptions) -> Problem:
+    name = backbones.canonical(options.teacher, problem.shape)
+    return replace(problem, backbone=backbones.build(name, problem.shape, problem.classes), _splits={})
+
+
+def _weights(problem: Problem, options: DistillOptions) -> Variables:
+    """The teacher, trained once for each dataset and pixel space."""
+    own = _problem(problem, options)
+    wanted = TrainedNetwork.of(own, epochs=options.teacher_epochs, lr=options.teacher_lr, seed=0)
+    return own.artifacts.get(wanted, own)
+
+
+def _teacher(problem: Problem, options: DistillOptions) -> Teacher:
+    own = _problem(problem, options)
+
+    @functools.cache
+    def on_device() -> Variables:
+        # Only when it is asked for the first time: whoever counts steps needs no teacher.
+        weights = _weights(problem, options)
+        params = {name: value.to(own.device) for name, value in weights.params.items()}
+        return Variables(params, {name: value.to(own.device) for name, value in weights.buffers.items()})
+
+    def label(images: Tensor) -> Tensor:
+        weights = on_device()  # outside of no_grad, for it may be training
+        with torch.no_grad():
+            logits: Tensor = own.backbone(weights, images, train=False)[0]
+        return logits
+
+    return label

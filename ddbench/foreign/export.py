@@ -1,0 +1,145 @@
+"""Sets as files that others read. What a layout has no place for lies beside it, so that ddbench loses nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddbench import synthetic as sets
+from ddbench.data.pixels import PixelSpace
+from ddbench.errors import DataError
+from ddbench.files import write_atomically, write_json
+from ddbench.foreign.readers import HEADER_FILE
+from ddbench.synthetic import SyntheticSet, header_of, tensors_of
+
+Format = Literal["safetensors", "pt", "npz", "png"]
+FORMATS: tuple[str, ...] = get_args(Format)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an export has lost: mean and largest change of a pixel, in grey levels of 255, and the share cut off.
+
+    `labels` says that soft labels became classes.
+    """
+
+    mean: float
+    most: float
+    cut: float
+    labels: bool
+
+    def __str__(self) -> str:
+        text = (
+            f"png holds bytes: pixels changed by {self.mean:.2f} of 255 levels on average and by {self.most:.0f} at "
+            f"most, and {100 * self.cut:.1f} % were outside what a byte can hold"
+        )
+        return text + ("; soft labels became classes" if self.labels else "")
+
+
+def export(
+    synthetic: SyntheticSet,
+    path: Path,
+    kind: Format,
+    pixels: Callable[[], PixelSpace],
+    about: Mapping[str, Any] | None = None,
+) -> Loss | None:
+    """Write a set to `path`, for png a folder; returns what was lost, None where nothing was.
+
+    `pixels` gives its pixel space, and is asked only where the layout needs pixels in another form.
+
+    Raises: DataError where the layout cannot hold the set; RunError where the place cannot be written.
+    """
+    match kind:
+        case "safetensors":
+            sets.save(synthetic, path, about)
+        case "pt":
+            value = _as_pt(synthetic, pixels, about)
+            write_atomically(path, lambda temporary: torch.save(value, temporary))
+        case "npz":
+            arrays = _as_npz(synthetic, about)
+            content = io.BytesIO()
+            np.savez(content, **arrays)
+            write_atomically(path, content.getvalue())
+        case "png":
+            return _write_png(synthetic, path, pixels, about)
+    return None
+
+
+def _as_pt(
+    synthetic: SyntheticSet, pixels: Callable[[], PixelSpace], about: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The DC layout: others read `data`, ddbench the rest too."""
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors_of(synthetic).items()}
+    images, labels = tensors.pop("images"), tensors.pop("labels")
+    if images.dtype == torch.uint8:
+        # Everybody else expects pixels as networks see them.
+        images = pixels().to("cpu").forward(images)
+    header = json.dumps(header_of(synthetic, about), sort_keys=True)
+    value: dict[str, Any] = {"data": [[images, labels]], "ddbench": header, "tensors": tensors}
+    if synthetic.recipe.lr is not None:
+        value["lr"] = tensors["recipe.lr"]
+    return value
+
+
+def _as_npz(synthetic: SyntheticSet, about: Mapping[str, Any] | None) -> dict[str, Any]:
+    arrays: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in tensors_of(synthetic).items()}
+    # KIP's archives, the only public ones, have channels last.
+    arrays["images"] = np.ascontiguousarray(arrays["images"].transpose(0, 2, 3, 1))
+    return arrays | {"ddbench": np.array(json.dumps(header_of(synthetic, about), sort_keys=True))}
+
+
+def _write_png(
+    synthetic: SyntheticSet, folder: Path, pixels: Callable[[], PixelSpace], about: Mapping[str, Any] | None
+) -> Loss | None:
+    """CLASS/NUMBER.png: classes by number, images of each in their order."""
+    from PIL import Image
+
+    if synthetic.decode != "none" or synthetic.start or synthetic.recipe.schedule is not None:
+        raise DataError("the set holds more than one image a picture, such as tiles or a schedule; png cannot keep it.")
+    if synthetic.images.shape[1] not in (1, 3):
+        raise DataError(f"png holds 1 or 3 channels, and these images have {synthetic.images.shape[1]}.")
+    shown, loss = _as_bytes(synthetic, pixels)
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / HEADER_FILE).is_file():
+            raise DataError(
+                f"{folder} is not empty and was not made by ddbench, so it is left alone. Choose another --out."
+            )
+        shutil.rmtree(folder)
+    numbers: dict[int, int] = {}
+    for image, label in zip(shown, synthetic.hard_labels.tolist(), strict=True):
+        numbers[label] = numbers.get(label, -1) + 1
+        picture = Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy())
+        content = io.BytesIO()
+        picture.save(content, "PNG")
+        write_atomically(folder / str(label) / f"{numbers[label]:05d}.png", content.getvalue())
+    kept = header_of(synthetic, about)
+    if synthetic.recipe.lr is not None:
+        kept["lr"] = synthetic.recipe.lr.tolist()
+    # Last, because it says that the folder is whole and ours.
+    write_json(folder / HEADER_FILE, kept)
+    return loss
+
+
+def _as_bytes(synthetic: SyntheticSet, pixels: Callable[[], PixelSpace]) -> tuple[Tensor, Loss | None]:
+    if synthetic.images.dtype == torch.uint8:
+        return synthetic.images, Loss(0.0, 0.0, 0.0, True) if synthetic.soft else None
+    back = pixels().to("cpu").back(synthetic.images.cpu())
+    if back is None:
+        raise DataError(
+            f"nothing leads from the pixel space {synthetic.pixels} back to pixels, so the set cannot be pictures. "
+            "Use --format pt or npz."
+        )
+    levels = 255 * back
+    shown = levels.round().clamp(0, 255).to(torch.uint8)
+    change = (levels - shown).abs()
+    outside = ((levels < -0.5) | (levels > 255.5)).double().mean()
+    return shown, Loss(float(change.mean()), float(change.max()), float(outside), synthetic.soft)

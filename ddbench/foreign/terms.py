@@ -1,0 +1,153 @@
+"""What no public format records: the terms on which a foreign set is read. Flags and the file say them, or a guess.
+
+Only what the numbers say beyond doubt is guessed; else the missing flag is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddbench.data.pixels import PixelSpace, canonical_name
+from ddbench.errors import ConfigError, DataError
+from ddbench.foreign.diagnosis import Diagnosis, hard
+from ddbench.foreign.diagnosis import label_kind as kind_of
+from ddbench.foreign.readers import Found
+from ddbench.synthetic import Recipe, SyntheticSet
+
+LABELS = ("class", "probability", "logit", "regression", "hard", "sorted", "from-1")
+SCALES = ("unit", "raw")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a person says of a set; None leaves it to the file, and to its numbers.
+
+    `pixels` is a pixel space, or "unit" or "raw" for images from 0 to 1 or to 255 that are still to be normalised.
+    `labels` is a kind of labels, or "hard" for the arg-max of rows, "sorted" for none and equally many images a class,
+    "from-1" for classes counted from 1.
+    """
+
+    pixels: str | None = None
+    labels: str | None = None
+    lr: float | None = None
+    augment: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pixels is not None and self.pixels not in SCALES:
+            canonical_name(self.pixels)
+        if self.labels is not None and self.labels not in LABELS:
+            raise ConfigError(f"there are no {self.labels!r} labels; choose one of {', '.join(LABELS)}.")
+        if self.lr is not None and not self.lr > 0:
+            raise ConfigError(f"a step size is above 0, and --lr is {self.lr}.")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms as they stand. `sources` says of each whether it came from a flag, the file, or was guessed."""
+
+    pixels: str
+    scale: str  # "none", or what the numbers were before they were normalised
+    labels: str
+    lr: float | tuple[float, ...] | None
+    augment: str | None
+    sources: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As specs and records keep them."""
+        values = {"pixels": self.pixels, "scale": self.scale, "labels": self.labels, "augment": self.augment}
+        lr = list(self.lr) if isinstance(self.lr, tuple) else self.lr
+        return {**values, "lr": lr}
+
+
+def settle(found: Found, said: Said, diagnosis: Diagnosis) -> Terms:
+    """The terms of a set. Raises: ConfigError where a flag is missing, or says what the file denies."""
+    sources = {}
+    own = found.ours
+    if own is not None and said.pixels not in (None, own.pixels) and canonical_name(str(said.pixels)) != own.pixels:
+        raise ConfigError(
+            f"the file itself says that its pixel space is {own.pixels}, and --pixels says {said.pixels}."
+        )
+    if own is not None:
+        pixels, scale, sources["pixels"] = own.pixels, "none", "file"
+    elif found.images.dtype == torch.uint8:
+        pixels, scale = (said.pixels if said.pixels not in (None, *SCALES) else "standard"), "none"
+        sources["pixels"] = "guessed" if said.pixels is None else "flag"
+    elif said.pixels is not None:
+        scale = said.pixels if said.pixels in SCALES else "none"
+        pixels, sources["pixels"] = ("standard" if scale != "none" else said.pixels), "flag"
+    elif diagnosis.pixels in ("standard", *SCALES) and diagnosis.clear:
+        scale = diagnosis.pixels if diagnosis.pixels in SCALES else "none"
+        pixels, sources["pixels"] = "standard", "guessed"
+    else:
+        wishes = [f.flag for f in diagnosis.findings if f.flag.startswith("--pixels")] or ["--pixels standard"]
+        raise ConfigError(
+            "the file does not say in which pixel space its images are, and the numbers leave a doubt: they look most "
+            f"like {diagnosis.pixels}. In a wrong one accuracy would be near chance. Say which, as in {wishes[0]}."
+        )
+    labels, sources["labels"] = _labels(found, said)
+    lr: float | tuple[float, ...] | None
+    if said.lr is not None:
+        lr, sources["lr"] = said.lr, "flag"
+    elif found.lr is not None:
+        lr, sources["lr"] = (float(found.lr) if found.lr.numel() == 1 else tuple(found.lr.tolist())), "file"
+    else:
+        lr = None
+    if said.augment is not None:
+        sources["augment"] = "flag"
+    augment = said.augment or (own.recipe.augment if own is not None else None)
+    return Terms(canonical_name(str(pixels)), scale, labels, lr, augment, sources)
+
+
+def complete(found: Found, terms: Terms, space: PixelSpace, classes: int) -> SyntheticSet:
+    """The set, in its pixel space, with all that students need. Raises: DataError where its parts do not fit."""
+    recipe = found.ours.recipe if found.ours is not None else Recipe()
+    lr = None if terms.lr is None else torch.tensor(terms.lr, dtype=torch.float32)
+    recipe = replace(recipe, lr=lr, augment=terms.augment)
+    if found.ours is not None:
+        if terms.labels == found.ours.label_kind:
+            return replace(found.ours, recipe=recipe)
+        return replace(found.ours, labels=found.ours.hard_labels, label_kind="class", recipe=recipe)
+    images = found.images
+    if terms.scale != "none":
+        images = space.forward(images / 255 if terms.scale == "raw" else images)
+    labels = _numbered(found, terms.labels, classes)
+    kind = terms.labels if labels.ndim == 2 else "class"
+    return SyntheticSet(images, labels, recipe, terms.pixels, kind)  # type: ignore[arg-type]
+
+
+def _labels(found: Found, said: Said) -> tuple[str, str]:
+    known = found.ours.label_kind if found.ours is not None else kind_of(found.labels)
+    if said.labels is None:
+        if known == "none":
+            raise ConfigError(
+                "the file has no labels. If it has equally many images of each class, class by class, say "
+                "--labels sorted."
+            )
+        return known, "file" if found.ours is not None else "guessed"
+    rows = known not in ("class", "none") or (found.labels is not None and found.labels.ndim == 2)
+    if said.labels in ("probability", "logit", "regression") and not rows:
+        raise ConfigError(f"--labels {said.labels} needs one row of numbers an image, and the file has classes.")
+    if found.ours is not None and said.labels not in (known, "hard"):
+        raise ConfigError(f"the file itself says that its labels are {known}, and --labels says {said.labels}.")
+    return said.labels, "flag"
+
+
+def _numbered(found: Found, kind: str, classes: int) -> Tensor:
+    if kind == "sorted":
+        each, left = divmod(len(found.images), classes)
+        if left or not each:
+            raise DataError(
+                f"{len(found.images)} images cannot be equally many of each of {classes} classes, so that --labels "
+                "sorted says nothing. Give the labels in a file."
+            )
+        return torch.arange(classes).repeat_interleave(each)
+    if found.labels is None:
+        raise DataError(f"--labels {kind} needs labels, and the file has none.")
+    if kind == "from-1":
+        return hard(found.labels) - 1
+    return hard(found.labels) if kind in ("class", "hard") else found.labels

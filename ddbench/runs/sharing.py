@@ -1,0 +1,289 @@
+"""Sets that go from hand to hand: imported ones become runs without a condensation, and runs become files.
+
+What the maker of an imported set claims and what ddbench measured are kept apart, in the record as on a board.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddbench import synthetic as sets
+from ddbench.backbones import names as backbones
+from ddbench.data.catalogue import DatasetInfo
+from ddbench.data.pixels import PixelSpace, fit_pixels
+from ddbench.data.sources import Dataset, load
+from ddbench.errors import ConfigError, DataError, RunError
+from ddbench.evaluation.plan import fit
+from ddbench.files import sha256_of, write_atomically, write_json
+from ddbench.foreign.diagnosis import Diagnosis, Reference, diagnose, hard
+from ddbench.foreign.export import FORMATS, Format, Loss, export
+from ddbench.foreign.readers import Found, plain_names
+from ddbench.foreign.terms import Said, Terms, complete, settle
+from ddbench.runs.preview import preview
+from ddbench.runs.record import (
+    ConfigPart,
+    DataPart,
+    ImportedPart,
+    RunPart,
+    RunRecord,
+    SyntheticPart,
+)
+from ddbench.runs.rundir import RunDir
+from ddbench.runs.runner import RunOptions, build_problem
+from ddbench.runs.spec import NAME, RunSpec
+from ddbench.synthetic import SyntheticSet
+
+UNKNOWN = "unknown"
+IMPORTED = "imported"
+
+
+@dataclass(frozen=True)
+class Import:
+    """What is said of a foreign set. `backbone` is the one it was condensed with, as far as anybody knows."""
+
+    said: Said = field(default_factory=Said)
+    name: str = ""
+    ipc: int | None = None
+    backbone: str = ""
+    claims: Mapping[str, Any] = field(default_factory=dict)
+    protocols: tuple[str, ...] = ()
+
+
+def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions) -> tuple[Path, list[str]]:
+    """The run folder of a foreign set, made if it is not there, and sentences that a person should read.
+
+    `runner.evaluate_run` judges it like any finished run.
+    Raises: DataError where the set is spoilt or of another dataset, ConfigError where a flag is missing.
+    """
+    info = dataset.info
+    diagnosis = diagnose(found, Reference.of(dataset.train, info), info, asked.said.pixels)
+    _refuse(diagnosis, asked.said)
+    terms = settle(found, asked.said, diagnosis)
+    ipc, notes = _ipc(found, asked.ipc, len(dataset.train.classes))
+    notes += [f"{finding.text}." for finding in diagnosis.findings if not finding.flag or finding.code == "pixels"]
+    guessed = [f"{name} {terms.to_json()[name]}" for name, how in terms.sources.items() if how == "guessed"]
+    notes += [f"guessed from the numbers: {', '.join(guessed)}."] if guessed else []
+    spec = _spec(found, asked, dataset, terms, ipc)
+    problem = build_problem(
+        dataset,
+        backbone=backbones.canonical("mlp", info.shape),  # none is trained here
+        pixels=terms.pixels,
+        ipc=spec.ipc,
+        seed=spec.seed,
+        device=torch.device("cpu"),
+        precision=spec.precision,
+        artifacts_root=options.artifacts,
+    )
+    synthetic = complete(found, terms, problem.pixels, problem.classes)
+    fit(synthetic, problem)
+    # Only now, so that nothing is kept of a set that was refused.
+    folder = RunDir.open(options.root, spec)
+    with folder.lock():
+        if not _whole(folder):
+            _fill(folder, synthetic, problem.pixels, dataset, _imported(found, asked, terms))
+    return folder.path, notes
+
+
+def export_run(path: Path, kind: str, out: Path | None, data_root: Path) -> tuple[Path, Loss | None]:
+    """Write the set of a run, or of a file of ddbench, in a layout that others read; returns where it lies.
+
+    Raises: RunError or DataError where there is no such set, or the layout cannot hold it.
+    """
+    if kind not in FORMATS:
+        raise ConfigError(f"there is no format {kind!r}; choose one of {', '.join(FORMATS)}.")
+    is_run = path.is_dir()
+    file = RunDir.at(path).synthetic if is_run else path
+    if is_run and not file.is_file():
+        raise RunError(f"{path} has no set yet: run its command again first, which goes on where it stopped.")
+    synthetic = sets.load(file)
+    about = plain_names(sets.read_header(file).get("about"))
+    if is_run:
+        spec = RunDir.at(path).spec
+        about |= {"method": spec.method, "seed": spec.seed, "backbone": spec.backbone, "provided_by": spec.provided_by}
+
+    def space() -> PixelSpace:
+        if "dataset" not in about:
+            raise DataError(f"{file} does not say of which dataset it is, so its pixels cannot be brought into {kind}.")
+        dataset = load(str(about["dataset"]), data_root)
+        store = RunDir.at(path).root / "artifacts" / "pixels" if is_run else None
+        return fit_pixels(synthetic.pixels, dataset.train, dataset.info, store)
+
+    name = f"{about.get('method', file.stem)}-{about.get('dataset', 'set')}-ipc{about.get('ipc', 0)}"
+    name += f"-s{about['seed']}" if "seed" in about else ""
+    place = out or Path(name if kind == "png" else f"{name}.{kind}")
+    if place.resolve() == file.resolve():
+        raise RunError(f"{place} is the set itself. Choose another --out.")
+    chosen: Format = kind  # type: ignore[assignment]
+    return place, export(synthetic, place, chosen, space, about)
+
+
+def picture(found: Found, diagnosis: Diagnosis, reference: Reference, info: DatasetInfo | None, title: str) -> bytes:
+    """A PNG of a foreign set, one row a class, in the colours that its likely pixel space gives."""
+    labels = torch.zeros(len(found.images), dtype=torch.int64) if found.labels is None else hard(found.labels)
+    names = info.class_names if info is not None and info.class_names else ()
+    classes = [names[k] if k < len(names) else str(k) for k in range(int(labels.max()) + 1)]
+    shown = SyntheticSet(_bytes(found.images, diagnosis, reference), labels.clamp(min=0))
+    return preview(shown, classes, _NoSpace("none", ""), title)
+
+
+@dataclass(frozen=True, eq=False)
+class _NoSpace(PixelSpace):
+    """Of bytes, which need none."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+    def back(self, images: Tensor) -> Tensor:
+        return images
+
+
+def _bytes(images: Tensor, diagnosis: Diagnosis, reference: Reference) -> Tensor:
+    if images.dtype == torch.uint8:
+        return images
+    x = torch.nan_to_num(images, nan=0.0, posinf=0.0, neginf=0.0)
+    match diagnosis.pixels:
+        case "raw":
+            x = x / 255
+        case "standard":
+            x = x * reference.std + reference.mean
+        case "zca" | "kip-zca":
+            low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+            x = (x - low) / (high - low).clamp(min=1e-8)
+    return (255 * x).round().clamp(0, 255).to(torch.uint8)
+
+
+def _refuse(diagnosis: Diagnosis, said: Said) -> None:
+    """Stop at what no student could make sense of."""
+    for finding in diagnosis.findings:
+        if finding.fatal and finding.flag != f"--labels {said.labels}":
+            hint = f" Say {finding.flag}." if finding.flag.startswith("--labels") else ""
+            raise DataError(f"{finding.text}; no student could learn from it as it is.{hint}")
+
+
+def _ipc(found: Found, said: int | None, classes: int) -> tuple[int, list[str]]:
+    if said is not None:
+        return said, []
+    count = len(found.images)
+    ipc = max(1, round(count / classes))
+    if count != ipc * classes:
+        return ipc, [f"{count} images are not equally many for {classes} classes; the set is entered as ipc {ipc}."]
+    return ipc, []
+
+
+def _spec(found: Found, asked: Import, dataset: Dataset, terms: Terms, ipc: int) -> RunSpec:
+    shape = dataset.info.shape
+    known = asked.backbone or found.about.get("backbone") or UNKNOWN
+    seed = found.about.get("seed", found.entry)
+    return RunSpec(
+        method=_name(found, asked.name),
+        provided_by=IMPORTED,
+        method_sha256=None,
+        dataset=dataset.info.name,
+        data_fingerprint=dataset.fingerprint,
+        ipc=ipc,
+        backbone=known if known == UNKNOWN else backbones.canonical(known, shape),
+        pixels=terms.pixels,
+        seed=int(seed) if str(seed).isdecimal() else 0,
+        precision="fp32",
+        config={},
+        preset=IMPORTED,
+        protocols=asked.protocols or (("quick@1",) if dataset.info.name == "digits" else ("dsa@1",)),
+        imported={"sha256": found.sha256, "entry": found.entry, "terms": terms.to_json()},
+    )
+
+
+def _name(found: Found, said: str) -> str:
+    if said and not NAME.fullmatch(said):
+        raise ConfigError(f"a set cannot be called {said!r}; use letters, digits, dots, dashes and underscores.")
+    stem = Path(found.source).stem
+    return said or str(found.about.get("method") or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "set")
+
+
+def _whole(folder: RunDir) -> bool:
+    return folder.record.is_file() and folder.synthetic.is_file()
+
+
+def _imported(found: Found, asked: Import, terms: Terms) -> ImportedPart:
+    return ImportedPart(
+        file=found.source,
+        sha256=found.sha256,
+        bytes=found.nbytes,
+        layout=found.layout,
+        entry=found.entry,
+        terms=terms.to_json(),
+        sources=dict(terms.sources),
+        claims={**found.claims, **asked.claims} | ({"about": dict(found.about)} if found.about else {}),
+    )
+
+
+def _fill(
+    folder: RunDir, synthetic: SyntheticSet, pixels: PixelSpace, dataset: Dataset, imported: ImportedPart
+) -> None:
+    """The set with its terms, a picture, and a record that lacks only accuracies."""
+    spec = folder.spec
+    # Nothing about the file that it came in: one set in two files is one set, and tables count it once.
+    about = {
+        "dataset": spec.dataset,
+        "data": dataset.fingerprint,
+        "ipc": spec.ipc,
+        "classes": list(dataset.train.classes),
+        "step": 0,
+    }
+    sets.save(synthetic, folder.synthetic, about)
+    sha256 = sha256_of(folder.synthetic)
+    write_json(folder.about, {**sets.read_header(folder.synthetic), "sha256": sha256})
+    heading = f"{spec.method} (imported), {dataset.title}, ipc {spec.ipc}"
+    write_atomically(folder.preview, preview(synthetic, dataset.train.classes, pixels, heading))
+    record = RunRecord(
+        status="complete",
+        run=RunPart(
+            id=spec.id,
+            method=spec.method,
+            title=spec.method,
+            kind="imported",
+            provided_by=spec.provided_by,
+            dataset=spec.dataset,
+            ipc=spec.ipc,
+            backbone=spec.backbone,
+            seed=spec.seed,
+            preset=spec.preset,
+            precision=spec.precision,
+            native="",
+        ),
+        config=ConfigPart(values={}, sources={}),
+        data=DataPart(
+            title=dataset.title,
+            fingerprint=dataset.fingerprint,
+            original=dataset.original,
+            train=len(dataset.train),
+            test=dataset.manifest["test"]["images"],
+            classes=len(dataset.train.classes),
+            shape=dataset.train.shape,
+            pixels=synthetic.pixels,
+            pixels_fingerprint=pixels.fingerprint,
+        ),
+        synthetic=SyntheticPart(
+            sha256=sha256,
+            images=len(synthetic),
+            labels=synthetic.label_kind,
+            stored="uint8" if synthetic.stored == "uint8" else "float32",
+            decode=synthetic.decode,
+            learned=(
+                "images",
+                *(("labels",) if synthetic.soft else ()),
+                *(("lr",) if synthetic.recipe.lr is not None else ()),
+            ),
+            bytes=synthetic.nbytes,
+        ),
+        imported=imported,
+        cost={},
+        attempts=(),
+    )
+    write_json(folder.record, record.to_json())
