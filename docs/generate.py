@@ -110,7 +110,7 @@ def methods() -> str:
 
 
 def recipes() -> str:
-    """Every value of the built-in protocols, one column each."""
+    """Every value of the built-in protocols that share a trainer, one column each."""
     from ddbench.evaluation.protocol import PROTOCOLS, Protocol, SGDOptions
 
     own = [field for field in Protocol.model_fields if field not in ("name", "version", "options", "source")]

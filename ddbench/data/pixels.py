@@ -8,7 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,8 +24,17 @@ from ddbench.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-KNOWN = {"standard": ("stats", "standard"), "zca": ("eps", "0.1"), "kip-zca": ("reg", "0.1")}
-EXAMPLES = "standard, standard(stats=dd), zca(eps=0.1), kip-zca(reg=0.1)"
+KNOWN = {
+    "standard": ("stats", "standard"),
+    "zca": ("eps", "0.1"),
+    "kip-zca": ("reg", "0.1"),
+    "rat-zca": ("reg", "0.1"),
+    "frepo-zca": ("reg", "0.1"),
+    "rfad-zca": ("reg", "0.1"),
+}
+EXAMPLES = "standard, standard(stats=dd), zca(eps=0.1), kip-zca(reg=0.1), rat-zca, frepo-zca, rfad-zca"
+# Whitened after every image has been centred and scaled to length 1.
+UNIT_LENGTH = ("kip-zca", "rat-zca")
 # Colour images of 64 x 64; one float64 matrix of that width takes 1.2 GB and minutes to decompose.
 LARGEST_WHITENING = 12_288
 
@@ -88,7 +97,8 @@ class Standard(PixelSpace):
 class Whitening(PixelSpace):
     """ZCA: x' = (x - mean) W on flattened pixels in [0, 1], with its inverse. Shapes: mean [d]; W and inverse [d, d].
 
-    Source: protocol.md section 7, the variant of MTT (Cazenavette et al., CVPR 2022).
+    Variants: `zca`, of pixels in [0, 1] (MTT, Cazenavette et al., CVPR 2022); `frepo-zca`, of standardised pixels (Zhou
+    et al., NeurIPS 2022); `rfad-zca`, the same without removing the mean image (Loo et al., NeurIPS 2022).
     """
 
     mean: Tensor
@@ -107,7 +117,7 @@ class KipWhitening(PixelSpace):
     """ZCA of standardised images that are first centred and scaled to length 1 one by one, so that nothing leads back.
 
     Shapes: mean and std [C, 1, 1]; W [d, d].
-    Source: Nguyen et al., NeurIPS 2021.
+    Variants: `kip-zca` (Nguyen et al., NeurIPS 2021); `rat-zca`, which does not standardise (Feng et al., ICLR 2024).
     """
 
     mean: Tensor
@@ -152,7 +162,7 @@ def fit_pixels(
         spec = replace(spec, heldout=_digits(heldout))
     elif spec.heldout is not None:
         train, _ = train.split(float(spec.heldout))
-    space = Whitening if spec.kind == "zca" else KipWhitening
+    space = KipWhitening if spec.kind in UNIT_LENGTH else Whitening
     fitted = _fit_once(spec, train, store)
     return space(str(spec), digest(f"{spec.base} {train.fingerprint}".encode()), **fitted)
 
@@ -233,8 +243,7 @@ def _standard(spec: _Spec, train: DatasetTensors, info: DatasetInfo) -> Standard
 
 
 def _fit_once(spec: _Spec, train: DatasetTensors, store: Path | None) -> dict[str, Tensor]:
-    fit = _fit_zca if spec.kind == "zca" else _fit_kip
-    strength = float(spec.value)
+    fit, strength = _FITS[spec.kind], float(spec.value)
     if store is None:
         return fit(train, strength)
     parts = (re.sub(r"[^a-z0-9.]+", "-", part).strip("-") for part in (train.fingerprint, spec.base))
@@ -258,15 +267,55 @@ def _fit_zca(train: DatasetTensors, eps: float) -> dict[str, Tensor]:
     return _stored_form(mean=fitted.mean_vector[0], weight=fitted.transform_matrix, inverse=fitted.transform_inv)
 
 
-def _fit_kip(train: DatasetTensors, reg: float) -> dict[str, Tensor]:
-    mean, std = (value[:, None, None] for value in channel_statistics(train))
-    std = torch.where(std > 0, std, 1)
+def _fit_kip(train: DatasetTensors, reg: float, *, standardise: bool = True) -> dict[str, Tensor]:
+    mean, std = (
+        _moments(train) if standardise else (torch.zeros(train.shape[0], 1, 1), torch.ones(train.shape[0], 1, 1))
+    )
     covariance = _gram(train, lambda images: _unit_rows(images, mean, std)) / len(train)
-    width = len(covariance)
-    values, vectors = torch.linalg.eigh(covariance + reg * covariance.trace() / width * torch.eye(width).double())
+    values, vectors = _spectrum(covariance, reg)
     # Ascending order: with fewer images than values an image, the first ones belong to directions no image has.
-    values[: max(0, width - len(train))] = 1
+    values[: max(0, len(values) - len(train))] = 1
     return _stored_form(mean=mean, std=std, weight=(vectors * values.rsqrt()) @ vectors.T)
+
+
+def _fit_standardised(train: DatasetTensors, reg: float, *, centre: bool) -> dict[str, Tensor]:
+    mean, std = _moments(train)
+
+    def rows(images: Tensor) -> Tensor:
+        return ((_unit(images) - mean) / std).flatten(-3)
+
+    width = train.images[0].numel()
+    middle = torch.zeros(width, dtype=torch.float64)
+    if centre:
+        middle = torch.stack([rows(images).sum(0) for images in train.images.split(HASH_CHUNK)]).sum(0) / len(train)
+    values, vectors = _spectrum(_gram(train, lambda images: rows(images) - middle) / len(train), reg)
+    # Standardising is a part of the map: the mean and the scale of each pixel, in one with those of the whitening.
+    mean, std = (value.expand(train.shape).flatten() for value in (mean, std))
+    weight = (vectors * values.rsqrt()) @ vectors.T / std[:, None]
+    return _stored_form(mean=mean + std * middle, weight=weight, inverse=(vectors * values.sqrt()) @ vectors.T * std)
+
+
+_FITS: dict[str, Callable[[DatasetTensors, float], dict[str, Tensor]]] = {
+    "zca": _fit_zca,
+    "kip-zca": _fit_kip,
+    "rat-zca": partial(_fit_kip, standardise=False),
+    "frepo-zca": partial(_fit_standardised, centre=True),
+    "rfad-zca": partial(_fit_standardised, centre=False),
+}
+
+
+def _moments(train: DatasetTensors) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel, float64 [C, 1, 1]; a channel without any contrast is only centred."""
+    mean, std = (value[:, None, None] for value in channel_statistics(train))
+    return mean, torch.where(std > 0, std, 1)
+
+
+def _spectrum(covariance: Tensor, reg: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors, after a multiple of the mean eigenvalue was added."""
+    width = len(covariance)
+    shifted = covariance + reg * covariance.trace() / width * torch.eye(width, dtype=covariance.dtype)
+    values, vectors = torch.linalg.eigh(shifted)
+    return values, vectors
 
 
 def _stored_form(**values: Tensor) -> dict[str, Tensor]:

@@ -82,6 +82,26 @@ class DistillOptions(SGDOptions):
     teacher_lr: float = Field(0.05, gt=0, description="Largest step size of the teacher (cosine schedule).")
 
 
+class KRROptions(TrainerOptions):
+    """Kernel ridge regression on the set, with the NTK of an infinitely wide network."""
+
+    kernel: str = Field("convnet", description="Network of the NTK, as KIP's option of that name.")
+    ridge: float = Field(1e-6, gt=0, description="Ridge, as a share of the mean diagonal of the support's kernel.")
+    dtype: Literal["float32", "float64"] = Field("float32", description="Rounding of kernels; solved in float64.")
+
+
+class FiniteWidthOptions(SGDOptions):
+    """Minibatch training on half the mean squared error, as KIP's authors train finite networks on its sets."""
+
+    epochs: int | None = Field(None, ge=0, description="E; E + 1 passes over the set are made. None: `steps` decides.")
+    steps: int | None = Field(5000, ge=1, description="Train this many steps.")
+    lr: float | None = Field(None, gt=0, description="Step size; none takes lr_factor of the largest stable one.")
+    lr_factor: float = Field(1.0, gt=0, description="Share of the largest step size that the tangent kernel allows.")
+    weight_decay: float = Field(1e-3, ge=0, description="On all parameters, norms and biases included.")
+    batch: int = Field(100, ge=1, description="Images per step; the last, smaller batch of an epoch is kept.")
+    schedule: Literal["step", "cosine", "constant"] = Field("cosine", description="As for the trainer sgd.")
+
+
 class Protocol(BaseModel):
     """One way of judging a set. `id` is what boards print; the digest says whether two protocols are the same.
 
@@ -137,6 +157,8 @@ BUILT_IN: dict[str, type[TrainerOptions]] = {
     "replay": ReplayOptions,
     "ridge-head": RidgeHeadOptions,
     "distill": DistillOptions,
+    "krr": KRROptions,
+    "finite-width": FiniteWidthOptions,
 }
 
 
@@ -213,6 +235,30 @@ PROTOCOLS: dict[str, Protocol] = {
             backbones=("convnet-w32", "mlp"),
             students=5,
             source="ddbench: a short look, not comparable with published numbers",
+        ),
+        Protocol(
+            name="krr",
+            trainer="krr",
+            labels="soft",
+            students=1,
+            source="Nguyen et al., NeurIPS 2021 (arXiv 2107.13034): the infinite ConvNet predicts",
+        ),
+        Protocol(
+            name="krr-fc1",
+            trainer="krr",
+            options=KRROptions(kernel="fc1"),
+            labels="soft",
+            students=1,
+            source="Nguyen et al., ICLR 2021 (arXiv 2011.00050): an infinite network with one hidden layer predicts",
+        ),
+        Protocol(
+            name="native-kip",
+            trainer="finite-width",
+            options=FiniteWidthOptions(),
+            augment="none",
+            labels="soft",
+            backbones=("convnet-w1024-nn-kip",),
+            source="Nguyen et al., NeurIPS 2021 (arXiv 2107.13034), step size and decay of the authors' example",
         ),
     )
 }  # fmt: skip

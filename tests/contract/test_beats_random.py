@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "dc": {"iterations": 40, "batch_real": 16},
     "dsa": {"iterations": 10, "batch_real": 16},
+    "kip": {"iterations": 60, "batch_real": 500, "kernel": "fc1"},
     "herding": {"epochs": 1},
     "k-means": {"epochs": 1},
     "k-center": {"epochs": 1},

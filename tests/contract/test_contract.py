@@ -27,6 +27,8 @@ SMALL |= {name: {"iterations": 2, "inner_loop": 1, "batch_real": 8} for name in 
 SMALL["ld"] = {"iterations": 5, "window": 1, "validate_every": 1, "batch_real": 50}
 SMALL["dd"] = {"passes": 1, "batch_real": 50}
 SMALL["mtt"] = {"experts": 2, "start_epochs": 2, "inner_steps": 2, "lr_experts": 0.1, "lr_images": 1.0, "batch_syn": 4}
+SMALL["kip"] = {"kernel": "convvec2", "batch_real": 12, "augment": True}
+SMALL["ls"] = {"kernel": "convvec2", "batch_real": 40}
 
 
 @pytest.mark.parametrize("check", contract.checks, ids=lambda check: check.__name__)

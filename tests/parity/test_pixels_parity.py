@@ -49,6 +49,41 @@ def kip_zca_by_hand(images: np.ndarray, reg: float) -> np.ndarray:
     return np.stack(rows) @ u @ np.diag(s**-0.5) @ u.T
 
 
+def relative_zca_by_hand(images: np.ndarray, reg: float, *, standardise: bool, unit: bool, centre: bool) -> np.ndarray:
+    """The other whitenings of the field, one line a choice; the covariance has 1 / N in all of them."""
+    x = images.astype(float)
+    if standardise:
+        for c in range(x.shape[1]):
+            x[:, c] = (x[:, c] - images[:, c].mean()) / images[:, c].std()
+    rows = x.reshape(len(x), -1)
+    if unit:
+        rows = np.stack([(row - row.mean()) / np.linalg.norm(row - row.mean()) for row in rows])
+    if centre:
+        rows = rows - sum(rows) / len(rows)
+    sigma = sum(np.outer(row, row) for row in rows) / len(rows)
+    values, vectors = np.linalg.eigh(sigma + reg * np.trace(sigma) / len(sigma) * np.eye(len(sigma)))
+    return rows @ vectors @ np.diag(values**-0.5) @ vectors.T
+
+
+@pytest.mark.parametrize("reg", [0.1, 1e-3])
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("rat-zca", {"standardise": False, "unit": True, "centre": False}),
+        ("frepo-zca", {"standardise": True, "unit": False, "centre": True}),
+        ("rfad-zca", {"standardise": True, "unit": False, "centre": False}),
+    ],
+)
+def test_the_whitenings_of_other_papers_are_their_formulas(name: str, choices: dict[str, bool], reg: float) -> None:
+    data = make(100)
+    space = fit_pixels(f"{name}(reg={reg})", data, INFO)
+    ours = space.forward(data.images)
+    assert np.allclose(ours.flatten(1), relative_zca_by_hand(data.images.numpy(), reg, **choices), atol=2e-5)
+    back = space.back(ours)
+    assert (back is None) == choices["unit"]
+    assert back is None or torch.allclose(back, data.images / 255, atol=2e-5)
+
+
 @pytest.mark.parametrize("eps", [0.1, 1e-3])
 @pytest.mark.parametrize("per_class", [100, 12])
 def test_zca_is_the_formula(eps: float, per_class: int) -> None:

@@ -1,0 +1,62 @@
+"""Kernel regression as a student: the set is the support, and nothing is trained.
+
+Nguyen et al., ICLR 2021 (arXiv 2011.00050) and NeurIPS 2021 (arXiv 2107.13034).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ddbench.engine.decode import decode
+from ddbench.engine.kernel_regression import centred, ridge_weights
+from ddbench.engine.kernels import gram
+from ddbench.evaluation.plan import fit
+from ddbench.evaluation.protocol import KRROptions
+from ddbench.evaluation.trainer import Job, Predictor, Trainer
+from ddbench.synthetic import SyntheticSet
+
+
+class KRRTrainer(Trainer):
+    """Ridge regression with the NTK of an infinitely wide network. All students are one."""
+
+    Options = KRROptions
+
+    def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
+        problem, options = job.problem, job.protocol.options
+        fit(job.synthetic, problem)
+        targets = regression_targets(job.synthetic, problem.classes, hard=job.protocol.labels == "hard")
+        images, targets = decode(job.synthetic.decode, job.synthetic.images, targets)
+        images, targets = images.to(problem.device), targets.to(problem.device)
+        if images.dtype == torch.uint8:
+            images = problem.pixels.forward(images)
+        dtype = getattr(torch, options.dtype)
+        kernel = gram(options.kernel, problem.shape, problem.device, dtype=dtype)
+        weights = ridge_weights(kernel(images), targets, options.ridge)
+        tick(len(students))
+
+        def predict(x: Tensor) -> Tensor:
+            return (kernel(images, x).T.double() @ weights).expand(len(students), -1, -1)
+
+        return predict
+
+    def steps(self, job: Job) -> int:
+        return 1
+
+    def together(self, job: Job) -> int:
+        return job.students
+
+
+def regression_targets(synthetic: SyntheticSet, classes: int, *, hard: bool) -> Tensor:
+    """float32 [N, K], centred: the set's own regression targets, or its labels as probabilities minus 1 / K."""
+    if hard or not synthetic.soft:
+        return centred(synthetic.hard_labels, classes)
+    match synthetic.label_kind:
+        case "regression":
+            return synthetic.labels
+        case "logit":
+            return synthetic.labels.softmax(dim=1) - 1 / classes
+        case _:
+            return synthetic.labels - 1 / classes

@@ -1,0 +1,106 @@
+"""GPU kernels for bands, run one program after another by Triton's interpreter, and how a network is cut into them.
+
+The interpreter is slow: the images are of 2x2 pixels. Larger ones are compared on a GPU (tests/gpu).
+"""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddbench.engine import kernels
+from ddbench.engine.kernels import BIAS_VARIANCE, Band, _Relu, architecture, kernel, variances
+
+pytest.importorskip("triton")
+
+
+def first_stage(
+    x1: Tensor, x2: Tensor, q1: Tensor, q2: Tensor, band: Band, after: Band | None, same: bool
+) -> tuple[Tensor, Tensor]:
+    s = band.conv(band.cross(x1, x2), BIAS_VARIANCE)
+    return rest_of_stage(s, s, q1, q2, band, after, same)
+
+
+def next_stage(
+    s: Tensor, theta: Tensor, q1: Tensor, q2: Tensor, band: Band, after: Band | None, same: bool
+) -> tuple[Tensor, Tensor]:
+    s = band.conv(s, BIAS_VARIANCE)
+    return rest_of_stage(s, band.conv(theta, 0.0) + s, q1, q2, band, after, same)
+
+
+def rest_of_stage(
+    s: Tensor, theta: Tensor, q1: Tensor, q2: Tensor, band: Band, after: Band | None, same: bool
+) -> tuple[Tensor, Tensor]:
+    coincide = band.coincide(q1.shape[-1], s.device) if same else None
+    s, theta = _Relu.apply(s, theta, band.own(q1)[..., None], band.partner(q2)[..., None, :], coincide)
+    return (s, theta) if after is None else (band.pool(s, after), band.pool(theta, after))
+
+
+PLAIN = SimpleNamespace(first_stage=first_stage, next_stage=next_stage)
+
+
+@pytest.mark.parametrize("name", ["convvec3", "convnet3", "convnet"])
+@pytest.mark.parametrize("same", [False, True])
+def test_a_network_in_stages_is_the_network(name: str, same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = torch.randn(2, 3, 2, 9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    network, found = architecture(name), []
+    for module in (None, PLAIN):
+        monkeypatch.setattr(kernels, "_one_pass", lambda *_, module=module: module)
+        leaf = x.clone().requires_grad_()
+        value = kernel(network, leaf, x if same else y, same=same)
+        found.append((*value, *torch.autograd.grad(value.ntk.square().sum(), leaf)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def check(first: bool, pool: bool, same: bool) -> None:
+    """Values and gradients of one stage, ours against torch's, in float32."""
+    from ddbench.engine import kernels_fused
+
+    band, after = Band(2, 2, 1, 1), Band(1, 1, 0, 0) if pool else None
+    generator = torch.Generator().manual_seed(1)
+    x1 = torch.randn(3, 2, 2, 2, generator=generator)
+    x2 = x1.clone() if same else torch.randn(3, 2, 2, 3, generator=generator)
+    depth = architecture("convvec1" if first else "convvec2")
+    q1, q2 = (variances(depth, x)[-1] for x in (x1, x2))
+    inside = band.mask(x1)[..., None, None]
+    given = [x1] if first else list(first_stage(x1, x2, *(variances(depth, x)[0] for x in (x1, x2)), band, None, same))
+    found = []
+    for module in (PLAIN, kernels_fused):
+        leaves = [t.clone().requires_grad_() for t in (*given, q1)]
+        if first:
+            out = module.first_stage(leaves[0], x2, leaves[1], q2, band, after, same)
+        else:
+            out = module.next_stage(*leaves, q2, band, after, same)
+        weights = torch.randn(2, *out[0].shape, generator=torch.Generator().manual_seed(2)) * (1 if pool else inside)
+        grads = torch.autograd.grad((out[0] * weights[0]).sum() + (out[1] * weights[1]).sum(), leaves)
+        # Covariances of pixels outside the image are 0 and stay so, whatever gradient they are said to have.
+        found.append([*out, *(grad * inside if grad.dim() == 6 else grad for grad in grads)])
+    for ours, plain in zip(*found, strict=True):
+        assert torch.allclose(ours, plain, rtol=1e-5, atol=1e-6), (first, pool, same)
+
+
+def interpret(*cases: tuple[bool, bool, bool]) -> None:
+    # Triton decides when it is imported whether it interprets, hence another process.
+    program = f"import runpy; check = runpy.run_path({__file__!r})['check']; [check(*case) for case in {cases!r}]"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stage_is_convolution_relu_and_pooling() -> None:
+    interpret((True, True, False), (False, True, True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [True, False])
+def test_every_form_of_a_stage(first: bool) -> None:
+    interpret(*((first, pool, same) for pool in (True, False) for same in (True, False)))

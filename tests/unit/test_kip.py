@@ -1,0 +1,296 @@
+"""KIP and LS around their objective: options, presets, augmentation, their sets, and how those are judged."""
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddbench import ArtifactCache, Problem, Rng, SyntheticSet, condense
+from ddbench.backbones.names import build
+from ddbench.config import preset_layers, resolve
+from ddbench.data.pixels import fit_pixels
+from ddbench.data.sources import load
+from ddbench.engine.kernels import architecture, kernel
+from ddbench.errors import ConfigError, DivergedError
+from ddbench.evaluation.evaluate import SealedTest, evaluate, trainer_of
+from ddbench.evaluation.krr import regression_targets
+from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, KRROptions, Protocol
+from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.transfer import largest_lr
+from ddbench.plugins import GROUPS, load_object
+from ddbench.runs.spec import QUICK
+from ddbench.testing.contract import problem_for_checks
+from ddbench_methods.kip import moved
+
+KIP = load_object(GROUPS["method"], "kip")
+LS = load_object(GROUPS["method"], "ls")
+SMALL = {"kernel": "fc1", "batch_real": 30}
+
+
+def kip(**options: Any) -> Any:
+    return KIP(KIP.Config(**{"iterations": 2} | SMALL | options))
+
+
+def test_the_defaults_are_those_of_the_card() -> None:
+    found = KIP.Config().model_dump()
+    assert {key: found[key] for key in ("iterations", "lr_images", "batch_real", "ridge", "kernel", "labels")} == {
+        "iterations": 1000,
+        "lr_images": 0.04,
+        "batch_real": 5000,
+        "ridge": 1e-6,
+        "kernel": "convnet",
+        "labels": "learned",
+    }
+
+
+@pytest.mark.parametrize("method", [KIP, LS])
+@pytest.mark.parametrize("ipc", [1, 10, 50])
+@pytest.mark.parametrize(
+    ("dataset", "pixels"),
+    [
+        ("mnist", "standard(stats=pixel)"),
+        ("fashion-mnist", "standard(stats=pixel)"),
+        ("svhn", "kip-zca(reg=0.1)"),
+        ("cifar10", "kip-zca(reg=0.1)"),
+        ("cifar100", "kip-zca(reg=0.1)"),
+    ],
+)
+def test_presets_are_the_cards_table(method: Any, dataset: str, pixels: str, ipc: int) -> None:
+    options, run = preset_layers(method.settings(), "paper", dataset, ipc)
+    config = resolve(method.name, method.Config, options).config
+    assert (config.kernel, config.ridge, config.kernel_dtype) == ("convnet", 1e-6, "float32")
+    assert run[-1].values == {"pixels": pixels}
+    if method is KIP:
+        values = (config.iterations, config.lr_images, config.batch_real, config.labels, config.augment)
+        assert values == (1000, 0.04, 5000, "learned", True)
+
+
+@pytest.mark.parametrize("method", [KIP, LS])
+def test_the_quick_preset_is_light_and_stays_on_the_common_board(method: Any) -> None:
+    for dataset in ("digits", "cifar10"):
+        options, run = preset_layers([QUICK, *method.settings()], "quick", dataset, 10)
+        assert resolve(method.name, method.Config, options).config.kernel == "fc1"
+        values = {key: value for layer in run for key, value in layer.values.items()}
+        assert values["pixels"] == "standard"
+
+
+def test_a_kernel_is_named_or_refused() -> None:
+    assert KIP.Config(kernel="ConvNet+convvec3").kernel == "convnet+convvec3"
+    with pytest.raises(ConfigError, match="no kernel 'convnet2'"):
+        KIP.Config(kernel="fc1+convnet2")
+    with pytest.raises(ConfigError, match=r"no kernel 'fc1\+fc2'"):
+        LS.Config(kernel="fc1+fc2")
+
+
+def test_it_learns_images_and_labels_from_real_ones(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    start, done = condense(kip(iterations=0), problem), condense(kip(), problem)
+    assert start.label_kind == done.label_kind == "regression"
+    assert start.recipe.loss == "mse"
+    third = torch.eye(3)[problem.class_labels()] - 1 / 3
+    assert torch.allclose(start.labels, third)
+    assert not torch.allclose(done.labels, third, atol=1e-2)
+    assert not torch.allclose(done.images, start.images, atol=1e-2)
+    assert torch.equal(done.hard_labels, problem.class_labels())
+
+
+def test_fixed_labels_stay(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    assert torch.equal(condense(kip(labels="fixed"), problem).labels, condense(kip(iterations=0), problem).labels)
+
+
+def test_a_family_of_kernels_is_drawn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_for_checks(tmp_path)
+    method = kip(kernel="fc1+fc2+fc3", iterations=12)
+    state = method.start(problem)
+    used: list[int] = []
+    for number, one in enumerate(state.kernels):
+        value = one.value
+
+        def watch(*args: Any, number: int = number, value: Any = value) -> Tensor:
+            used.append(number)
+            return value(*args)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(one, "value", watch)
+    for step in range(12):
+        method.step(problem, state, Rng(0).fold("step", step))
+    assert used[::2] == used[1::2]
+    assert set(used) == {0, 1, 2}
+
+
+def test_chunks_do_not_change_a_run(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    whole, cut = (condense(kip(kernel_dtype="float64", **some), problem) for some in ({}, {"memory_gib": 1e-6}))
+    assert torch.allclose(whole.images, cut.images, atol=1e-5)
+
+
+def test_an_augmented_half_is_moved_and_the_rest_is_not() -> None:
+    images = torch.rand(400, 3, 12, 12, generator=Rng(0).torch())
+    new = moved(images, Rng(1), flip=True)
+    same = (new == images).flatten(1).all(dim=1)
+    assert 150 < int(same.sum()) < 250
+    assert float(new.min()) >= 0
+    assert float(new.max()) <= 1
+    assert torch.equal(new, moved(images, Rng(1), flip=True))
+
+
+def test_an_augmented_image_is_turned_and_shifted_as_far_as_stated_and_flipped_where_asked() -> None:
+    rows, columns = torch.meshgrid(torch.arange(41.0), torch.arange(41.0), indexing="ij")
+    # The brightness is the place, so that the middle of the new image says where it came from.
+    images = torch.stack([rows, columns]).expand(600, -1, -1, -1)
+    for flip in (False, True):
+        new = moved(images, Rng(2), flip=flip)[:, :, 18:23, 18:23]
+        middle = new[:, :, 2, 2] - 20
+        assert 3.5 < float(middle.abs().max()) <= 0.1 * 41 + 1e-3
+        along = (new[:, 1, 2, 3] - new[:, 1, 2, 1]) / 2
+        tilt = torch.rad2deg(torch.atan2((new[:, 0, 2, 3] - new[:, 0, 2, 1]) / 2, along.abs()))
+        assert 9 < float(tilt.abs().max()) <= 10.01
+        assert bool((along < 0).any()) == flip
+        assert bool((along > 0).any())
+
+
+def test_digits_are_not_flipped_and_augmentation_changes_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    flips: list[bool] = []
+    module = sys.modules[KIP.__module__]
+
+    def watch(images: Tensor, rng: Rng, flip: bool) -> Tensor:
+        flips.append(flip)
+        return moved(images, rng, flip)
+
+    monkeypatch.setattr(module, "moved", watch)
+    problem = problem_for_checks(tmp_path)
+    digits = replace(problem, info=replace(problem.info, digits=True))
+    plain, turned, _ = (
+        condense(kip(augment=augment), where).images
+        for augment, where in ((False, problem), (True, problem), (True, digits))
+    )
+    assert flips == [True, True, False, False]
+    assert not torch.allclose(plain, turned)
+
+
+def test_a_run_that_diverges_names_the_ridge() -> None:
+    assert "ridge" in KIP.info.advice
+    assert "ridge" in LS.info.advice
+
+
+def test_label_solve_keeps_real_images_and_their_rows(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    synthetic = condense(LS(LS.Config(**SMALL)), problem)
+    assert synthetic.images.dtype == torch.uint8
+    assert synthetic.source_indices is not None
+    assert torch.equal(synthetic.images, problem.train.images[synthetic.source_indices])
+    assert synthetic.label_kind == "regression"
+
+
+# How sets are judged.
+
+
+def predictor(synthetic: SyntheticSet, problem: Problem, protocol: Protocol, students: int = 1) -> Any:
+    job = Job(synthetic, protocol, problem, students)
+    return trainer_of(protocol).train(job, range(students), lambda _: None)
+
+
+def test_kernel_regression_predicts_as_its_formula_says(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    synthetic = condense(kip(), problem)
+    x = problem.real.take(torch.arange(60, 80))
+    krr = PROTOCOLS["krr@1"].model_copy(update={"options": KRROptions(kernel="convnet3", dtype="float64", ridge=0.01)})
+    found = predictor(synthetic, problem, krr)(x)
+    network = architecture("convnet3")
+    k_ss, k_ts = (
+        kernel(network, synthetic.images.double()).ntk,
+        kernel(network, x.double(), synthetic.images.double()).ntk,
+    )
+    shift = 0.01 * k_ss.diagonal().mean() * torch.eye(len(k_ss), dtype=torch.float64)
+    expected = k_ts @ torch.linalg.solve(k_ss + shift, synthetic.labels.double())
+    assert found.shape == (1, 20, 3)
+    assert torch.allclose(found[0], expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["class", "probability", "logit", "regression"])
+def test_regression_targets_are_centred_unless_they_are_targets_already(kind: Any) -> None:
+    soft = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
+    labels = {"class": torch.tensor([0, 2]), "logit": soft.log()}.get(kind, soft)
+    synthetic = SyntheticSet(torch.zeros(2, 3, 8, 8), labels, label_kind=kind)
+    one_hot = torch.eye(3)[[0, 2]] - 1 / 3
+    expected = {"class": one_hot, "regression": soft}.get(kind, soft - 1 / 3)
+    assert torch.allclose(regression_targets(synthetic, 3, hard=False), expected)
+    assert torch.allclose(regression_targets(synthetic, 3, hard=True), one_hot)
+
+
+def test_a_support_without_a_solution_is_an_error(tmp_path: Path) -> None:
+    data = load("digits", Path("no-data-folder"))
+    problem = digits_problem(tmp_path, 0)
+    images = torch.full((10, *data.train.shape), torch.finfo(torch.float32).max / 1e3)
+    krr = PROTOCOLS["krr-fc1@1"]
+    with pytest.raises(DivergedError, match="not finite"):
+        list(evaluate(SyntheticSet(images, torch.arange(10)), krr, problem, SealedTest(data.test)))
+
+
+def digits_problem(root: Path, seed: int) -> Problem:
+    data = load("digits", Path("no-data-folder"))
+    return Problem(
+        info=data.info,
+        train=data.train,
+        pixels=fit_pixels("standard", data.train, data.info),
+        backbone=build("convnet-w16", data.train.shape, 10),
+        ipc=1,
+        rng=Rng(seed),
+        device=torch.device("cpu"),
+        artifacts=ArtifactCache(root),
+    )
+
+
+def test_solved_labels_beat_classes_by_three_points(tmp_path: Path) -> None:
+    data, random = load("digits", Path("no-data-folder")), load_object(GROUPS["method"], "random")
+    krr = PROTOCOLS["krr-fc1@1"]
+    found = {}
+    for name, method in (("solved", LS(LS.Config(kernel="fc1"))), ("classes", random(random.Config()))):
+        scores = []
+        for seed in range(5):
+            problem = replace(digits_problem(tmp_path, seed), ipc=5)
+            scores += [s.accuracy for s in evaluate(condense(method, problem), krr, problem, SealedTest(data.test))]
+        found[name] = mean(scores)
+    assert found["solved"] >= found["classes"] + 0.03
+
+
+def test_the_largest_step_size_comes_from_the_tangent_kernel() -> None:
+    net = build("convnet-d2-w8-nn-kip", (3, 8, 8), 3)
+    fresh = net.init(Rng(0))
+    images = torch.randn(6, 3, 8, 8, generator=Rng(1).torch())
+    params = {name: value.clone().requires_grad_() for name, value in fresh.params.items()}
+    rows = []
+    for image in images:
+        logits, _ = net(replace(fresh, params=params), image[None], train=True)
+        grads = torch.autograd.grad(logits.sum() / 3**0.5, list(params.values()))
+        rows.append(torch.cat([g.flatten() for g in grads]))
+    jacobian = torch.stack(rows).double()
+    expected = 2 * 6 * 3 / torch.linalg.eigvalsh(jacobian @ jacobian.T)[-1]
+    assert largest_lr(net, fresh, images, Rng(2)) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_finite_networks_fit_the_targets_as_stored(tmp_path: Path) -> None:
+    problem = replace(problem_for_checks(tmp_path), backbone=build("convnet-d2-w32-nn-kip", (3, 8, 8), 3))
+    synthetic = condense(kip(), problem)
+    native = PROTOCOLS["native-kip@1"].model_copy(update={"options": FiniteWidthOptions(steps=300, weight_decay=0.0)})
+    found = predictor(synthetic, problem, native, students=2)(synthetic.images)
+    assert found.shape == (2, 6, 3)
+    assert (found - synthetic.labels).square().mean() < 0.1 * synthetic.labels.square().mean()
+
+
+def test_the_loss_of_finite_networks_is_half_the_mean_square(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    native = PROTOCOLS["native-kip@1"].model_copy(update={"options": FiniteWidthOptions(lr=0.5)})
+    plan = trainer_of(native).plan(Job(condense(kip(iterations=0), problem), native, problem))  # type: ignore[attr-defined]
+    a, b = torch.randn(2, 4, 3, generator=Rng(0).torch())
+    assert float(plan.loss(a, b)) == pytest.approx(float(((a - b) ** 2).sum() / 24))
+    assert (plan.lr(0), plan.steps, plan.batch, plan.options.weight_decay) == (0.5, 5000, 6, 1e-3)
+    assert torch.allclose(plan.labels, torch.eye(3)[problem.class_labels()] - 1 / 3)
