@@ -396,17 +396,7 @@ def _record(resolution: Resolution, folder: RunDir, ledger: Ledger, options: Run
             native=info.native,
         ),
         config=ConfigPart(values=dict(spec.config), sources=_option_sources(spec.sources)),
-        data=DataPart(
-            title=dataset.title,
-            fingerprint=dataset.fingerprint,
-            original=dataset.original,
-            train=len(dataset.train),
-            test=dataset.manifest["test"]["images"],
-            classes=len(dataset.train.classes),
-            shape=dataset.train.shape,
-            pixels=synthetic.pixels,
-            pixels_fingerprint=_space(synthetic.pixels, dataset, options).fingerprint,
-        ),
+        data=data_part(dataset, synthetic.pixels, _space(synthetic.pixels, dataset, options)),
         synthetic=SyntheticPart(
             sha256=sha256,
             images=len(synthetic),
@@ -425,6 +415,21 @@ def _record(resolution: Resolution, folder: RunDir, ledger: Ledger, options: Run
 
 def _option_sources(sources: Mapping[str, str]) -> dict[str, str]:
     return {k.removeprefix("config."): v for k, v in sources.items() if k.startswith("config.")}
+
+
+def data_part(dataset: Dataset, name: str, pixels: PixelSpace) -> DataPart:
+    """What a record says of its data; `name` is the pixel space as the set has it."""
+    return DataPart(
+        title=dataset.title,
+        fingerprint=dataset.fingerprint,
+        original=dataset.original,
+        train=len(dataset.train),
+        test=dataset.manifest["test"]["images"],
+        classes=len(dataset.train.classes),
+        shape=dataset.train.shape,
+        pixels=name,
+        pixels_fingerprint=pixels.fingerprint,
+    )
 
 
 def _space(pixels: str, dataset: Dataset, options: RunOptions) -> PixelSpace:

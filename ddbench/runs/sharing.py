@@ -29,14 +29,13 @@ from ddbench.foreign.terms import Said, Terms, complete, settle
 from ddbench.runs.preview import preview
 from ddbench.runs.record import (
     ConfigPart,
-    DataPart,
     ImportedPart,
     RunPart,
     RunRecord,
     SyntheticPart,
 )
 from ddbench.runs.rundir import RunDir
-from ddbench.runs.runner import RunOptions, build_problem
+from ddbench.runs.runner import RunOptions, build_problem, data_part
 from ddbench.runs.spec import NAME, RunSpec
 from ddbench.synthetic import SyntheticSet
 
@@ -258,17 +257,7 @@ def _fill(
             native="",
         ),
         config=ConfigPart(values={}, sources={}),
-        data=DataPart(
-            title=dataset.title,
-            fingerprint=dataset.fingerprint,
-            original=dataset.original,
-            train=len(dataset.train),
-            test=dataset.manifest["test"]["images"],
-            classes=len(dataset.train.classes),
-            shape=dataset.train.shape,
-            pixels=synthetic.pixels,
-            pixels_fingerprint=pixels.fingerprint,
-        ),
+        data=data_part(dataset, synthetic.pixels, pixels),
         synthetic=SyntheticPart(
             sha256=sha256,
             images=len(synthetic),

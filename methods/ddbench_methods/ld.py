@@ -32,15 +32,12 @@ from ddbench.data.tensors import RealImages
 from ddbench.engine.program import Fuse, Program, channels_last
 from ddbench.engine.regression import ridge_map, with_ones
 from ddbench.errors import ConfigError
-from ddbench.evaluation.evaluate import trainer_of
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.validation import misclassified
 from ddbench.initial import real_indices
 
-# Networks of validation are numbered from here on, so that none of them is a student that judges the final set.
-VALIDATION = 1_000_000
 AVERAGED = 3
-CHUNK = 1000
 # More than any error, in per cent.
 ABOVE = 101.0
 
@@ -306,8 +303,7 @@ class LD(Method[LDState]):
         rest, part = problem.heldout(self.config.heldout)
         steps = self.length(state, done)
         job = Job(self.synthetic(problem, state, state.labels, steps), self.judge, rest)
-        predict = trainer_of(self.judge).train(job, [VALIDATION + done], lambda _: None)
-        error = sum(int(misses(predict(x)[0], y)) for x, y in part.chunks(CHUNK)) / len(part)
+        error = int(misclassified(job, [done], part)) / len(part)
         if error <= state.chosen_error:
             state.chosen.copy_(state.labels)
             state.chosen_steps, state.chosen_error = steps, error

@@ -33,15 +33,12 @@ from ddbench.engine.augment import Draw, draw_many, resolve_strategy
 from ddbench.engine.program import Fuse, Program, channels_last
 from ddbench.engine.unroll import Descent, Form, Loss, graph_bytes
 from ddbench.errors import DivergedError
-from ddbench.evaluation.evaluate import trainer_of
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.evaluation.trainer import Job
 from ddbench.evaluation.trajectories import ExpertTrajectories, Trajectories, flatten, unflatten
+from ddbench.evaluation.validation import misclassified
 from ddbench.initial import INITIALS
 
-# Networks of validation are numbered from here on, so that none of them is a student that judges the final set.
-VALIDATION = 1_000_000
-CHUNK = 1000
 # Of a device's memory, what the graph of a whole trajectory may take.
 SHARE = 0.5
 
@@ -212,9 +209,8 @@ class MTT(Method[MTTState]):
         rest, part = problem.heldout(self.config.heldout)
         count = self.config.select_students
         job = Job(self.synthetic(problem, state.images, state.lr), self.judge, rest, count)
-        predict = trainer_of(self.judge).train(job, range(VALIDATION, VALIDATION + count), lambda _: None)
-        right = torch.stack([(predict(x).argmax(dim=-1) == y).sum() for x, y in part.chunks(CHUNK)]).sum()
-        accuracy = right / (count * len(part))
+        judged = count * len(part)
+        accuracy = (judged - misclassified(job, range(count), part).sum()) / judged
         with torch.no_grad():
             better, found = accuracy > state.chosen["accuracy"], (state.images, state.lr, accuracy)
             for kept, value in zip(state.chosen.values(), found, strict=True):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import ddbench.evaluation.validation as validation
 from ddbench import SyntheticSet, condense, drive
 from ddbench.backbones.names import build
 from ddbench.config import preset_layers, resolve
@@ -166,7 +167,7 @@ def judged_by(errors: Sequence[int], part: RealImages, monkeypatch: pytest.Monke
             answers[:wrong] = (answers[:wrong] + 1) % 3
             return lambda x: torch.nn.functional.one_hot(answers, 3).float()[None]
 
-    monkeypatch.setattr(MODULE, "trainer_of", lambda protocol: Fake())
+    monkeypatch.setattr(validation, "trainer_of", lambda protocol: Fake())
     return judged
 
 
@@ -265,7 +266,7 @@ def test_a_whitening_without_the_held_out_images_is_named(tmp_path: Path) -> Non
 
 def test_labels_are_chosen_by_networks_that_judge_no_final_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     students: list[int] = []
-    trainer = MODULE.trainer_of
+    trainer = validation.trainer_of
 
     class Spy:
         def __init__(self, protocol: Any) -> None:
@@ -275,6 +276,6 @@ def test_labels_are_chosen_by_networks_that_judge_no_final_set(tmp_path: Path, m
             students.extend(numbers)
             return self._real.train(job, numbers, tick)
 
-    monkeypatch.setattr(MODULE, "trainer_of", Spy)
+    monkeypatch.setattr(validation, "trainer_of", Spy)
     condense(ld(iterations=6, validate_every=2), problem_for_checks(tmp_path))
     assert students == [1_000_002, 1_000_004, 1_000_006]

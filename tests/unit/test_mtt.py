@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import ddbench.evaluation.validation as validation
 from ddbench import condense, drive
 from ddbench.backbones import build
 from ddbench.config import preset_layers, resolve
@@ -230,7 +231,7 @@ def test_the_best_set_is_kept_and_the_earlier_one_of_two_equal_ones(
 
     class Scripted:
         def train(self, job: Any, students: Any, tick: Any) -> Any:
-            assert list(students) == [MODULE.VALIDATION, MODULE.VALIDATION + 1]
+            assert list(students) == [validation.VALIDATION, validation.VALIDATION + 1]
             right = int(next(shares) * len(part))
 
             def predict(x: torch.Tensor) -> torch.Tensor:
@@ -240,7 +241,7 @@ def test_the_best_set_is_kept_and_the_earlier_one_of_two_equal_ones(
 
             return predict
 
-    monkeypatch.setattr(MODULE, "trainer_of", lambda protocol: Scripted())
+    monkeypatch.setattr(validation, "trainer_of", lambda protocol: Scripted())
     method = mtt(**HELDOUT | {"select_every": 1, "iterations": 4})
     exported, now = [], []
     for state, _ in drive(method, problem):
