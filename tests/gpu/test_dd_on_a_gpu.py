@@ -1,17 +1,15 @@
 """DD's iterations as CUDA graphs, compiled or not, against the same iterations called one by one."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import ddbench.engine.program as program
-from ddbench.data.pixels import fit_pixels
 from ddbench.driver import drive
 from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
-from ddbench.testing.contract import problem_for_checks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,16 +19,14 @@ pytestmark = [
 ]
 
 
-def on_the_gpu(folder: Path) -> Problem:
-    device = torch.device("cuda")
-    problem = problem_for_checks(folder)
-    return replace(problem, device=device, pixels=fit_pixels("standard", problem.train, problem.info).to(device))
-
-
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("initial_network", ["random", "fixed"])
 def test_dd_takes_the_same_steps_in_a_graph(
-    initial_network: str, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    initial_network: str,
+    fused: bool,
+    tmp_path: Path,
+    on_the_gpu: Callable[[Path], Problem],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(program, "worth_compiling", lambda seconds, device: fused)
     method_class = load_object(GROUPS["method"], "dd")

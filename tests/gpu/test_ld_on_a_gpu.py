@@ -1,5 +1,6 @@
 """LD's steps, and the Adam steps of its students, as CUDA graphs, compiled or not, against plain calls of them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import torch
 import ddbench.engine.lockstep as lockstep
 import ddbench.engine.program as program
 from ddbench.backbones.base import Variables
-from ddbench.data.pixels import fit_pixels
 from ddbench.driver import drive
 from ddbench.engine.students import train_students
 from ddbench.evaluation.plan import plan
@@ -18,7 +18,6 @@ from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import Recipe, SyntheticSet
-from ddbench.testing.contract import problem_for_checks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,17 +27,10 @@ pytestmark = [
 ]
 
 
-def on_the_gpu(folder: Path) -> Problem:
-    device = torch.device("cuda")
-    problem = problem_for_checks(folder)
-    pixels = fit_pixels("standard", problem.train, problem.info).to(device)
-    return replace(problem, device=device, pixels=pixels, _splits={})
-
-
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("variant", ["second-order", "ridge"])
 def test_ld_takes_the_same_steps_in_a_graph(
-    variant: str, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: str, fused: bool, tmp_path: Path, on_the_gpu: Callable[[Path], Problem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(program, "worth_compiling", lambda seconds, device: fused)
     method_class = load_object(GROUPS["method"], "ld")
@@ -61,7 +53,9 @@ def test_ld_takes_the_same_steps_in_a_graph(
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_graphs_take_the_steps_of_adam(fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_take_the_steps_of_adam(
+    fused: bool, tmp_path: Path, on_the_gpu: Callable[[Path], Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lockstep, "worth_compiling", lambda seconds, device: fused)
     monkeypatch.setattr(lockstep, "_compiled", {})
     problem = on_the_gpu(tmp_path)

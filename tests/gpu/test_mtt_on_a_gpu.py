@@ -1,6 +1,6 @@
 """MTT's iterations as CUDA graphs, compiled or not, against the same iterations called one by one; and its experts."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,11 +8,9 @@ import torch
 
 import ddbench.engine.program as program
 import ddbench.evaluation.trajectories as trajectories
-from ddbench.data.pixels import fit_pixels
 from ddbench.driver import drive
 from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
-from ddbench.testing.contract import problem_for_checks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,16 +20,10 @@ pytestmark = [
 ]
 
 
-def on_the_gpu(folder: Path) -> Problem:
-    device = torch.device("cuda")
-    problem = problem_for_checks(folder)
-    return replace(problem, device=device, pixels=fit_pixels("standard", problem.train, problem.info).to(device))
-
-
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("grad", ["adjoint", "full", "tesla"])
 def test_mtt_takes_the_same_steps_in_a_graph(
-    grad: str, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    grad: str, fused: bool, tmp_path: Path, on_the_gpu: Callable[[Path], Problem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(program, "worth_compiling", lambda seconds, device: fused)
     method_class = load_object(GROUPS["method"], "mtt")
@@ -56,7 +48,9 @@ def test_mtt_takes_the_same_steps_in_a_graph(
     assert (images[0] - images[1]).norm() < 1e-3 * images[0].norm()
 
 
-def test_experts_side_by_side_are_those_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_side_by_side_are_those_one_by_one(
+    tmp_path: Path, on_the_gpu: Callable[[Path], Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
     for together in (1, 2):
         monkeypatch.setattr(trajectories, "students_together", lambda batch, device, together=together: together)
