@@ -256,8 +256,10 @@ def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
 
     def sgd(params: list[Tensor], grads: list[Tensor], velocity: list[Tensor], lr: Tensor) -> None:
         if lr.is_cuda and not torch.compiler.is_compiling():
+            # Without momentum torch wants no velocities, and refuses those that are there.
+            moving = velocity if options.momentum else []
             torch._fused_sgd_(
-                params, grads, velocity, weight_decay=options.weight_decay, momentum=options.momentum, lr=lr,
+                params, grads, moving, weight_decay=options.weight_decay, momentum=options.momentum, lr=lr,
                 dampening=0.0, nesterov=options.nesterov, maximize=False, is_first_step=False,
             )  # fmt: skip
             return

@@ -20,8 +20,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("grad", ["adjoint", "full", "tesla"])
+@pytest.mark.parametrize(("grad", "fused"), [("adjoint", False), ("full", False), ("tesla", False), ("adjoint", True)])
 def test_mtt_takes_the_same_steps_in_a_graph(
     grad: str, fused: bool, tmp_path: Path, on_the_gpu: Callable[[Path], Problem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
