@@ -28,13 +28,13 @@ def print_plans(
 ) -> None:
     """Print what would be done: every value with its source, the folder, and about what it costs."""
     try:
-        resolutions = resolve_all(requests, data_root)
+        resolutions = resolve_all(requests, data_root, device)
     except DataError as missing:
         if as_json:
-            print_json([_plan(foresee(asked), said, runs_root, None, None, str(missing)) for asked in requests])
+            print_json([_plan(foresee(asked, device), said, runs_root, None, None, str(missing)) for asked in requests])
             return
         for asked in requests:
-            _print_plan(foresee(asked), said, runs_root, "missing", None)
+            _print_plan(foresee(asked, device), said, runs_root, "missing", None)
         note(f"There is no estimate, because the data is missing: {missing}")
         return
     estimates = _estimates(resolutions, runs_root, device)

@@ -69,7 +69,9 @@ def _what_to_run(command: F) -> F:
             "--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML with the method's options."
         ),
         set_option,
-        click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16"]), default="fp32", show_default=True),
+        click.option(
+            "--precision", type=click.Choice(["fp32", "tf32", "bf16"]), help="Default: tf32 on GPUs that have it."
+        ),
     )(command)
 
 
@@ -130,7 +132,7 @@ def run(
 
         print_plans(requests, data_root, runs_root, chosen, _said(ctx), as_json)
         return
-    resolutions = resolve_all(requests, data_root)
+    resolutions = resolve_all(requests, data_root, chosen)
     options = RunOptions(
         root=writable(runs_root),
         data_root=data_root,
@@ -165,7 +167,7 @@ def prepare(device: str, data_root: Path, runs_root: Path, as_json: bool, quiet:
         root=writable(runs_root), data_root=data_root, device=choose_device(device), observers=observers(quiet)
     )
     used: dict[str, dict[str, Any]] = {}
-    for resolution in resolve_all(requests, data_root):
+    for resolution in resolve_all(requests, data_root, options.device):
         used |= {entry["key"]: entry for entry in fill(resolution, options)}
     if as_json:
         print_json(list(used.values()))

@@ -65,6 +65,7 @@ def sweep(
     from ddbench.sweep.grid import read_sweep, shard
     from ddbench.sweep.launch import (
         Worker,
+        choose_device,
         launch_local,
         progress,
         resolve_all,
@@ -77,7 +78,9 @@ def sweep(
     requests = read_sweep(file)
     if part:
         requests = shard(requests, part)
-    resolutions = resolve_all(requests, data_root)
+    # Jobs of a cluster find their devices where they run.
+    here = choose_device(device if cluster == "local" else "auto")
+    resolutions = resolve_all(requests, data_root, here)
     states = [progress(resolution, runs_root) for resolution in resolutions]
     if dry_run:
         rows = [(str(runs_root / r.spec.folder), state) for r, state in zip(resolutions, states, strict=True)]

@@ -14,6 +14,13 @@ from ddbench.errors import ConfigError
 Name = Literal["fp32", "tf32", "bf16"]
 
 
+def usual(device: torch.device) -> Name:
+    """What a run on this device uses where nothing is asked: TF32 where there is such a thing, which changes no
+    accuracy (docs, concepts/engine.md), and IEEE single elsewhere."""
+    tensor_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "tf32" if tensor_cores else "fp32"
+
+
 @dataclass(frozen=True)
 class Precision:
     """`fp32`: IEEE single throughout. `tf32`: convolutions and products round their inputs to TF32 (NVIDIA GPUs).
@@ -43,8 +50,7 @@ class Precision:
         torch.backends.cudnn.benchmark = not self.deterministic
         torch.use_deterministic_algorithms(self.deterministic)
         # The cache of casts would outlive the parameters: they change in place inside one long autocast.
-        short_type = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
-        cast = short_type if self.name == "bf16" else contextlib.nullcontext()
+        cast = torch.autocast(device.type, torch.bfloat16, enabled=self.name == "bf16", cache_enabled=False)
         try:
             with cast:
                 yield

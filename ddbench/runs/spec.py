@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ddbench.backbones import names as backbones
 from ddbench.config import ANY, Layer, MethodConfig, Setting, parse_assignments, preset_layers, read_toml, resolve
 from ddbench.data import catalogue
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.pixels import canonical_name
 from ddbench.data.sources import Dataset, load
-from ddbench.engine.precision import Precision
+from ddbench.engine.precision import Precision, usual
 from ddbench.errors import ConfigError, PluginError, RunError
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.method import Method
@@ -27,6 +29,7 @@ from ddbench.plugins import load as load_plugin
 SCHEMA = "ddbench.spec/1"
 PRESETS = ("paper", "quick")
 UNKNOWN = "unknown"
+CPU = torch.device("cpu")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 # So that a method without presets of its own shares a board with the others that are given a first look.
@@ -54,7 +57,7 @@ class Asked:
     protocols: Sequence[str] = ()
     judges: Sequence[str] = ()
     students: int | None = None
-    precision: str = "fp32"
+    precision: str | None = None
     config_file: Path | None = None
     assignments: Sequence[str] = ()
 
@@ -152,8 +155,9 @@ class Resolution:
     protocols: tuple[Protocol, ...]
 
 
-def resolve_spec(asked: Asked, data_root: Path) -> Resolution:
-    """Fill every value that was left open and say where it came from.
+def resolve_spec(asked: Asked, data_root: Path, device: torch.device = CPU) -> Resolution:
+    """Fill every value that was left open and say where it came from. `device` is that of the run, which an open
+    precision follows.
 
     Order for the method's options: default, preset, --config FILE, --set. For backbone, pixels and protocol: the
     dataset's default, preset, the command line.
@@ -161,21 +165,21 @@ def resolve_spec(asked: Asked, data_root: Path) -> Resolution:
     """
     loaded, kind = find_method(asked.method)
     dataset = load(asked.dataset, data_root)
-    spec, method, protocols = _resolve(asked, loaded, kind, dataset.info, dataset.fingerprint)
+    spec, method, protocols = _resolve(asked, loaded, kind, dataset.info, dataset.fingerprint, device)
     return Resolution(spec, method, dataset, protocols)
 
 
-def foresee(asked: Asked) -> RunSpec:
+def foresee(asked: Asked, device: torch.device = CPU) -> RunSpec:
     """The spec of a run on a dataset of the catalogue that is not there. Its fingerprint, and so the id, are not final.
 
     Raises: PluginError, ConfigError as `resolve_spec`.
     """
     loaded, kind = find_method(asked.method)
-    return _resolve(asked, loaded, kind, catalogue.info(asked.dataset), UNKNOWN)[0]
+    return _resolve(asked, loaded, kind, catalogue.info(asked.dataset), UNKNOWN, device)[0]
 
 
 def _resolve(
-    asked: Asked, loaded: Loaded, kind: type[Method[Any]], info: DatasetInfo, fingerprint: str
+    asked: Asked, loaded: Loaded, kind: type[Method[Any]], info: DatasetInfo, fingerprint: str, device: torch.device
 ) -> tuple[RunSpec, Method[Any], tuple[Protocol, ...]]:
     preset = asked.preset or ("quick" if info.name == "digits" else "paper")
     if preset not in PRESETS:
@@ -214,7 +218,7 @@ def _resolve(
         backbone=backbones.canonical(run["backbone"], info.shape),
         pixels=canonical_name(run["pixels"]),
         seed=asked.seed,
-        precision=Precision(asked.precision).name,  # type: ignore[arg-type]
+        precision=Precision(asked.precision or usual(device)).name,  # type: ignore[arg-type]
         config=resolved.config.model_dump(mode="json"),
         conventions=_conventions(info, canonical_name(run["pixels"])),
         preset=preset,

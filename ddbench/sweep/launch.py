@@ -16,7 +16,7 @@ from ddbench.runs.observers import Console
 from ddbench.runs.record import RunRecord, read_record
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, run
-from ddbench.runs.spec import Asked, Resolution, RunSpec, resolve_spec
+from ddbench.runs.spec import CPU, Asked, Resolution, RunSpec, resolve_spec
 
 State = Literal["done", "failed", "busy"]
 Progress = Literal["done", "started", "missing"]
@@ -75,12 +75,12 @@ def visible_devices(name: str) -> list[str]:
     return [str(chosen)]
 
 
-def resolve_all(requests: Iterable[Asked], data_root: Path) -> list[Resolution]:
-    """The runs that are asked for, none twice: methods without a budget answer every ipc with one run.
+def resolve_all(requests: Iterable[Asked], data_root: Path, device: torch.device = CPU) -> list[Resolution]:
+    """The runs that are asked for on a device, none twice: methods without a budget answer every ipc with one run.
 
     Raises: the first error of any of them, before anything has been started.
     """
-    resolved = (resolve_spec(asked, data_root) for asked in requests)
+    resolved = (resolve_spec(asked, data_root, device) for asked in requests)
     return list({(r.spec.id, r.spec.protocols, r.spec.judges): r for r in resolved}.values())
 
 
@@ -145,7 +145,7 @@ class Worker:
             device=choose_device(self.device),
             observers=() if self.quiet else [Console()],
         )
-        return run_all(resolve_all(order, self.data_root), options)
+        return run_all(resolve_all(order, self.data_root, options.device), options)
 
     def checkpoint(self) -> Any:
         """What submitit runs after a preemption: the same again, because finished runs are left out."""

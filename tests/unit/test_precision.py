@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from ddbench.engine.precision import Precision
+from ddbench.engine.precision import Precision, usual
 from ddbench.errors import ConfigError
+from ddbench.runs.spec import Asked, foresee
 
 CPU = torch.device("cpu")
 
@@ -48,6 +49,8 @@ def test_precisions_nest() -> None:
         with Precision("tf32").active(CPU):
             assert flags()[:2] == (True, True)
         assert flags() == outer
+    with Precision("bf16").active(CPU), Precision().active(CPU):
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_bf16_runs_products_short_and_keeps_parameters_long() -> None:
@@ -55,6 +58,15 @@ def test_bf16_runs_products_short_and_keeps_parameters_long() -> None:
     with Precision("bf16").active(CPU):
         assert (weight @ weight).dtype == torch.bfloat16
     assert weight.dtype == torch.float32
+
+
+def test_tf32_is_usual_where_a_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usual(CPU) == "fp32"
+    for capability, name in (((7, 5), "fp32"), ((8, 0), "tf32"), ((9, 0), "tf32")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        assert usual(torch.device("cuda")) == name
+        assert foresee(Asked("random", "cifar10"), torch.device("cuda")).precision == name
+    assert foresee(Asked("random", "cifar10", precision="bf16"), torch.device("cuda")).precision == "bf16"
 
 
 def test_an_unknown_precision_is_refused() -> None:
