@@ -64,6 +64,7 @@ class Peaks:
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
+            torch.cuda.init()  # without it, torch knows no device by its number yet
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def device_bytes(self) -> int | None:
