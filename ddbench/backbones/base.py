@@ -16,8 +16,9 @@ from torch.utils import _pytree
 from torch.utils.hooks import RemovableHandle
 
 from ddbench.backbones import initialisers
-from ddbench.backbones.fusion import fuse
+from ddbench.backbones.fusion import change, fuse
 from ddbench.backbones.initialisers import Initialiser
+from ddbench.engine.change import Change
 from ddbench.engine.program import kernels
 from ddbench.errors import ConfigError, closest
 from ddbench.rng import Rng
@@ -244,6 +245,11 @@ class Backbone:
         return self if device.type != "cuda" or kernels() is None else self._in_fused_layers
 
     @functools.cached_property
+    def change(self) -> Change | None:
+        """The network together with its tangent, written out; None where it is of another kind."""
+        return change(self._modules[True], *self.shape[1:])
+
+    @functools.cached_property
     def _in_fused_layers(self) -> Backbone:
         modules = {mode: fused for mode, module in self._modules.items() if (fused := fuse(module)) is not None}
         return Fused(self, modules) if modules else self
@@ -344,6 +350,10 @@ class ForeignBackbone(Backbone):
     def first_order(self, device: torch.device) -> Backbone:
         # Nobody knows what its forward does between its layers.
         return self
+
+    @functools.cached_property
+    def change(self) -> Change | None:
+        return None
 
     def _construct(self, rng: Rng, name: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):

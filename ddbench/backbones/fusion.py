@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddbench.engine.change import Block, Change
 from ddbench.engine.program import channels_last, kernels
 
 Slot = tuple[nn.Module, str]
@@ -101,6 +102,39 @@ def fuse(module: nn.Module) -> nn.Module | None:
     # Residual branches are lines of their own; only the first line reads images.
     fused = [_fuse(list(line), first=number == 0) for number, line in enumerate(_lines(module))]
     return module if sum(fused) else None
+
+
+def change(module: nn.Module, height: int, width: int) -> Change | None:
+    """A module together with its tangent; None where it is no chain of blocks with instance norm and a linear layer."""
+    names = {layer: name for name, layer in module.named_modules()}
+    line = [_layer(slot) for slot in _line(module)]
+    if len(line) < sum(not list(layer.children()) for layer in module.modules()):
+        return None  # some layers are not in line
+    line = [layer for layer in line if not isinstance(layer, nn.Identity)]
+    blocks = []
+    while len(line) > 1 and isinstance(conv := line[0], nn.Conv2d):
+        norm, line = line[1], line[2:]
+        if not isinstance(norm, nn.GroupNorm) or norm.num_groups < norm.num_channels or conv.groups > 1:
+            return None
+        if conv.dilation != (1, 1) or isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+            return None
+        height, width = (
+            (length + 2 * pad - side) // stride + 1
+            for length, pad, side, stride in zip(
+                (height, width), conv.padding, conv.kernel_size, conv.stride, strict=True
+            )
+        )
+        if relu := isinstance(line[0], nn.ReLU):
+            line = line[1:]
+        if (pool := _pooling(line[0])) != "none":
+            if height % 2 or width % 2:
+                return None
+            height, width, line = height // 2, width // 2, line[1:]
+        blocks.append(Block(names[conv], names[norm], conv.stride, conv.padding, norm.eps, relu, pool))
+    match line:
+        case [nn.Flatten(), nn.Linear() as linear] if blocks and linear.bias is not None:
+            return Change(tuple(blocks), names[linear])
+    return None
 
 
 def _lines(module: nn.Module) -> Iterator[Iterator[Slot]]:

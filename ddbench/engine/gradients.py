@@ -20,7 +20,8 @@ from torch.func import grad, jvp, vmap
 from torch.overrides import TorchFunctionMode
 
 from ddbench.backbones.base import Backbone, Variables
-from ddbench.engine.program import Fuse, channels_last
+from ddbench.engine.change import cross_entropy_change
+from ddbench.engine.program import Fuse, channels_last, weights_laid_out
 
 Tensors = dict[str, Tensor]
 Rules = dict[Any, Callable[..., Tensor]]
@@ -76,6 +77,7 @@ class SharedGradients(ClassGradients):
     def __init__(self, net: Backbone, fuse: Fuse[Any]) -> None:
         super().__init__(net)
         self._fused_loss, self._fused_change = fuse(self._shared_loss), fuse(self._change)
+        self._written = self._written_change if net.change is not None else None
 
     def of(self, network: Variables, images: Tensor, labels: Tensor) -> Tensors:
         chosen = {
@@ -88,7 +90,9 @@ class SharedGradients(ClassGradients):
 
     def slopes(self, network: Variables, images: Tensor, labels: Tensor, directions: Tensors) -> Tensor:
         images = images.detach().requires_grad_()
-        return torch.autograd.grad(self._fused_change(network, directions, images, labels), images)[0]
+        change = self._written if images.is_cuda and not torch.is_autocast_enabled("cuda") else None
+        change = change or self._fused_change
+        return torch.autograd.grad(change(network, directions, images, labels), images)[0]
 
     def _shared_loss(
         self, net: Backbone, network: Variables, chosen: Tensors, images: Tensor, labels: Tensor
@@ -97,6 +101,13 @@ class SharedGradients(ClassGradients):
             logits = _logits(net, network, chosen, images.flatten(0, 1))
         classes = labels[:, None].expand(images.shape[:2]).flatten()
         return F.cross_entropy(logits, classes, reduction="sum") / images.shape[1]
+
+    def _written_change(self, network: Variables, directions: Tensors, images: Tensor, labels: Tensor) -> Tensor:
+        """The same as `_change`, for networks whose tangent is written out."""
+        assert self._net.change is not None
+        params = {name: weights_laid_out(p.detach()) for name, p in network.params.items()}
+        pair = self._net.change(params, directions, images.flatten(0, 1))
+        return cross_entropy_change(pair, labels.repeat_interleave(images.shape[1]), images.shape[1])
 
     def _change(self, network: Variables, directions: Tensors, images: Tensor, labels: Tensor) -> Tensor:
         """How fast the losses change as the weights of each class go along its directions."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddbench.backbones.base import Backbone, Variables
 from ddbench.engine.augment import Draw
-from ddbench.engine.program import channels_last, compiled, worth_compiling
+from ddbench.engine.program import channels_last, compiled, weights_laid_out, worth_compiling
 
 if TYPE_CHECKING:
     from ddbench.evaluation.plan import Block, TrainingPlan
@@ -69,7 +69,9 @@ class Lockstep:
         self.plan, self._net, self._groups = plan, net.first_order(self._device), groups
         count = len(next(iter(variables.params.values())))
         fresh = [variables.copy(s) for s in range(count)]
-        self._params = [{k: _laid_out(v.detach()).requires_grad_() for k, v in f.params.items()} for f in fresh]
+        self._params = [
+            {k: weights_laid_out(v.detach().clone()).requires_grad_() for k, v in f.params.items()} for f in fresh
+        ]
         self._buffers = [{k: v.detach().clone() for k, v in f.buffers.items()} for f in fresh]
         self._moments = [_moments(params, plan) for params in self._params]
         self._step = torch.zeros(1, dtype=torch.int64, device=self._device)
@@ -282,12 +284,6 @@ def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
         torch._foreach_sub_(params, torch._foreach_mul(moves, lr / (1 - BETAS[0] ** steps)))
 
     return Functions(augment, loss, sgd if options.optimizer == "sgd" else adam)
-
-
-def _laid_out(value: Tensor) -> Tensor:
-    """A copy in the layout that convolutions want; that of the first layer is read by a kernel of ours."""
-    wide = value.is_cuda and value.dim() == 4 and value.shape[1] >= 8
-    return value.clone(memory_format=torch.channels_last if wide else torch.contiguous_format)
 
 
 def _alike(grad: Tensor, param: Tensor) -> Tensor:

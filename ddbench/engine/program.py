@@ -84,6 +84,13 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
 
 
+def weights_laid_out(weight: Tensor) -> Tensor:
+    """A parameter in the memory layout that a GPU's convolutions want, unless few channels go in: that of the first
+    layer is read by a kernel of ours."""
+    wide = weight.is_cuda and weight.dim() == 4 and weight.shape[1] >= 8
+    return weight.contiguous(memory_format=torch.channels_last) if wide else weight
+
+
 def _plain(function: F) -> F:
     return function
 

@@ -10,17 +10,24 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.func import grad, grad_and_value, jvp
 
-from ddbench.engine.program import Fuse
+from ddbench.backbones.base import Backbone, Variables
+from ddbench.engine.change import cross_entropy_change
+from ddbench.engine.program import Fuse, weights_laid_out
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Tensor, Tensor], Tensor]
 """Parameters, images and targets -> a scalar. Twice differentiable through torch.func, and free of random draws."""
 
 Form = Literal["adjoint", "full", "tesla"]
+
+Forth = Callable[[Params, Tensor, Tensor, Tensor], Params]
+Back = Callable[[Params, Params, Tensor, Tensor, Tensor], tuple[Params, Tensor, Tensor]]
+Written = tuple[Forth, Back]
 
 
 def _plain(function: Any) -> Any:
@@ -39,13 +46,19 @@ class Descent:
       it is (Cui et al., ICML 2023, arXiv 2211.10586).
 
     Nothing here runs under autocast. `fuse` decorates the two functions of tensors that steps consist of; those of the
-    full form stay as they are, because compiled functions have no second derivative.
+    full form stay as they are, because compiled functions have no second derivative. `written` are the adjoint's two
+    functions where they need no derivative of a derivative, as `written_out` makes them.
     Source: Wang et al., arXiv 1811.10959, whose gradient this is.
     """
 
-    def __init__(self, loss: Loss, fuse: Fuse[Any] = _plain, *, form: Form = "adjoint") -> None:
+    def __init__(
+        self, loss: Loss, fuse: Fuse[Any] = _plain, *, form: Form = "adjoint", written: Written | None = None
+    ) -> None:
         self._loss, self._form = loss, form
-        self._forth, self._back = fuse(_forth(loss)), fuse(_back_apart(loss) if form == "tesla" else _back(loss))
+        if written is not None and form == "adjoint":
+            self._forth, self._back = written
+        else:
+            self._forth, self._back = fuse(_forth(loss)), fuse(_back_apart(loss) if form == "tesla" else _back(loss))
 
     def __call__(self, params: Params, x: Tensor, y: Tensor, lr: Tensor, sizes: Sequence[int] | None = None) -> Params:
         """The parameters after T steps. Step t sees the first sizes[t] of B images, or all.
@@ -67,6 +80,41 @@ class Descent:
                 )
                 params = {name: w - lr[t] * slope for (name, w), slope in zip(params.items(), slopes, strict=True)}
         return params
+
+
+def written_out(net: Backbone, device: torch.device) -> Written | None:
+    """The two functions of an adjoint step for the cross-entropy of a network, in kernels of ours; None where there are
+    none for it."""
+    change, first_order = net.change, net.first_order(device)
+    if change is None or not first_order.fused:
+        return None
+
+    def forth(params: Params, x: Tensor, y: Tensor, lr: Tensor) -> Params:
+        leaves = _leaves(params)
+        with torch.enable_grad():
+            loss = F.cross_entropy(first_order(Variables(leaves), x)[0], y)
+        return _minus(params, lr, _slopes(loss, leaves))
+
+    def back(params: Params, v: Params, x: Tensor, y: Tensor, lr: Tensor) -> tuple[Params, Tensor, Tensor]:
+        leaves, images = _leaves(params), x.detach().requires_grad_()
+        with torch.enable_grad():
+            along = cross_entropy_change(change(leaves, v, images), y, len(y))
+        slopes = _slopes(along, {**leaves, "": images})
+        mixed = slopes.pop("")
+        # The derivative by the step size is the product of v and the slope: the loss's change along v.
+        return _minus(v, lr, slopes), -lr * mixed, -along.detach()
+
+    return forth, back
+
+
+def _leaves(params: Params) -> Params:
+    return {name: weights_laid_out(w.detach()).requires_grad_() for name, w in params.items()}
+
+
+def _slopes(value: Tensor, leaves: Params) -> Params:
+    slopes = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    # What a norm takes away again has no slope.
+    return {k: torch.zeros_like(w) if s is None else s for (k, w), s in zip(leaves.items(), slopes, strict=True)}
 
 
 def graph_bytes(loss: Loss, params: Params, x: Tensor, y: Tensor) -> int:
@@ -95,7 +143,7 @@ def graph_bytes(loss: Loss, params: Params, x: Tensor, y: Tensor) -> int:
     return 2 * (kept(len(x)) - kept(len(x) // 2))
 
 
-def _forth(loss: Loss) -> Callable[[Params, Tensor, Tensor, Tensor], Params]:
+def _forth(loss: Loss) -> Forth:
     slope_of = grad(loss)
 
     def forth(params: Params, x: Tensor, y: Tensor, lr: Tensor) -> Params:
@@ -104,7 +152,7 @@ def _forth(loss: Loss) -> Callable[[Params, Tensor, Tensor, Tensor], Params]:
     return forth
 
 
-def _back(loss: Loss) -> Callable[[Params, Params, Tensor, Tensor, Tensor], tuple[Params, Tensor, Tensor]]:
+def _back(loss: Loss) -> Back:
     slopes_of = grad(loss, argnums=(0, 1))
 
     def back(params: Params, v: Params, x: Tensor, y: Tensor, lr: Tensor) -> tuple[Params, Tensor, Tensor]:
@@ -117,7 +165,7 @@ def _back(loss: Loss) -> Callable[[Params, Params, Tensor, Tensor, Tensor], tupl
     return back
 
 
-def _back_apart(loss: Loss) -> Callable[[Params, Params, Tensor, Tensor, Tensor], tuple[Params, Tensor, Tensor]]:
+def _back_apart(loss: Loss) -> Back:
     def back(params: Params, v: Params, x: Tensor, y: Tensor, lr: Tensor) -> tuple[Params, Tensor, Tensor]:
         """As in `_back`, had the step's parameters not come from anywhere."""
 
@@ -171,7 +219,7 @@ class _Steps(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         x, y, lr, *kept = ctx.saved_tensors
         names = ctx.names
-        v = dict(zip(names, slopes, strict=True))
+        v = {name: weights_laid_out(slope) for name, slope in zip(names, slopes, strict=True)}
         by_x, by_lr = [], []
         with _no_autocast(x):
             for t, size in reversed(list(enumerate(ctx.sizes))):

@@ -30,8 +30,8 @@ from ddbench import (
     transient,
 )
 from ddbench.engine.augment import Draw, draw_many, resolve_strategy
-from ddbench.engine.program import Fuse, Program, channels_last
-from ddbench.engine.unroll import Descent, Form, Loss, graph_bytes
+from ddbench.engine.program import Fuse, Program, channels_last, weights_laid_out
+from ddbench.engine.unroll import Descent, Form, Loss, graph_bytes, written_out
 from ddbench.errors import DivergedError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.evaluation.trainer import Job
@@ -62,8 +62,9 @@ class MTTConfig(MethodConfig):
     experts_seed: int = Field(0, ge=0, description="Seed of the experts, which runs of all seeds share.")
     grad: Literal["auto", "adjoint", "full", "tesla"] = Field(
         "auto",
-        description="adjoint: exact, with the memory of one step. full: exact, by the graph of all steps. auto: full "
-        "where that fits. tesla: an approximation, which drops how later parameters depend on earlier images.",
+        description="adjoint: exact, with the memory of one step. full: exact, by the graph of all steps. auto: "
+        "adjoint where kernels of ours make it faster, else full where that fits. tesla: an approximation, which drops "
+        "how later parameters depend on earlier images.",
     )  # fmt: skip
     select: Literal["last", "heldout"] = Field(
         "last", description="last: the set after the last iteration. heldout: the best one on held-out training images."
@@ -124,10 +125,12 @@ class MTT(Method[MTTState]):
             logits, _ = problem.backbone(Variables(params), channels_last(x))
             return F.cross_entropy(logits.float(), y)
 
-        form = self.form(problem, loss, like, images, sizes)
+        written = written_out(problem.backbone, problem.device)
+        form = self.form(problem, loss, like, images, sizes, written is not None)
 
         def make(fuse: Fuse[Any]) -> Callable[..., tuple[Tensor, Tensor]]:
-            mismatch = matching(Descent(loss, fuse, form=form), labels, sizes, like, fuse)
+            descend = Descent(loss, fuse, form=form, written=written)
+            mismatch = matching(descend, labels, sizes, like, fuse)
 
             def match(start: Tensor, target: Tensor, rows: Tensor, view: Draw | None) -> tuple[Tensor, Tensor]:
                 optimizer.zero_grad()
@@ -142,7 +145,8 @@ class MTT(Method[MTTState]):
         if config.select == "heldout":
             worst = torch.tensor(-1.0, device=problem.device)
             chosen = {"images": images.detach().clone(), "lr": lr.detach().clone(), "accuracy": worst}
-        program = Program(make, problem.device, calls=config.iterations)
+        fused = written is not None and form == "adjoint"
+        program = Program(make, problem.device, calls=config.iterations, fused=fused)
         return MTTState(images, lr, optimizer, chosen, experts, program)
 
     def source(self, problem: Problem) -> Problem:
@@ -162,11 +166,19 @@ class MTT(Method[MTTState]):
         return source.artifacts.get(wanted, source)
 
     def form(
-        self, problem: Problem, loss: Loss, like: Mapping[str, Tensor], images: Tensor, sizes: Sequence[int]
+        self,
+        problem: Problem,
+        loss: Loss,
+        like: Mapping[str, Tensor],
+        images: Tensor,
+        sizes: Sequence[int],
+        written: bool = False,
     ) -> Form:
         """How the gradient is taken; by size of the device, and not by what is free, so that a resumed run agrees."""
         if self.config.grad != "auto":
             return self.config.grad
+        if written:
+            return "adjoint"
         some = images.detach()[:2].expand(2, *problem.shape)
         labels = torch.zeros(2, dtype=torch.int64, device=problem.device)
         needed = graph_bytes(loss, dict(like), some, labels) / 2 * sum(sizes)
@@ -263,7 +275,7 @@ def matching(
         # All augmentations at once: few kernels, and no memory to speak of beside the networks' activations.
         x = seen(images, rows, view)
         # Copies, because compilers refuse forward derivatives at views.
-        origin = {name: value.clone() for name, value in unflatten(start, like).items()}
+        origin = {name: weights_laid_out(value.clone()) for name, value in unflatten(start, like).items()}
         reached = descend(origin, x, labels[rows], lr.expand(len(rows)), sizes)
         return (flatten(reached) - target).square().sum() / (start - target).square().sum()
 

@@ -1,6 +1,7 @@
 """MTT's iterations as CUDA graphs, compiled or not, against the same iterations called one by one; and its experts."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import ddbench.engine.program as program
 import ddbench.evaluation.trajectories as trajectories
+from ddbench.backbones.names import build
 from ddbench.driver import drive
 from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
@@ -45,6 +47,22 @@ def test_mtt_takes_the_same_steps_in_a_graph(
         images.append(state.images.detach().cpu())
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert (images[0] - images[1]).norm() < 1e-3 * images[0].norm()
+
+
+def test_what_is_written_out_learns_what_the_whole_graph_learns(
+    tmp_path: Path, on_the_gpu: Callable[[Path], Problem]
+) -> None:
+    method_class, images = load_object(GROUPS["method"], "mtt"), {}
+    options = {"experts": 2, "start_epochs": 2, "inner_steps": 4, "batch_syn": 4, "lr_experts": 0.1, "lr_network": 0.05}
+    for grad, iterations in (("full", 0), ("full", 3), ("adjoint", 3)):
+        problem = on_the_gpu(tmp_path)
+        problem = replace(problem, backbone=build("convnet-d2-w16", problem.shape, problem.classes))
+        method = method_class(method_class.Config(iterations=iterations, lr_images=1.0, grad=grad, **options))
+        with problem.precision.active(problem.device):
+            (*_, (state, _)) = drive(method, problem)
+        images[grad, iterations] = state.images.detach()
+    moved = (images["full", 3] - images["full", 0]).norm()
+    assert (images["full", 3] - images["adjoint", 3]).norm() < 1e-3 * moved
 
 
 def test_experts_side_by_side_are_those_one_by_one(

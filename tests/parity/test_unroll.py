@@ -10,7 +10,7 @@ from torch import Tensor
 from ddbench import Rng, Variables
 from ddbench.backbones import Backbone, build
 from ddbench.engine.program import compiled
-from ddbench.engine.unroll import Descent
+from ddbench.engine.unroll import Descent, written_out
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Tensor, Tensor], Tensor]
@@ -64,6 +64,29 @@ def test_the_derivative_is_that_of_the_whole_loop(backbone: str, shape: tuple[in
     for ours, theirs in zip(*slopes, strict=True):
         # A bias before a norm changes nothing, and its slope is rounding alone.
         assert (ours - theirs).norm() <= 1e-10 * theirs.norm() + 1e-14
+
+
+@pytest.mark.parametrize("backbone", ["convnet-d2-w8", "convnet-d3-w8-max"])
+def test_steps_that_are_written_out_have_the_derivative_of_the_whole_loop(
+    backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = build(backbone, (3, 16, 16), 3)
+    # As on a GPU; the layers themselves fall back to torch's on a CPU.
+    monkeypatch.setattr(Backbone, "first_order", lambda self, device: self._in_fused_layers)
+    written = written_out(net, torch.device("cpu"))
+    assert written is not None
+    loss, (params, x, y, lr), sizes = loss_of(net), drawn(net, steps=4, batch=5), [3, 5, 5, 5]
+    slopes = []
+    for descend in (Descent(loss, form="full"), Descent(loss, written=written)):
+        end = descend(params, x, y, lr, sizes)
+        slopes.append(torch.autograd.grad(sum(w.square().sum() for w in end.values()), [x, lr, *params.values()]))
+    for truth, ours in zip(*slopes, strict=True):
+        assert (ours - truth).norm() <= 1e-10 * truth.norm() + 1e-14
+
+
+@pytest.mark.parametrize("backbone", ["convnet-d2-w8-bn", "lenet", "resnet18"])
+def test_other_networks_have_no_steps_written_out(backbone: str) -> None:
+    assert written_out(build(backbone, (3, 32, 32), 3), torch.device("cpu")) is None
 
 
 def test_gradcheck_through_three_steps() -> None:

@@ -166,12 +166,17 @@ def test_the_step_size_can_fall_below_zero_and_then_the_run_stops(tmp_path: Path
 def test_auto_takes_the_full_graph_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, forms = problem_for_checks(tmp_path), []
     descent = MODULE.Descent
-    monkeypatch.setattr(MODULE, "Descent", lambda *a, form: forms.append(form) or descent(*a, form=form))
+    monkeypatch.setattr(MODULE, "Descent", lambda *a, form, written: forms.append(form) or descent(*a, form=form))
     for size in (1 << 40, 1 << 10):
         monkeypatch.setattr(MODULE, "memory", lambda device, size=size: size)
         mtt().start(problem)
     mtt(grad="tesla").start(problem)
     assert forms == ["full", "adjoint", "tesla"]
+
+
+def test_auto_takes_what_is_written_out() -> None:
+    assert mtt().form(*[None] * 5, written=True) == "adjoint"  # type: ignore[arg-type]
+    assert mtt(grad="full").form(*[None] * 5, written=True) == "full"  # type: ignore[arg-type]
 
 
 def test_both_exact_forms_learn_the_same_and_tesla_something_else(tmp_path: Path) -> None:
