@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 SPEC = "spec.json"
 # What a folder may hold before it belongs to a run: the locks, and files of a process killed while writing its spec.
 _LOCKS = (".lock", "lock")
+# Nobody takes so long to write a spec.
+SPEC_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -174,8 +177,9 @@ class RunDir:
         """Remove what killed processes were writing."""
         for path in self.path.rglob(".*.tmp"):
             # Whoever opens the folder at this moment writes the spec, without a lock.
-            if not path.name.startswith(f".{SPEC}."):
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if not path.name.startswith(f".{SPEC}.") or time.time() - path.stat().st_mtime > SPEC_SECONDS:
+                    path.unlink()
 
     def clear(self) -> None:
         """Remove everything but the spec and the locks, so that the run starts over. Only under the lock."""

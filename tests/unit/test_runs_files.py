@@ -125,8 +125,14 @@ def test_what_killed_processes_left_is_swept_away(tmp_path: Path) -> None:
     folder = RunDir.open(tmp_path, SPEC)
     folder.checkpoints.mkdir()
     (folder.checkpoints / ".step_000002.pt.99-1.tmp").write_bytes(b"half")
+    old, fresh = (folder.path / f".spec.json.{pid}-1.tmp" for pid in (98, 99))
+    for path in (old, fresh):
+        path.write_text("{")
+    os.utime(old, (0, 0))
     with folder.lock():
         assert list(folder.checkpoints.iterdir()) == []
+        # Another process can be writing the spec at this moment.
+        assert [path.exists() for path in (old, fresh)] == [False, True]
 
 
 def test_a_lock_is_released_by_an_error(tmp_path: Path) -> None:
