@@ -6,6 +6,7 @@ device.
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,11 +30,13 @@ from ddbench.data.tensors import DatasetTensors
 from ddbench.driver import drive
 from ddbench.engine import lockstep
 from ddbench.engine.precision import Precision
+from ddbench.engine.students import students_together
 from ddbench.errors import ConfigError, RunError
 from ddbench.evaluation.evaluate import TEST_BATCH, SealedTest, evaluate
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.trajectories import EXPERT_BATCH, ExpertTrajectories
 from ddbench.files import write_json
 from ddbench.initial import real_images
 from ddbench.problem import Problem
@@ -44,12 +47,17 @@ from ddbench.runs.runner import build_problem
 from ddbench.runs.spec import find_method
 from ddbench.synthetic import SyntheticSet
 
-Loop = Literal["ceiling", "methods", "students"]
+Loop = Literal["ceiling", "methods", "students", "experts"]
+
+USUAL: tuple[Loop, ...] = ("ceiling", "methods", "students")
 
 SCHEMA: Literal["ddbench.bench/1"] = "ddbench.bench/1"
 PROTOCOL = PROTOCOLS["dsa@1"]
 REPEATS = 3
 PER_CLASS = 512
+# Of the images of an expert's epoch: all of CIFAR-10 on a GPU.
+EXPERT_PER_CLASS = {"cuda": 5000, "cpu": PER_CLASS}
+EXPERT_EPOCHS = 1 + REPEATS
 TEST_IMAGES = 10_000
 # On a GPU a method's step is called, captured, timed, and then perhaps compiled, called and captured again.
 WARM_METHOD = {"cuda": 8, "cpu": 1}
@@ -139,7 +147,7 @@ class Asked:
     ipcs: Sequence[int] = (1, 10)
     methods: Sequence[str] = ("dm",)
     precisions: Sequence[str] = ("fp32",)
-    loops: Sequence[Loop] = get_args(Loop)
+    loops: Sequence[Loop] = USUAL
     students: int = PROTOCOL.students
     seconds: float = 3.0
 
@@ -243,10 +251,10 @@ def _latest(root: Path, device: str) -> Path:
 
 
 def _results(asked: Asked, say: Callable[[str], None]) -> Iterator[Result]:
-    data = _dataset()
+    data = _dataset(PER_CLASS)
     ceilings: dict[str, float] = {}
 
-    def problem(backbone: str, ipc: int, precision: str, folder: str) -> Problem:
+    def problem(backbone: str, ipc: int, precision: str, folder: str, data: Dataset = data) -> Problem:
         return build_problem(
             data, backbone=backbone, pixels="standard", ipc=ipc, seed=0, device=asked.device, precision=precision,
             artifacts_root=Path(folder),
@@ -274,9 +282,18 @@ def _results(asked: Asked, say: Callable[[str], None]) -> Iterator[Result]:
                         ceiling = ceilings.get(precision)
                         share = result.tflops / ceiling if ceiling and result.tflops else None
                         yield result.model_copy(update={"share": share})
+        if "experts" in asked.loops:
+            everything = _dataset(EXPERT_PER_CLASS[asked.device.type])
+            for precision in asked.precisions:
+                for backbone in asked.backbones:
+                    say(f"experts {backbone} {precision}")
+                    result = _experts(problem(backbone, 1, precision, folder, everything))
+                    ceiling = ceilings.get(precision)
+                    share = result.tflops / ceiling if ceiling and result.tflops else None
+                    yield result.model_copy(update={"share": share})
 
 
-def _dataset() -> Dataset:
+def _dataset(per_class: int) -> Dataset:
     """Random images of CIFAR-10's shape, which are not CIFAR-10: their fingerprint is another."""
     known = CATALOGUE["cifar10"]
     rng = Rng(0, ("bench",))
@@ -286,7 +303,7 @@ def _dataset() -> Dataset:
         labels = torch.arange(known.classes).repeat_interleave(count // known.classes)
         return DatasetTensors(torch.from_numpy(pixels), labels, known.class_names)
 
-    train, test = draw("train", PER_CLASS * known.classes), draw("test", TEST_IMAGES)
+    train, test = draw("train", per_class * known.classes), draw("test", TEST_IMAGES)
     return Dataset.in_memory(replace(known, train=len(train), test=len(test)), train, test, origin="random")
 
 
@@ -314,7 +331,8 @@ def _method(ref: str, problem: Problem, asked: Asked) -> Result:
     """Steps of a method under its preset for CIFAR-10."""
     _, kind = find_method(ref)
     layers, _ = preset_layers(kind.settings(), "paper", problem.info.name, problem.ipc)
-    method = kind(resolve(kind.name, kind.Config, layers).config)
+    config = resolve(kind.name, kind.Config, layers).config
+    method = kind(config.model_copy(update=dict(kind.info.timing)))
     warm, total = WARM_METHOD[asked.device.type], method.total_steps
     if total < warm + 1 + REPEATS:
         raise ConfigError(
@@ -330,6 +348,27 @@ def _method(ref: str, problem: Problem, asked: Asked) -> Result:
     setup = max(0.0, passed - timing.median * (1 + timing.calls))
     name = f"{kind.name} ipc{problem.ipc} {problem.backbone.name}"
     return Result(loop="methods", name=name, precision=problem.precision.name, setup_seconds=setup, **timing.fields())
+
+
+def _experts(problem: Problem) -> Result:
+    """An epoch of one expert, of as many as are trained side by side."""
+    side_by_side = students_together(EXPERT_BATCH, problem.device)
+    wanted = ExpertTrajectories.of(problem, experts=side_by_side, epochs=EXPERT_EPOCHS, lr=0.01)
+    with problem.precision.active(problem.device):
+        times = problem.artifacts.get(wanted, problem).seconds(0)
+    # The first epoch has the setup in it.
+    epochs = tuple(after - before for before, after in itertools.pairwise(times[1:]))
+    timing, images = Timing(epochs, len(epochs)), len(problem.train)
+    rate = images / timing.median
+    return Result(
+        loop="experts",
+        name=f"expert epoch {problem.backbone.name}, {images} images",
+        precision=problem.precision.name,
+        setup_seconds=max(0.0, times[1] - timing.median),
+        images_per_second=rate,
+        tflops=rate * flops_per_image(problem.backbone) / 1e12,
+        **timing.fields(),
+    )
 
 
 def _students(problem: Problem, data: Dataset, asked: Asked) -> Result:

@@ -37,7 +37,8 @@ Kind = Literal["condensation", "coreset", "ceiling"]
 class MethodInfo:
     """What a table and a docs page say of a method.
 
-    `native` names the protocol of the method's own paper. `advice` is printed when a run diverges.
+    `native` names the protocol of the method's own paper. `advice` is printed when a run diverges. `timing` are options
+    with which `ddbench bench` times a step, where they shorten what comes before and leave the step as it is.
     """
 
     title: str
@@ -48,6 +49,7 @@ class MethodInfo:
     kind: Kind = "condensation"
     native: str = "dsa@1"
     advice: str = ""
+    timing: Mapping[str, Any] = field(default_factory=dict)
 
 
 def transient() -> Any:

@@ -35,8 +35,8 @@ MOST_IPC = 500
     "--loop",
     "loops",
     multiple=True,
-    type=click.Choice(["ceiling", "methods", "students"]),
-    help="Default: all. Repeatable.",
+    type=click.Choice(["ceiling", "methods", "students", "experts"]),
+    help="Default: ceiling, methods and students. Repeatable.",
 )
 @click.option(
     "--backbone",
@@ -109,9 +109,7 @@ def bench(
 
     Times of students are kept in the folder of the runs, where `ddbench run --dry-run` finds them.
     """
-    from typing import get_args
-
-    from ddbench.bench import PROTOCOL, Asked, Loop, compare, measure, read_bench, save_latest
+    from ddbench.bench import PROTOCOL, USUAL, Asked, compare, measure, read_bench, save_latest
     from ddbench.files import write_json
     from ddbench.sweep.launch import choose_device
 
@@ -121,7 +119,7 @@ def bench(
     found = measure(
         Asked(
             device=chosen,
-            loops=loops or get_args(Loop),
+            loops=loops or USUAL,
             ipcs=tuple(dict.fromkeys(ipcs)) or IPCS[kind],
             precisions=tuple(dict.fromkeys(precisions)) or PRECISIONS[kind],
             students=students or PROTOCOL.students,

@@ -28,6 +28,8 @@ from ddbench.synthetic import SyntheticSet
 
 logger = logging.getLogger(__name__)
 
+EXPERT_BATCH = 256
+
 
 def flatten(params: dict[str, Tensor]) -> Tensor:
     """[P], parameter after parameter in the backbone's order."""
@@ -50,6 +52,10 @@ class Trajectories:
 
     def __len__(self) -> int:
         return self.experts
+
+    def seconds(self, expert: int) -> list[float]:
+        """When an expert reached each epoch, beginning with 0.0 at its initialisation."""
+        return _seconds(_file(self.folder, expert))
 
     def params(self, expert: int, epoch: int) -> Tensor:
         """[P] float32 on the host: the parameters of an expert after so many epochs; 0 is its initialisation."""
@@ -103,7 +109,7 @@ class ExpertTrajectories(Artifact[Trajectories]):
         images = problem.train.images if problem.pixels.cheap else problem.real.take(everything)
         whole = SyntheticSet(images, problem.train.labels, pixels=problem.pixels.name)
         schedule = plan(whole, _recipe(self.lr, self.augment, self.epochs), problem, rng)
-        together = students_together(schedule.batch, problem.device)
+        together = students_together(EXPERT_BATCH, problem.device)
         short = sorted((len(times) - 1, k) for k, times in enumerate(self._times(folder)) if len(times) <= self.epochs)
         groups = list(_groups(short, together))
         training: Lockstep | None = None
@@ -201,7 +207,9 @@ def _epochs(schedule: TrainingPlan, experts: Sequence[int]) -> Iterator[Block]:
 
 def _recipe(lr: float, augment: str, epochs: int | None = None) -> Protocol:
     """How experts are trained; without epochs, as their identity has it."""
-    options = SGDOptions(lr=lr, momentum=0.0, weight_decay=0.0, schedule="constant", align_corners=True)
+    options = SGDOptions(
+        lr=lr, batch=EXPERT_BATCH, momentum=0.0, weight_decay=0.0, schedule="constant", align_corners=True
+    )
     if epochs is not None:
         options = options.model_copy(update={"epochs": epochs - 1})  # one more is made
     return Protocol(name="expert", options=options, augment=augment)

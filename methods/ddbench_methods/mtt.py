@@ -102,6 +102,7 @@ class MTT(Method[MTTState]):
         native="mtt@1",
         advice="The step size lr is learned and must stay positive; log_lr is its logarithm. "
         "Smaller values usually help: --set lr_lr=..., --set lr_images=...",
+        timing={"experts": 1, "start_epochs": 1, "expert_span": 1},
     )
     Config = MTTConfig
     config: MTTConfig

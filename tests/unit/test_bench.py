@@ -134,6 +134,21 @@ def test_a_bench_of_every_loop_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert part.all_in_seconds > 0
 
 
+def test_experts_are_timed_by_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bench.EXPERT_PER_CLASS, "cpu", 64)
+    (found,) = measure(Asked(device=CPU, backbones=["convnet-d1-w8"], loops=["experts"])).results
+    assert found.name == "expert epoch convnet-d1-w8, 640 images"
+    assert found.images_per_second == pytest.approx(640 / found.ms * 1000)
+    assert found.setup_seconds is not None
+
+
+def test_a_method_that_trains_experts_is_timed_with_few_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "PER_CLASS", 64)
+    asked = Asked(device=CPU, backbones=["convnet-d1-w8"], loops=["methods"], methods=["mtt"], ipcs=[1], seconds=0.1)
+    (found,) = measure(asked).results
+    assert found.name == "mtt ipc1 convnet-d1-w8"
+
+
 def test_a_method_without_steps_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="random takes 0 steps"):
         measure(Asked(device=CPU, methods=("random",), backbones=("convnet-w8",), ipcs=(1,), loops=("methods",)))
