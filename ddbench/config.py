@@ -18,7 +18,7 @@ from ddbench.errors import ConfigError, closest
 M = TypeVar("M", bound=BaseModel)
 
 ANY = "*"
-RUN_KEYS = ("pixels", "backbone", "protocol")
+RUN_KEYS = ("pixels", "backbone", "protocol", "precision")
 
 
 class Options(BaseModel):
@@ -168,7 +168,7 @@ def read_settings(path: Path) -> list[Setting]:
 
 
 def preset_layers(settings: Sequence[Setting], preset: str, dataset: str, ipc: int) -> tuple[list[Layer], list[Layer]]:
-    """The layers that apply: of options, and of values of the run (pixels, backbone, protocol).
+    """The layers that apply: of options, and of values of the run (RUN_KEYS).
 
     Published settings come before quick ones; inside each, the order of the file, so that later lines win.
     """

@@ -70,7 +70,9 @@ def _what_to_run(command: F) -> F:
         ),
         set_option,
         click.option(
-            "--precision", type=click.Choice(["fp32", "tf32", "bf16"]), help="Default: tf32 on GPUs that have it."
+            "--precision",
+            type=click.Choice(["fp32", "tf32", "bf16"]),
+            help="Default: the preset's, else tf32 on GPUs that have it.",
         ),
     )(command)
 
@@ -229,7 +231,7 @@ def _print_results(outcomes: Sequence[Outcome]) -> None:
 
 def _said(ctx: click.Context) -> dict[str, str]:
     """Where the values come from that no preset touches."""
-    options = {"ipcs": "ipc", "seeds": "seed", "precision": "precision", "judges": "judge", "students": "students"}
+    options = {"ipcs": "ipc", "seeds": "seed", "judges": "judge", "students": "students"}
     left_open = click.core.ParameterSource.DEFAULT
     return {
         name: "default" if ctx.get_parameter_source(parameter) is left_open else f"--{name}"

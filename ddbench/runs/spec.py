@@ -160,7 +160,7 @@ def resolve_spec(asked: Asked, data_root: Path, device: torch.device = CPU) -> R
     precision follows.
 
     Order for the method's options: default, preset, --config FILE, --set. For backbone, pixels and protocol: the
-    dataset's default, preset, the command line.
+    dataset's default, preset, the command line; and so for precision, whose default is that of the device.
     Raises: PluginError, ConfigError, DataError for whatever cannot be used as asked.
     """
     loaded, kind = find_method(asked.method)
@@ -194,12 +194,15 @@ def _resolve(
     layers.append(Layer("--set", parse_assignments(asked.assignments)))
     resolved = resolve(kind.name, kind.Config, layers)
 
-    run: dict[str, Any] = {"pixels": "standard", "backbone": "convnet", "protocol": "dsa@1"}
+    run: dict[str, Any] = {
+        "pixels": "standard", "backbone": "convnet", "protocol": "dsa@1", "precision": usual(device),
+    }  # fmt: skip
     sources = dict.fromkeys(run, "default")
     for layer in run_layers:
         run |= layer.values
         sources |= dict.fromkeys(layer.values, layer.source)
-    for name, value in (("pixels", asked.pixels), ("backbone", asked.backbone), ("protocol", list(asked.protocols))):
+    given = {"pixels": asked.pixels, "backbone": asked.backbone, "precision": asked.precision}
+    for name, value in {**given, "protocol": list(asked.protocols)}.items():
         if value:
             run[name] = value
             sources[name] = f"--{name}"
@@ -218,7 +221,7 @@ def _resolve(
         backbone=backbones.canonical(run["backbone"], info.shape),
         pixels=canonical_name(run["pixels"]),
         seed=asked.seed,
-        precision=Precision(asked.precision or usual(device)).name,  # type: ignore[arg-type]
+        precision=Precision(run["precision"]).name,
         config=resolved.config.model_dump(mode="json"),
         conventions=_conventions(info, canonical_name(run["pixels"])),
         preset=preset,

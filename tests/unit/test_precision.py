@@ -1,5 +1,7 @@
 """Flags are set in one place, for as long as they are wanted."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -72,3 +74,10 @@ def test_tf32_is_usual_where_a_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"there is no precision 'fp16'; choose one of fp32, tf32, bf16"):
         Precision("fp16")  # type: ignore[arg-type]
+
+
+def test_a_preset_can_ask_for_a_precision() -> None:
+    asked = Asked("dd", "cifar10")
+    found = foresee(asked)
+    assert (found.precision, found.sources["precision"].startswith("preset")) == ("fp32", True)
+    assert foresee(dataclasses.replace(asked, precision="tf32")).precision == "tf32"
