@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ddbench.engine.program import Fuse, Program, kernels
 from ddbench.errors import ConfigError, closest
@@ -42,14 +43,14 @@ Layer = Literal["conv", "relu", "pool", "flatten", "gap", "dense"]
 POLE = 1.0
 
 # Of images that our own kernels take.
-MOST_CHANNELS = 16
+MOST_CHANNELS = 4
 
 # For one chunk and its gradient: larger ones leave the caches of a CPU and are no faster. On a GPU each program keeps
 # its memory: those of both kernels, with and without a gradient.
 CPU_MEMORY = 1 << 28
 GPU_SHARE = 1 / 8
 
-# Pairs of images that a block of our GPU kernels takes, on the first and on the second side.
+# Pairs of images that our GPU kernels are cut into where it matters, on the first and on the second side.
 HIGH, WIDE = 16, 64
 
 
@@ -134,10 +135,15 @@ def kernel(
     relus = iter(zip(maps[0], maps[-1], strict=True))
     fused = _one_pass(network, x1.shape[1], x1.device, x1.dtype) if constant and not full else None
     if fused is not None:
-        s, theta = _in_stages(fused, network, first, second, relus, layouts, same)
+        s, theta = _in_stages(fused, first, second, relus, _plan(network, layouts), same)
     else:
         s, theta = _layer_by_layer(network, first, second, relus, layouts, same)
-    read: Callable[[Tensor], Tensor] = layouts[-1].trace if network.banded else _mean_of_all
+    return _read_out(network, layouts[-1], s, theta)
+
+
+def _read_out(network: Architecture, layout: Layout, s: Tensor, theta: Tensor) -> Kernel:
+    """The flatten or the average over all pixels, and the dense layer."""
+    read: Callable[[Tensor], Tensor] = layout.trace if network.banded else _mean_of_all
     nngp = WEIGHT_VARIANCE * read(s) + BIAS_VARIANCE
     return Kernel(nngp, WEIGHT_VARIANCE * read(theta) + nngp)
 
@@ -168,22 +174,24 @@ def _layer_by_layer(
 
 
 def _in_stages(
-    fused: Any, network: Architecture, x1: Tensor, x2: Tensor, relus: Maps, layouts: Sequence[Any], same: bool
+    fused: Any, x1: Tensor, x2: Tensor, relus: Maps, plan: Sequence[tuple[Any, Any]], same: bool
 ) -> tuple[Tensor, Tensor]:
     """The same by kernels that take convolution, ReLU and pooling in one pass; x2 is a constant."""
-    s = theta = x1
-    level = 0
-    for number, layer in enumerate(network.layers):
-        if layer != "conv":
-            continue
-        pooled = network.layers[number + 2] == "pool"
-        here, after = layouts[level], layouts[level + 1] if pooled else None
-        if number == 0:
-            s, theta = fused.first_stage(x1, x2, *next(relus), here, after, same)
-        else:
-            s, theta = fused.next_stage(s, theta, *next(relus), here, after, same)
-        level += pooled
+    s, theta = fused.first_stage(x1, x2, *next(relus), *plan[0], same)
+    for here, after in plan[1:]:
+        s, theta = fused.next_stage(s, theta, *next(relus), here, after, same)
     return s, theta
+
+
+def _plan(network: Architecture, layouts: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """For each convolution the layout that it and its ReLU see, and the one after pooling where there is pooling."""
+    plan, level = [], 0
+    for number, layer in enumerate(network.layers):
+        if layer == "conv":
+            pooled = network.layers[number + 2] == "pool"
+            plan.append((layouts[level], layouts[level + 1] if pooled else None))
+            level += pooled
+    return plan
 
 
 def _one_pass(network: Architecture, channels: int, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
@@ -502,30 +510,62 @@ class Blocks(ABC):
     def slope(self, x1: Tensor, x2: Tensor, weights: Tensor, same: bool) -> Tensor:
         """The gradient of the sum of weights [n1, n2] times kernel, in x1 as first argument alone: [n1, C, H, W]."""
 
+    def row(self, x1: Tensor, columns: Sequence[tuple[Tensor, Tensor, bool]]) -> Tensor:
+        """The sum of slopes over second chunks, each with its weights and whether it is x1."""
+        total = torch.zeros_like(x1)
+        for x2, weights, same in columns:
+            total += self.slope(x1, x2, weights, same)
+        return total
+
 
 class TorchBlocks(Blocks):
-    """The kernels of this module: one program for each shape of chunk, forward and backward."""
+    """The kernels of this module: one program for each shape of chunk, forward and backward.
+
+    Our own GPU kernels take variances as they take images. They are computed once for a chunk, and their gradient is
+    taken once for a row of chunks.
+    """
 
     def __init__(
         self, network: Architecture, shape: Sequence[int], device: torch.device, dtype: torch.dtype, calls: int
     ) -> None:
         self._network, self._device, self._calls, self._dtype = network, device, calls, dtype
         self._programs: dict[tuple[Any, ...], Program] = {}
-        self._fused = _one_pass(network, shape[0], device, dtype) is not None
-        self.bytes_per_pair = _numbers_per_pair(network, shape, self._fused) * torch.finfo(dtype).bits // 8
+        self._fused = _one_pass(network, shape[0], device, dtype)
+        self._variances = WeakTensorKeyDictionary()  # of a call's chunks, which are new tensors every time
+        self.bytes_per_pair = _numbers_per_pair(network, shape, self._fused is not None) * torch.finfo(dtype).bits // 8
 
     def value(self, x1: Tensor, x2: Tensor, same: bool) -> Tensor:
-        return self._program("value", same, x1, x2)(x1, x2)
+        if self._fused is None:
+            return self._run("value", same, x1, x2)
+        return self._run("value", same, x1, x2, self._maps(x1), self._maps(x2))
 
     def slope(self, x1: Tensor, x2: Tensor, weights: Tensor, same: bool) -> Tensor:
-        return self._program("slope", same, x1, x2)(x1, x2, weights)
+        if self._fused is None:
+            return self._run("slope", same, x1, x2, weights)
+        return self.row(x1, [(x2, weights, same)])
 
-    def _program(self, what: str, same: bool, x1: Tensor, x2: Tensor) -> Program:
-        key = (what, same, len(x1), len(x2))
+    def row(self, x1: Tensor, columns: Sequence[tuple[Tensor, Tensor, bool]]) -> Tensor:
+        if self._fused is None:
+            return super().row(x1, columns)
+        own, totals = self._maps(x1), None
+        for x2, weights, same in columns:
+            grads = self._run("slope", same, x1, x2, own, self._maps(x2), weights)
+            totals = grads if totals is None else torch._foreach_add(totals, grads)
+        assert totals is not None
+        return totals[0] + self._run("maps' slope", False, x1, totals[1:])
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        if x not in self._variances:
+            self._variances[x] = self._run("maps", False, x)
+        return self._variances[x]
+
+    @torch.no_grad()
+    def _run(self, what: str, same: bool, *given: Any) -> Any:
+        key = (what, same, *(len(x) for x in given[:2]))
         if key not in self._programs:
-            make = partial(self._make, what, same)
-            self._programs[key] = Program(make, self._device, calls=self._calls, fused=self._fused)
-        return self._programs[key]
+            make = partial(self._make if self._fused is None else self._make_fused, what, same)
+            self._programs[key] = Program(make, self._device, calls=self._calls, fused=self._fused is not None)
+        return self._programs[key](*given)
 
     def _make(self, what: str, same: bool, fuse: Fuse[Any]) -> Callable[..., Tensor]:
         @fuse
@@ -543,6 +583,38 @@ class TorchBlocks(Blocks):
             return grad
 
         return value if what == "value" else slope
+
+    def _make_fused(self, what: str, same: bool, fuse: Fuse[Any]) -> Callable[..., Any]:
+        network, fused = self._network, self._fused
+        assert fused is not None
+
+        def maps(x: Tensor) -> list[Tensor]:
+            return variances(network, x.to(self._dtype).permute(1, 2, 3, 0))
+
+        def ntk(x1: Tensor, x2: Tensor, q1: list[Tensor], q2: list[Tensor]) -> Tensor:
+            layouts = _layouts(network, resolutions(network, *x1.shape[-2:]), False)
+            first, second = (x.to(self._dtype).permute(1, 2, 3, 0) for x in (x1, x2))
+            s, theta = fused.stages(first, second, q1, q2, _plan(network, layouts), same)
+            return _read_out(network, layouts[-1], s, theta).ntk
+
+        def slope(x1: Tensor, x2: Tensor, q1: list[Tensor], q2: list[Tensor], weights: Tensor) -> list[Tensor]:
+            leaves = [t.detach().requires_grad_() for t in (x1, *q1)]
+            with torch.enable_grad():
+                return list(torch.autograd.grad(ntk(leaves[0], x2, leaves[1:], q2), leaves, weights))
+
+        def slope_of_maps(x: Tensor, grads: list[Tensor]) -> Tensor:
+            leaf = x.detach().requires_grad_()
+            with torch.enable_grad():
+                (grad,) = torch.autograd.grad(maps(leaf), leaf, grads)
+            return grad
+
+        programs: dict[str, Callable[..., Any]] = {
+            "value": ntk,
+            "slope": slope,
+            "maps": maps,
+            "maps' slope": slope_of_maps,
+        }
+        return programs[what]
 
 
 class Gram:
@@ -584,11 +656,9 @@ class Gram:
         weights = F.pad(weights, (0, wide * len(columns) - weights.shape[1], 0, high * len(rows) - len(weights)))
         grads = []
         for i, a in enumerate(rows):
-            total = torch.zeros_like(a)
-            for j, b in enumerate(columns):
-                block = weights[i * high : (i + 1) * high, j * wide : (j + 1) * wide]
-                total += self._blocks.slope(a, b, block, x2 is None and i == j)
-            grads.append(total)
+            blocks = weights[i * high : (i + 1) * high].split(wide, dim=1)
+            line = [(b, block, x2 is None and i == j) for j, (b, block) in enumerate(zip(columns, blocks, strict=True))]
+            grads.append(self._blocks.row(a, line))
         return torch.cat(grads)[: len(x1)]
 
     def _cut(self, x1: Tensor, x2: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
@@ -665,8 +735,14 @@ def _numbers_per_pair(network: Architecture, shape: Sequence[int], fused: bool) 
     if network.flat:
         return 2 * network.layers.count("relu") + 10
     layouts = _layouts(network, resolutions(network, *shape[1:]), full=False)
+    if fused:
+        # What stages write, and the gradients of one and of the one after it; images have one, covariances two.
+        plan = _plan(network, layouts)
+        kept = sum(2 * (after or here).entries for here, after in plan)
+        grads = [here.entries * (1 if k == 0 else 2) for k, (here, _) in enumerate(plan)]
+        return kept + max(map(sum, zip(grads, [*grads[1:], 0], strict=True)))
     level, kept = 0, 0
     for layer in network.layers:
         level += layer == "pool"
         kept += 2 * layouts[level].entries * (layer == "relu")
-    return kept + (4 if fused else 10) * layouts[0].entries
+    return kept + 10 * layouts[0].entries

@@ -6,14 +6,25 @@ The interpreter is slow: the images are of 2x2 pixels. Larger ones are compared 
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from ddbench.engine import kernels
-from ddbench.engine.kernels import BIAS_VARIANCE, Band, _Relu, architecture, kernel, variances
+from ddbench.engine.kernels import (
+    BIAS_VARIANCE,
+    Architecture,
+    Band,
+    Gram,
+    TorchBlocks,
+    _Relu,
+    architecture,
+    kernel,
+    variances,
+)
 
 pytest.importorskip("triton")
 
@@ -83,9 +94,32 @@ def check(first: bool, pool: bool, same: bool) -> None:
         assert torch.allclose(ours, plain, rtol=1e-5, atol=1e-6), (first, pool, same)
 
 
-def interpret(*cases: tuple[bool, bool, bool]) -> None:
+def check_network(name: str, shape: tuple[int, int, int], chunk: int) -> None:
+    """All stages of a network joined, in chunks of about so many pairs, against float64."""
+    from ddbench.engine import kernels_fused
+
+    def fits(network: Architecture, channels: int, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+        return kernels_fused if dtype == torch.float32 else None
+
+    kernels._one_pass = fits  # as on a GPU; this process ends with the check
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(3, *shape, generator=generator), torch.randn(chunk // 2, *shape, generator=generator)
+    network = architecture(name)
+    for others in (None, y):
+        blocks, leaf = TorchBlocks(network, shape, torch.device("cpu"), torch.float32, 1), x.clone().requires_grad_()
+        value = Gram(blocks, blocks.bytes_per_pair * chunk)(leaf, others)
+        weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+        (grad,) = torch.autograd.grad((value * weights).sum(), leaf)
+        exact = x.double().requires_grad_()
+        truth = kernel(network, exact, None if others is None else others.double()).ntk
+        (slope,) = torch.autograd.grad((truth * weights.double()).sum(), exact)
+        assert ((value.double() - truth) / truth).abs().max() < 1e-6
+        assert (grad.double() - slope).abs().max() < 1e-6 * slope.abs().max()
+
+
+def interpret(*cases: tuple[Any, ...], check: str = "check") -> None:
     # Triton decides when it is imported whether it interprets, hence another process.
-    program = f"import runpy; check = runpy.run_path({__file__!r})['check']; [check(*case) for case in {cases!r}]"
+    program = f"import runpy; check = runpy.run_path({__file__!r})[{check!r}]; [check(*case) for case in {cases!r}]"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
@@ -98,6 +132,13 @@ def interpret(*cases: tuple[bool, bool, bool]) -> None:
 
 def test_a_stage_is_convolution_relu_and_pooling() -> None:
     interpret((True, True, False), (False, True, True))
+
+
+def test_joined_stages_are_the_network() -> None:
+    interpret(
+        ("convvec2", (2, 4, 3), 70), ("convvec3", (1, 3, 4), 70), ("convnet", (1, 8, 9), 6), ("convnet3", (2, 9, 8), 6),
+        check="check_network",
+    )  # fmt: skip
 
 
 @pytest.mark.slow
