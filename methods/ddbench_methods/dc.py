@@ -94,7 +94,13 @@ class DC(Method[DCState]):
         images = INITIALS[self.config.initial](problem, problem.rng.fold("start")).requires_grad_()
         optimizer = optim.SGD([images], self.config.lr_images, momentum=self.config.momentum)
         matches, _ = self.loops(problem)
-        match = Program(self._match(problem, images, optimizer), problem.device, calls=self.config.iterations * matches)
+        match = Program(
+            self._match(problem, images, optimizer),
+            problem.device,
+            calls=self.config.iterations * matches,
+            # Where the network's second derivatives are written out, a compiler finds little left to do.
+            fused=problem.backbone.change is not None and self.config.distance == "ours",
+        )
         return DCState(images, optimizer, match, self._training(problem, images) if matches > 1 else None)
 
     def step(self, problem: Problem, state: DCState, rng: Rng) -> Metrics:

@@ -3,11 +3,7 @@
 They run through Triton's interpreter on a CPU.
 """
 
-import os
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,28 +12,12 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+pytestmark = pytest.mark.interpreted
+
 POOL = {"none": lambda x: x, "avg": lambda x: F.avg_pool2d(x, 2), "max": lambda x: F.max_pool2d(x, 2)}
 
 # So large that forgetting it somewhere would be seen.
 EPS = 0.1
-
-# Triton decides as it is imported whether kernels are compiled or interpreted, and torch imports it early.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own, below")
-
-
-@pytest.mark.skipif(INTERPRETED, reason="is that process")
-def test_kernels_with_tangents_in_a_process_that_interprets_them() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +57,6 @@ def pair_by_torch(
     return torch.cat(torch.func.jvp(layers, (x, weight, bias), along))
 
 
-@interpreted
 @pytest.mark.parametrize("pool", POOL)
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize(
@@ -107,7 +86,6 @@ def test_a_pair_and_its_gradient_are_those_of_separate_layers(
         assert close(mine, right)
 
 
-@interpreted
 def test_kernels_know_which_pairs_fit(fused_change: types.ModuleType) -> None:
     assert fused_change.change_fits(128, 32, 32)
     assert not fused_change.change_fits(128, 64, 64)  # too large for the registers of a block

@@ -1,10 +1,6 @@
 """GPU kernels against torch's own layers in double precision, through Triton's interpreter on a CPU."""
 
-import os
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,26 +11,9 @@ from ddbench.engine.augment import OPS, Draw, apply
 
 pytest.importorskip("triton")
 
+pytestmark = pytest.mark.interpreted
+
 POOL = {"none": lambda x: x, "avg": lambda x: F.avg_pool2d(x, 2), "max": lambda x: F.max_pool2d(x, 2)}
-
-
-# Triton decides as it is imported whether kernels are compiled or interpreted, and torch imports it early.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own, below")
-
-
-@pytest.mark.skipif(INTERPRETED, reason="is that process")
-def test_kernels_in_a_process_that_interprets_them() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +38,6 @@ def close(ours: Tensor, truth: Tensor) -> bool:
     return bool((ours.double() - truth).abs().max() <= 2e-5 * (1 + truth.abs().max()))
 
 
-@interpreted
 @pytest.mark.parametrize("pool", POOL)
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("shape", [(3, 16, 8, 8), (2, 32, 2, 2), (2, 24, 6, 10)])
@@ -81,7 +59,6 @@ def test_norm_activation_and_pooling_are_those_of_separate_layers(
         assert close(mine, right)
 
 
-@interpreted
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("pool", POOL)
 @pytest.mark.parametrize(("channels", "side", "padding"), [(3, 8, 1), (1, 6, 3)])
@@ -107,7 +84,6 @@ def test_the_first_layer_is_convolution_and_norm(
         assert close(mine, right)
 
 
-@interpreted
 @pytest.mark.parametrize("each", [1, 3, 6])
 def test_the_first_layer_gives_each_class_its_gradient(fused: types.ModuleType, each: int) -> None:
     classes, x = 3, numbers(3 * each, 3, 6, 6)
@@ -122,7 +98,6 @@ def test_the_first_layer_gives_each_class_its_gradient(fused: types.ModuleType, 
         assert close(ours[k], torch.autograd.grad(out, exact, slope.double())[0])
 
 
-@interpreted
 def test_the_first_layer_refuses_a_gradient_that_it_does_not_have(fused: types.ModuleType) -> None:
     x = numbers(2, 3, 8, 8).requires_grad_()
     out = fused.first_layer(
@@ -133,7 +108,6 @@ def test_the_first_layer_refuses_a_gradient_that_it_does_not_have(fused: types.M
         out.sum().backward()
 
 
-@interpreted
 @pytest.mark.parametrize("size", [(3, 32, 32), (1, 28, 28), (3, 12, 20)])
 @pytest.mark.parametrize("op", [-1, *range(len(OPS))])
 def test_one_kernel_augments_as_the_operations_one_by_one(
@@ -146,7 +120,6 @@ def test_one_kernel_augments_as_the_operations_one_by_one(
         assert torch.allclose(fused.augment(images, ops, draw.numbers, corners), apply(draw, images), atol=1e-4)
 
 
-@interpreted
 def test_kernels_know_what_does_not_fit(fused: types.ModuleType) -> None:
     assert fused.fits(128, 32, 32)
     assert not fused.fits(128, 7, 8)  # no 2x2 windows
