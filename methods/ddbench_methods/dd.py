@@ -28,7 +28,7 @@ from ddbench import (
 )
 from ddbench.engine.crop import crop, draw_crops
 from ddbench.engine.program import Fuse, Program, channels_last
-from ddbench.engine.unroll import Descent
+from ddbench.engine.unroll import Descent, written_out
 from ddbench.errors import ConfigError
 from ddbench.initial import INITIALS
 
@@ -101,12 +101,14 @@ class DD(Method[DDState]):
         first = problem.backbone.init(problem.rng.fold("start", "network"), problem.device, copies=1)
         labels = self.labels(problem)[: len(images) // batches].to(problem.device).expand(steps, -1)
 
+        written = written_out(problem.backbone, problem.device)
+
         def make(fuse: Fuse[Any]) -> Callable[..., tuple[Tensor, Tensor]]:
             def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
                 logits, _ = problem.backbone(Variables(params, first.copy(0).buffers), channels_last(x))
                 return F.cross_entropy(logits.float(), y)
 
-            train, test = Descent(loss, fuse), fuse(loss)
+            train, test = Descent(loss, fuse, written=written), fuse(loss)
 
             def condense(networks: Variables, rows: Tensor, crops: Tensor | None, lr: Tensor) -> tuple[Tensor, Tensor]:
                 x, y = problem.real.take(rows), problem.real.labels.index_select(0, rows)
@@ -130,7 +132,7 @@ class DD(Method[DDState]):
         full, rest = divmod(len(problem.train), config.batch_real)
         share = config.iterations / (full + bool(rest))
         programs = {
-            size: Program(make, problem.device, calls=math.ceil(share * count))
+            size: Program(make, problem.device, calls=math.ceil(share * count), fused=written is not None)
             for size, count in ((config.batch_real, full), (rest, 1))
             if size and count
         }
