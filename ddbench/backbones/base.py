@@ -249,6 +249,11 @@ class Backbone:
         """The network together with its tangent, written out; None where it is of another kind."""
         return change(self._modules[True], *self.shape[1:])
 
+    def second_order(self, device: torch.device) -> Change | None:
+        """`change` where kernels of ours take all of it on a device, and nothing is left to compile."""
+        change = self.change if device.type == "cuda" else None
+        return change if change is not None and change.in_kernels else None
+
     @functools.cached_property
     def _in_fused_layers(self) -> Backbone:
         modules = {mode: fused for mode, module in self._modules.items() if (fused := fuse(module)) is not None}

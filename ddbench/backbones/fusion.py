@@ -124,13 +124,15 @@ def change(module: nn.Module, height: int, width: int) -> Change | None:
                 (height, width), conv.padding, conv.kernel_size, conv.stride, strict=True
             )
         )
-        if relu := isinstance(line[0], nn.ReLU):
+        maps = conv.out_channels, height, width
+        if relu := bool(line) and isinstance(line[0], nn.ReLU):
             line = line[1:]
-        if (pool := _pooling(line[0])) != "none":
+        pool = _pooling(line[0]) if line else "none"
+        if pool != "none":
             if height % 2 or width % 2:
                 return None
             height, width, line = height // 2, width // 2, line[1:]
-        blocks.append(Block(names[conv], names[norm], conv.stride, conv.padding, norm.eps, relu, pool))
+        blocks.append(Block(names[conv], names[norm], conv.stride, conv.padding, norm.eps, relu, pool, maps))
     match line:
         case [nn.Flatten(), nn.Linear() as linear] if blocks and linear.bias is not None:
             return Change(tuple(blocks), names[linear])

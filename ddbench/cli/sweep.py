@@ -69,17 +69,26 @@ def sweep(
         launch_local,
         progress,
         resolve_all,
+        settled,
         submit_slurm,
         visible_devices,
     )
 
     if settings and cluster != "slurm":
         raise click.UsageError("--slurm needs --cluster slurm.")
+    slurm = parse_assignments(settings, "--slurm partition=gpu")
     requests = read_sweep(file)
     if part:
         requests = shard(requests, part)
     # Jobs of a cluster find their devices where they run.
     here = choose_device(device if cluster == "local" else "auto")
+    if cluster == "local":
+        requests = settled(requests, data_root, here)
+    elif here.type == "cpu" and any(asked.precision is None for asked in requests):
+        note(
+            "Some runs leave the precision open, and this machine has no GPU: runs that were done on GPUs are not "
+            'recognised. Say precision = "tf32", or another, in the file.'
+        )
     resolutions = resolve_all(requests, data_root, here)
     states = [progress(resolution, runs_root) for resolution in resolutions]
     if dry_run:
@@ -107,7 +116,7 @@ def sweep(
     ]
     logs = runs_root / "jobs"
     if cluster == "slurm":
-        ids = submit_slurm(workers, logs, parse_assignments(settings, "--slurm partition=gpu"))
+        ids = submit_slurm(workers, logs, slurm)
         if as_json:
             print_json(ids)
         else:

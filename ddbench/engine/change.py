@@ -22,12 +22,14 @@ from torch.autograd.function import once_differentiable
 from ddbench.engine.program import channels_last, kernels
 
 Tensors = Mapping[str, Tensor]
-Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Block:
-    """A convolution, instance norm, and perhaps ReLU and 2x2 pooling; by the names of the first two."""
+    """A convolution, instance norm, and perhaps ReLU and 2x2 pooling; by the names of the first two.
+
+    `maps` is the shape [C, H, W] of what is normalised.
+    """
 
     conv: str
     norm: str
@@ -36,6 +38,7 @@ class Block:
     eps: float
     relu: bool
     pool: str
+    maps: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,22 @@ class Change:
     blocks: Sequence[Block]
     linear: str
 
+    @property
+    def in_kernels(self) -> bool:
+        """Whether our GPU kernels take all of its maps."""
+        if kernels() is None:
+            return False
+        from ddbench.engine.fused_change import change_fits
+
+        return all(change_fits(*block.maps) for block in self.blocks)
+
     def __call__(self, params: Tensors, directions: Tensors, images: Tensor) -> Tensor:
         """The logits, and behind them their change along the directions: [2N, K]. Differentiable once, in parameters
         and images, whose tangent is zero.
 
-        Directions that are missing are zero. A direction of K copies of a convolution's or of the linear layer's
-        weight, [K, *shape], belongs to K classes, whose images follow one another.
+        Directions of norms and of the linear layer that are missing are zero. A direction of K copies of a
+        convolution's or of the linear layer's weight, [K, *shape], belongs to K classes, whose images follow one
+        another.
         """
         pair = images
         for number, block in enumerate(self.blocks):

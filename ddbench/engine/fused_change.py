@@ -157,6 +157,7 @@ def norm_act_pool_change(
     Shapes: x and dx [N, C, H, W] float32 in channels-last layout; weight and bias [C], and their tangents, which are
     zero if None. Returns [2N, C, H', W'] in the same layout.
     """
+    dweight, dbias = (None if v is None else v.contiguous() for v in (dweight, dbias))
     n, channels, height, width = x.shape
     half = 1 if pool == "none" else 2
     shape = (2 * n, channels, height // half, width // half)
@@ -174,6 +175,7 @@ def norm_act_pool_change_gradients(
     pool: Pooling,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradients of x and dx, [2N, C, H, W], and those of weight and bias, [2, C]; `grad` is that of the pair."""
+    dweight = None if dweight is None else dweight.contiguous()
     n, channels, height, width = x.shape
     out = torch.empty((2 * n, *x.shape[1:]), device=x.device, memory_format=torch.channels_last)
     partial = torch.empty((n, 2, channels), device=x.device)

@@ -77,7 +77,6 @@ class SharedGradients(ClassGradients):
     def __init__(self, net: Backbone, fuse: Fuse[Any]) -> None:
         super().__init__(net)
         self._fused_loss, self._fused_change = fuse(self._shared_loss), fuse(self._change)
-        self._written = self._written_change if net.change is not None else None
 
     def of(self, network: Variables, images: Tensor, labels: Tensor) -> Tensors:
         chosen = {
@@ -90,9 +89,14 @@ class SharedGradients(ClassGradients):
 
     def slopes(self, network: Variables, images: Tensor, labels: Tensor, directions: Tensors) -> Tensor:
         images = images.detach().requires_grad_()
-        change = self._written if images.is_cuda and not torch.is_autocast_enabled("cuda") else None
-        change = change or self._fused_change
-        return torch.autograd.grad(change(network, directions, images, labels), images)[0]
+        written = None if torch.is_autocast_enabled("cuda") else self._net.second_order(images.device)
+        if written is None:
+            change = self._fused_change(network, directions, images, labels)
+        else:
+            params = {name: weights_laid_out(p.detach()) for name, p in network.params.items()}
+            pair, n = written(params, directions, images.flatten(0, 1)), images.shape[1]
+            change = cross_entropy_change(pair, labels.repeat_interleave(n), n)
+        return torch.autograd.grad(change, images)[0]
 
     def _shared_loss(
         self, net: Backbone, network: Variables, chosen: Tensors, images: Tensor, labels: Tensor
@@ -101,13 +105,6 @@ class SharedGradients(ClassGradients):
             logits = _logits(net, network, chosen, images.flatten(0, 1))
         classes = labels[:, None].expand(images.shape[:2]).flatten()
         return F.cross_entropy(logits, classes, reduction="sum") / images.shape[1]
-
-    def _written_change(self, network: Variables, directions: Tensors, images: Tensor, labels: Tensor) -> Tensor:
-        """The same as `_change`, for networks whose tangent is written out."""
-        assert self._net.change is not None
-        params = {name: weights_laid_out(p.detach()) for name, p in network.params.items()}
-        pair = self._net.change(params, directions, images.flatten(0, 1))
-        return cross_entropy_change(pair, labels.repeat_interleave(images.shape[1]), images.shape[1])
 
     def _change(self, network: Variables, directions: Tensors, images: Tensor, labels: Tensor) -> Tensor:
         """How fast the losses change as the weights of each class go along its directions."""

@@ -499,8 +499,9 @@ def _slope(r: Tensor, s: Tensor) -> Tensor:
 class Blocks(ABC):
     """What computes the NTK of one chunk of pairs. x1 is [n1, C, H, W], x2 [n2, C, H, W]."""
 
-    # Bytes that a pair of images takes while its gradient is computed.
+    # Bytes that a pair of images takes while its gradient is computed; second images are filled up to whole lanes.
     bytes_per_pair: int
+    lanes: int = 1
 
     @abstractmethod
     def value(self, x1: Tensor, x2: Tensor, same: bool) -> Tensor:
@@ -531,6 +532,7 @@ class TorchBlocks(Blocks):
         self._network, self._device, self._calls, self._dtype = network, device, calls, dtype
         self._programs: dict[tuple[Any, ...], Program] = {}
         self._fused = _one_pass(network, shape[0], device, dtype)
+        self.lanes = 1 if self._fused is None else int(self._fused.LANES.value)
         self._variances = WeakTensorKeyDictionary()  # of a call's chunks, which are new tensors every time
         self.bytes_per_pair = _numbers_per_pair(network, shape, self._fused is not None) * torch.finfo(dtype).bits // 8
 
@@ -589,7 +591,8 @@ class TorchBlocks(Blocks):
         assert fused is not None
 
         def maps(x: Tensor) -> list[Tensor]:
-            return variances(network, x.to(self._dtype).permute(1, 2, 3, 0))
+            # Cloned, because they are views of whole bands.
+            return [q.clone() for q in variances(network, x.to(self._dtype).permute(1, 2, 3, 0))]
 
         def ntk(x1: Tensor, x2: Tensor, q1: list[Tensor], q2: list[Tensor]) -> Tensor:
             layouts = _layouts(network, resolutions(network, *x1.shape[-2:]), False)
@@ -663,7 +666,10 @@ class Gram:
 
     def _cut(self, x1: Tensor, x2: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
         if x2 is None:
-            rows = _pieces(x1, _whole(math.isqrt(self._pairs), WIDE))
+            side, lanes = math.isqrt(self._pairs), self._blocks.lanes
+            # A side that fills no whole number of lanes takes as much memory as one that does.
+            side = max(1, min(side, self._pairs // (math.ceil(side / lanes) * lanes)))
+            rows = _pieces(x1, _whole(side, WIDE))
             return rows, rows
         # Chunks are four times as wide as high, as the blocks of our GPU kernels are.
         high = max(math.isqrt(self._pairs // 4), self._pairs // len(x2), 1)

@@ -17,7 +17,9 @@ Name = Literal["fp32", "tf32", "bf16"]
 def usual(device: torch.device) -> Name:
     """What a run on this device uses where nothing is asked: TF32 where there is such a thing, which changes no
     accuracy (docs, concepts/engine.md), and IEEE single elsewhere."""
-    tensor_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    tensor_cores = (
+        device.type == "cuda" and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
     return "tf32" if tensor_cores else "fp32"
 
 
@@ -34,6 +36,10 @@ class Precision:
     def __post_init__(self) -> None:
         if self.name not in get_args(Name):
             raise ConfigError(f"there is no precision {self.name!r}; choose one of {', '.join(get_args(Name))}.")
+
+    def on(self, device: torch.device) -> Name:
+        """What it comes to on a device: CPUs have no TF32."""
+        return "fp32" if self.name == "tf32" and device.type == "cpu" else self.name
 
     @contextlib.contextmanager
     def active(self, device: torch.device) -> Iterator[None]:

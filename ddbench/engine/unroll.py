@@ -85,8 +85,8 @@ class Descent:
 def written_out(net: Backbone, device: torch.device) -> Written | None:
     """The two functions of an adjoint step for the cross-entropy of a network, in kernels of ours; None where there are
     none for it."""
-    change, first_order = net.change, net.first_order(device)
-    if change is None or not first_order.fused:
+    change, first_order = net.second_order(device), net.first_order(device)
+    if change is None:
         return None
 
     def forth(params: Params, x: Tensor, y: Tensor, lr: Tensor) -> Params:

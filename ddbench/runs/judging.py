@@ -176,7 +176,7 @@ class Judging:
             beside = trainer.stored_bytes(job)
             done = done.model_copy(update={"beside_bytes": beside})
             for score in self._scores(self._synthetic, cell, problem, missing, ""):
-                line = StudentScore(device=device, precision=problem.precision.name, **vars(score))
+                line = StudentScore(device=device, precision=problem.precision.on(problem.device), **vars(score))
                 done = done.model_copy(update={"scores": (*done.scores, line), "alike": alike})
                 write_json(path, done.model_dump(mode="json"))
         except (DivergedError, ConfigError) as error:

@@ -92,7 +92,8 @@ class RunSpec:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the set depends on. Devices, protocols, students and where a value came from are not in it."""
+        """What the set depends on. Devices, protocols, students and where a value came from are not in it; a precision
+        that was left open is the one that its device gave it."""
         # Only where there is one, so that runs keep their folders.
         imported = {} if self.imported is None else {"imported": dict(self.imported)}
         return imported | {

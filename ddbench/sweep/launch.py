@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,6 +82,12 @@ def resolve_all(requests: Iterable[Asked], data_root: Path, device: torch.device
     """
     resolved = (resolve_spec(asked, data_root, device) for asked in requests)
     return list({(r.spec.id, r.spec.protocols, r.spec.judges): r for r in resolved}.values())
+
+
+def settled(requests: Iterable[Asked], data_root: Path, device: torch.device) -> list[Asked]:
+    """The same requests with the precision written down that they have on a device: workers share a list of runs, and
+    on unlike devices an open precision would make two runs of one."""
+    return [replace(asked, precision=resolve_spec(asked, data_root, device).spec.precision) for asked in requests]
 
 
 def run_all(resolutions: Sequence[Resolution], options: RunOptions) -> list[Outcome]:

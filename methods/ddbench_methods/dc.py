@@ -99,7 +99,9 @@ class DC(Method[DCState]):
             problem.device,
             calls=self.config.iterations * matches,
             # Where the network's second derivatives are written out, a compiler finds little left to do.
-            fused=problem.backbone.change is not None and self.config.distance == "ours",
+            fused=self.config.distance == "ours"
+            and problem.precision.name != "bf16"
+            and problem.backbone.second_order(problem.device) is not None,
         )
         return DCState(images, optimizer, match, self._training(problem, images) if matches > 1 else None)
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import jvp
 
 from ddbench.backbones.base import Backbone, Variables
+from ddbench.backbones.fusion import change
 from ddbench.backbones.names import build
 from ddbench.engine.change import cross_entropy_change
 from ddbench.rng import Rng
@@ -102,6 +103,22 @@ def test_gradients_of_the_change_are_numerically_right() -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_networks_are_not_taken_for_chains(name: str) -> None:
     assert build(name, (3, 32, 32), 3).change is None
+
+
+@pytest.mark.parametrize("end", [[], [nn.ReLU()], [nn.AvgPool2d(2)], [nn.Linear(4, 3)]])
+def test_chains_without_an_end_are_not_taken_for_networks(end: list[nn.Module]) -> None:
+    assert change(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(4, 4), *end), 8, 8) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "fits"), [("convnet-w16", 32, True), ("convnet-w20", 32, False), ("convnet-d4-w16", 64, False)]
+)
+def test_kernels_are_used_where_they_take_all_maps(name: str, side: int, fits: bool) -> None:
+    pytest.importorskip("triton")
+    net = build(name, (3, side, side), 3)
+    assert net.change is not None
+    assert (net.second_order(torch.device("cuda")) is not None) is fits
+    assert net.second_order(torch.device("cpu")) is None
 
 
 def test_maps_with_odd_sides_are_left_to_torch() -> None:

@@ -82,7 +82,7 @@ def test_the_quick_preset_takes_few_steps_on_any_dataset(tmp_path: Path, ipc: in
     assert config.iterations <= 100
     problem = replace(problem_for_checks(tmp_path), ipc=ipc)
     assert DD(config).batches(problem) * config.passes == steps
-    assert run[0].values["protocol"] == "quick@1"
+    assert {key: value for layer in run for key, value in layer.values.items()}["protocol"] == "quick@1"
 
 
 def test_images_are_stored_batch_by_batch_and_each_step_names_its_own(tmp_path: Path) -> None:

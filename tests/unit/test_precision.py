@@ -71,6 +71,12 @@ def test_tf32_is_usual_where_a_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert foresee(Asked("random", "cifar10", precision="bf16"), torch.device("cuda")).precision == "bf16"
 
 
+def test_a_cpu_has_no_tf32() -> None:
+    cuda = torch.device("cuda")
+    assert [Precision(name).on(CPU) for name in ("fp32", "tf32", "bf16")] == ["fp32", "fp32", "bf16"]
+    assert [Precision(name).on(cuda) for name in ("fp32", "tf32", "bf16")] == ["fp32", "tf32", "bf16"]
+
+
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"there is no precision 'fp16'; choose one of fp32, tf32, bf16"):
         Precision("fp16")  # type: ignore[arg-type]

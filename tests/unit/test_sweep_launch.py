@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from ddbench.errors import ConfigError
+from ddbench.runs import spec
 from ddbench.runs.spec import Asked, resolve_spec
 from ddbench.sweep import launch
-from ddbench.sweep.launch import Outcome, State, Worker, choose_device, merge, resolve_all, visible_devices
+from ddbench.sweep.launch import Outcome, State, Worker, choose_device, merge, resolve_all, settled, visible_devices
 
 
 def test_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,11 +36,20 @@ def test_methods_without_a_budget_answer_every_ipc_with_one_run(tmp_path: Path) 
     assert [(spec.method, spec.ipc) for spec in specs] == [("whole", 0), ("random", 1), ("random", 2)]
 
 
+def test_workers_on_unlike_devices_make_the_same_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spec, "usual", lambda device: "tf32" if device.index == 0 else "fp32")
+    requests = [Asked("random", "digits"), Asked("random", "digits", precision="bf16")]
+    there = settled(requests, tmp_path, torch.device("cuda:0"))
+    assert [asked.precision for asked in there] == ["tf32", "bf16"]
+    ids = [[r.spec.id for r in resolve_all(there, tmp_path, torch.device(f"cuda:{k}"))] for k in (0, 1)]
+    assert ids[0] == ids[1]
+
+
 def test_the_best_of_what_the_workers_say_about_a_run_counts(tmp_path: Path) -> None:
-    spec = resolve_spec(Asked("random", "digits"), tmp_path).spec
+    resolved = resolve_spec(Asked("random", "digits"), tmp_path).spec
 
     def outcome(name: str, state: State) -> Outcome:
-        return Outcome(spec, tmp_path / name, state)
+        return Outcome(resolved, tmp_path / name, state)
 
     said = [
         outcome("a", "busy"),
