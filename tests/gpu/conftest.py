@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddbench.artifacts import ArtifactCache
+from ddbench.backbones.names import build
 from ddbench.data.pixels import fit_pixels
+from ddbench.data.toy import toy
 from ddbench.problem import Problem
+from ddbench.rng import Rng
 from ddbench.testing.contract import problem_for_checks
 
 
@@ -21,5 +25,25 @@ def on_the_gpu() -> Callable[[Path], Problem]:
         problem = problem_for_checks(folder)
         pixels = fit_pixels("standard", problem.train, problem.info).to(device)
         return replace(problem, device=device, pixels=pixels, _splits={})
+
+    return make
+
+
+@pytest.fixture
+def toy_problem() -> Callable[..., Problem]:
+    """Makes a problem of three classes of 40 images, 32x32 in colour, for any backbone."""
+
+    def make(backbone: str, folder: Path, ipc: int, device: str = "cuda") -> Problem:
+        data, place = toy(3, (3, 32, 32), 40), torch.device(device)
+        return Problem(
+            info=data.info,
+            train=data.train,
+            pixels=fit_pixels("standard", data.train, data.info).to(place),
+            backbone=build(backbone, data.train.shape, 3),
+            ipc=ipc,
+            rng=Rng(0),
+            device=place,
+            artifacts=ArtifactCache(folder),
+        )
 
     return make

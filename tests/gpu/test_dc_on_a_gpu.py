@@ -1,5 +1,6 @@
 """DC and DSA in graphs, compiled or not, against plain calls on the same device."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,9 @@ import torch
 
 import ddbench.engine.lockstep as lockstep
 import ddbench.engine.program as program
-from ddbench.artifacts import ArtifactCache
-from ddbench.backbones.names import build
-from ddbench.data.pixels import fit_pixels
-from ddbench.data.toy import toy
 from ddbench.driver import drive
 from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
-from ddbench.rng import Rng
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,20 +18,6 @@ pytestmark = [
     # Compilers and profilers of torch warn about themselves; what is tested here is the numbers.
     pytest.mark.filterwarnings("default"),
 ]
-
-
-def problem_on(device: torch.device, folder: Path, backbone: str) -> Problem:
-    data = toy(3, (3, 32, 32), 40)
-    return Problem(
-        info=data.info,
-        train=data.train,
-        pixels=fit_pixels("standard", data.train, data.info).to(device),
-        backbone=build(backbone, data.train.shape, 3),
-        ipc=4,
-        rng=Rng(0),
-        device=device,
-        artifacts=ArtifactCache(folder),
-    )
 
 
 @pytest.mark.parametrize(
@@ -54,6 +36,7 @@ def test_matches_and_training_are_the_same_in_graphs(
     backbone: str,
     fused: bool,
     tmp_path: Path,
+    toy_problem: Callable[..., Problem],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -63,7 +46,7 @@ def test_matches_and_training_are_the_same_in_graphs(
     kind = load_object(GROUPS["method"], name)
     losses, images = [], []
     for eager in (True, False):
-        problem = problem_on(torch.device("cuda"), tmp_path, backbone)
+        problem = toy_problem(backbone, tmp_path, 4)
         steps = drive(
             kind(kind.Config(iterations=4, outer_loop=3, inner_loop=2, batch_real=16, batch_train=8)), problem
         )
@@ -77,11 +60,11 @@ def test_matches_and_training_are_the_same_in_graphs(
     assert not [message for message in caplog.messages if "eagerly" in message]
 
 
-def test_a_gpu_learns_the_images_of_a_cpu(tmp_path: Path) -> None:
+def test_a_gpu_learns_the_images_of_a_cpu(tmp_path: Path, toy_problem: Callable[..., Problem]) -> None:
     kind = load_object(GROUPS["method"], "dsa")
     images = []
-    for device in (torch.device("cpu"), torch.device("cuda")):
-        problem = problem_on(device, tmp_path, "convnet-w16")
+    for device in ("cpu", "cuda"):
+        problem = toy_problem("convnet-w16", tmp_path, 4, device)
         drawn = problem.backbone.init
 
         # On a GPU, networks are drawn there unless they are told otherwise.
@@ -93,5 +76,5 @@ def test_a_gpu_learns_the_images_of_a_cpu(tmp_path: Path) -> None:
         with problem.precision.active(problem.device):
             (*_, (state, _)) = drive(method, problem)
         images.append(state.images.detach().cpu())
-    start = kind(kind.Config()).start(problem_on(torch.device("cpu"), tmp_path, "convnet-w16")).images.detach()
+    start = kind(kind.Config()).start(toy_problem("convnet-w16", tmp_path, 4, "cpu")).images.detach()
     assert (images[0] - images[1]).norm() < 1e-2 * (images[0] - start).norm()

@@ -1,5 +1,6 @@
 """The engine's graphs, compiled or not, against the plain loop on the same device."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,11 +8,7 @@ import pytest
 import torch
 
 import ddbench.engine.lockstep as lockstep
-from ddbench.artifacts import ArtifactCache
 from ddbench.backbones.base import Variables
-from ddbench.backbones.names import build
-from ddbench.data.pixels import fit_pixels
-from ddbench.data.toy import toy
 from ddbench.driver import drive
 from ddbench.engine.students import train_students
 from ddbench.evaluation.plan import TrainingPlan, plan
@@ -27,21 +24,6 @@ pytestmark = [
     # Compilers and profilers of torch warn about themselves; what is tested here is the numbers.
     pytest.mark.filterwarnings("default"),
 ]
-
-
-def make(backbone: str, folder: Path) -> Problem:
-    data = toy(3, (3, 32, 32), 40)
-    device = torch.device("cuda")
-    return Problem(
-        info=data.info,
-        train=data.train,
-        pixels=fit_pixels("standard", data.train, data.info).to(device),
-        backbone=build(backbone, data.train.shape, 3),
-        ipc=10,
-        rng=Rng(0),
-        device=device,
-        artifacts=ArtifactCache(folder),
-    )
 
 
 def exact(schedule: TrainingPlan) -> TrainingPlan:
@@ -63,13 +45,19 @@ def exact(schedule: TrainingPlan) -> TrainingPlan:
     ],
 )
 def test_graphs_train_the_students_of_the_plain_loop(
-    backbone: str, steps: int, share: float, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: str,
+    steps: int,
+    share: float,
+    fused: bool,
+    tmp_path: Path,
+    toy_problem: Callable[..., Problem],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Deep networks that norm maps of four pixels are so ill-conditioned at the start that after three steps the plain
     # loop itself is a tenth of the way off, and one flipped maximum shows; one step is what rounding leaves comparable.
     monkeypatch.setattr(lockstep, "worth_compiling", lambda seconds, device: fused)
     monkeypatch.setattr(lockstep, "_compiled", {})
-    problem = make(backbone, tmp_path)
+    problem = toy_problem(backbone, tmp_path, 10)
     some = SyntheticSet(problem.train.images[::4].clone(), problem.train.labels[::4].clone())
     schedule = plan(
         some, Protocol(name="recipe", options=SGDOptions(epochs=None, steps=steps, batch=20)), problem, Rng(0)
@@ -90,14 +78,16 @@ def test_graphs_train_the_students_of_the_plain_loop(
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_dm_takes_the_same_steps_in_a_graph(fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dm_takes_the_same_steps_in_a_graph(
+    fused: bool, tmp_path: Path, toy_problem: Callable[..., Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ddbench.engine.program as program
 
     monkeypatch.setattr(program, "worth_compiling", lambda seconds, device: fused)
     method_class = load_object(GROUPS["method"], "dm")
     losses, images = [], []
     for eager in (True, False):
-        problem = make("convnet-w16", tmp_path)
+        problem = toy_problem("convnet-w16", tmp_path, 10)
         method = method_class(method_class.Config(iterations=12, batch_real=16))
         steps = drive(method, problem)
         with problem.precision.active(problem.device):
