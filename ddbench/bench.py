@@ -260,6 +260,11 @@ def _results(asked: Asked, say: Callable[[str], None]) -> Iterator[Result]:
             artifacts_root=Path(folder),
         )  # fmt: skip
 
+    def shared(result: Result) -> Result:
+        ceiling = ceilings.get(result.precision)
+        share = result.tflops / ceiling if ceiling and result.tflops else None
+        return result.model_copy(update={"share": share})
+
     with tempfile.TemporaryDirectory(prefix="ddbench-bench-") as folder:
         if "ceiling" in asked.loops:
             say("ceiling")
@@ -278,19 +283,13 @@ def _results(asked: Asked, say: Callable[[str], None]) -> Iterator[Result]:
                 for backbone in asked.backbones:
                     for ipc in asked.ipcs:
                         say(f"students {backbone} ipc{ipc} {precision}")
-                        result = _students(problem(backbone, ipc, precision, folder), data, asked)
-                        ceiling = ceilings.get(precision)
-                        share = result.tflops / ceiling if ceiling and result.tflops else None
-                        yield result.model_copy(update={"share": share})
+                        yield shared(_students(problem(backbone, ipc, precision, folder), data, asked))
         if "experts" in asked.loops:
             everything = _dataset(EXPERT_PER_CLASS[asked.device.type])
             for precision in asked.precisions:
                 for backbone in asked.backbones:
                     say(f"experts {backbone} {precision}")
-                    result = _experts(problem(backbone, 1, precision, folder, everything))
-                    ceiling = ceilings.get(precision)
-                    share = result.tflops / ceiling if ceiling and result.tflops else None
-                    yield result.model_copy(update={"share": share})
+                    yield shared(_experts(problem(backbone, 1, precision, folder, everything)))
 
 
 def _dataset(per_class: int) -> Dataset:

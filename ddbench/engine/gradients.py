@@ -20,7 +20,7 @@ from torch.func import grad, jvp, vmap
 from torch.overrides import TorchFunctionMode
 
 from ddbench.backbones.base import Backbone, Variables
-from ddbench.engine.change import cross_entropy_change
+from ddbench.engine.change import Change, cross_entropy_change
 from ddbench.engine.program import Fuse, channels_last, weights_laid_out
 
 Tensors = dict[str, Tensor]
@@ -89,7 +89,7 @@ class SharedGradients(ClassGradients):
 
     def slopes(self, network: Variables, images: Tensor, labels: Tensor, directions: Tensors) -> Tensor:
         images = images.detach().requires_grad_()
-        written = None if torch.is_autocast_enabled("cuda") else self._net.second_order(images.device)
+        written = written_change(self._net, images.device)
         if written is None:
             change = self._fused_change(network, directions, images, labels)
         else:
@@ -124,6 +124,11 @@ def class_gradients(net: Backbone, *, everything: bool, fuse: Fuse[Any]) -> Clas
     if type(net) is Backbone and not everything:
         return SharedGradients(net, fuse)
     return ClassGradients(net, everything=everything)
+
+
+def written_change(net: Backbone, device: torch.device) -> Change | None:
+    """What `SharedGradients` takes slopes by, where nothing of it is left to compile. Its kernels are in float32."""
+    return None if torch.is_autocast_enabled("cuda") else net.second_order(device)
 
 
 def _logits(net: Backbone, network: Variables, chosen: Mapping[str, Tensor], images: Tensor) -> Tensor:

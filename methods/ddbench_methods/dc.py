@@ -16,7 +16,7 @@ from torch.func import grad_and_value
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet, Variables, transient
 from ddbench.engine.augment import Draw, siamese
 from ddbench.engine.distance import GRADIENT_DISTANCES
-from ddbench.engine.gradients import class_gradients
+from ddbench.engine.gradients import class_gradients, written_change
 from ddbench.engine.lockstep import Lockstep
 from ddbench.engine.program import Fuse, Program
 from ddbench.evaluation.plan import TrainingPlan
@@ -98,10 +98,7 @@ class DC(Method[DCState]):
             self._match(problem, images, optimizer),
             problem.device,
             calls=self.config.iterations * matches,
-            # Where the network's second derivatives are written out, a compiler finds little left to do.
-            fused=self.config.distance == "ours"
-            and problem.precision.name != "bf16"
-            and problem.backbone.second_order(problem.device) is not None,
+            fused=self.config.distance == "ours" and written_change(problem.backbone, problem.device) is not None,
         )
         return DCState(images, optimizer, match, self._training(problem, images) if matches > 1 else None)
 
