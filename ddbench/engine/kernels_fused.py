@@ -277,7 +277,8 @@ def _forward_pooled(x1, x2, s, t, q1, q2, out_s, out_t, blocks, H: tl.constexpr,
     lane = x * (offsets * LANES) + lanes
     live = (x < WO) & (x + dx >= 0) & (x + dx < WO)
     u, v = 2 * x, 2 * (x + dx)
-    zero = tl.zeros((CELLS, LANES), tl.float32)
+    # Two, because Triton compares values to see what a loop changes: with one, the rows above would stay what they are.
+    zero, nought = tl.zeros((CELLS, LANES), tl.float32), tl.zeros((CELLS, LANES), tl.float32)
     low, high = tl.maximum(0, -dy), tl.minimum(HO, HO - dy)
     for y in range(HO):
         tl.store(out_s + spot + y * (WO * offsets * LANES) + lane, zero, mask=x < WO)
@@ -288,7 +289,7 @@ def _forward_pooled(x1, x2, s, t, q1, q2, out_s, out_t, blocks, H: tl.constexpr,
         m = tl.where((dy + RYO) % 2 == 0, k, -k)
         d = 2 * dy + m
         above = (zero, zero, zero, zero, zero, zero, zero, zero)
-        here = above
+        here = (nought, nought, nought, nought, nought, nought, nought, nought)
         for row in range(2 * low - 1, 2 * high + 1):
             below = _lines(x1, x2, s, t, row, d, 2 * dx, u, live, H, W, RY, RX, C, IMAGES)
             y = row - 1
