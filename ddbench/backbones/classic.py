@@ -6,7 +6,8 @@ LeNet and AlexCifarNet those of Wang et al., "Dataset Distillation", arXiv 1811.
 
 from __future__ import annotations
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ddbench.backbones.base import Chain, Shape, Stack
 
@@ -72,17 +73,26 @@ def vgg11(shape: Shape, classes: int, *, norm: str) -> Chain:
     return Chain(stages)
 
 
+class ResponseNorm(nn.Module):
+    """x / (1 + alpha m)^0.75, with m the mean of x^2 over a channel, the two before it and the one after it.
+
+    nn.LocalResponseNorm(4, alpha, k=1) out of slices and sums, which a compiler joins with what is around them; torch's
+    is a pooling in three dimensions, and its derivatives on a GPU are atomic sums.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = F.pad(x * x, (0, 0, 0, 0, 2, 1))
+        a, b, c, d = (squares.narrow(-3, start, x.shape[-3]) for start in range(4))
+        return x * (1 + 0.001 / 9 * (a + b + c + d) / 4).pow(-0.75)
+
+
 def alexcifarnet(shape: Shape, classes: int) -> Chain:
     """Two 5x5 convolutions with local response norm and three linear layers."""
     stack = Stack(shape)
-
-    def response_norm() -> nn.Module:
-        return nn.LocalResponseNorm(4, alpha=0.001 / 9, beta=0.75, k=1)
-
     stages = {
         "block1": nn.Sequential(stack.conv(64, 5, padding=2), nn.ReLU()),
         "block2": nn.Sequential(
-            stack.max_pool(3, 2, 1), response_norm(), stack.conv(64, 5, padding=2), nn.ReLU(), response_norm()
+            stack.max_pool(3, 2, 1), ResponseNorm(), stack.conv(64, 5, padding=2), nn.ReLU(), ResponseNorm()
         ),
         "pool": stack.max_pool(3, 2, 1),
     }

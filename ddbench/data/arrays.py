@@ -32,17 +32,17 @@ IDX_PARTS = {"train": "train", "test": "t10k"}
 IDX_UINT8 = 0x08
 
 
-def read_npz(path: Path, room: Path) -> Content:
+def read_npz(path: Path, room: Path, class_names: tuple[str, ...] = ()) -> Content:
     """Read a `.npz` file; with one pair of images and labels, a tenth of every class is held out.
 
-    `room` is a folder on the disk that has to hold the arrays.
+    `room` is a folder on the disk that has to hold the arrays; `class_names` are for a file that numbers its classes.
     Raises: DataError if the file is damaged, has other arrays, or has pickled objects.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             ensure_space(room, sum(member.file_size for member in archive.infolist()), str(path))
         with np.load(path, allow_pickle=False) as arrays:
-            return _npz_content(path, arrays)
+            return _npz_content(path, arrays, class_names)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}); pickled objects are never loaded. {NPZ_HELP}") from error
 
@@ -82,7 +82,7 @@ def read_idx(files: Mapping[str, Path], class_names: tuple[str, ...], checksums:
     return Content(parts[0], parts[1], origin=origin, kind="idx", original=known)
 
 
-def _npz_content(path: Path, arrays: Mapping[str, np.ndarray]) -> Content:
+def _npz_content(path: Path, arrays: Mapping[str, np.ndarray], class_names: tuple[str, ...]) -> Content:
     def pair(choices: tuple[tuple[str, str], ...]) -> tuple[np.ndarray, np.ndarray] | None:
         return next(((arrays[x], arrays[y]) for x, y in choices if x in arrays and y in arrays), None)
 
@@ -90,8 +90,10 @@ def _npz_content(path: Path, arrays: Mapping[str, np.ndarray]) -> Content:
     if train is None:
         raise DataError(f"{path} has {', '.join(arrays) or 'no arrays'}, not the expected ones. {NPZ_HELP}")
     values = np.unique(train[1])
-    named = next((arrays[key] for key in NAME_KEYS if key in arrays), values)
-    classes = tuple(map(str, named.tolist()))
+    named = next((arrays[key].tolist() for key in NAME_KEYS if key in arrays), values.tolist())
+    if named == list(range(len(class_names))):
+        named = class_names
+    classes = tuple(map(str, named))
     if len(classes) != len(values) or len(classes) < 2:
         raise DataError(
             f"{path} has {len(classes)} class names for {len(values)} different training labels; there must be one a "

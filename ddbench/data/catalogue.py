@@ -281,6 +281,7 @@ CATALOGUE: dict[str, DatasetInfo] = {
             train=50_000,
             test=10_000,
             download="170 MB",
+            originals=("b2:08b598556be91aaf",),
             aliases=("cifar-10",),
         ),
         DatasetInfo(

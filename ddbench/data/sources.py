@@ -225,7 +225,7 @@ def _read(path: Path, entry: DatasetInfo | None, size: int | None, work: Path, p
         return _read_folder(path, shown, entry, size, work, progress)
     if path.suffix.lower() == ".npz":
         _refuse_size(size)
-        return read_npz(path, work)
+        return read_npz(path, work, _class_names(entry))
     if not is_archive(path):
         raise DataError(
             f"'{path}' is neither a folder, nor an archive (.tar, .tar.gz, .tar.xz, .tar.bz2, .zip), nor a .npz file."
@@ -255,8 +255,12 @@ def _read_folder(
     arrays = sorted(base.glob("*.npz"))
     if len(arrays) == 1:
         _refuse_size(size)
-        return read_npz(arrays[0], work)
+        return read_npz(arrays[0], work, _class_names(entry))
     return read_image_folder(base, shown, entry, size, progress)
+
+
+def _class_names(entry: DatasetInfo | None) -> tuple[str, ...]:
+    return () if entry is None else entry.class_names
 
 
 def _refuse_size(size: int | None) -> None:

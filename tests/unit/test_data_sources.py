@@ -334,6 +334,16 @@ def test_npz_arrays_of_any_layout_are_read(tmp_path: Path, root: Path, layout: s
     )
 
 
+def test_an_npz_that_numbers_classes_gets_the_names_of_the_catalogue(tmp_path: Path, root: Path) -> None:
+    labels = np.arange(20) % 10
+    images = np.arange(20 * 32 * 32 * 3, dtype=np.uint8).reshape(20, 32, 32, 3)
+    values = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    for name in ("cifar10", "mine"):
+        sources.add(name, saved(tmp_path / "x.npz", values), root)
+    assert sources.load("cifar10", root).train.classes == catalogue.CIFAR10_CLASSES
+    assert sources.load("mine", root).train.classes == tuple("0123456789")
+
+
 def test_npz_with_other_keys_class_names_and_no_split(tmp_path: Path, root: Path) -> None:
     values = arrays()
     medical = {
