@@ -169,6 +169,7 @@ def fidelity(dataset: str, records: Path = ROOT / "leaderboards" / "records") ->
         rows.append(
             (
                 _code(ours["label"]), str(ours["ipc"] or "all"), _code(ours["protocol"]), _code(ours["judge"]),
+                "original" if ours["original"] else ours["data_title"].partition(", ")[2],
                 f"{mean:.1f} ± {100 * ours['sd']:.1f}", f"{ours['sets']} × {ours['students_max']}",
                 "–" if beside is None else beside["accuracy"] + (f" ± {spread}" if spread else ""),
                 "–" if beside is None else _code(beside["protocol"]),
@@ -181,6 +182,7 @@ def fidelity(dataset: str, records: Path = ROOT / "leaderboards" / "records") ->
         "ipc",
         "protocol",
         "judge",
+        "data",
         "ours",
         "sets × students",
         "published",

@@ -95,9 +95,10 @@ def test_fidelity_sets_records_beside_the_same_recipe_or_names_the_other(generat
     assert whole[1:3] == ["all", "`full@1`"]
     accuracy = json.loads((tmp_path / "cifar10" / "whole.json").read_text())["evaluations"][0]["accuracy"]
     gap = 100 * sum(accuracy) / len(accuracy) - 84.8
-    assert whole[6:] == ["84.8 ± 0.1", "`full`", f"{gap:+.1f}", f"{abs(gap) / 0.1:.1f}"]
+    assert whole[7:] == ["84.8 ± 0.1", "`full`", f"{gap:+.1f}", f"{abs(gap) / 0.1:.1f}"]
     (random,) = [row for row in rows if row[0] == "`random`" and row[2] == "`dsa@1`"]
-    assert random[6:8] == ["26.0 ± 1.2", "`dc`"]
+    assert random[4] == "JPEG copy"
+    assert random[7:9] == ["26.0 ± 1.2", "`dc`"]
     assert random[9] == "–"  # another recipe has no distance in standard deviations
     judged_by_resnet = [row for row in rows if row[3] == "`resnet18`" and row[0].startswith("`dm")]
     assert judged_by_resnet
