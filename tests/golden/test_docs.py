@@ -99,10 +99,10 @@ def test_fidelity_sets_records_beside_the_same_recipe_or_names_the_other(generat
     (random,) = [row for row in rows if row[0] == "`random`" and row[2] == "`dsa@1`"]
     assert random[4] == "JPEG copy"
     assert random[7:9] == ["26.0 ± 1.2", "`dc`"]
-    assert random[9] == "–"  # another recipe has no distance in standard deviations
+    assert random[10] == "–"  # another recipe has no distance in standard deviations
     judged_by_resnet = [row for row in rows if row[3] == "`resnet18`" and row[0].startswith("`dm")]
     assert judged_by_resnet
-    assert all(row[6:] == ["–"] * 4 for row in judged_by_resnet)
+    assert all(row[7:] == ["–"] * 4 for row in judged_by_resnet)
     assert generate.fidelity("cifar10", tmp_path / "none") == "There are no records yet."
 
 
