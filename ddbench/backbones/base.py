@@ -16,10 +16,11 @@ from torch.utils import _pytree
 from torch.utils.hooks import RemovableHandle
 
 from ddbench.backbones import initialisers
-from ddbench.backbones.fusion import change, fuse
+from ddbench.backbones.fusion import change, fuse, tangents
 from ddbench.backbones.initialisers import Initialiser
 from ddbench.engine.change import Change
 from ddbench.engine.program import kernels
+from ddbench.engine.tangents import Tangents
 from ddbench.errors import ConfigError, closest
 from ddbench.rng import Rng
 
@@ -255,6 +256,11 @@ class Backbone:
         return change if change is not None and change.in_kernels else None
 
     @functools.cached_property
+    def tangents(self) -> Tangents | None:
+        """The network together with its tangent in torch's operations; None where it is no chain of known layers."""
+        return tangents(self._modules[True])
+
+    @functools.cached_property
     def _in_fused_layers(self) -> Backbone:
         modules = {mode: fused for mode, module in self._modules.items() if (fused := fuse(module)) is not None}
         return Fused(self, modules) if modules else self
@@ -358,6 +364,10 @@ class ForeignBackbone(Backbone):
 
     @functools.cached_property
     def change(self) -> Change | None:
+        return None
+
+    @functools.cached_property
+    def tangents(self) -> Tangents | None:
         return None
 
     def _construct(self, rng: Rng, name: str) -> nn.Module:

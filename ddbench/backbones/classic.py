@@ -80,10 +80,23 @@ class ResponseNorm(nn.Module):
     is a pooling in three dimensions, and its derivatives on a GPU are atomic sums.
     """
 
+    alpha = 0.001 / 9
+
     def forward(self, x: Tensor) -> Tensor:
-        squares = F.pad(x * x, (0, 0, 0, 0, 2, 1))
-        a, b, c, d = (squares.narrow(-3, start, x.shape[-3]) for start in range(4))
-        return x * (1 + 0.001 / 9 * (a + b + c + d) / 4).pow(-0.75)
+        return x * (1 + self.alpha * _over_four(x * x)).pow(-0.75)
+
+    def tangent(self, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+        """The output, and how it changes as x goes along dx."""
+        base = 1 + self.alpha * _over_four(x * x)
+        turn = 0.75 * self.alpha * _over_four(2 * x * dx) / base
+        scale = base.pow(-0.75)
+        return x * scale, scale * (dx - x * turn)
+
+
+def _over_four(x: Tensor) -> Tensor:
+    padded = F.pad(x, (0, 0, 0, 0, 2, 1))
+    a, b, c, d = (padded.narrow(-3, start, x.shape[-3]) for start in range(4))
+    return (a + b + c + d) / 4
 
 
 def alexcifarnet(shape: Shape, classes: int) -> Chain:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ddbench.engine.change import Block, Change
 from ddbench.engine.program import channels_last, kernels
+from ddbench.engine.tangents import Tangents, known
 
 Slot = tuple[nn.Module, str]
 """Where a layer is: its parent and its name there."""
@@ -104,14 +105,16 @@ def fuse(module: nn.Module) -> nn.Module | None:
     return module if sum(fused) else None
 
 
+def tangents(module: nn.Module) -> Tangents | None:
+    """A module together with its tangent, in torch's operations; None where it is no chain of layers that are known."""
+    chain = _chain(module)
+    return Tangents(tuple(chain)) if chain and all(known(layer) for _, layer in chain) else None
+
+
 def change(module: nn.Module, height: int, width: int) -> Change | None:
     """A module together with its tangent; None where it is no chain of blocks with instance norm and a linear layer."""
-    names = {layer: name for name, layer in module.named_modules()}
-    line = [_layer(slot) for slot in _line(module)]
-    if len(line) < sum(not list(layer.children()) for layer in module.modules()):
-        return None  # some layers are not in line
-    line = [layer for layer in line if not isinstance(layer, nn.Identity)]
-    blocks = []
+    chain = _chain(module)
+    names, line, blocks = {layer: name for name, layer in chain}, [layer for _, layer in chain], []
     while len(line) > 1 and isinstance(conv := line[0], nn.Conv2d):
         norm, line = line[1], line[2:]
         if not isinstance(norm, nn.GroupNorm) or norm.num_groups < norm.num_channels or conv.groups > 1:
@@ -137,6 +140,15 @@ def change(module: nn.Module, height: int, width: int) -> Change | None:
         case [nn.Flatten(), nn.Linear() as linear] if blocks and linear.bias is not None:
             return Change(tuple(blocks), names[linear])
     return None
+
+
+def _chain(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers of a module, by name, where one follows the other; else none."""
+    names = {layer: name for name, layer in module.named_modules()}
+    line = [_layer(slot) for slot in _line(module)]
+    if len(line) < sum(not list(layer.children()) for layer in module.modules()):
+        return []
+    return [(names[layer], layer) for layer in line if not isinstance(layer, nn.Identity)]
 
 
 def _lines(module: nn.Module) -> Iterator[Iterator[Slot]]:

@@ -17,7 +17,7 @@ from torch.func import grad, grad_and_value, jvp
 
 from ddbench.backbones.base import Backbone, Variables
 from ddbench.engine.change import cross_entropy_change
-from ddbench.engine.program import Fuse, weights_laid_out
+from ddbench.engine.program import Fuse, channels_last, weights_laid_out
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Tensor, Tensor], Tensor]
@@ -82,29 +82,48 @@ class Descent:
         return params
 
 
-def written_out(net: Backbone, device: torch.device) -> Written | None:
-    """The two functions of an adjoint step for the cross-entropy of a network, in kernels of ours; None where there are
-    none for it."""
-    change, first_order = net.second_order(device), net.first_order(device)
-    if change is None:
+def written_out(net: Backbone, device: torch.device, fuse: Fuse[Any] = _plain) -> Written | None:
+    """The two functions of an adjoint step for the cross-entropy of a network: in kernels of ours, which leave nothing
+    to compile where `net.second_order` has them, or out of the network's tangents, of which `fuse` decorates parts;
+    None for other networks."""
+    change = net.second_order(device)
+    if change is not None:
+        first_order = net.first_order(device)
+
+        def forth(params: Params, x: Tensor, y: Tensor, lr: Tensor) -> Params:
+            leaves = _leaves(params)
+            with torch.enable_grad():
+                loss = F.cross_entropy(first_order(Variables(leaves), x)[0], y)
+            return _minus(params, lr, _slopes(loss, leaves))
+
+        return forth, _back_along(lambda params, v, x, y: cross_entropy_change(change(params, v, x), y, len(y)))
+    tangents = net.tangents
+    if tangents is None:
         return None
 
-    def forth(params: Params, x: Tensor, y: Tensor, lr: Tensor) -> Params:
-        leaves = _leaves(params)
-        with torch.enable_grad():
-            loss = F.cross_entropy(first_order(Variables(leaves), x)[0], y)
-        return _minus(params, lr, _slopes(loss, leaves))
+    def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(net(Variables(params), channels_last(x))[0], y)
+
+    def along(params: Params, v: Params, x: Tensor, y: Tensor) -> Tensor:
+        logits, change = tangents(params, v, x).chunk(2)
+        return ((logits.softmax(dim=1) - F.one_hot(y, logits.shape[1])) * change).sum() / len(y)
+
+    return fuse(_forth(loss)), _back_along(fuse(along))
+
+
+def _back_along(along: Callable[[Params, Params, Tensor, Tensor], Tensor]) -> Back:
+    """From the change of the loss along v, which is differentiated once in reverse."""
 
     def back(params: Params, v: Params, x: Tensor, y: Tensor, lr: Tensor) -> tuple[Params, Tensor, Tensor]:
         leaves, images = _leaves(params), x.detach().requires_grad_()
         with torch.enable_grad():
-            along = cross_entropy_change(change(leaves, v, images), y, len(y))
-        slopes = _slopes(along, {**leaves, "": images})
+            change = along(leaves, v, images, y)
+        slopes = _slopes(change, {**leaves, "": images})
         mixed = slopes.pop("")
         # The derivative by the step size is the product of v and the slope: the loss's change along v.
-        return _minus(v, lr, slopes), -lr * mixed, -along.detach()
+        return _minus(v, lr, slopes), -lr * mixed, -change.detach()
 
-    return forth, back
+    return back
 
 
 def _leaves(params: Params) -> Params:

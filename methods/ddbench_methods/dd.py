@@ -101,13 +101,12 @@ class DD(Method[DDState]):
         first = problem.backbone.init(problem.rng.fold("start", "network"), problem.device, copies=1)
         labels = self.labels(problem)[: len(images) // batches].to(problem.device).expand(steps, -1)
 
-        written = written_out(problem.backbone, problem.device)
-
         def make(fuse: Fuse[Any]) -> Callable[..., tuple[Tensor, Tensor]]:
             def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
                 logits, _ = problem.backbone(Variables(params, first.copy(0).buffers), channels_last(x))
                 return F.cross_entropy(logits.float(), y)
 
+            written = written_out(problem.backbone, problem.device, fuse)
             train, test = Descent(loss, fuse, written=written), fuse(loss)
 
             def condense(networks: Variables, rows: Tensor, crops: Tensor | None, lr: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,8 +130,9 @@ class DD(Method[DDState]):
         # The last batch of a pass has another shape, and so a program of its own.
         full, rest = divmod(len(problem.train), config.batch_real)
         share = config.iterations / (full + bool(rest))
+        in_kernels = problem.backbone.second_order(problem.device) is not None
         programs = {
-            size: Program(make, problem.device, calls=math.ceil(share * count), fused=written is not None)
+            size: Program(make, problem.device, calls=math.ceil(share * count), fused=in_kernels)
             for size, count in ((config.batch_real, full), (rest, 1))
             if size and count
         }

@@ -126,10 +126,11 @@ class MTT(Method[MTTState]):
             logits, _ = problem.backbone(Variables(params), channels_last(x))
             return F.cross_entropy(logits.float(), y)
 
-        written = written_out(problem.backbone, problem.device)
-        form = self.form(problem, loss, like, images, sizes, written is not None)
+        in_kernels = problem.backbone.second_order(problem.device) is not None
+        form = self.form(problem, loss, like, images, sizes, in_kernels)
 
         def make(fuse: Fuse[Any]) -> Callable[..., tuple[Tensor, Tensor]]:
+            written = written_out(problem.backbone, problem.device, fuse)
             descend = Descent(loss, fuse, form=form, written=written)
             mismatch = matching(descend, labels, sizes, like, fuse)
 
@@ -146,7 +147,7 @@ class MTT(Method[MTTState]):
         if config.select == "heldout":
             worst = torch.tensor(-1.0, device=problem.device)
             chosen = {"images": images.detach().clone(), "lr": lr.detach().clone(), "accuracy": worst}
-        fused = written is not None and form == "adjoint"
+        fused = in_kernels and form == "adjoint"
         program = Program(make, problem.device, calls=config.iterations, fused=fused)
         return MTTState(images, lr, optimizer, chosen, experts, program)
 
@@ -173,12 +174,12 @@ class MTT(Method[MTTState]):
         like: Mapping[str, Tensor],
         images: Tensor,
         sizes: Sequence[int],
-        written: bool = False,
+        in_kernels: bool = False,
     ) -> Form:
         """How the gradient is taken; by size of the device, and not by what is free, so that a resumed run agrees."""
         if self.config.grad != "auto":
             return self.config.grad
-        if written:
+        if in_kernels:
             return "adjoint"
         some = images.detach()[:2].expand(2, *problem.shape)
         labels = torch.zeros(2, dtype=torch.int64, device=problem.device)

@@ -85,7 +85,30 @@ def test_steps_that_are_written_out_have_the_derivative_of_the_whole_loop(
         assert (ours - truth).norm() <= 1e-10 * truth.norm() + 1e-14
 
 
-@pytest.mark.parametrize("backbone", ["convnet-d2-w8-bn", "lenet", "resnet18"])
+@pytest.mark.parametrize(
+    ("backbone", "shape"),
+    [
+        ("mlp", (1, 8, 8)),
+        ("lenet-xavier", (1, 12, 12)),
+        ("alexcifarnet-xavier", (3, 8, 8)),
+        ("convnet-d2-w8", (3, 8, 8)),
+        ("convnet-d2-w8-gn-swish", (1, 8, 8)),
+    ],
+)
+def test_steps_out_of_tangents_have_the_derivative_of_the_whole_loop(
+    backbone: str, shape: tuple[int, int, int]
+) -> None:
+    net = build(backbone, shape, 3)
+    loss, (params, x, y, lr), sizes = loss_of(net), drawn(net, steps=4, batch=5), [3, 5, 5, 5]
+    slopes = []
+    for descend in (Descent(loss, form="full"), Descent(loss, written=written_out(net, torch.device("cpu")))):
+        end = descend(params, x, y, lr, sizes)
+        slopes.append(torch.autograd.grad(sum(w.square().sum() for w in end.values()), [x, lr, *params.values()]))
+    for truth, ours in zip(*slopes, strict=True):
+        assert (ours - truth).norm() <= 1e-10 * truth.norm() + 1e-14
+
+
+@pytest.mark.parametrize("backbone", ["convnet-d2-w8-bn", "resnet18"])
 def test_other_networks_have_no_steps_written_out(backbone: str) -> None:
     assert written_out(build(backbone, (3, 32, 32), 3), torch.device("cpu")) is None
 
