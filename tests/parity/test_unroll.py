@@ -38,18 +38,18 @@ def drawn(
     return params, x, y, lr
 
 
-@pytest.mark.parametrize(
-    ("backbone", "shape"),
-    [
-        ("mlp", (1, 8, 8)),
-        ("lenet-xavier", (1, 12, 12)),
-        ("alexcifarnet-xavier", (3, 8, 8)),
-        ("convnet-d2-w8", (3, 8, 8)),
-        ("convnet-d2-w8-nn-max", (3, 8, 8)),
-        ("convnet-d2-w8-gn-swish", (1, 8, 8)),
-        ("convnet-d2-w8-ln", (1, 8, 8)),
-    ],
-)
+CHAINS = [
+    ("mlp", (1, 8, 8)),
+    ("lenet-xavier", (1, 12, 12)),
+    ("alexcifarnet-xavier", (3, 8, 8)),
+    ("convnet-d2-w8", (3, 8, 8)),
+    ("convnet-d2-w8-nn-max", (3, 8, 8)),
+    ("convnet-d2-w8-gn-swish", (1, 8, 8)),
+    ("convnet-d2-w8-ln", (1, 8, 8)),
+]
+
+
+@pytest.mark.parametrize(("backbone", "shape"), CHAINS)
 def test_the_derivative_is_that_of_the_whole_loop(backbone: str, shape: tuple[int, int, int]) -> None:
     net = build(backbone, shape, 3)
     loss = loss_of(net)
@@ -85,16 +85,7 @@ def test_steps_that_are_written_out_have_the_derivative_of_the_whole_loop(
         assert (ours - truth).norm() <= 1e-10 * truth.norm() + 1e-14
 
 
-@pytest.mark.parametrize(
-    ("backbone", "shape"),
-    [
-        ("mlp", (1, 8, 8)),
-        ("lenet-xavier", (1, 12, 12)),
-        ("alexcifarnet-xavier", (3, 8, 8)),
-        ("convnet-d2-w8", (3, 8, 8)),
-        ("convnet-d2-w8-gn-swish", (1, 8, 8)),
-    ],
-)
+@pytest.mark.parametrize(("backbone", "shape"), CHAINS)
 def test_steps_out_of_tangents_have_the_derivative_of_the_whole_loop(
     backbone: str, shape: tuple[int, int, int]
 ) -> None:
