@@ -175,7 +175,7 @@ def test_auto_takes_the_full_graph_where_it_fits(tmp_path: Path, monkeypatch: py
 
 
 def test_auto_takes_what_is_written_out() -> None:
-    assert mtt().form(*[None] * 5, written=True) == "adjoint"  # type: ignore[arg-type]
+    assert mtt().form(*[None] * 5, in_kernels=True) == "adjoint"  # type: ignore[arg-type]
     assert mtt(grad="full").form(*[None] * 5, written=True) == "full"  # type: ignore[arg-type]
 
 
