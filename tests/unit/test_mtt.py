@@ -176,7 +176,7 @@ def test_auto_takes_the_full_graph_where_it_fits(tmp_path: Path, monkeypatch: py
 
 def test_auto_takes_what_is_written_out() -> None:
     assert mtt().form(*[None] * 5, in_kernels=True) == "adjoint"  # type: ignore[arg-type]
-    assert mtt(grad="full").form(*[None] * 5, written=True) == "full"  # type: ignore[arg-type]
+    assert mtt(grad="full").form(*[None] * 5, in_kernels=True) == "full"  # type: ignore[arg-type]
 
 
 def test_both_exact_forms_learn_the_same_and_tesla_something_else(tmp_path: Path) -> None:
