@@ -90,11 +90,11 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
         torch.cuda.reset_peak_memory_stats(device)
     with tempfile.TemporaryDirectory(prefix="ddbench-estimate-") as folder:
         problem, phases = _problem(resolution, root, Path(folder), device, budget / 4)
-        condensing, synthetic = _condense(resolution.method, problem, budget / 4)
+        condensing, made = _condense(resolution.method, problem, budget / 4)
         phases += condensing
         share = budget / 2 / max(1, len(judged))
         known = latest(root, device)
-        phases += [_students(cell, synthetic, problem, share, known) for cell in judged]
+        phases += [_students(cell, made, problem, share, known) for cell in judged]
     return Estimate(
         device=provenance.device_name(device),
         phases=tuple(phases),
@@ -146,8 +146,8 @@ def _problem(
         return made("standard"), [unknown]
 
 
-def _condense(method: Method[Any], problem: Problem, budget: float) -> tuple[list[Phase], SyntheticSet]:
-    """The phases, and a set of the right size: the method's own where it got so far, else real images."""
+def _condense(method: Method[Any], problem: Problem, budget: float) -> tuple[list[Phase], SyntheticSet | None]:
+    """The phases, and the method's set where it got so far."""
     times: list[float] = []
     doing, started = "prepare", time.perf_counter()
     phases: list[Phase] = []
@@ -178,9 +178,7 @@ def _condense(method: Method[Any], problem: Problem, budget: float) -> tuple[lis
             phases[0] = dataclasses.replace(phases[0], basis=f"measured: {made}")
         start = times[0] - started - (phases[0].seconds or 0.0) if times else None
         phases.append(_steps(method, times, start, budget))
-    return phases, synthetic or SyntheticSet(
-        real_images(problem, problem.rng.fold("estimate")).cpu(), problem.class_labels(), pixels=problem.pixels.name
-    )
+    return phases, synthetic
 
 
 def _steps(method: Method[Any], times: list[float], start: float | None, budget: float) -> Phase:
@@ -200,7 +198,11 @@ def _steps(method: Method[Any], times: list[float], start: float | None, budget:
     return Phase("condense", start + total * each, basis)
 
 
-def _students(cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None) -> Phase:
+def _students(cell: Cell, made: SyntheticSet | None, problem: Problem, budget: float, known: Bench | None) -> Phase:
+    """Measured on real images where nothing was made, as many as there will be."""
+    synthetic = made or SyntheticSet(
+        real_images(problem, problem.rng.fold("estimate")).cpu(), problem.class_labels(), pixels=problem.pixels.name
+    )
     name, students = f"evaluate {cell.protocol.id} {cell.backbone}", cell.students
     judge = build(cell.backbone, problem.shape, problem.classes)
     problem = dataclasses.replace(problem, backbone=judge, _splits={})
@@ -209,6 +211,8 @@ def _students(cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: flo
     try:
         total, group = trainer.steps(job), list(range(min(students, trainer.together(job))))
     except ConfigError as error:
+        if made is None:
+            return Phase(name, None, "cannot be told before there is a set, which brings how it is trained on")
         return Phase(name, 0.0, f"will fail: {error}")
     found = student_result(known, job) if known is not None else None
     if found is not None and found.student is not None:

@@ -58,6 +58,19 @@ def test_a_set_that_a_protocol_cannot_judge_is_foreseen(tmp_path: Path) -> None:
     assert "will fail: protocol mtt@1" in basis
 
 
+def test_what_only_the_set_tells_is_not_told_before_there_is_one(tmp_path: Path) -> None:
+    assignments = ("experts=40", "start_epochs=3", "expert_span=1")
+    options = {"protocols": ("mtt",), "judges": ("mlp",), "assignments": assignments}
+    asked = resolve_spec(Asked("mtt", "digits", ipc=1, **options), tmp_path)  # type: ignore[arg-type]
+    found = estimate(asked, root=tmp_path / "runs", device=CPU, budget=0.5)
+    assert not found.complete
+    told = phases(found)
+    assert told["prepare"][0] is None
+    ((seconds, basis),) = (phase for name, phase in told.items() if "mtt@1" in name)
+    assert seconds is None
+    assert "before there is a set" in basis
+
+
 def test_the_test_images_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(self: object) -> None:
         raise AssertionError("test data was read")
