@@ -63,7 +63,7 @@ def test_presets_are_the_cards_table(method: Any, dataset: str, pixels: str, ipc
     options, run = preset_layers(method.settings(), "paper", dataset, ipc)
     config = resolve(method.name, method.Config, options).config
     assert (config.kernel, config.ridge, config.kernel_dtype) == ("convnet", 1e-6, "float32")
-    assert run[-1].values == {"pixels": pixels}
+    assert run[-1].values == {"pixels": pixels, "protocol": ["krr@1", "native-kip@1", "dsa@1"]}
     if method is KIP:
         values = (config.iterations, config.lr_images, config.batch_real, config.labels, config.augment)
         assert values == (1000, 0.04, 5000, "learned", True)
