@@ -66,6 +66,18 @@ def test_the_derivative_is_that_of_the_whole_loop(backbone: str, shape: tuple[in
         assert (ours - theirs).norm() <= 1e-10 * theirs.norm() + 1e-14
 
 
+@pytest.mark.parametrize(("backbone", "shape"), CHAINS)
+def test_of_one_step_tesla_leaves_nothing_out(backbone: str, shape: tuple[int, int, int]) -> None:
+    net = build(backbone, shape, 3)
+    loss, (params, x, y, lr) = loss_of(net), drawn(net, steps=1, batch=5)
+    slopes = []
+    for form in ("full", "tesla"):
+        end = Descent(loss, form=form)(params, x, y, lr)  # type: ignore[arg-type]
+        slopes.append(torch.autograd.grad(sum(w.square().sum() for w in end.values()), [x, lr]))
+    for truth, ours in zip(*slopes, strict=True):
+        assert (ours - truth).norm() <= 1e-10 * truth.norm()
+
+
 @pytest.mark.parametrize("backbone", ["convnet-d2-w8", "convnet-d3-w8-max"])
 def test_steps_that_are_written_out_have_the_derivative_of_the_whole_loop(
     backbone: str, monkeypatch: pytest.MonkeyPatch
