@@ -94,7 +94,11 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
         phases += condensing
         share = budget / 2 / max(1, len(judged))
         known = latest(root, device)
-        phases += [_students(cell, made, problem, share, known) for cell in judged]
+        # Real images, as many as there will be, where nothing was made.
+        synthetic = made or SyntheticSet(
+            real_images(problem, problem.rng.fold("estimate")).cpu(), problem.class_labels(), pixels=problem.pixels.name
+        )
+        phases += [_students(cell, synthetic, problem, share, known, stand_in=made is None) for cell in judged]
     return Estimate(
         device=provenance.device_name(device),
         phases=tuple(phases),
@@ -198,11 +202,9 @@ def _steps(method: Method[Any], times: list[float], start: float | None, budget:
     return Phase("condense", start + total * each, basis)
 
 
-def _students(cell: Cell, made: SyntheticSet | None, problem: Problem, budget: float, known: Bench | None) -> Phase:
-    """Measured on real images where nothing was made, as many as there will be."""
-    synthetic = made or SyntheticSet(
-        real_images(problem, problem.rng.fold("estimate")).cpu(), problem.class_labels(), pixels=problem.pixels.name
-    )
+def _students(
+    cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None, *, stand_in: bool
+) -> Phase:
     name, students = f"evaluate {cell.protocol.id} {cell.backbone}", cell.students
     judge = build(cell.backbone, problem.shape, problem.classes)
     problem = dataclasses.replace(problem, backbone=judge, _splits={})
@@ -211,7 +213,7 @@ def _students(cell: Cell, made: SyntheticSet | None, problem: Problem, budget: f
     try:
         total, group = trainer.steps(job), list(range(min(students, trainer.together(job))))
     except ConfigError as error:
-        if made is None:
+        if stand_in:
             return Phase(name, None, "cannot be told before there is a set, which brings how it is trained on")
         return Phase(name, 0.0, f"will fail: {error}")
     found = student_result(known, job) if known is not None else None

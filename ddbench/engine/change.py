@@ -90,6 +90,15 @@ def cross_entropy_change(pair: Tensor, labels: Tensor, n: int) -> Tensor:
     return change
 
 
+def plain_cross_entropy_change(logits: Tensor, change: Tensor, labels: Tensor, n: int) -> Tensor:
+    """The same of logits [N, K] and their tangents, in torch's operations, which a compiler joins.
+
+    By hand, because torch 2.15 cannot differentiate the tangent of a log-softmax.
+    """
+    wrong = logits.softmax(dim=1) - F.one_hot(labels, logits.shape[1])
+    return (wrong * change).sum() / n
+
+
 class _Block(torch.autograd.Function):
     """A block of images, or of a pair. Keeps what the norm reads; all else is computed again."""
 

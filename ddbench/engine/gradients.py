@@ -20,7 +20,7 @@ from torch.func import grad, jvp, vmap
 from torch.overrides import TorchFunctionMode
 
 from ddbench.backbones.base import Backbone, Variables
-from ddbench.engine.change import Change, cross_entropy_change
+from ddbench.engine.change import Change, cross_entropy_change, plain_cross_entropy_change
 from ddbench.engine.program import Fuse, channels_last, weights_laid_out
 
 Tensors = dict[str, Tensor]
@@ -113,10 +113,8 @@ class SharedGradients(ClassGradients):
             with _Layers(TANGENT):
                 outputs = _logits(self._net, network, both, images.flatten(0, 1))
             logits, change = forward.unpack_dual(outputs)
-        # By hand, because torch 2.15 cannot differentiate the tangent of a log-softmax.
         classes = labels[:, None].expand(images.shape[:2]).flatten()
-        wrong = logits.softmax(dim=1) - F.one_hot(classes, logits.shape[1])
-        return (wrong * change).sum() / images.shape[1]
+        return plain_cross_entropy_change(logits, change, classes, images.shape[1])
 
 
 def class_gradients(net: Backbone, *, everything: bool, fuse: Fuse[Any]) -> ClassGradients:

@@ -144,7 +144,7 @@ def _of_shifted(layer: nn.MaxPool2d, x: Tensor, dx: Tensor) -> Pair:
     return y, dy
 
 
-LINEAR = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity)
+LINEAR = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
 
 RULES: dict[type[nn.Module], Rule] = {
     nn.ReLU: _relu,

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import grad, grad_and_value, jvp
 
 from ddbench.backbones.base import Backbone, Variables
-from ddbench.engine.change import cross_entropy_change
+from ddbench.engine.change import cross_entropy_change, plain_cross_entropy_change
 from ddbench.engine.program import Fuse, channels_last, weights_laid_out
 
 Params = dict[str, Tensor]
@@ -106,7 +106,7 @@ def written_out(net: Backbone, device: torch.device, fuse: Fuse[Any] = _plain) -
 
     def along(params: Params, v: Params, x: Tensor, y: Tensor) -> Tensor:
         logits, change = tangents(params, v, x).chunk(2)
-        return ((logits.softmax(dim=1) - F.one_hot(y, logits.shape[1])) * change).sum() / len(y)
+        return plain_cross_entropy_change(logits, change, y, len(y))
 
     return fuse(_forth(loss)), _back_along(fuse(along))
 
