@@ -6,6 +6,7 @@ A page says where: `<!-- generated: options dm -->` to `<!-- end -->`. Whatever 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -144,7 +145,7 @@ def protocols() -> str:
 def fidelity(dataset: str, records: Path = ROOT / "leaderboards" / "records") -> str:
     """Our records on a dataset beside what was published under the same recipe, or else under another one."""
     from ddbench.leaderboard.collect import collect
-    from ddbench.leaderboard.published import printed, read_published
+    from ddbench.leaderboard.published import belongs, printed, read_published, under
     from ddbench.leaderboard.rank import summarise
 
     files = sorted((records / dataset).rglob("*.json"))
@@ -155,22 +156,25 @@ def fidelity(dataset: str, records: Path = ROOT / "leaderboards" / "records") ->
     for ours in summarise(collect(files)).sort_values(["method", "ipc", "protocol", "judge"]).to_dict("records"):
         if ours["mean"] != ours["mean"]:  # an evaluation that failed
             continue
-        known = [
-            p for p in published if (p["method"], p["ipc"], p["dataset"]) == (ours["method"], ours["ipc"], dataset)
-        ]
+        known = [p for p in published if (p["ipc"], p["dataset"]) == (ours["ipc"], dataset)]
+        known = [p for p in known if belongs(p["method"], ours["method"])]
         known = [p for p in known if p["test_backbone"] == ours["judge"]]
-        known = [p for p in known if p["train_backbone"] in ("", ours["train_backbone"])]
-        name = ours["protocol"].partition("@")[0]
-        same = [p for p in known if p["protocol"] in (name, f"native-{name}")]
+        kernel = json.loads(ours["config"]).get("kernel")
+        learned_on = f"{kernel} kernel" if kernel else ours["train_backbone"]
+        known = [p for p in known if p["train_backbone"] in ("", learned_on)]
+        known.sort(key=lambda p: p["method"] != ours["method"])  # the method itself before its variants
+        same = under(ours["protocol"], known)
         beside = next(iter(same or known), None)
         mean, spread = 100 * ours["mean"], beside and beside["spread"]
+        several = ours["sets"] * ours["students_max"] > 1
         gap = mean - float(beside["accuracy"]) if beside else None
         deviations = abs(gap) / float(spread) if same and spread and gap is not None else None
         rows.append(
             (
                 _code(ours["label"]), str(ours["ipc"] or "all"), _code(ours["protocol"]), _code(ours["judge"]),
                 "original" if ours["original"] else ours["data_title"].partition(", ")[2],
-                f"{mean:.1f} ± {100 * ours['sd']:.1f}", f"{ours['sets']} × {ours['students_max']}",
+                f"{mean:.1f}" + (f" ± {100 * ours['sd']:.1f}" if several else ""),
+                f"{ours['sets']} × {ours['students_max']}",
                 "–" if beside is None else beside["accuracy"] + (f" ± {spread}" if spread else ""),
                 "–" if beside is None else _code(beside["protocol"]),
                 "–" if gap is None else f"{gap:+.1f}",

@@ -287,6 +287,12 @@ def protocol(ref: str) -> Protocol:
     )
 
 
+def judged_by(ref: str, backbone: str) -> str:
+    """What gives the accuracy: the backbone, or the kernel where a built-in protocol trains no network."""
+    known = PROTOCOLS.get(ref)
+    return f"{known.options.kernel} kernel" if known and isinstance(known.options, KRROptions) else backbone
+
+
 def _from_file(path: Path) -> Protocol:
     values = read_toml(path)
     try:

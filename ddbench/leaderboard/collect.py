@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddbench.errors import RunError
+from ddbench.evaluation.protocol import judged_by
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
         "device": " + ".join(sorted({attempt.device for attempt in record.attempts})),
         "protocol": evaluation.protocol,
         "digest": evaluation.digest,
-        "judge": evaluation.backbone,
+        "judge": judged_by(evaluation.protocol, evaluation.backbone),
         "failed": evaluation.failed,
     }
     for student, accuracy in enumerate(evaluation.accuracy):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ddbench.errors import RunError
 
@@ -15,6 +16,7 @@ COLUMNS = (
     "method", "dataset", "ipc", "protocol", "train_backbone", "test_backbone", "accuracy", "spread", "mark", "source",
     "note",
 )  # fmt: skip
+Number = TypeVar("Number", bound=Mapping[str, Any])
 PRINTED_MARKS = ("V", "C")
 ZCA = "ZCA"
 
@@ -67,6 +69,12 @@ def belongs(label: str, method: str) -> bool:
     """Whether a published label is the method or a variant of it: "kip-fc1 krr" is kip's, "cafe+dsa" is cafe's."""
     rest = label.removeprefix(method)
     return label.startswith(method) and not rest[:1].isalnum()
+
+
+def under(protocol: str, numbers: Iterable[Number]) -> list[Number]:
+    """The numbers that were measured with a protocol's recipe: "dd" and "native-dd" are that of dd@1."""
+    name = protocol.partition("@")[0]
+    return [row for row in numbers if row["protocol"] in (name, f"native-{name}")]
 
 
 def _wrong(row: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ddbench.leaderboard.published import ZCA, belongs, printed
+from ddbench.leaderboard.published import ZCA, belongs, printed, under
 from ddbench.leaderboard.rank import percent
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _table(
             _difference(judged[0], "coreset"),
             size(line[0]["bytes"]),
             "–" if line[0]["kind"] in ("ceiling", "imported") else _cost(line[0], device),
-            _published_cell(line[0]["method"], ipc, numbers, sources),
+            _published_cell(line[0], ipc, numbers, sources),
         )
 
     body = tuple(cells(line, _rank_cell(line, lines, judges), _said_name(line[0]), first["ipc"]) for line in lines)
@@ -291,12 +291,16 @@ def _cost(row: Mapping[str, Any], usual: str) -> str:
     )
 
 
-def _published_cell(method: str, ipc: int, numbers: Sequence[Mapping[str, Any]], sources: list[str]) -> str:
-    """The first published number of the method and of each of its variants; `sources` grows by what is cited."""
+def _published_cell(ours: Mapping[str, Any], ipc: int, numbers: Sequence[Mapping[str, Any]], sources: list[str]) -> str:
+    """The first published number of the method and of each of its variants; `sources` grows by what is cited.
+
+    Numbers under other recipes appear where nobody published one under this.
+    """
+    method = ours["method"]
+    known = [row for row in numbers if row["ipc"] == ipc and belongs(row["method"], method)]
     first: dict[str, Mapping[str, Any]] = {}
-    for row in numbers:
-        if row["ipc"] == ipc and belongs(row["method"], method):
-            first.setdefault(row["method"], row)
+    for row in under(ours["protocol"], known) or known:
+        first.setdefault(row["method"], row)
     texts = []
     for label in sorted(first, key=lambda name: (name != method, name)):
         row = first[label]

@@ -44,7 +44,7 @@ def test_a_checkout_reads_its_own_file() -> None:
         ("whole", "imagesquawk", 0, "full", ("87.5", "0.3", "V")),
         ("ld", "cifar100", 1, "native-ld", ("11.5", "0.4", "V")),
         ("ld", "cifar10", 2, "native-ld", ("30.0", "0.9", "M")),
-        ("kip-fc1 krr", "cifar10", 10, "krr", ("53.1", "0.5", "V")),
+        ("kip-fc1 krr", "cifar10", 10, "krr-fc1", ("53.1", "0.5", "V")),
         ("random", "cifar10", 50, "dcbench-best", ("50.55", "", "V")),
         ("random", "mnist", 1, "dc", ("64.9", "3.5", "M")),
         ("datm", "cifar10", 1000, "native-datm", ("85.5", "0.4", "V")),
