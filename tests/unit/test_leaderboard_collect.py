@@ -40,6 +40,12 @@ def test_each_student_is_a_row_and_accuracies_stay_fractions() -> None:
     assert frame[frame["judge"] == "resnet18"]["student"].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(("protocol", "judge"), [("krr@1", "convnet kernel"), ("krr-fc1@1", "fc1 kernel")])
+def test_where_no_network_is_trained_the_kernel_is_the_judge(write: Write, protocol: str, judge: str) -> None:
+    path = write("record.json", evaluations=lambda parts: [part | {"protocol": protocol} for part in parts[:1]])
+    assert set(collect([path])["judge"]) == {judge}
+
+
 def test_a_run_folder_stands_for_its_record(write: Write) -> None:
     path = write("run/record.json")
     assert collect([path.parent]).equals(collect([path]))

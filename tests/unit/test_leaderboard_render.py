@@ -105,6 +105,26 @@ def test_published_numbers_stand_beside_as_printed_with_their_source() -> None:
     assert sources == ["[1] Paper M", "[2] Paper D"]
 
 
+@pytest.mark.parametrize(
+    ("protocol", "expected"),
+    [
+        ("other@1", "47.64 (other) [1]"),
+        ("own@1", "50.0 (native-own) [1]"),
+        # Nobody published one: then the first, with the recipe that it is from.
+        ("dc@1", "48.9 ± 0.6 (dsa) [1]"),
+    ],
+)
+def test_published_numbers_of_the_same_recipe_come_alone(tmp_path: Path, protocol: str, expected: str) -> None:
+    value = json.loads((RECORDS / "dm-s0.json").read_text())
+    value["evaluations"] = [value["evaluations"][0] | {"protocol": protocol}]
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(value))
+    own = ("dm", "cifar10", 10, "native-own", "convnet-d3", "convnet-d3", "50.0", "", "V", "Paper O", "")
+    numbers = pd.concat([NUMBERS, pd.DataFrame([own], columns=list(COLUMNS))])
+    table = board(summarise(collect([path])), numbers, "cifar10", 10).tables[0]
+    assert cell(table, "dm", "published") == expected
+
+
 def test_numbers_from_memory_are_never_printed() -> None:
     made = boards("random-s0")
     assert cell(made.tables[0], "random", "published") == "–"
