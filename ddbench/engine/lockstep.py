@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ddbench.backbones.base import Backbone, Variables
@@ -245,7 +244,7 @@ def _moments(params: Tensors, plan: TrainingPlan) -> list[Tensor]:
 
 def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
     # Nothing here may hold the plan: compiled functions outlive it, and with it the images would stay on the device.
-    options, corners = plan.options, plan.options.align_corners
+    options, corners, criterion = plan.options, plan.options.align_corners, plan.criterion
 
     def augment(x: Tensor, op: Tensor, numbers: Tensor) -> Tensor:
         # Where nothing is captured, the one operation that was drawn is a fraction of all of them.
@@ -254,7 +253,7 @@ def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
     def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
         x = x if net.fused else channels_last(x)
         logits, buffers = net(Variables(params, buffers), x, train=True)
-        return F.cross_entropy(logits, y), buffers
+        return criterion(logits, y), buffers
 
     def sgd(params: list[Tensor], grads: list[Tensor], velocity: list[Tensor], lr: Tensor) -> None:
         if lr.is_cuda and not torch.compiler.is_compiling():
@@ -298,6 +297,6 @@ def _compile(functions: Functions) -> Functions:
 def _key(net: Backbone, plan: TrainingPlan) -> tuple[object, ...]:
     options = plan.options
     rounding = (torch.is_autocast_enabled("cuda"), torch.backends.cudnn.allow_tf32)
-    labels = (plan.labels.ndim, plan.labels.dtype)
-    return (net.name, net.shape, net.classes, plan.images.device, labels, rounding, options.optimizer, options.momentum,
-            options.nesterov, options.weight_decay, options.align_corners)  # fmt: skip
+    targets = (plan.labels.ndim, plan.labels.dtype, plan.criterion)
+    update = (options.optimizer, options.momentum, options.nesterov, options.weight_decay)
+    return (net.name, net.shape, net.classes, plan.images.device, targets, rounding, update, options.align_corners)

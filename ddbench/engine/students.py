@@ -109,7 +109,7 @@ def _slope_of_one(net: Backbone, plan: TrainingPlan) -> Slope:
         x = step.transform(plan.take(step.indices))
         y = plan.targets(x, step.indices, step.rng)
         logits, buffers = net(Variables(params, buffers), x[0], train=True)
-        grads = torch.autograd.grad(plan.loss(logits, y[0]), list(params.values()))
+        grads = torch.autograd.grad(plan.criterion(logits, y[0]), list(params.values()))
         return dict(zip(params, grads, strict=True)), {k: b.detach() for k, b in buffers.items()}
 
     return slope
@@ -120,7 +120,7 @@ def _slope_of_many(net: Backbone, plan: TrainingPlan) -> Slope:
         params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, buffers = net(Variables(params, buffers), x, train=True)
-        return plan.loss(logits, y), buffers
+        return plan.criterion(logits, y), buffers
 
     batched = vmap(grad(loss, has_aux=True))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ddbench.backbones import names as backbones
 from ddbench.backbones.base import Variables
 from ddbench.errors import ConfigError
-from ddbench.evaluation.plan import TrainingPlan, plan
+from ddbench.evaluation.plan import Criterion, TrainingPlan, plan
 from ddbench.evaluation.protocol import DistillOptions
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trained import TrainedNetwork
@@ -45,6 +45,18 @@ def tempered(probabilities: Tensor, temperature: float) -> Tensor:
     return (probabilities.log() / temperature).softmax(-1)
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """The distillation loss of a batch: logits [B, K], targets [B, 2K] as a DistillPlan has them."""
+
+    temperature: float
+    hard_weight: float
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        soft, classes = targets.chunk(2, dim=-1)
+        return distillation_loss(logits, soft, classes, temperature=self.temperature, hard_weight=self.hard_weight)
+
+
 @dataclass(frozen=True, eq=False)
 class DistillPlan(TrainingPlan):
     """A plan whose targets are [S, B, 2K]: soft labels at the temperature, then the class, one-hot.
@@ -63,13 +75,13 @@ class DistillPlan(TrainingPlan):
         soft = (self.teacher(x.flatten(0, 1)) / self.options.temperature).softmax(-1)
         return torch.cat([soft.unflatten(0, x.shape[:2]), given.chunk(2, dim=-1)[1]], dim=-1)
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The distillation loss over a batch: logits [B, K], targets [B, 2K]."""
-        soft, classes = targets.chunk(2, dim=-1)
-        options = self.options
-        return distillation_loss(
-            logits, soft, classes, temperature=options.temperature, hard_weight=options.hard_weight
-        )
+    @property
+    def static(self) -> bool:
+        return self.legacy == "none" and self.teacher is None
+
+    @property
+    def criterion(self) -> Criterion:
+        return Distillation(self.options.temperature, self.options.hard_weight)
 
 
 class DistillTrainer(SGDTrainer):

@@ -29,6 +29,9 @@ from ddbench.synthetic import SyntheticSet
 BLOCK_IMAGES = 1 << 16
 
 
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One step of S students in lockstep.
@@ -117,7 +120,7 @@ class TrainingPlan:
     @property
     def static(self) -> bool:
         """Whether every step is the same program on other numbers. A subclass with its own targets says so itself."""
-        return self.legacy == "none" and type(self) is TrainingPlan
+        return self.legacy == "none" and type(self).targets is TrainingPlan.targets
 
     @property
     def batch(self) -> int:
@@ -133,9 +136,13 @@ class TrainingPlan:
         """The targets of augmented images x [S, B, ...]: [S, B] classes or [S, B, K] probabilities."""
         return self.labels[indices]
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy over a batch: logits [B, K]; targets [B] or [B, K]."""
-        return F.cross_entropy(logits, targets)
+    @property
+    def criterion(self) -> Criterion:
+        """The loss of a batch, from logits [B, K] and targets [B] or [B, ...]; here the mean cross-entropy.
+
+        It outlives the plan in compiled steps, so that it must not hold it. Equal ones compare as equal.
+        """
+        return F.cross_entropy
 
     def blocks(self, students: Sequence[int]) -> Iterator[Block]:
         """The whole training of the given students, drawn block by block."""

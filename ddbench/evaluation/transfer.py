@@ -15,7 +15,7 @@ from torch.func import jvp, vjp
 from ddbench.backbones.base import Backbone, Variables
 from ddbench.engine.decode import decode
 from ddbench.evaluation.krr import regression_targets
-from ddbench.evaluation.plan import TrainingPlan, plan
+from ddbench.evaluation.plan import Criterion, TrainingPlan, plan
 from ddbench.evaluation.protocol import FiniteWidthOptions
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trainer import Job
@@ -28,8 +28,14 @@ PROBES, ITERATIONS = 50, 30
 class RegressionPlan(TrainingPlan):
     """Half the mean squared error on centred targets [N, K]."""
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return (logits - targets).square().mean() / 2
+    @property
+    def criterion(self) -> Criterion:
+        return half_mean_square
+
+
+def half_mean_square(logits: Tensor, targets: Tensor) -> Tensor:
+    """Half the mean over all numbers of the squared error: both [B, K]."""
+    return (logits - targets).square().mean() / 2
 
 
 class FiniteWidthTrainer(SGDTrainer):

@@ -14,8 +14,10 @@ from ddbench.data.toy import toy
 from ddbench.engine.augment import ALL_OPS, OPS, apply, independent, siamese
 from ddbench.engine.program import Program, worth_compiling
 from ddbench.engine.students import train_students
+from ddbench.evaluation.evaluate import trainer_of
 from ddbench.evaluation.plan import TrainingPlan, plan
-from ddbench.evaluation.protocol import Protocol, SGDOptions
+from ddbench.evaluation.protocol import PROTOCOLS, Protocol, SGDOptions
+from ddbench.evaluation.trainer import Job
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import SyntheticSet
@@ -89,6 +91,28 @@ def test_a_plan_without_augmentation_is_static_too(tmp_path: Path) -> None:
     plain = train_students(problem.backbone, fresh, schedule, [0], static=False)
     static = train_students(problem.backbone, fresh, schedule, [0], static=True)
     assert all(torch.allclose(plain.params[k], static.params[k], atol=2e-6) for k in plain.params)
+
+
+@pytest.mark.parametrize("trainer", ["finite-width", "distill"])
+def test_other_losses_are_those_of_the_plain_loop(trainer: str, tmp_path: Path) -> None:
+    problem, _ = make("convnet-w8", SGDOptions(), tmp_path)
+    data = problem.train
+    scores = torch.randn(40, 3, generator=Rng(1).torch())
+    some = SyntheticSet(data.images[::3].clone(), scores - scores.mean(1, keepdim=True), label_kind="logit")
+    options = {"epochs": None, "steps": 9, "batch": 5, "lr": 0.1} | (
+        {"targets": "given"} if trainer == "distill" else {}
+    )
+    protocol = Protocol(name="recipe", trainer=trainer, options=options, labels="soft")
+    schedule = trainer_of(protocol).plan(Job(some, protocol, problem))  # type: ignore[attr-defined]
+    assert schedule.static
+    net, students = problem.backbone, [0, 3]
+    fresh = Variables.stack([net.init(Rng(k)) for k in students])
+    plain = train_students(net, fresh, schedule, students, static=False)
+    static = train_students(net, fresh, schedule, students, together=2, static=True)
+    for name, value in plain.params.items():
+        assert torch.allclose(value, static.params[name], atol=2e-6), name
+    other = train_students(net, fresh, plan(some, PROTOCOLS["dsa-soft@1"], problem, Rng(0)), students, static=True)
+    assert (other.params["logits.weight"] - static.params["logits.weight"]).abs().max() > 1e-3
 
 
 def test_plans_that_need_the_host_are_not_static(tmp_path: Path) -> None:

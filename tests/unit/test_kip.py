@@ -291,6 +291,6 @@ def test_the_loss_of_finite_networks_is_half_the_mean_square(tmp_path: Path) -> 
     native = PROTOCOLS["native-kip@1"].model_copy(update={"options": FiniteWidthOptions(lr=0.5)})
     plan = trainer_of(native).plan(Job(condense(kip(iterations=0), problem), native, problem))  # type: ignore[attr-defined]
     a, b = torch.randn(2, 4, 3, generator=Rng(0).torch())
-    assert float(plan.loss(a, b)) == pytest.approx(float(((a - b) ** 2).sum() / 24))
+    assert float(plan.criterion(a, b)) == pytest.approx(float(((a - b) ** 2).sum() / 24))
     assert (plan.lr(0), plan.steps, plan.batch, plan.options.weight_decay) == (0.5, 5000, 6, 1e-3)
     assert torch.allclose(plan.labels, torch.eye(3)[problem.class_labels()] - 1 / 3)

@@ -202,7 +202,7 @@ def test_soft_cross_entropy_is_the_mean_over_the_batch() -> None:
     training = plan_of(2)
     logits, targets = torch.randn(4, 3, dtype=torch.float64), torch.rand(4, 3, dtype=torch.float64)
     by_hand = -(targets * (logits - logits.exp().sum(dim=1, keepdim=True).log())).sum() / 4
-    assert torch.allclose(training.loss(logits, targets), by_hand)
+    assert torch.allclose(training.criterion(logits, targets), by_hand)
 
 
 def test_a_learned_step_size_is_used_where_the_protocol_says_so(tmp_path: Path) -> None:
