@@ -21,20 +21,24 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    ("name", "backbone", "fused"),
+    ("name", "backbone", "fused", "share"),
     [
-        ("dc", "convnet-w16", False),
-        ("dc", "convnet-w16-ln", False),
-        ("dc", "convnet-w16-bn", False),
-        ("dsa", "convnet-w16", False),
-        ("dsa", "convnet-w16", True),
-        ("dsa", "convnet-w16-bn", True),
+        ("dc", "convnet-w16", False, 1e-3),
+        ("dc", "convnet-w16-ln", False, 1e-3),
+        ("dc", "convnet-w16-bn", False, 1e-3),
+        ("dsa", "convnet-w16", False, 1e-3),
+        ("dsa", "convnet-w16", True, 1e-3),
+        # Other kernels round otherwise. Where signs decide, weights that are off by a ten-millionth make half a percent
+        # of a loss; where they do not, they stay a ten-millionth.
+        ("dsa", "convnet-w16-bn-swish", True, 1e-4),
+        ("dsa", "convnet-w16-swish", True, 1e-4),
     ],
 )
 def test_matches_and_training_are_the_same_in_graphs(
     name: str,
     backbone: str,
     fused: bool,
+    share: float,
     tmp_path: Path,
     toy_problem: Callable[..., Problem],
     monkeypatch: pytest.MonkeyPatch,
@@ -55,8 +59,8 @@ def test_matches_and_training_are_the_same_in_graphs(
             state.match._eager = eager
             losses.append([float(metrics["loss"]) for state, metrics in steps])
         images.append(state.images.detach().cpu())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    assert torch.allclose(images[0], images[1], atol=2e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=share)
+    assert torch.allclose(images[0], images[1], atol=2 * share)
     assert not [message for message in caplog.messages if "eagerly" in message]
 
 
