@@ -351,7 +351,7 @@ def _method(ref: str, problem: Problem, asked: Asked) -> Result:
 
 def _experts(problem: Problem) -> Result:
     """An epoch of one expert, of as many as are trained side by side."""
-    side_by_side = students_together(EXPERT_BATCH, problem.device)
+    side_by_side = students_together(EXPERT_BATCH, problem.device, problem.pixel_count)
     wanted = ExpertTrajectories.of(problem, experts=side_by_side, epochs=EXPERT_EPOCHS, lr=0.01)
     with problem.precision.active(problem.device):
         times = problem.artifacts.get(wanted, problem).seconds(0)

@@ -21,15 +21,18 @@ Tick = Callable[[int], None]
 """Told how many student-steps have been taken since the last call."""
 
 # Measured on an H100 with ConvNet-D3: side by side, 20 students at 10 images a step train five times faster, eight at
-# 100 images 1.6 times, and two at 250 images 1.2 times (docs/pages/concepts/engine.md).
+# 100 images 1.6 times, and two at 250 images 1.2 times (docs/pages/concepts/engine.md). Larger images fill it sooner.
 FILLING_IMAGES = 800
+USUAL_PIXELS = 32 * 32
 MOST_TOGETHER = 20
 
 
-def students_together(batch: int, device: torch.device) -> int:
-    """How many students to train in lockstep on a device, at `batch` images a step."""
-    # On a CPU one student keeps every core busy.
-    return max(1, min(MOST_TOGETHER, FILLING_IMAGES // batch)) if device.type == "cuda" else 1
+def students_together(batch: int, device: torch.device, pixels: int = USUAL_PIXELS) -> int:
+    """How many students to train in lockstep on a device, at `batch` images of `pixels` pixels a step."""
+    if device.type != "cuda":
+        return 1  # one student keeps every core busy
+    filling = FILLING_IMAGES * USUAL_PIXELS // max(pixels, USUAL_PIXELS)
+    return max(1, min(MOST_TOGETHER, filling // batch))
 
 
 def train_students(
@@ -51,7 +54,7 @@ def train_students(
     how many more students the caller will train like these, for deciding what is worth its preparation.
     """
     device = plan.images.device
-    together = together or students_together(plan.batch, device)
+    together = together or students_together(plan.batch, device, plan.images.shape[-2:].numel())
     static = plan.static and (device.type == "cuda" if static is None else static)
     tick = tick or (lambda _: None)
     keep_memory(device)

@@ -41,7 +41,7 @@ class SGDTrainer(Trainer):
         return self._plan_once(job).steps
 
     def together(self, job: Job) -> int:
-        return students_together(self._plan_once(job).batch, job.problem.device)
+        return students_together(self._plan_once(job).batch, job.problem.device, job.problem.pixel_count)
 
     def _plan_once(self, job: Job) -> TrainingPlan:
         if self._planned is None or self._planned[0] is not job:

@@ -109,7 +109,7 @@ class ExpertTrajectories(Artifact[Trajectories]):
         images = problem.train.images if problem.pixels.cheap else problem.real.take(everything)
         whole = SyntheticSet(images, problem.train.labels, pixels=problem.pixels.name)
         schedule = plan(whole, _recipe(self.lr, self.augment, self.epochs), problem, rng)
-        together = students_together(EXPERT_BATCH, problem.device)
+        together = students_together(EXPERT_BATCH, problem.device, problem.pixel_count)
         short = sorted((len(times) - 1, k) for k, times in enumerate(self._times(folder)) if len(times) <= self.epochs)
         groups = list(_groups(short, together))
         training: Lockstep | None = None

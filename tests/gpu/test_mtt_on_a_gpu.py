@@ -70,7 +70,7 @@ def test_experts_side_by_side_are_those_one_by_one(
 ) -> None:
     found = []
     for together in (1, 2):
-        monkeypatch.setattr(trajectories, "students_together", lambda batch, device, together=together: together)
+        monkeypatch.setattr(trajectories, "students_together", lambda *_, together=together: together)
         problem = on_the_gpu(tmp_path / str(together))
         pool = trajectories.ExpertTrajectories.of(problem, experts=3, epochs=3, lr=0.1)
         experts = problem.artifacts.get(pool, problem)

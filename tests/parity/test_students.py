@@ -100,6 +100,13 @@ def test_on_a_cpu_students_train_one_by_one() -> None:
     assert students_together(10, torch.device("cuda")) > students_together(10**6, torch.device("cuda")) == 1
 
 
+def test_fewer_students_side_by_side_where_images_are_large() -> None:
+    cuda = torch.device("cuda")
+    assert students_together(100, cuda, 32 * 32) == 4 * students_together(100, cuda, 64 * 64) == 8
+    assert students_together(100, cuda, 28 * 28) == 8
+    assert students_together(256, cuda, 128 * 128) == 1
+
+
 def test_predictions_are_those_of_each_student_in_evaluation_mode() -> None:
     net, fresh, training = setup("convnet-d2-w4-bn", torch.float64)
     trained = train_students(net, fresh, training, STUDENTS)

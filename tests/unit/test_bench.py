@@ -245,7 +245,8 @@ def test_memory_that_was_freed_is_used_again() -> None:
 
     keep_memory(torch.device("cpu"))
     pages_touched()
-    assert pages_touched() < (1 << 26) / resource.getpagesize() / 2
+    # Something small may land in the gap in between; without the setting every time is a fresh one.
+    assert min(pages_touched() for _ in range(5)) < (1 << 26) / resource.getpagesize() / 2
 
 
 def hand_written(width: int) -> nn.Module:

@@ -85,7 +85,7 @@ def test_it_goes_on_inside_a_block_of_draws_and_beyond_it(tmp_path: Path, monkey
 def test_experts_side_by_side_are_those_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_for_checks(tmp_path)
     alone = get(problem, tmp_path / "alone", experts=5, epochs=3)
-    monkeypatch.setattr(module, "students_together", lambda batch, device: 2)
+    monkeypatch.setattr(module, "students_together", lambda batch, device, pixels: 2)
     assert torch.allclose(get(problem, tmp_path / "together", experts=5, epochs=3), alone, atol=1e-6)
 
 
