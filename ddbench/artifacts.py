@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 MARK = "artifact.json"
 COST = "cost.json"
+TELL_SECONDS = 1.0
 
 
 def outside_identity(default: Any = dataclasses.MISSING) -> Any:
@@ -64,12 +67,17 @@ class Artifact(ABC, Generic[R]):
         return hashlib.blake2b(text, digest_size=8).hexdigest()
 
 
+Tell = Callable[[str, float, float], None]
+"""Told now and then how far a build is: what it makes, how much of it is done, and how much there is to do."""
+
+
 @dataclass
 class ArtifactCache:
     """A folder of artefacts, `root/<kind>/<key>`, and a list of those that this process used."""
 
     root: Path
     used: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tell: Tell | None = None
 
     def get(self, artifact: Artifact[R], problem: Problem) -> R:
         """Open it, building what is missing first. One process builds, others wait.
@@ -92,6 +100,19 @@ class ArtifactCache:
             "from_cache": cached,
         }
         return artifact.open(folder)
+
+    def progress(self, what: str, of: float) -> Callable[[float], None]:
+        """For a build that takes long: call it with how much more is done. It tells at most once a second."""
+        done, told = 0.0, -math.inf
+
+        def tick(more: float) -> None:
+            nonlocal done, told
+            done += more
+            if self.tell is not None and (done >= of or time.monotonic() - told >= TELL_SECONDS):
+                told = time.monotonic()
+                self.tell(what, done, of)
+
+        return tick
 
     def _build(self, artifact: Artifact[Any], folder: Path, problem: Problem) -> None:
         before = artifact.seconds(folder)

@@ -52,7 +52,8 @@ class TrainedNetwork(Artifact[Variables]):
             recipe = _recipe(problem, self.epochs, self.lr)
             everything = SyntheticSet(problem.train.images, problem.train.labels, pixels=problem.pixels.name)
             schedule = plan(everything, recipe, problem, rng)
-            fresh = train_students(problem.backbone, Variables.stack([fresh]), schedule, [0]).copy(0)
+            tick = problem.artifacts.progress(f"a network of {self.backbone}", schedule.steps)
+            fresh = train_students(problem.backbone, Variables.stack([fresh]), schedule, [0], tick=tick).copy(0)
         tensors = {f"params.{name}": value for name, value in fresh.params.items()}
         tensors |= {f"buffers.{name}": value for name, value in fresh.buffers.items()}
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -112,6 +112,10 @@ class ExpertTrajectories(Artifact[Trajectories]):
         together = students_together(EXPERT_BATCH, problem.device, problem.pixel_count)
         short = sorted((len(times) - 1, k) for k, times in enumerate(self._times(folder)) if len(times) <= self.epochs)
         groups = list(_groups(short, together))
+        epochs = sum(self.epochs - max(reached, 0) for reached, _ in short)  # -1: not begun
+        tick = problem.artifacts.progress(
+            f"{len(short)} expert{'s' * (len(short) > 1)}", epochs * schedule.steps_per_epoch
+        )
         training: Lockstep | None = None
         for number, group in enumerate(groups):
             fresh = [problem.backbone.init(rng.fold("network", k), problem.device) for k in group]
@@ -122,7 +126,7 @@ class ExpertTrajectories(Artifact[Trajectories]):
                 training = Lockstep(problem.backbone, variables, schedule, groups=len(groups) - number)
             else:
                 training.restart(variables)
-            grown = _train(training, schedule, group, list(paths), list(seconds))
+            grown = _train(training, schedule, group, list(paths), list(seconds), tick)
             for k, params, times in zip(group, *grown, strict=True):
                 if not bool(torch.isfinite(params).all()):
                     raise DivergedError(f"expert {k} has diverged. A smaller step size than {self.lr:g} usually helps.")
@@ -161,7 +165,12 @@ def _groups(short: Sequence[tuple[int, int]], together: int) -> Iterator[list[in
 
 
 def _train(
-    training: Lockstep, schedule: TrainingPlan, experts: Sequence[int], paths: list[Tensor], seconds: list[list[float]]
+    training: Lockstep,
+    schedule: TrainingPlan,
+    experts: Sequence[int],
+    paths: list[Tensor],
+    seconds: list[list[float]],
+    tick: Callable[[float], None],
 ) -> tuple[list[Tensor], list[list[float]]]:
     """Each expert's parameters [epochs + 1, P] on the host, and seconds, after the epochs that are still to come."""
     done, device = len(paths[0]) - 1, schedule.images.device
@@ -169,7 +178,7 @@ def _train(
     started = time.perf_counter()
     for block in itertools.islice(_epochs(schedule, experts), done, None):
         for _ in training.steps([block]):
-            pass
+            tick(len(experts))
         for s, snapshots in enumerate(after):
             snapshots.append(flatten(training.student(s).params))
         if device.type == "cuda":

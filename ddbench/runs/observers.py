@@ -38,6 +38,9 @@ class Observer:
     def on_phase(self, name: str) -> None:
         """`name` is prepare, condense, evaluate or record."""
 
+    def on_build(self, what: str, done: float, of: float) -> None:
+        """About once a second, while something is made that runs share, such as experts."""
+
     def on_step(self, step: int, total: int, metrics: Mapping[str, float], seconds: float) -> None:
         """About once a second: means since the last call, and the seconds of condensation so far."""
 
@@ -68,6 +71,7 @@ class Console(Observer):
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._pace: tuple[int, float] | None = None
+        self._building: tuple[str, float, float] = ("", 0.0, 0.0)
 
     def on_start(self, started: Started) -> None:
         spec = started.spec
@@ -79,6 +83,14 @@ class Console(Observer):
     def on_phase(self, name: str) -> None:
         self._close()
         self._spoke = -float("inf")
+
+    def on_build(self, what: str, done: float, of: float) -> None:
+        now = time.monotonic()
+        if what != self._building[0]:
+            self._building = (what, done, now)
+        _, first, since = self._building
+        left = (of - done) * (now - since) / (done - first) if done > first else None
+        self._show("prepare", done, of, f"{what}  {done / of:.0%}", left, "")
 
     def on_step(self, step: int, total: int, metrics: Mapping[str, float], seconds: float) -> None:
         first_step, first_seconds = self._pace = self._pace or (step, seconds)

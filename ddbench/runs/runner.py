@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 
 from ddbench import synthetic as sets
-from ddbench.artifacts import ArtifactCache
+from ddbench.artifacts import ArtifactCache, Tell
 from ddbench.backbones import names as backbones
 from ddbench.data.pixels import PixelSpace, fit_pixels
 from ddbench.data.sources import Dataset, load
@@ -67,7 +67,7 @@ def prepare(resolution: Resolution, options: RunOptions) -> list[dict[str, Any]]
     """Only fill the artefact cache with what the run will read. Returns what that is, with what it cost to make."""
     with _session(options) as (stop, tell), stop.at_once():
         tell.on_phase("prepare")
-        problem = _problem(resolution, options)
+        problem = _problem(resolution, options, tell)
         resolution.method.prepare(problem)
         return list(problem.artifacts.used.values())
 
@@ -152,12 +152,14 @@ def build_problem(
     device: torch.device,
     precision: str,
     artifacts_root: Path,
+    tell: Tell | None = None,
 ) -> Problem:
     """The problem for a dataset: everything that a method is given, and no test data.
 
-    A whitening is fitted once and kept under `artifacts_root`; the problem's artefact list says what it cost.
+    A whitening is fitted once and kept under `artifacts_root`; the problem's artefact list says what it cost. `tell`
+    hears how far the building of an artefact is.
     """
-    artifacts = ArtifactCache(artifacts_root)
+    artifacts = ArtifactCache(artifacts_root, tell=tell)
     return Problem(
         info=dataset.info,
         train=dataset.train,
@@ -238,6 +240,9 @@ class _Everyone(Observer):
     def on_phase(self, *values: Any) -> None:
         self._pass("on_phase", values)
 
+    def on_build(self, *values: Any) -> None:
+        self._pass("on_build", values)
+
     def on_step(self, *values: Any) -> None:
         self._pass("on_step", values)
 
@@ -277,7 +282,7 @@ def _finished(folder: RunDir, asked: Sequence[Cell], options: RunOptions) -> Run
     return record if there and curves else None
 
 
-def _problem(resolution: Resolution, options: RunOptions) -> Problem:
+def _problem(resolution: Resolution, options: RunOptions, tell: Observer) -> Problem:
     spec = resolution.spec
     return build_problem(
         resolution.dataset,
@@ -288,6 +293,7 @@ def _problem(resolution: Resolution, options: RunOptions) -> Problem:
         device=options.device,
         precision=spec.precision,
         artifacts_root=options.artifacts,
+        tell=tell.on_build,
     )
 
 
@@ -297,7 +303,7 @@ def _condense(
     spec, dataset, method = resolution.spec, resolution.dataset, resolution.method
     tell.on_phase("prepare")
     with stop.at_once(), ledger.phase("prepare"):
-        problem = _problem(resolution, options)
+        problem = _problem(resolution, options, tell)
         with problem.precision.active(problem.device):
             method.prepare(problem)
     # Now, not only at the end: after an interruption all this comes from the cache.
@@ -341,7 +347,7 @@ def _evaluate(
 ) -> None:
     tell.on_phase("evaluate")
     sha256 = _sha256(folder.synthetic)
-    judging = Judging(folder, dataset, sha256, _problems(folder, dataset, options), stop, tell, retry)
+    judging = Judging(folder, dataset, sha256, _problems(folder, dataset, options, tell), stop, tell, retry)
     try:
         with ledger.phase("evaluate"):
             results = [(cell, judging.judge(cell)) for cell in asked]
@@ -356,7 +362,7 @@ def _evaluate(
             judging.draw_curve(cell, result, step, ledger.costs.get("condense", CostPart(seconds=0.0)).seconds)
 
 
-def _problems(folder: RunDir, dataset: Dataset, options: RunOptions) -> Callable[[str, str], Problem]:
+def _problems(folder: RunDir, dataset: Dataset, options: RunOptions, tell: Observer) -> Callable[[str, str], Problem]:
     """The problem of a judge, by pixel space and backbone."""
 
     def problem(pixels: str, backbone: str) -> Problem:
@@ -369,6 +375,7 @@ def _problems(folder: RunDir, dataset: Dataset, options: RunOptions) -> Callable
             device=options.device,
             precision=folder.spec.precision,
             artifacts_root=options.artifacts,
+            tell=tell.on_build,
         )
 
     return problem

@@ -208,6 +208,15 @@ def test_one_builds_and_the_others_wait(tmp_path: Path) -> None:
     assert Number.builds == [7]
 
 
+def test_a_build_tells_now_and_then_how_far_it_is(tmp_path: Path) -> None:
+    heard: list[tuple[str, float, float]] = []
+    tick = ArtifactCache(tmp_path, tell=lambda *told: heard.append(told)).progress("numbers", 100)
+    for _ in range(50):
+        tick(2)
+    assert heard == [("numbers", 2.0, 100), ("numbers", 100.0, 100)]
+    ArtifactCache(tmp_path).progress("numbers", 1)(1)  # and where nobody listens
+
+
 def test_a_trained_network_is_an_artefact_of_its_problem(tmp_path: Path) -> None:
     def key(**changes: Any) -> str:
         return TrainedNetwork.of(problem_for_checks(tmp_path, **changes), epochs=1, lr=0.1, seed=0).key

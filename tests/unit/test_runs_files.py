@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import signal
 import subprocess
@@ -241,6 +242,7 @@ def test_a_log_on_a_full_disk_is_a_sentence() -> None:
 def test_the_console_says_where_a_run_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     console = Console(every_seconds=0)
     console.on_start(Started(SPEC, tmp_path, 10, 100))
+    console.on_build("2 experts", 0, 40)
     console.on_phase("condense")
     console.on_step(20, 100, {"loss": 0.5}, 10.0)
     console.on_step(40, 100, {"loss": 0.25}, 20.0)
@@ -251,10 +253,26 @@ def test_the_console_says_where_a_run_is(capsys: pytest.CaptureFixture[str], tmp
     assert out == ""
     assert err.splitlines() == [
         "dm on toy, ipc 1, torchvision:resnet18, seed 0, going on from step 10 of 100",
+        "prepare  2 experts  0%",
         "condense  20/100  loss 0.5",
         "condense  40/100  2 steps/s  30 s left  loss 0.25",
         "evaluate dsa@1 mlp  1.5/5 students  3 min 20 s left",
         "a [bracket] is no markup",
+    ]
+
+
+def test_the_console_says_how_long_a_build_still_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0.0, 10.0)
+    monkeypatch.setattr("ddbench.runs.observers.time.monotonic", lambda: next(clock))
+    console = Console(every_seconds=0)
+    for done in (0, 10):
+        console.on_build("2 experts", done, 40)
+    # The console reads the clock twice for each line: a quarter took 20 s.
+    assert capsys.readouterr().err.splitlines() == [
+        "prepare  2 experts  0%",
+        "prepare  2 experts  25%  1 min 00 s left",
     ]
 
 

@@ -82,6 +82,20 @@ def test_it_goes_on_inside_a_block_of_draws_and_beyond_it(tmp_path: Path, monkey
         assert torch.equal(get(problem, tmp_path / "grown", experts=1, epochs=epochs), whole[:, : epochs + 1])
 
 
+def test_experts_tell_how_far_they_are_counting_what_is_still_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddbench.artifacts.TELL_SECONDS", 0.0)
+    heard: list[tuple[str, float, float]] = []
+    cache = ArtifactCache(tmp_path / "pool", tell=lambda *told: heard.append(told))
+    problem = replace(problem_for_checks(tmp_path), artifacts=cache)
+    cache.get(pool(problem, experts=1, epochs=2), problem)
+    cache.get(pool(problem, experts=2, epochs=3), problem)
+    # An epoch is one step here: two of the first expert, then its third and three of the second.
+    assert [(done, of) for _, done, of in heard] == [(1, 2), (2, 2), (1, 4), (2, 4), (3, 4), (4, 4)]
+    assert {what for what, _, _ in heard} == {"1 expert", "2 experts"}
+
+
 def test_experts_side_by_side_are_those_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_for_checks(tmp_path)
     alone = get(problem, tmp_path / "alone", experts=5, epochs=3)
