@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
@@ -151,6 +151,24 @@ def _pack(value: Any, name: str) -> Any:
             raise TypeError(f"state field {name!r} holds a {type(value).__name__}, which a checkpoint cannot keep")
 
 
+# How an optimiser does its step, which depends on the device and not on the run.
+_MANNER = ("capturable", "foreach", "fused", "differentiable")
+
+
+def _as_here(current: optim.Optimizer, saved: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Saved parameter groups, for a device that may be another one than they come from."""
+    groups = current.param_groups
+    if len(saved) != len(groups):
+        raise RunError(
+            f"the checkpoint's {name} has {len(saved)} groups of parameters and this run's {len(groups)}. "
+            "Start over with --fresh."
+        )
+    return [
+        {**group, **{key: here[key] for key in _MANNER if key in here}}
+        for group, here in zip(saved, groups, strict=True)
+    ]
+
+
 def _unpack(current: Any, saved: Any, name: str) -> Any:
     match current:
         case Tensor() if isinstance(saved, Tensor):
@@ -163,7 +181,7 @@ def _unpack(current: Any, saved: Any, name: str) -> Any:
                 current.copy_(saved)
             return current
         case optim.Optimizer():
-            current.load_state_dict(saved)
+            current.load_state_dict({**saved, "param_groups": _as_here(current, saved["param_groups"], name)})
             return current
         case Variables():
             return Variables(*(_unpack(getattr(current, part), saved[part], name) for part in ("params", "buffers")))

@@ -82,6 +82,26 @@ def test_an_optimizer_goes_on_as_if_it_had_not_stopped() -> None:
     assert torch.equal(whole.images, resumed.images)
 
 
+def test_an_optimizer_steps_as_its_device_wants_whatever_the_other_one_did() -> None:
+    saved = trained().state_dict()
+    # As on a GPU, where Adam counts its steps there.
+    saved["optimizer"]["param_groups"][0] |= {"capturable": True, "lr": 0.3}
+    again = fresh()
+    again.load_state_dict(saved)
+    assert again.optimizer.param_groups[0]["capturable"] is False
+    assert again.optimizer.param_groups[0]["lr"] == 0.3
+    again.images.grad = torch.ones_like(again.images)
+    again.optimizer.step()
+    assert float(again.state_dict()["optimizer"]["state"][0]["step"]) == 4
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused() -> None:
+    saved = fresh().state_dict()
+    saved["optimizer"]["param_groups"] *= 2
+    with pytest.raises(RunError, match="2 groups of parameters and this run's 1"):
+        fresh().load_state_dict(saved)
+
+
 def test_tensors_are_filled_in_place_so_that_optimizers_keep_seeing_them() -> None:
     state = fresh()
     images = state.images
