@@ -19,6 +19,7 @@ from ddbench.backbones import names as backbones
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.pixels import PixelSpace, fit_pixels
 from ddbench.data.sources import Dataset, load
+from ddbench.engine.precision import usual
 from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.evaluation.plan import fit
 from ddbench.files import sha256_of, write_atomically, write_json
@@ -69,7 +70,7 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
     notes += [f"{finding.text}." for finding in diagnosis.findings if not finding.flag or finding.code == "pixels"]
     guessed = [f"{name} {terms.to_json()[name]}" for name, how in terms.sources.items() if how == "guessed"]
     notes += [f"guessed from the numbers: {', '.join(guessed)}."] if guessed else []
-    spec = _spec(found, asked, dataset, terms, ipc)
+    spec = _spec(found, asked, dataset, terms, ipc, usual(options.device))
     problem = build_problem(
         dataset,
         backbone=backbones.canonical("mlp", info.shape),  # none is trained here
@@ -176,7 +177,7 @@ def _ipc(found: Found, said: int | None, classes: int) -> tuple[int, list[str]]:
     return ipc, []
 
 
-def _spec(found: Found, asked: Import, dataset: Dataset, terms: Terms, ipc: int) -> RunSpec:
+def _spec(found: Found, asked: Import, dataset: Dataset, terms: Terms, ipc: int, precision: str) -> RunSpec:
     shape = dataset.info.shape
     known = asked.backbone or found.about.get("backbone") or UNKNOWN
     seed = found.about.get("seed", found.entry)
@@ -190,7 +191,7 @@ def _spec(found: Found, asked: Import, dataset: Dataset, terms: Terms, ipc: int)
         backbone=known if known == UNKNOWN else backbones.canonical(known, shape),
         pixels=terms.pixels,
         seed=int(seed) if str(seed).isdecimal() else 0,
-        precision="fp32",
+        precision=precision,
         config={},
         preset=IMPORTED,
         protocols=asked.protocols or (("quick@1",) if dataset.info.name == "digits" else ("dsa@1",)),

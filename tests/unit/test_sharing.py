@@ -210,6 +210,16 @@ def test_an_import_goes_on_and_grows_like_a_run(workplace: Path, downloaded: Pat
     assert accuracies(done("evaluate", downloaded, *said, *cheap(workplace))) == accuracies(more)
 
 
+def test_a_file_is_judged_in_the_precision_that_runs_have_on_the_device(
+    workplace: Path, downloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else a set of ours, exported on a GPU, would not come back with the accuracies that it had.
+    monkeypatch.setattr("ddbench.runs.sharing.usual", lambda device: "tf32")
+    said = ["--dataset", "digits", "--pixels", "standard", "--entry", "0", "--runs", tmp_path / "runs"]
+    record = done("evaluate", downloaded, *said, *cheap(workplace))
+    assert record["run"]["precision"] == "tf32"
+
+
 def test_terms_that_are_unknown_are_asked_for(downloaded: Path, tmp_path: Path) -> None:
     result = ddbench("evaluate", downloaded, "--runs", tmp_path / "runs")
     assert result.exit_code == 1
