@@ -20,6 +20,7 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 BLOCK = re.compile(r"<!-- generated: (?P<name>\S+)(?P<arguments>[^\n]*?) -->\n(?P<content>.*?)<!-- end -->", re.DOTALL)
 OPENING = "<!-- generated:"
+RECORDS = ROOT / "leaderboards" / "records"
 LANGUAGES = {".py": "python", ".toml": "toml"}
 SIZES = (((1, 28, 28), 10), ((3, 32, 32), 10), ((3, 64, 64), 200))
 
@@ -29,7 +30,7 @@ COPIES = {DOCS / "examples" / "package" / "mypaper" / "method.py": DOCS / "examp
 
 def current() -> dict[Path, str]:
     """Every file that is generated in part or in whole, as it should be."""
-    pages = {page: render(page) for page in sorted((DOCS / "pages").rglob("*.md"))}
+    pages = {page: render(page) for page in [ROOT / "README.md", *sorted((DOCS / "pages").rglob("*.md"))]}
     return pages | {copy: original.read_text(encoding="utf-8") for copy, original in COPIES.items()}
 
 
@@ -142,20 +143,59 @@ def protocols() -> str:
     )
 
 
-def fidelity(dataset: str, records: Path = ROOT / "leaderboards" / "records") -> str:
-    """Our records on a dataset beside what was published under the same recipe, or else under another one."""
+def _measured(dataset: str, records: Path) -> list[dict[str, Any]]:
+    """The summary of our records on a dataset, a row per variant, protocol and judge, without failed evaluations."""
     from ddbench.leaderboard.collect import collect
-    from ddbench.leaderboard.published import belongs, printed, read_published, under
     from ddbench.leaderboard.rank import summarise
 
     files = sorted((records / dataset).rglob("*.json"))
     if not files:
+        return []
+    summary = summarise(collect(files)).sort_values(["method", "ipc", "protocol", "judge"])
+    return [
+        {str(key): value for key, value in row.items()} for row in summary.dropna(subset=["mean"]).to_dict("records")
+    ]
+
+
+def results(dataset: str, title: str, protocol: str, judge: str, records: Path = RECORDS) -> str:
+    """What methods reach on one copy of a dataset under one protocol and judge, a column for each ipc.
+
+    Best first at the ipc that most methods have. The title's spaces are written as underscores.
+    """
+    rows = [
+        row
+        for row in _measured(dataset, records)
+        if (row["data_title"], row["protocol"], row["judge"]) == (title.replace("_", " "), protocol, judge)
+    ]
+    budgets = sorted({row["ipc"] for row in rows})
+    by_label: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        by_label.setdefault(row["label"], {})[row["ipc"]] = row
+    usual = max(budgets, key=lambda ipc: sum(ipc in of for of in by_label.values()), default=0)
+    cells = {
+        (label, ipc): f"{100 * row['mean']:.1f} ± {100 * row['sd']:.1f}"
+        for label, of in by_label.items()
+        for ipc, row in of.items()
+    }
+    return _table(
+        ("method", *(f"ipc {ipc}" for ipc in budgets)),
+        (
+            (_code(label), *(cells.get((label, ipc), "–") for ipc in budgets))
+            for label in sorted(by_label, key=lambda name: -by_label[name].get(usual, {"mean": 0.0})["mean"])
+        ),
+    )
+
+
+def fidelity(dataset: str, records: Path = RECORDS) -> str:
+    """Our records on a dataset beside what was published under the same recipe, or else under another one."""
+    from ddbench.leaderboard.published import belongs, printed, read_published, under
+
+    measured = _measured(dataset, records)
+    if not measured:
         return "There are no records yet."
     published = printed(read_published()).to_dict("records")
     rows = []
-    for ours in summarise(collect(files)).sort_values(["method", "ipc", "protocol", "judge"]).to_dict("records"):
-        if ours["mean"] != ours["mean"]:  # an evaluation that failed
-            continue
+    for ours in measured:
         known = [p for p in published if (p["ipc"], p["dataset"]) == (ours["ipc"], dataset)]
         known = [p for p in known if belongs(p["method"], ours["method"])]
         known = [p for p in known if p["test_backbone"] == ours["judge"]]
@@ -312,6 +352,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "record": record,
     "datasets": datasets,
     "fidelity": fidelity,
+    "results": results,
     "statistics": statistics,
     "backbones": backbones,
     "command-line": command_line,

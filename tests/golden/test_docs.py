@@ -106,6 +106,21 @@ def test_fidelity_sets_records_beside_the_same_recipe_or_names_the_other(generat
     assert generate.fidelity("cifar10", tmp_path / "none") == "There are no records yet."
 
 
+def test_results_are_those_of_one_copy_protocol_and_judge_best_first(generate: ModuleType, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "tests" / "golden" / "records", tmp_path / "cifar10")
+    table = generate.results("cifar10", "CIFAR-10,_JPEG_copy", "dsa@1", "convnet-d3", tmp_path)
+    assert [line.strip("| ").split(" | ") for line in table.splitlines()] == [
+        ["method", "ipc 10"],
+        ["---", "---"],
+        ["`mtt (tf32)`", "63.1 ± 0.2"],
+        ["`dm [iterations=20001]`", "49.1 ± 0.3"],
+        ["`dm [iterations=100]`", "40.3 ± 0.2"],
+        ["`herding`", "33.3 ± 0.3"],
+        ["`random`", "30.6 ± 0.5"],
+    ]
+    assert generate.results("cifar10", "none", "dsa@1", "convnet-d3", tmp_path).splitlines()[2:] == []
+
+
 def test_a_block_that_was_edited_is_made_anew(generate: ModuleType, tmp_path: Path) -> None:
     page = DOCS / "pages" / "methods" / "dm.md"
     edited = tmp_path / "dm.md"
