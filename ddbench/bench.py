@@ -32,7 +32,7 @@ from ddbench.engine import lockstep
 from ddbench.engine.precision import Precision
 from ddbench.engine.students import students_together
 from ddbench.errors import ConfigError, RunError
-from ddbench.evaluation.evaluate import TEST_BATCH, SealedTest, evaluate
+from ddbench.evaluation.evaluate import SealedTest, evaluate, tested_together
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.evaluation.trainer import Job
@@ -520,7 +520,9 @@ class _Stopwatch:
 
 def _testing(problem: Problem, data: Dataset) -> float:
     """Seconds to test one student, told from a few images."""
-    count = TEST_BATCH if problem.device.type == "cuda" else TEST_BATCH // 10
+    count = tested_together(problem.shape)
+    if problem.device.type != "cuda":
+        count = max(1, count // 10)
     test = data.test.load()
     images = problem.pixels.forward(test.images[:count].to(problem.device))
     variables = problem.backbone.init(problem.rng.fold("bench"), problem.device)

@@ -26,7 +26,7 @@ from ddbench.backbones.names import build
 from ddbench.bench import Bench, latest, student_result, wait_for
 from ddbench.driver import drive, export
 from ddbench.errors import ConfigError
-from ddbench.evaluation.evaluate import TEST_BATCH, trainer_of
+from ddbench.evaluation.evaluate import tested_together, trainer_of
 from ddbench.evaluation.trainer import Job
 from ddbench.initial import real_images
 from ddbench.method import Method
@@ -248,7 +248,7 @@ def _students(
 
 def _testing(problem: Problem) -> float:
     """Seconds to test one student. The images timed are training images: test data is not read for an estimate."""
-    raw = problem.train.images[:TEST_BATCH].to(problem.device)
+    raw = problem.train.images[: tested_together(problem.shape)].to(problem.device)
     variables = problem.backbone.init(problem.rng.fold("estimate"), problem.device)
     with torch.inference_mode():
         started = time.perf_counter()

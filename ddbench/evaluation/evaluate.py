@@ -21,7 +21,13 @@ from ddbench.plugins import TRAINERS, load_object
 from ddbench.problem import Problem
 from ddbench.synthetic import SyntheticSet
 
-TEST_BATCH = 1000
+TEST_BATCH, USUAL_PIXELS = 1000, 32 * 32
+
+
+def tested_together(shape: Sequence[int]) -> int:
+    """How many images [..., H, W] a trained network sees at once: fewer larger ones, so that testing takes no more
+    memory than training."""
+    return max(1, TEST_BATCH * USUAL_PIXELS // max(shape[-2] * shape[-1], USUAL_PIXELS))
 
 
 class Loadable(Interface):
@@ -70,15 +76,16 @@ class SealedTest:
     def _batches(self, pixels: PixelSpace, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         data = self._data
         images: Tensor = data.images
+        size = tested_together(images.shape)
         forward: Callable[[Tensor], Tensor] = pixels.forward
         if not pixels.cheap:
             # A whitening is a product with a large matrix: once for all students.
             if pixels.fingerprint not in self._whitened:
-                parts = [pixels.forward(part.to(device)).cpu() for part in images.split(TEST_BATCH)]
+                parts = [pixels.forward(part.to(device)).cpu() for part in images.split(size)]
                 self._whitened = {pixels.fingerprint: torch.cat(parts)}
             images, forward = self._whitened[pixels.fingerprint], lambda part: part
-        for first in range(0, len(data.labels), TEST_BATCH):
-            rows = slice(first, first + TEST_BATCH)
+        for first in range(0, len(data.labels), size):
+            rows = slice(first, first + size)
             yield forward(images[rows].to(device)), data.labels[rows].to(device)
 
 

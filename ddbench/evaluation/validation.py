@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from ddbench.data.tensors import RealImages
-from ddbench.evaluation.evaluate import trainer_of
+from ddbench.evaluation.evaluate import tested_together, trainer_of
 from ddbench.evaluation.trainer import Job
 
 # Networks of validation are numbered from here on, so that none of them is a student that judges the final set.
 VALIDATION = 1_000_000
-CHUNK = 1000
 
 
 def misclassified(job: Job, numbers: Sequence[int], part: RealImages) -> Tensor:
     """How many held-out images each network of validation gets wrong: int64 [S], on the device."""
     predict = trainer_of(job.protocol).train(job, [VALIDATION + number for number in numbers], lambda _: None)
-    return torch.stack([(predict(x).argmax(dim=-1) != y).sum(dim=-1) for x, y in part.chunks(CHUNK)]).sum(dim=0)
+    return torch.stack(
+        [(predict(x).argmax(dim=-1) != y).sum(dim=-1) for x, y in part.chunks(tested_together(part.shape))]
+    ).sum(dim=0)

@@ -91,6 +91,11 @@ def test_accuracy_is_the_share_of_right_answers_over_all_batches(
     assert sizes == [17] * 7 + [1]
 
 
+def test_fewer_images_are_tested_together_where_they_are_large() -> None:
+    assert [module.tested_together((3, side, side)) for side in (8, 28, 32, 64, 128)] == [1000, 1000, 1000, 250, 62]
+    assert module.tested_together((3, 4096, 4096)) == 1
+
+
 def test_students_see_test_images_in_the_pixel_space(tmp_path: Path) -> None:
     problem, source = problem_for_checks(tmp_path), toy_test()
     seen: list[Tensor] = []
