@@ -28,8 +28,8 @@ pytestmark = [
         ("dc", "convnet-w16-bn", False, 1e-3),
         ("dsa", "convnet-w16", False, 1e-3),
         ("dsa", "convnet-w16", True, 1e-3),
-        # Other kernels round otherwise. Where signs decide, weights that are off by a ten-millionth make half a percent
-        # of a loss; where they do not, they stay a ten-millionth.
+        # Other kernels round otherwise. Where signs decide, weights that are off by a ten-millionth make a quarter of a
+        # percent of a loss; where they do not, they stay a ten-millionth.
         ("dsa", "convnet-w16-bn-swish", True, 1e-4),
         ("dsa", "convnet-w16-swish", True, 1e-4),
     ],
