@@ -6,7 +6,6 @@ A page says where: `<!-- generated: options dm -->` to `<!-- end -->`. Whatever 
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -146,15 +145,13 @@ def protocols() -> str:
 def _measured(dataset: str, records: Path) -> list[dict[str, Any]]:
     """The summary of our records on a dataset, a row per variant, protocol and judge, without failed evaluations."""
     from ddbench.leaderboard.collect import collect
-    from ddbench.leaderboard.rank import summarise
+    from ddbench.leaderboard.rank import summarise, to_records
 
     files = sorted((records / dataset).rglob("*.json"))
     if not files:
         return []
     summary = summarise(collect(files)).sort_values(["method", "ipc", "protocol", "judge"])
-    return [
-        {str(key): value for key, value in row.items()} for row in summary.dropna(subset=["mean"]).to_dict("records")
-    ]
+    return to_records(summary.dropna(subset=["mean"]))
 
 
 def results(dataset: str, title: str, protocol: str, judge: str, records: Path = RECORDS) -> str:
@@ -199,7 +196,7 @@ def fidelity(dataset: str, records: Path = RECORDS) -> str:
         known = [p for p in published if (p["ipc"], p["dataset"]) == (ours["ipc"], dataset)]
         known = [p for p in known if belongs(p["method"], ours["method"])]
         known = [p for p in known if p["test_backbone"] == ours["judge"]]
-        kernel = json.loads(ours["config"]).get("kernel")
+        kernel = ours["config"].get("kernel")
         learned_on = f"{kernel} kernel" if kernel else ours["train_backbone"]
         known = [p for p in known if p["train_backbone"] in ("", learned_on)]
         known.sort(key=lambda p: p["method"] != ours["method"])  # the method itself before its variants

@@ -16,7 +16,7 @@ from torch import Tensor
 from ddbench.backbones import names as backbones
 from ddbench.backbones.base import Variables
 from ddbench.errors import ConfigError
-from ddbench.evaluation.plan import Criterion, TrainingPlan, plan
+from ddbench.evaluation.plan import TrainingPlan, plan
 from ddbench.evaluation.protocol import DistillOptions
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trained import TrainedNetwork
@@ -47,7 +47,8 @@ def tempered(probabilities: Tensor, temperature: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Distillation:
-    """The distillation loss of a batch: logits [B, K], targets [B, 2K] as a DistillPlan has them."""
+    """The distillation loss of a batch: logits [B, K]; targets [B, 2K], soft labels at the temperature and then the
+    class, one-hot."""
 
     temperature: float
     hard_weight: float
@@ -59,29 +60,16 @@ class Distillation:
 
 @dataclass(frozen=True, eq=False)
 class DistillPlan(TrainingPlan):
-    """A plan whose targets are [S, B, 2K]: soft labels at the temperature, then the class, one-hot.
-
-    `labels` [N, 2K] holds both where the set brings soft labels; with a teacher its first half is not used.
-    """
+    """A plan with a teacher, whose soft labels come before the class in targets [S, B, 2K]. `labels` [N, K] has the
+    class alone, one-hot."""
 
     options: DistillOptions
-    teacher: Teacher | None = None
+    teacher: Teacher
 
     def targets(self, x: Tensor, indices: Tensor, rng: Rng) -> Tensor:
-        given = self.labels[indices]
-        if self.teacher is None:
-            return given
         # Labelled as the student sees them, after augmentation.
         soft = (self.teacher(x.flatten(0, 1)) / self.options.temperature).softmax(-1)
-        return torch.cat([soft.unflatten(0, x.shape[:2]), given.chunk(2, dim=-1)[1]], dim=-1)
-
-    @property
-    def static(self) -> bool:
-        return self.legacy == "none" and self.teacher is None
-
-    @property
-    def criterion(self) -> Criterion:
-        return Distillation(self.options.temperature, self.options.hard_weight)
+        return torch.cat([soft.unflatten(0, x.shape[:2]), self.labels[indices]], dim=-1)
 
 
 class DistillTrainer(SGDTrainer):
@@ -96,7 +84,9 @@ class DistillTrainer(SGDTrainer):
         # A teacher labels hard and soft sets alike.
         plain = plan(job.synthetic, job.protocol.model_copy(update={"labels": "hard"}), job.problem, job.rng)
         classes = F.one_hot(plain.labels, job.problem.classes).to(torch.float32)
-        return _with(plain, torch.cat([classes, classes], dim=-1), _teacher(job.problem, options))
+        values = {entry.name: getattr(plain, entry.name) for entry in fields(plain)}
+        values |= {"labels": classes, "criterion": _criterion(options)}
+        return DistillPlan(**values, teacher=_teacher(job.problem, options))
 
     def stored_bytes(self, job: Job) -> int:
         options: DistillOptions = job.protocol.options
@@ -113,12 +103,12 @@ class DistillTrainer(SGDTrainer):
             )
         plain = plan(job.synthetic, job.protocol, job.problem, job.rng)
         classes = F.one_hot(plain.labels.argmax(dim=1), job.problem.classes).to(torch.float32)
-        return _with(plain, torch.cat([tempered(plain.labels, options.temperature), classes], dim=-1), None)
+        labels = torch.cat([tempered(plain.labels, options.temperature), classes], dim=-1)
+        return replace(plain, labels=labels, criterion=_criterion(options))
 
 
-def _with(plain: TrainingPlan, labels: Tensor, teacher: Teacher | None) -> DistillPlan:
-    values = {entry.name: getattr(plain, entry.name) for entry in fields(plain)}
-    return DistillPlan(**{**values, "labels": labels}, teacher=teacher)
+def _criterion(options: DistillOptions) -> Distillation:
+    return Distillation(options.temperature, options.hard_weight)
 
 
 def _problem(problem: Problem, options: DistillOptions) -> Problem:

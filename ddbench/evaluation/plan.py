@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -30,6 +30,8 @@ BLOCK_IMAGES = 1 << 16
 
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
+"""The loss of a batch, from logits [B, K] and targets [B] or [B, ...]. It outlives its plan in compiled steps, so that
+it must not hold it; equal ones compare as equal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +107,7 @@ class TrainingPlan:
     legacy: str
     epochs: int
     rng: Rng
+    criterion: Criterion = field(default=F.cross_entropy, kw_only=True)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -135,14 +138,6 @@ class TrainingPlan:
     def targets(self, x: Tensor, indices: Tensor, rng: Rng) -> Tensor:
         """The targets of augmented images x [S, B, ...]: [S, B] classes or [S, B, K] probabilities."""
         return self.labels[indices]
-
-    @property
-    def criterion(self) -> Criterion:
-        """The loss of a batch, from logits [B, K] and targets [B] or [B, ...]; here the mean cross-entropy.
-
-        It outlives the plan in compiled steps, so that it must not hold it. Equal ones compare as equal.
-        """
-        return F.cross_entropy
 
     def blocks(self, students: Sequence[int]) -> Iterator[Block]:
         """The whole training of the given students, drawn block by block."""

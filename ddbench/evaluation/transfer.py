@@ -6,7 +6,7 @@ Nguyen et al., NeurIPS 2021 (arXiv 2107.13034): how KIP's images train a wide ne
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.func import jvp, vjp
 from ddbench.backbones.base import Backbone, Variables
 from ddbench.engine.decode import decode
 from ddbench.evaluation.krr import regression_targets
-from ddbench.evaluation.plan import Criterion, TrainingPlan, plan
+from ddbench.evaluation.plan import TrainingPlan, plan
 from ddbench.evaluation.protocol import FiniteWidthOptions
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trainer import Job
@@ -23,14 +23,6 @@ from ddbench.rng import Rng
 
 # Real images that the step size is computed from, and steps of the power iteration: two digits are enough.
 PROBES, ITERATIONS = 50, 30
-
-
-class RegressionPlan(TrainingPlan):
-    """Half the mean squared error on centred targets [N, K]."""
-
-    @property
-    def criterion(self) -> Criterion:
-        return half_mean_square
 
 
 def half_mean_square(logits: Tensor, targets: Tensor) -> Tensor:
@@ -53,8 +45,7 @@ class FiniteWidthTrainer(SGDTrainer):
         usual = plan(job.synthetic, common, job.problem, job.rng)
         targets = regression_targets(job.synthetic, job.problem.classes, hard=job.protocol.labels == "hard")
         _, targets = decode(job.synthetic.decode, job.synthetic.images, targets)
-        values = {field.name: getattr(usual, field.name) for field in fields(usual)}
-        return RegressionPlan(**values | {"labels": targets.to(job.problem.device)})
+        return replace(usual, labels=targets.to(job.problem.device), criterion=half_mean_square)
 
     def _largest_lr(self, job: Job) -> float:
         net, problem = job.problem.backbone, job.problem

@@ -70,31 +70,25 @@ class Console(Observer):
         self._task_name = ""
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._pace: tuple[int, float] | None = None
-        self._building: tuple[str, float, float] = ("", 0.0, 0.0)
+        self._pace: tuple[str, float, float] = ("", 0.0, 0.0)
 
     def on_start(self, started: Started) -> None:
         spec = started.spec
         budget = f"ipc {spec.ipc}" if spec.ipc else "all images"
         going_on = f", going on from step {started.step} of {started.total}" if started.step else ""
         self.on_note(f"{spec.method} on {spec.dataset}, {budget}, {spec.backbone}, seed {spec.seed}{going_on}")
-        self._pace = None
 
     def on_phase(self, name: str) -> None:
         self._close()
+        self._pace = ("", 0.0, 0.0)
         self._spoke = -float("inf")
 
     def on_build(self, what: str, done: float, of: float) -> None:
-        now = time.monotonic()
-        if what != self._building[0]:
-            self._building = (what, done, now)
-        _, first, since = self._building
-        left = (of - done) * (now - since) / (done - first) if done > first else None
-        self._show("prepare", done, of, f"{what}  {done / of:.0%}", left, "")
+        rate = self._rate(what, done, time.monotonic())
+        self._show("prepare", done, of, f"{what}  {done / of:.0%}", (of - done) / rate if rate else None, "")
 
     def on_step(self, step: int, total: int, metrics: Mapping[str, float], seconds: float) -> None:
-        first_step, first_seconds = self._pace = self._pace or (step, seconds)
-        rate = (step - first_step) / (seconds - first_seconds) if seconds > first_seconds else 0.0
+        rate = self._rate("condense", step, seconds)
         left = (total - step) / rate if rate else None
         values = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         pace = f"{rate:.3g} steps/s" if rate else ""
@@ -108,6 +102,13 @@ class Console(Observer):
 
     def on_end(self) -> None:
         self._close()
+
+    def _rate(self, name: str, done: float, seconds: float) -> float:
+        """How much is done a second, since the first call of this name."""
+        if name != self._pace[0]:
+            self._pace = (name, done, seconds)
+        _, first, since = self._pace
+        return (done - first) / (seconds - since) if seconds > since else 0.0
 
     def _show(self, name: str, done: float, of: float, count: str, left: float | None, values: str) -> None:
         if self._terminal.is_terminal:

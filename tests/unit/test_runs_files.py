@@ -276,6 +276,20 @@ def test_the_console_says_how_long_a_build_still_takes(
     ]
 
 
+def test_a_second_build_of_the_same_kind_has_a_pace_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0.0, 10.0)
+    monkeypatch.setattr("ddbench.runs.observers.time.monotonic", lambda: next(clock))
+    console = Console(every_seconds=0)
+    for _ in range(2):
+        console.on_phase("prepare")
+        for done in (0, 10):
+            console.on_build("2 experts", done, 40)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[2:] == lines[:2] == ["prepare  2 experts  0%", "prepare  2 experts  25%  1 min 00 s left"]
+
+
 def test_the_console_does_not_flood_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     for step in range(1, 51):
