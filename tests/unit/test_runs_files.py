@@ -261,22 +261,7 @@ def test_the_console_says_where_a_run_is(capsys: pytest.CaptureFixture[str], tmp
     ]
 
 
-def test_the_console_says_how_long_a_build_still_takes(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = itertools.count(0.0, 10.0)
-    monkeypatch.setattr("ddbench.runs.observers.time.monotonic", lambda: next(clock))
-    console = Console(every_seconds=0)
-    for done in (0, 10):
-        console.on_build("2 experts", done, 40)
-    # The console reads the clock twice for each line: a quarter took 20 s.
-    assert capsys.readouterr().err.splitlines() == [
-        "prepare  2 experts  0%",
-        "prepare  2 experts  25%  1 min 00 s left",
-    ]
-
-
-def test_a_second_build_of_the_same_kind_has_a_pace_of_its_own(
+def test_the_console_says_how_long_a_build_still_takes_anew_for_each(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count(0.0, 10.0)
@@ -286,6 +271,7 @@ def test_a_second_build_of_the_same_kind_has_a_pace_of_its_own(
         console.on_phase("prepare")
         for done in (0, 10):
             console.on_build("2 experts", done, 40)
+    # The console reads the clock twice for each line: a quarter took 20 s.
     lines = capsys.readouterr().err.splitlines()
     assert lines[2:] == lines[:2] == ["prepare  2 experts  0%", "prepare  2 experts  25%  1 min 00 s left"]
 
