@@ -97,8 +97,10 @@ class Problem:
             rest, part = self.train.split(fraction)
             pixels = self.pixels
             if not pixels.cheap:
-                pixels = fit_pixels(self.pixels.base, rest, self.info, self.artifacts.root / "pixels", heldout=fraction)
-                pixels = pixels.to(self.device)
+                store = self.artifacts.root / "pixels"
+                pixels = fit_pixels(self.pixels.base, rest, self.info, store, heldout=fraction, device=self.device).to(
+                    self.device
+                )
             problem = dataclasses.replace(self, train=rest, pixels=pixels, _splits={})
             self._splits[fraction] = (problem, RealImages(part, pixels, self.device))
         return self._splits[fraction]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class InstanceNorm(nn.Module):
         return self.normalise(x)
 
     def normalise(self, x: Tensor) -> Tensor:
-        fused = kernels() if x.is_cuda else None
+        fused = _kernels_for(x)
         if fused is not None and fused.fits(*x.shape[1:]):
             short = self.short and autocasting()
             return fused.norm_act_pool(
@@ -77,7 +78,7 @@ class FirstLayer(Convolution):
         self._norm = (norm,)  # in a tuple, so that it stays the child of its old parent
 
     def forward(self, x: Tensor) -> Tensor:
-        (norm,), fused = self._norm, kernels() if x.is_cuda else None
+        (norm,), fused = self._norm, _kernels_for(x)
         channels, inputs, side, _ = self.weight.shape[-4:]  # gradients by class bring one copy for each
         padding = int(self.padding[0])
         height, width = (length + 2 * padding - side + 1 for length in x.shape[2:])
@@ -90,6 +91,11 @@ class FirstLayer(Convolution):
             x, self.weight, norm.weight, norm.bias, padding=padding, eps=norm.eps, relu=norm.relu, pool=norm.pool,
             short=norm.short and autocasting(), rounding=rounding,
         )  # fmt: skip
+
+
+def _kernels_for(x: Tensor) -> ModuleType | None:
+    # The kernels compute in single precision; a network in double precision keeps torch's layers.
+    return kernels() if x.is_cuda and x.dtype != torch.float64 else None
 
 
 def autocasting() -> bool:

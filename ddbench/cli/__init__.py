@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from ddbench.errors import DdbenchError, closest
-from ddbench.runs.signals import EXIT_CODES, Interrupted
+from ddbench.runs.signals import EXIT_CODES, Interrupted, importing
 
 
 class Group(click.Group):
@@ -98,7 +98,11 @@ def root() -> None:
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted("stopped by SIGTERM. Run the same command again.", EXIT_CODES[signal.SIGTERM])
+    why = "stopped by SIGTERM. Run the same command again."
+    if importing(frame):
+        click.echo(f"Error: {why}", err=True)
+        os._exit(EXIT_CODES[signal.SIGTERM])
+    raise Interrupted(why, EXIT_CODES[signal.SIGTERM])
 
 
 def main() -> None:

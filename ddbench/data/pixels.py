@@ -140,9 +140,17 @@ def canonical_name(text: str) -> str:
 
 
 def fit_pixels(
-    name: str, train: DatasetTensors, info: DatasetInfo, store: Path | None = None, *, heldout: float | None = None
+    name: str,
+    train: DatasetTensors,
+    info: DatasetInfo,
+    store: Path | None = None,
+    *,
+    heldout: float | None = None,
+    device: torch.device | str = "cpu",
 ) -> PixelSpace:
-    """The pixel space of that name for these training images.
+    """The pixel space of that name for these training images, with its tensors on the CPU.
+
+    A whitening is fitted on `device` where that computes in double precision.
 
     A name with `heldout=F` means a whitening fitted without the part that `train.split(F)` holds out. Who has split
     already passes the rest as `train`, and F as the argument `heldout`.
@@ -163,7 +171,7 @@ def fit_pixels(
     elif spec.heldout is not None:
         train, _ = train.split(float(spec.heldout))
     space = KipWhitening if spec.kind in UNIT_LENGTH else Whitening
-    fitted = _fit_once(spec, train, store)
+    fitted = _fit_once(spec, train, store, torch.device(device))
     return space(str(spec), digest(f"{spec.base} {train.fingerprint}".encode()), **fitted)
 
 
@@ -242,10 +250,10 @@ def _standard(spec: _Spec, train: DatasetTensors, info: DatasetInfo) -> Standard
     return Standard(str(spec), digest(text.encode()), mean.float()[:, None, None], std.float()[:, None, None])
 
 
-def _fit_once(spec: _Spec, train: DatasetTensors, store: Path | None) -> dict[str, Tensor]:
-    fit, strength = _FITS[spec.kind], float(spec.value)
+def _fit_once(spec: _Spec, train: DatasetTensors, store: Path | None, device: torch.device) -> dict[str, Tensor]:
+    fit = partial(_FITS[spec.kind], train, float(spec.value), device if device.type == "cuda" else torch.device("cpu"))
     if store is None:
-        return fit(train, strength)
+        return fit()
     parts = (re.sub(r"[^a-z0-9.]+", "-", part).strip("-") for part in (train.fingerprint, spec.base))
     path = store / f"{'-'.join(parts)}.safetensors"
     if path.exists():
@@ -253,49 +261,69 @@ def _fit_once(spec: _Spec, train: DatasetTensors, store: Path | None) -> dict[st
             return load_file(path)
         except (SafetensorError, OSError) as error:
             logger.warning("%s is damaged (%s); fitting %s again.", path, error, spec)
-    fitted = fit(train, strength)
+    fitted = fit()
     write_atomically(path, lambda beside: save_file(fitted, beside))
     return fitted
 
 
-def _fit_zca(train: DatasetTensors, eps: float) -> dict[str, Tensor]:
+def _fit_zca(train: DatasetTensors, eps: float, device: torch.device) -> dict[str, Tensor]:
+    if device.type != "cpu":
+        return _fit_zca_on_a_device(train, eps, device)
     from kornia.enhance import ZCAWhitening  # slow to import, needed by few runs
 
-    # In float64 the fit of 50 000 colour images of 32 x 32 takes under a minute on two cores; it is stored afterwards.
+    # In float64 the fit of 50 000 colour images of 32 x 32 takes about a minute on two cores; it is stored afterwards.
     rows = _unit(train.images).flatten(1)
     fitted = ZCAWhitening(dim=0, eps=eps, unbiased=True, compute_inv=True).fit(rows)
     return _stored_form(mean=fitted.mean_vector[0], weight=fitted.transform_matrix, inverse=fitted.transform_inv)
 
 
-def _fit_kip(train: DatasetTensors, reg: float, *, standardise: bool = True) -> dict[str, Tensor]:
-    mean, std = (
-        _moments(train) if standardise else (torch.zeros(train.shape[0], 1, 1), torch.ones(train.shape[0], 1, 1))
-    )
-    covariance = _gram(train, lambda images: _unit_rows(images, mean, std)) / len(train)
-    values, vectors = _spectrum(covariance, reg)
+def _fit_zca_on_a_device(train: DatasetTensors, eps: float, device: torch.device) -> dict[str, Tensor]:
+    # kornia takes the singular vectors of the covariance, which torch finds by Jacobi's sweeps on a GPU. A symmetric
+    # matrix has eigenvectors, which are the same and sooner there.
+    mean, std = (value.to(device) for value in _no_moments(train))
+    return _affine(train, mean, std, lambda covariance: eps, centre=True, unbiased=True)
+
+
+def _fit_kip(train: DatasetTensors, reg: float, device: torch.device, *, standardise: bool = True) -> dict[str, Tensor]:
+    mean, std = (value.to(device) for value in (_moments if standardise else _no_moments)(train))
+    covariance = _gram(train, lambda images: _unit_rows(images, mean, std), device) / len(train)
+    values, vectors = _spectrum(covariance, _relative(reg)(covariance))
     # Ascending order: with fewer images than values an image, the first ones belong to directions no image has.
     values[: max(0, len(values) - len(train))] = 1
     return _stored_form(mean=mean, std=std, weight=(vectors * values.rsqrt()) @ vectors.T)
 
 
-def _fit_standardised(train: DatasetTensors, reg: float, *, centre: bool) -> dict[str, Tensor]:
-    mean, std = _moments(train)
+def _fit_standardised(train: DatasetTensors, reg: float, device: torch.device, *, centre: bool) -> dict[str, Tensor]:
+    mean, std = (value.to(device) for value in _moments(train))
+    return _affine(train, mean, std, _relative(reg), centre=centre, unbiased=False)
+
+
+def _affine(
+    train: DatasetTensors,
+    mean: Tensor,
+    std: Tensor,
+    shift: Callable[[Tensor], float],
+    *,
+    centre: bool,
+    unbiased: bool,
+) -> dict[str, Tensor]:
+    """Standardising and whitening in one map. `shift` of the covariance is added to its eigenvalues."""
 
     def rows(images: Tensor) -> Tensor:
         return ((_unit(images) - mean) / std).flatten(-3)
 
-    width = train.images[0].numel()
-    middle = torch.zeros(width, dtype=torch.float64)
+    middle = torch.zeros(train.images[0].numel(), dtype=torch.float64, device=mean.device)
     if centre:
-        middle = torch.stack([rows(images).sum(0) for images in train.images.split(HASH_CHUNK)]).sum(0) / len(train)
-    values, vectors = _spectrum(_gram(train, lambda images: rows(images) - middle) / len(train), reg)
-    # Standardising is a part of the map: the mean and the scale of each pixel, in one with those of the whitening.
+        chunks = train.images.split(HASH_CHUNK)
+        middle = torch.stack([rows(images.to(mean.device)).sum(0) for images in chunks]).sum(0) / len(train)
+    covariance = _gram(train, lambda images: rows(images) - middle, mean.device) / (len(train) - unbiased)
+    values, vectors = _spectrum(covariance, shift(covariance))
     mean, std = (value.expand(train.shape).flatten() for value in (mean, std))
     weight = (vectors * values.rsqrt()) @ vectors.T / std[:, None]
     return _stored_form(mean=mean + std * middle, weight=weight, inverse=(vectors * values.sqrt()) @ vectors.T * std)
 
 
-_FITS: dict[str, Callable[[DatasetTensors, float], dict[str, Tensor]]] = {
+_FITS: dict[str, Callable[[DatasetTensors, float, torch.device], dict[str, Tensor]]] = {
     "zca": _fit_zca,
     "kip-zca": _fit_kip,
     "rat-zca": partial(_fit_kip, standardise=False),
@@ -310,23 +338,30 @@ def _moments(train: DatasetTensors) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std > 0, std, 1)
 
 
-def _spectrum(covariance: Tensor, reg: float) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors, after a multiple of the mean eigenvalue was added."""
-    width = len(covariance)
-    shifted = covariance + reg * covariance.trace() / width * torch.eye(width, dtype=covariance.dtype)
-    values, vectors = torch.linalg.eigh(shifted)
-    return values, vectors
+def _no_moments(train: DatasetTensors) -> tuple[Tensor, Tensor]:
+    return torch.zeros(train.shape[0], 1, 1, dtype=torch.float64), torch.ones(train.shape[0], 1, 1, dtype=torch.float64)
+
+
+def _relative(reg: float) -> Callable[[Tensor], float]:
+    """A share of the mean eigenvalue."""
+    return lambda covariance: reg * float(covariance.trace()) / len(covariance)
+
+
+def _spectrum(covariance: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending and larger by `shift`, and eigenvectors."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return values + shift, vectors
 
 
 def _stored_form(**values: Tensor) -> dict[str, Tensor]:
-    return {name: value.float().contiguous() for name, value in values.items()}
+    return {name: value.float().cpu().contiguous() for name, value in values.items()}
 
 
-def _gram(train: DatasetTensors, rows: Callable[[Tensor], Tensor]) -> Tensor:
+def _gram(train: DatasetTensors, rows: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
     width = train.images[0].numel()
-    total = torch.zeros(width, width, dtype=torch.float64)
+    total = torch.zeros(width, width, dtype=torch.float64, device=device)
     for images in train.images.split(HASH_CHUNK):
-        x = rows(images)
+        x = rows(images.to(device))
         total.addmm_(x.T, x)
     return total
 

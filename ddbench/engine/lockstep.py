@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ddbench.backbones.base import Backbone, Variables
-from ddbench.engine.augment import Draw
+from ddbench.engine.augment import Draw, apply
 from ddbench.engine.program import channels_last, compiled, weights_laid_out, worth_compiling
 
 if TYPE_CHECKING:
@@ -247,8 +247,9 @@ def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
     options, corners, criterion = plan.options, plan.options.align_corners, plan.criterion
 
     def augment(x: Tensor, op: Tensor, numbers: Tensor) -> Tensor:
-        # Where nothing is captured, the one operation that was drawn is a fraction of all of them.
-        return Draw(op, numbers[None], corners, static=x.is_cuda)(x[None])[0]
+        # Where nothing is captured, the one operation that was drawn is a fraction of all of them. Not called as an
+        # object: torch 2.11's compiler asks an object that was made inside for its length, before it has any.
+        return apply(Draw(op, numbers[None], corners, static=x.is_cuda), x[None])[0]
 
     def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
         x = x if net.fused else channels_last(x)

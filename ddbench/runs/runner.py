@@ -163,7 +163,7 @@ def build_problem(
     return Problem(
         info=dataset.info,
         train=dataset.train,
-        pixels=_fit(pixels, dataset, artifacts).to(device),
+        pixels=_fit(pixels, dataset, artifacts, device).to(device),
         backbone=backbones.build(backbone, dataset.info.shape, len(dataset.train.classes)),
         ipc=ipc,
         rng=Rng(seed),
@@ -173,7 +173,7 @@ def build_problem(
     )
 
 
-def _fit(name: str, dataset: Dataset, artifacts: ArtifactCache) -> PixelSpace:
+def _fit(name: str, dataset: Dataset, artifacts: ArtifactCache, device: torch.device) -> PixelSpace:
     store = artifacts.root / "pixels"
     if name.startswith("standard"):
         return fit_pixels(name, dataset.train, dataset.info, store)
@@ -184,7 +184,7 @@ def _fit(name: str, dataset: Dataset, artifacts: ArtifactCache) -> PixelSpace:
     with FileLock(store / f".{key}.lock"):
         cached = mark.is_file()
         started = time.perf_counter()
-        fitted = fit_pixels(name, dataset.train, dataset.info, store)
+        fitted = fit_pixels(name, dataset.train, dataset.info, store, device=device)
         if not cached:
             write_json(mark, {"pixels": name, "seconds": time.perf_counter() - started})
     artifacts.used[key] = {
@@ -440,7 +440,7 @@ def data_part(dataset: Dataset, name: str, pixels: PixelSpace) -> DataPart:
 
 
 def _space(pixels: str, dataset: Dataset, options: RunOptions) -> PixelSpace:
-    return _fit(pixels, dataset, ArtifactCache(options.artifacts))
+    return _fit(pixels, dataset, ArtifactCache(options.artifacts), options.device)
 
 
 def _sha256(path: Path) -> str:

@@ -24,6 +24,16 @@ class Interrupted(BaseException):
         self.exit_code = exit_code
 
 
+def importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported here. Interrupting that leaves half a module, or is swallowed: numpy's and
+    torch's compiled parts import each other and forgive what fails. Then the process has to end instead."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 class Stop:
     """Listens for SIGTERM and Ctrl-C while it is active, in the main thread; elsewhere it never hears any.
 
@@ -80,6 +90,8 @@ class Stop:
         if again:
             self._leave("stopped by a second signal")
         if self._at_once:
+            if importing(frame):
+                self._leave("stopped while it was getting ready")
             self._raise("while it was getting ready")
         self._timer = threading.Timer(self._grace, self._leave, [f"the step did not end within {self._grace:g} s"])
         self._timer.daemon = True

@@ -53,3 +53,22 @@ def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path) -> None:
     assert result.exit_code == 130
     assert result.stderr.startswith("Error: stopped by Ctrl-C after step")
     assert list(tmp_path.glob("*/*/*/*/checkpoints/step_*.pt"))
+
+
+SWALLOWED = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except BaseException:  # as numpy's and torch's compiled parts do, which leaves half a module
+    pass
+raise ImportError("half a module")
+"""
+
+
+def test_a_signal_during_an_import_ends_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(SWALLOWED)
+    done = subprocess.run(
+        [sys.executable, "-m", "ddbench", "run", "--method", "late.py:Late", "--dataset", "digits", "--ipc", "1"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (75, "Error: stopped by SIGTERM. Run the same command again.\n")

@@ -5,7 +5,12 @@ import torch
 
 from ddbench.engine.kernels import WIDE, architecture, gram, kernel
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # Torch warns, now and then, of streams that wait for each other; what is tested here is the numbers.
+    pytest.mark.filterwarnings("default"),
+]
 
 
 @pytest.mark.parametrize("name", ["fc1", "fc3", "convvec3", "convnet3", "convnet", "myrtle5"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ddbench.data.catalogue import DatasetInfo
-from ddbench.data.pixels import channel_statistics, fit_pixels
+from ddbench.data.pixels import _fit_zca, _fit_zca_on_a_device, channel_statistics, fit_pixels
 from ddbench.data.tensors import DatasetTensors
 from ddbench.data.toy import toy
 
@@ -95,6 +95,15 @@ def test_zca_is_the_formula(eps: float, per_class: int) -> None:
     restored = space.back(ours)
     assert restored is not None
     assert np.allclose(restored.flatten(1), back, atol=2e-6)
+
+
+@pytest.mark.parametrize("per_class", [100, 12])
+def test_zca_by_eigenvectors_is_that_of_kornia(per_class: int) -> None:
+    """What a GPU fits, which is another decomposition; also with fewer images than values in one."""
+    data = make(per_class)
+    theirs, ours = (fit(data, 0.1, torch.device("cpu")) for fit in (_fit_zca, _fit_zca_on_a_device))
+    for name, value in theirs.items():
+        assert torch.allclose(ours[name], value, atol=2e-6), name
 
 
 def test_zca_is_that_of_kornia() -> None:
