@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import statistics as statistics_of
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ ROOT = DOCS.parent
 BLOCK = re.compile(r"<!-- generated: (?P<name>\S+)(?P<arguments>[^\n]*?) -->\n(?P<content>.*?)<!-- end -->", re.DOTALL)
 OPENING = "<!-- generated:"
 RECORDS = ROOT / "leaderboards" / "records"
+CURVES = DOCS / "measured" / "curves"
 LANGUAGES = {".py": "python", ".toml": "toml"}
 SIZES = (((1, 28, 28), 10), ((3, 32, 32), 10), ((3, 64, 64), 200))
 
@@ -333,6 +335,37 @@ def public_names() -> str:
     return "\n\n".join(f"::: {home}.{name}" for name, home in sorted(_HOMES.items()))
 
 
+def curves(method: str, records: Path = RECORDS, folder: Path = CURVES) -> str:
+    """The learning curves of a method, from files that `--curve` wrote; each belongs to the record of the same set."""
+    from ddbench.runs.judging import Curve
+    from ddbench.runs.record import read_record
+
+    by_set = {}
+    for path in sorted(records.rglob(f"{method}-*.json")):
+        record = read_record(path)
+        by_set[record.synthetic.sha256] = record
+    tables = []
+    for path in sorted(folder.glob(f"{method}-*.json")):
+        curve = Curve.model_validate_json(path.read_text(encoding="utf-8"))
+        if curve.synthetic not in by_set:
+            raise ValueError(f"{path}: no record of {method} is of this set")
+        record = by_set[curve.synthetic]
+        title = f"{record.data.title}, ipc {record.run.ipc}, {_code(curve.protocol)}"
+        shown = [
+            "failed" if point.failed else _accuracy([100 * value for value in point.accuracy]) for point in curve.points
+        ]
+        tables.append(
+            _table(
+                (title, *(str(point.step) for point in curve.points)),
+                [
+                    ("minutes", *("–" if p.seconds is None else f"{p.seconds / 60:.1f}" for p in curve.points)),
+                    ("accuracy", *shown),
+                ],
+            )
+        )
+    return "\n\n".join(tables) or "There are no curves yet."
+
+
 def file(path: str) -> str:
     """A file of the repository, in full."""
     content = (ROOT / path).read_text(encoding="utf-8").rstrip()
@@ -350,6 +383,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "datasets": datasets,
     "fidelity": fidelity,
     "results": results,
+    "curves": curves,
     "statistics": statistics,
     "backbones": backbones,
     "command-line": command_line,
@@ -361,6 +395,12 @@ BLOCKS: dict[str, Callable[..., str]] = {
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+
+
+def _accuracy(students: Sequence[float]) -> str:
+    """Mean ± standard deviation, in the unit that they are in; of one student its value."""
+    mean = f"{statistics_of.fmean(students):.1f}"
+    return f"{mean} ± {statistics_of.pstdev(students):.1f}" if len(students) > 1 else mean
 
 
 def _code(text: str) -> str:
