@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -34,9 +35,13 @@ def outside_identity(default: Any = dataclasses.MISSING) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact(ABC, Generic[R]):
-    """The values that determine an expensive thing. Subclasses are frozen dataclasses with plain fields."""
+    """The values that determine an expensive thing. Subclasses are frozen dataclasses with plain fields.
+
+    `shared` says that several processes may build at the same time, because `build` claims what it makes part by part.
+    """
 
     kind: ClassVar[str]
+    shared: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, folder: Path, problem: Problem) -> None:
@@ -80,7 +85,7 @@ class ArtifactCache:
     tell: Tell | None = None
 
     def get(self, artifact: Artifact[R], problem: Problem) -> R:
-        """Open it, building what is missing first. One process builds, others wait.
+        """Open it, building what is missing first. One process builds, others wait; or help, where it is `shared`.
 
         Raises: ArtifactError when the build did not make what was asked for.
         """
@@ -88,7 +93,7 @@ class ArtifactCache:
         folder.mkdir(parents=True, exist_ok=True)
         cached = not artifact.missing(folder)
         if not cached:
-            with FileLock(folder / "lock"):
+            with contextlib.nullcontext() if artifact.shared else FileLock(folder / "lock"):
                 if artifact.missing(folder):
                     self._build(artifact, folder, problem)
         self.used[artifact.key] = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ddbench.artifacts import Artifact, outside_identity
@@ -72,11 +75,13 @@ class ExpertTrajectories(Artifact[Trajectories]):
 
     Files: expert_0000.safetensors and so on, each with params [epochs + 1, P] float32 and the seconds [epochs + 1] that
     it took to get there. Expert k is the same in every pool that it is part of, and goes on where it stopped when more
-    epochs are wanted. `recipe` is the digest of how experts are trained.
+    epochs are wanted. Processes that want a pool at the same time train different experts of it. `recipe` is the digest
+    of how experts are trained.
     Source: Cazenavette et al., CVPR 2022, arXiv 2203.11932.
     """
 
     kind: ClassVar[str] = "expert-trajectories"
+    shared: ClassVar[bool] = True
     dataset: str  # fingerprint, not name
     pixels: str
     backbone: str
@@ -110,28 +115,35 @@ class ExpertTrajectories(Artifact[Trajectories]):
         whole = SyntheticSet(images, problem.train.labels, pixels=problem.pixels.name)
         schedule = plan(whole, _recipe(self.lr, self.augment, self.epochs), problem, rng)
         together = students_together(EXPERT_BATCH, problem.device, problem.pixel_count)
-        short = sorted((len(times) - 1, k) for k, times in enumerate(self._times(folder)) if len(times) <= self.epochs)
-        groups = list(_groups(short, together))
-        epochs = sum(self.epochs - max(reached, 0) for reached, _ in short)  # -1: not begun
-        tick = problem.artifacts.progress(
-            f"{len(short)} expert{'s' * (len(short) > 1)}", epochs * schedule.steps_per_epoch
-        )
+        per_epoch = schedule.steps_per_epoch
+        left = {k: (self.epochs - max(reached, 0)) * per_epoch for reached, k in self._short(folder)}
+        tick = problem.artifacts.progress(f"{len(left)} expert{'s' * (len(left) > 1)}", sum(left.values()))
         training: Lockstep | None = None
-        for number, group in enumerate(groups):
-            fresh = [problem.backbone.init(rng.fold("network", k), problem.device) for k in group]
-            paths, seconds = zip(*(self._so_far(folder, k, v) for k, v in zip(group, fresh, strict=True)), strict=True)
-            starts = [unflatten(path[-1].to(problem.device), v.params) for path, v in zip(paths, fresh, strict=True)]
-            variables = Variables.stack([Variables(params) for params in starts])
-            if training is None or len(group) != len(groups[number - 1]):
-                training = Lockstep(problem.backbone, variables, schedule, groups=len(groups) - number)
-            else:
-                training.restart(variables)
-            grown = _train(training, schedule, group, list(paths), list(seconds), tick)
-            for k, params, times in zip(group, *grown, strict=True):
-                if not bool(torch.isfinite(params).all()):
-                    raise DivergedError(f"expert {k} has diverged. A smaller step size than {self.lr:g} usually helps.")
-                _write(_file(folder, k), params, times)
-            logger.info("%d of %d experts trained to epoch %d", group[-1] + 1, self.experts, self.epochs)
+        alike = 0
+        while short := self._short(folder):
+            for k in left.keys() - {k for _, k in short}:
+                tick(left.pop(k))  # another process made it
+            with _claim(folder, short, together) as claimed:
+                # Whoever held one before may have brought it further.
+                here = [(reached, k) for reached, k in self._short(folder) if k in claimed]
+                group = [k for reached, k in here if reached == here[0][0]]
+                if not group:
+                    continue
+                variables, paths, seconds = self._so_far(folder, group, problem, rng)
+                if training is None or len(group) != alike:
+                    training = Lockstep(problem.backbone, variables, schedule, groups=math.ceil(len(short) / together))
+                else:
+                    training.restart(variables)
+                alike = len(group)
+                grown = _train(training, schedule, group, paths, seconds, tick)
+                for k, params, times in zip(group, *grown, strict=True):
+                    if not bool(torch.isfinite(params).all()):
+                        raise DivergedError(
+                            f"expert {k} has diverged. A smaller step size than {self.lr:g} usually helps."
+                        )
+                    _write(_file(folder, k), params, times)
+                    left.pop(k, None)
+            logger.info("experts %s trained to epoch %d", ", ".join(map(str, group)), self.epochs)
 
     def open(self, folder: Path) -> Trajectories:
         return Trajectories(folder, self.experts, self.epochs)
@@ -144,24 +156,51 @@ class ExpertTrajectories(Artifact[Trajectories]):
         """Of the experts and epochs that this run can read, whoever trained more of them."""
         return sum(times[: self.epochs + 1][-1] for times in self._times(folder) if times)
 
+    def _short(self, folder: Path) -> list[tuple[int, int]]:
+        """How far experts with too few epochs have come, and which, in order; -1 of one that has not begun."""
+        return sorted((len(times) - 1, k) for k, times in enumerate(self._times(folder)) if len(times) <= self.epochs)
+
     def _times(self, folder: Path) -> list[list[float]]:
         return [_seconds(_file(folder, k)) for k in range(self.experts)]
 
-    def _so_far(self, folder: Path, expert: int, fresh: Variables) -> tuple[Tensor, list[float]]:
-        """What there is of an expert; of one that has not begun, its initialisation."""
+    def _so_far(
+        self, folder: Path, experts: Sequence[int], problem: Problem, rng: Rng
+    ) -> tuple[Variables, list[Tensor], list[list[float]]]:
+        """Where experts stand, with a leading S, and what there is of each; of one not begun, its initialisation."""
         from safetensors.torch import load_file
 
-        seconds = _seconds(_file(folder, expert))
-        if seconds:
-            return load_file(_file(folder, expert))["params"], seconds
-        return flatten(fresh.params)[None].cpu(), [0.0]
+        starts, paths, seconds = [], [], []
+        for k in experts:
+            fresh = problem.backbone.init(rng.fold("network", k), problem.device)
+            times = _seconds(_file(folder, k))
+            paths.append(load_file(_file(folder, k))["params"] if times else flatten(fresh.params)[None].cpu())
+            seconds.append(times or [0.0])
+            starts.append(Variables(unflatten(paths[-1][-1].to(problem.device), fresh.params)))
+        return Variables.stack(starts), paths, seconds
 
 
-def _groups(short: Sequence[tuple[int, int]], together: int) -> Iterator[list[int]]:
-    """Experts that have come equally far, some at a time; from pairs of how far and which, in order."""
-    for _, alike in itertools.groupby(short, key=lambda pair: pair[0]):
-        while group := [expert for _, expert in itertools.islice(alike, together)]:
-            yield group
+@contextlib.contextmanager
+def _claim(folder: Path, short: Sequence[tuple[int, int]], together: int) -> Iterator[set[int]]:
+    """Some experts that have come equally far and that no other process is training, which leaves them alone meanwhile.
+
+    Where others train all of them, waits for one and claims nothing. From pairs of how far and which, in order. The
+    claims of a process that dies end with it.
+    """
+    with contextlib.ExitStack() as held:
+        claimed: set[int] = set()
+        far: int | None = None
+        for reached, k in short:
+            if len(claimed) == together or far not in (None, reached):
+                break
+            lock = FileLock(folder / f".expert_{k:04d}.lock", blocking=False)
+            with contextlib.suppress(Timeout):
+                held.enter_context(lock)
+                claimed.add(k)
+                far = reached
+        if not claimed:
+            with FileLock(folder / f".expert_{short[0][1]:04d}.lock"):
+                pass
+        yield claimed
 
 
 def _train(

@@ -1,5 +1,6 @@
 """Pools of experts: they grow, go on where they stopped, are read in parts, and cost what was read."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 
 import ddbench.evaluation.trajectories as module
@@ -72,6 +74,53 @@ def test_a_pool_of_few_is_part_of_one_of_many(tmp_path: Path) -> None:
     for experts, epochs in ((1, 2), (2, 1), (2, 3), (3, 4)):
         assert torch.equal(get(problem, grown, experts=experts, epochs=epochs), whole[:experts, : epochs + 1])
     assert len(list(grown.glob("*/*"))) == 1
+
+
+def test_who_wants_a_pool_that_another_makes_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = get(problem_for_checks(tmp_path), tmp_path / "alone", experts=4, epochs=2)
+    trained: list[tuple[int, list[int]]] = []
+    both, train = threading.Barrier(2, timeout=30), module._train
+
+    def noted(training: Any, schedule: Any, experts: list[int], *rest: Any) -> Any:
+        if all(thread != threading.get_ident() for thread, _ in trained):
+            both.wait()  # neither is done before the other has begun
+        trained.append((threading.get_ident(), experts))
+        return train(training, schedule, experts, *rest)
+
+    monkeypatch.setattr(module, "_train", noted)
+    monkeypatch.setattr(module, "students_together", lambda *_: 1)
+    found: list[Tensor] = []
+    problems = [problem_for_checks(tmp_path) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda p=p: found.append(get(p, tmp_path / "both", experts=4, epochs=2)))
+        for p in problems
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [torch.equal(pool, whole) for pool in found] == [True, True]
+    assert sorted(k for _, experts in trained for k in experts) == [0, 1, 2, 3]
+    assert len({thread for thread, _ in trained}) == 2
+
+
+def test_an_expert_that_another_process_gave_up_is_trained_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, trained, train = problem_for_checks(tmp_path), [], module._train
+    folder = tmp_path / "pool" / "expert-trajectories" / pool(problem).key
+    folder.mkdir(parents=True)
+    claim = FileLock(folder / ".expert_0000.lock")
+    claim.acquire()
+
+    def noted(training: Any, schedule: Any, experts: list[int], *rest: Any) -> Any:
+        trained.append(experts)
+        claim.release()
+        return train(training, schedule, experts, *rest)
+
+    monkeypatch.setattr(module, "_train", noted)
+    get(problem, tmp_path / "pool", experts=2, epochs=2)
+    assert trained == [[1], [0]]
 
 
 def test_it_goes_on_inside_a_block_of_draws_and_beyond_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
