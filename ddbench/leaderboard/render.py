@@ -121,9 +121,9 @@ def board(summary: DataFrame, published: DataFrame, dataset: str, ipc: int) -> B
     for row in chosen:
         tables.setdefault((row["fingerprint"], row["protocol"], row["digest"]), []).append(row)
     ids = [(fingerprint, protocol) for fingerprint, protocol, _ in tables]
-    title = f"{chosen[0]['data_title'] if chosen else dataset}, {_budget(ipc)}"
-    if len({row["data_title"] for row in chosen}) > 1:
-        title = f"{dataset}, {_budget(ipc)}"
+    titles = {row["data_title"] for row in chosen} or {dataset}
+    name = titles.pop() if len(titles) == 1 else min(titles).partition(", ")[0]  # what the copies have in common
+    title = f"{name}, {_budget(ipc)}"
     return Board(
         title,
         tuple(
