@@ -98,6 +98,7 @@ def root() -> None:
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
     why = "stopped by SIGTERM. Run the same command again."
     if importing(frame):
         click.echo(f"Error: {why}", err=True)

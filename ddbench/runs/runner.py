@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -205,6 +206,8 @@ def _session(options: RunOptions) -> Iterator[tuple[Stop, Observer]]:
     def last_words(text: str) -> None:
         tell.on_end()
         tell.on_note(text)
+        if not options.observers:
+            sys.stderr.write(f"Error: {text}\n")  # nobody else says why the process ends
 
     stop = Stop(options.grace_seconds, last_words)
     try:

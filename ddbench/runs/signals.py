@@ -6,11 +6,14 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+# `timeout` signals a process and then its group, schedulers the same: two signals this close are one request.
+SAME_REQUEST = 2.0
 
 
 class Interrupted(BaseException):
@@ -38,8 +41,9 @@ class Stop:
     """Listens for SIGTERM and Ctrl-C while it is active, in the main thread; elsewhere it never hears any.
 
     Usually a signal only sets `asked`, and whoever works looks at it between two steps. Inside `at_once` it interrupts
-    right there: for work that loses nothing by it. A second signal, or a step that does not end within `grace_seconds`,
-    ends the process: what is on disk is consistent at any moment. `last_words` is called before that.
+    right there: for work that loses nothing by it. A second signal, later than `SAME_REQUEST` seconds after the first,
+    or a step that does not end within `grace_seconds`, ends the process: what is on disk is consistent at any moment.
+    `last_words` is called before that.
     """
 
     def __init__(self, grace_seconds: float, last_words: Callable[[str], None]) -> None:
@@ -48,6 +52,7 @@ class Stop:
         self._last_words = last_words
         self._at_once = False
         self._timer: threading.Timer | None = None
+        self._since = 0.0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -85,10 +90,11 @@ class Stop:
             self._timer.cancel()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        again = self.asked is not None
-        self.asked = self.asked or signal.Signals(number)
-        if again:
-            self._leave("stopped by a second signal")
+        if self.asked is not None:
+            if time.monotonic() - self._since > SAME_REQUEST:
+                self._leave("stopped by a second signal")
+            return
+        self.asked, self._since = signal.Signals(number), time.monotonic()
         if self._at_once:
             if importing(frame):
                 self._leave("stopped while it was getting ready")

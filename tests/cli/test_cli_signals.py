@@ -1,6 +1,8 @@
 """SIGTERM and Ctrl-C, as a shell sees them."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +41,25 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_with_75(tmp_path: Path) -> No
     assert err.startswith("Error: stopped by SIGTERM after step")
     assert err.endswith("Run the same command again to go on.\n")
     assert list(tmp_path.glob("*/*/*/*/checkpoints/step_*.pt"))
+
+
+def test_a_run_that_is_told_twice_says_so_and_has_saved(tmp_path: Path) -> None:
+    """As `timeout` does it. Nothing is lost: the run goes on after its last step, not after an older checkpoint."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddbench", *ARGUMENTS, *OPTIONS, "--runs", str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until_it_steps(tmp_path)
+    process.terminate()
+    time.sleep(0.001)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    (stopped_after,) = re.findall(r"after step (\d+) of", err)
+    (attempts,) = tmp_path.glob("*/*/*/*/attempts.json")
+    assert json.loads(attempts.read_text())[-1]["steps"] == [0, int(stopped_after)]
 
 
 def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path) -> None:

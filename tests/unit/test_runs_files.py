@@ -28,7 +28,7 @@ from ddbench.runs.ledger import Clock
 from ddbench.runs.observers import Console, MetricLog, Started, duration, read_log
 from ddbench.runs.preview import preview
 from ddbench.runs.rundir import RunDir
-from ddbench.runs.signals import Interrupted, Stop
+from ddbench.runs.signals import SAME_REQUEST, Interrupted, Stop
 from ddbench.runs.spec import RunSpec
 from ddbench.synthetic import SyntheticSet
 
@@ -428,3 +428,25 @@ def test_a_signal_before_the_work_stops_it_at_once() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted), stop.at_once():
             pytest.fail("the work began")
+
+
+def test_two_signals_in_a_moment_are_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `timeout` sends them, to the process and to its group; a later one means it."""
+    said: list[str] = []
+
+    class LeftError(Exception):
+        pass
+
+    def leave(code: int) -> None:
+        raise LeftError(code)
+
+    monkeypatch.setattr("ddbench.runs.signals.os._exit", leave)
+    stop = Stop(60.0, said.append)
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop.asked, said) == (signal.SIGTERM, [])
+        stop._since -= SAME_REQUEST + 0.1
+        with pytest.raises(LeftError, match="75"):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert said == ["stopped by a second signal; run the same command again to go on from the last checkpoint."]
