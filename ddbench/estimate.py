@@ -5,6 +5,7 @@ Rough: the first steps are measured, on a device that others may use. Nothing of
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import signal
@@ -24,6 +25,7 @@ import torch
 from ddbench.artifacts import Artifact, ArtifactCache
 from ddbench.backbones.names import build
 from ddbench.bench import Bench, latest, student_result, wait_for
+from ddbench.data.pixels import is_quick
 from ddbench.driver import drive, export
 from ddbench.errors import ConfigError
 from ddbench.evaluation.evaluate import tested_together, trainer_of
@@ -142,12 +144,12 @@ def _problem(
         )
         return dataclasses.replace(problem, artifacts=_Scratch(scratch, shared=problem.artifacts))
 
-    try:
-        with _at_most(budget):
+    # Not begun, because a decomposition cannot be interrupted.
+    if is_quick(spec.pixels, resolution.dataset.train, root / "artifacts" / "pixels", device):
+        with contextlib.suppress(_TimeIsUpError), _at_most(budget):
             return made(spec.pixels), []
-    except _TimeIsUpError:
-        unknown = Phase("pixels", None, f"fitting {spec.pixels} takes more than {budget:.0f} s, once for this dataset")
-        return made("standard"), [unknown]
+    unknown = Phase("pixels", None, f"fitting {spec.pixels} takes more than {budget:.2g} s, once for this dataset")
+    return made("standard"), [unknown]
 
 
 def _condense(method: Method[Any], problem: Problem, budget: float) -> tuple[list[Phase], SyntheticSet | None]:
@@ -175,7 +177,7 @@ def _condense(method: Method[Any], problem: Problem, budget: float) -> tuple[lis
         pass
     made = " and ".join(sorted({entry["kind"] for entry in problem.artifacts.used.values()}))
     if doing == "prepare":
-        phases.append(Phase("prepare", None, f"takes more than {budget:.0f} s; what it makes is kept and shared"))
+        phases.append(Phase("prepare", None, f"takes more than {budget:.2g} s; what it makes is kept and shared"))
         phases.append(Phase("condense", None, "cannot be told before `ddbench prepare` has run"))
     else:
         if made:
@@ -188,11 +190,11 @@ def _condense(method: Method[Any], problem: Problem, budget: float) -> tuple[lis
 def _steps(method: Method[Any], times: list[float], start: float | None, budget: float) -> Phase:
     total = method.total_steps
     if start is None:
-        return Phase("condense", None, f"its start takes more than {budget:.0f} s")
+        return Phase("condense", None, f"its start takes more than {budget:.2g} s")
     durations = [b - a for a, b in itertools.pairwise(times)]
     if not durations and total:
         least = total * budget
-        basis = f"one of its {total} steps takes more than {budget:.0f} s: over {duration(least)} in all"
+        basis = f"one of its {total} steps takes more than {budget:.2g} s: over {duration(least)} in all"
         return Phase("condense", None, basis, least)
     # The first step also pays for what is done once: memory, the choice of kernels.
     each = statistics.median(durations[1:] or durations) if durations else 0.0
@@ -211,7 +213,10 @@ def _students(
     job = Job(synthetic, cell.protocol, problem)
     trainer = trainer_of(cell.protocol)
     try:
-        total, group = trainer.steps(job), list(range(min(students, trainer.together(job))))
+        with problem.precision.active(problem.device), _at_most(budget):
+            total, group = trainer.steps(job), list(range(min(students, trainer.together(job))))
+    except _TimeIsUpError:
+        return Phase(name, None, f"getting ready for a student takes more than {budget:.2g} s")
     except ConfigError as error:
         if stand_in:
             return Phase(name, None, "cannot be told before there is a set, which brings how it is trained on")
@@ -236,7 +241,7 @@ def _students(
             pass
         if len(taken) == 1:
             least = students * total * budget
-            slow = f"one of {total} training steps takes more than {budget:.0f} s: over {duration(least)} in all"
+            slow = f"one of {total} training steps takes more than {budget:.2g} s: over {duration(least)} in all"
             return Phase(name, None, slow, least)
         # The first step also pays for what is done once, such as drawing the order of the images.
         counted = taken[1:] if len(taken) > 2 else taken

@@ -37,6 +37,8 @@ EXAMPLES = "standard, standard(stats=dd), zca(eps=0.1), kip-zca(reg=0.1), rat-zc
 UNIT_LENGTH = ("kip-zca", "rat-zca")
 # Colour images of 64 x 64; one float64 matrix of that width takes 1.2 GB and minutes to decompose.
 LARGEST_WHITENING = 12_288
+# A second of one core. Of 3072 values, colour images of 32 x 32, it is a minute, which nothing can interrupt.
+SMALL_WHITENING = 1024
 
 P = TypeVar("P", bound="PixelSpace")
 
@@ -175,6 +177,14 @@ def fit_pixels(
     return space(str(spec), digest(f"{spec.base} {train.fingerprint}".encode()), **fitted)
 
 
+def is_quick(name: str, train: DatasetTensors, store: Path, device: torch.device) -> bool:
+    """Whether `fit_pixels` has next to nothing to do: no whitening, one that is kept or small, or one for a GPU."""
+    spec = _Spec.parse(name)
+    small = train.images[0].numel() <= SMALL_WHITENING
+    # Without its held-out part, whose images are not known here, a whitening takes as long.
+    return spec.kind == "standard" or small or device.type == "cuda" or _kept(spec, train, store).exists()
+
+
 def channel_statistics(train: DatasetTensors) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of all pixels of each channel, on the scale [0, 1], exact in float64. Shapes: [C]."""
     histogram = torch.zeros(train.shape[0], 256, dtype=torch.float64)
@@ -254,8 +264,7 @@ def _fit_once(spec: _Spec, train: DatasetTensors, store: Path | None, device: to
     fit = partial(_FITS[spec.kind], train, float(spec.value), device if device.type == "cuda" else torch.device("cpu"))
     if store is None:
         return fit()
-    parts = (re.sub(r"[^a-z0-9.]+", "-", part).strip("-") for part in (train.fingerprint, spec.base))
-    path = store / f"{'-'.join(parts)}.safetensors"
+    path = _kept(spec, train, store)
     if path.exists():
         try:
             return load_file(path)
@@ -264,6 +273,11 @@ def _fit_once(spec: _Spec, train: DatasetTensors, store: Path | None, device: to
     fitted = fit()
     write_atomically(path, lambda beside: save_file(fitted, beside))
     return fitted
+
+
+def _kept(spec: _Spec, train: DatasetTensors, store: Path) -> Path:
+    parts = (re.sub(r"[^a-z0-9.]+", "-", part).strip("-") for part in (train.fingerprint, spec.base))
+    return store / f"{'-'.join(parts)}.safetensors"
 
 
 def _fit_zca(train: DatasetTensors, eps: float, device: torch.device) -> dict[str, Tensor]:

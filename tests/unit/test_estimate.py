@@ -1,5 +1,6 @@
 """Estimates: right order of magnitude, nothing written, artefacts of the runs folder used and never built there."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,23 @@ def test_the_test_images_are_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
     asked = resolution("random", tmp_path)
     monkeypatch.setattr(type(asked.dataset.test), "load", forbidden)
     assert estimate(asked, root=tmp_path / "runs", device=CPU, budget=1.0).complete
+
+
+def test_a_large_whitening_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can interrupt its decomposition. One that is kept is read."""
+    monkeypatch.setattr("ddbench.data.pixels.SMALL_WHITENING", 1)
+    asked = resolve_spec(Asked("random", "digits", ipc=1, pixels="zca", protocols=("quick",)), tmp_path)
+    runs = tmp_path / "runs"
+    found = estimate(asked, root=runs, device=CPU, budget=1.0)
+    assert phases(found)["pixels"] == (None, "fitting zca(eps=0.1) takes more than 0.25 s, once for this dataset")
+    assert not runs.exists()
+    prepare(asked, RunOptions(root=runs, data_root=tmp_path, device=CPU))
+    assert "pixels" not in phases(estimate(asked, root=runs, device=CPU, budget=1.0))
+
+
+def test_getting_ready_for_a_student_has_a_limit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddbench.evaluation.sgd.SGDTrainer.steps", lambda self, job: time.sleep(30))
+    started = time.monotonic()
+    found = estimate(resolution("random", tmp_path), root=tmp_path / "runs", device=CPU, budget=1.0)
+    assert time.monotonic() - started < 15
+    assert phases(found)["evaluate tiny@1 mlp"] == (None, "getting ready for a student takes more than 0.5 s")
