@@ -116,6 +116,11 @@ class Method(ABC, Generic[S]):
         return state.step >= self.total_steps
 
     @property
+    def learns(self) -> tuple[str, ...]:
+        """What is learned with these options: as `info` says, unless a method can leave something out."""
+        return self.info.learns
+
+    @property
     def total_steps(self) -> int:
         """How many steps there will be at most, for progress and estimates."""
         return int(getattr(self.config, "iterations", 0))

@@ -32,7 +32,9 @@ KNOWN = {
     "frepo-zca": ("reg", "0.1"),
     "rfad-zca": ("reg", "0.1"),
 }
-EXAMPLES = "standard, standard(stats=dd), zca(eps=0.1), kip-zca(reg=0.1), rat-zca, frepo-zca, rfad-zca"
+EXAMPLES = (
+    "standard, standard(stats=pixel), standard(stats=dd), zca(eps=0.1), kip-zca(reg=0.1), rat-zca, frepo-zca, rfad-zca"
+)
 # Whitened after every image has been centred and scaled to length 1.
 UNIT_LENGTH = ("kip-zca", "rat-zca")
 # Colour images of 64 x 64; one float64 matrix of that width takes 1.2 GB and minutes to decompose.

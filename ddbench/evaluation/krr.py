@@ -48,6 +48,9 @@ class KRRTrainer(Trainer):
     def together(self, job: Job) -> int:
         return job.students
 
+    def alike(self, job: Job) -> bool:
+        return True
+
 
 def regression_targets(synthetic: SyntheticSet, classes: int, *, hard: bool) -> Tensor:
     """float32 [N, K], centred: the set's own regression targets, or its labels as probabilities minus 1 / K."""

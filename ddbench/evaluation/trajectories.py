@@ -21,7 +21,7 @@ from ddbench.backbones.base import Variables
 from ddbench.engine.augment import resolve_strategy
 from ddbench.engine.lockstep import Lockstep
 from ddbench.engine.students import students_together
-from ddbench.errors import ConfigError, DivergedError
+from ddbench.errors import ArtifactError, ConfigError, DivergedError
 from ddbench.evaluation.plan import Block, TrainingPlan, plan
 from ddbench.evaluation.protocol import Protocol, SGDOptions
 from ddbench.files import write_atomically
@@ -61,11 +61,19 @@ class Trajectories:
         return _seconds(_file(self.folder, expert))
 
     def params(self, expert: int, epoch: int) -> Tensor:
-        """[P] float32 on the host: the parameters of an expert after so many epochs; 0 is its initialisation."""
+        """[P] float32 on the host: the parameters of an expert after so many epochs; 0 is its initialisation.
+
+        Raises: ArtifactError for a damaged file.
+        """
         from safetensors import safe_open
 
         with safe_open(_file(self.folder, expert), "pt") as file:
             params: Tensor = file.get_slice("params")[epoch]
+        if not bool(torch.isfinite(params).all()):
+            raise ArtifactError(
+                f"{_file(self.folder, expert)} is damaged: epoch {epoch} holds numbers that are none. Remove the file "
+                "and run again, which trains this expert anew."
+            )
         return params
 
 
@@ -139,7 +147,8 @@ class ExpertTrajectories(Artifact[Trajectories]):
                 for k, params, times in zip(group, *grown, strict=True):
                     if not bool(torch.isfinite(params).all()):
                         raise DivergedError(
-                            f"expert {k} has diverged. A smaller step size than {self.lr:g} usually helps."
+                            f"expert {k} has diverged. A smaller step size than {self.lr:g} usually helps: "
+                            f"--set lr_experts={self.lr / 2:g}"
                         )
                     _write(_file(folder, k), params, times)
                     left.pop(k, None)
@@ -276,6 +285,8 @@ def _seconds(path: Path) -> list[float]:
     try:
         with safe_open(path, "pt") as file:
             times: list[float] = file.get_tensor("seconds").tolist()
+            if len(times) != file.get_slice("params").get_shape()[0]:
+                raise SafetensorError("its epochs and their times differ in number")
     except (SafetensorError, OSError) as error:
         logger.warning("%s is damaged (%s); training this expert again.", path, error)
         return []

@@ -163,7 +163,7 @@ def _read_folder(folder: Path, info: DatasetInfo | None) -> list[Found]:
     if "lr" in header:
         tensors["recipe.lr"] = _rate(beside, header["lr"])
     whole = sets.assemble(kept, tensors, str(beside))
-    return [replace(found, ours=whole, about=plain_names(header["about"]))]
+    return [replace(found, lr=whole.recipe.lr, ours=whole, about=plain_names(header["about"]))]
 
 
 def _read_safetensors(path: Path) -> Found:

@@ -413,7 +413,7 @@ def _record(resolution: Resolution, folder: RunDir, ledger: Ledger, options: Run
             labels=synthetic.label_kind,
             stored=synthetic.stored,
             decode=synthetic.decode,
-            learned=info.learns,
+            learned=resolution.method.learns,
             bytes=synthetic.nbytes,
         ),
         artifacts=ledger.artifacts,

@@ -19,9 +19,11 @@ KEYS = ["dataset", "ipc", "train_backbone", "protocol", "judge", "others"]
 def plot(option: str, folder: Path, output: Path) -> None:
     """Write a picture. Exits with a sentence where there is nothing to plot."""
     table = collect(sorted(path.parent for path in folder.rglob("record.json")))
-    configs = [json.loads(text) for text in table["config"]]
-    if not configs or option not in configs[0]:
-        sys.exit(f"the records in {folder} have no option {option!r}.")
+    # Sets that were imported have no options.
+    table = table[[option in json.loads(text) for text in table.get("config", [])]].copy()
+    configs = [json.loads(text) for text in table.get("config", [])]
+    if not configs:
+        sys.exit(f"no record in {folder} has an option {option!r}.")
     table["value"] = [config.pop(option) for config in configs]
     table["others"] = [json.dumps(config, sort_keys=True) for config in configs]
     sets = table.groupby([*KEYS, "value", "run"], as_index=False)["accuracy"].mean()
@@ -40,8 +42,11 @@ def plot(option: str, folder: Path, output: Path) -> None:
     axes.set_xlabel(option)
     axes.set_ylabel("test accuracy, %")
     axes.legend(fontsize="small")
+    output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=120)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit("usage: python plot_option.py OPTION FOLDER OUTPUT")
     plot(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

@@ -98,6 +98,10 @@ class KIP(Method[KIPState]):
     Config = KIPConfig
     config: KIPConfig
 
+    @property
+    def learns(self) -> tuple[str, ...]:
+        return ("images", "labels") if self.config.labels == "learned" else ("images",)
+
     def start(self, problem: Problem) -> KIPState:
         images = INITIALS[self.config.initial](problem, problem.rng.fold("start")).requires_grad_()
         labels = centred(problem.class_labels(), problem.classes).to(problem.device)

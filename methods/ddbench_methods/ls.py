@@ -3,6 +3,7 @@
 Nguyen, Chen and Lee, ICLR 2021, arXiv 2011.00050; Nguyen, Novak, Xiao and Lee, NeurIPS 2021, arXiv 2107.13034.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -51,9 +52,20 @@ class LS(Method[LSState]):
     Config = LSConfig
     config: LSConfig
 
+    _total = 0
+
+    def prepare(self, problem: Problem) -> None:
+        """Count the steps: every training image is seen once."""
+        self._total = math.ceil(len(problem.train) / self.config.batch_real)
+
+    @property
+    def total_steps(self) -> int:
+        return self._total
+
     def start(self, problem: Problem) -> LSState:
+        self.prepare(problem)
         indices = real_indices(problem, problem.rng.fold("start")).flatten()
-        total = -(-len(problem.train) // self.config.batch_real)
+        total = self._total
         kernel = self.config.gram(self.config.kernel, problem, total)
         n, width = len(indices), len(indices) + problem.classes
         eye = torch.eye(n, dtype=torch.float64, device=problem.device)
@@ -82,9 +94,12 @@ class LS(Method[LSState]):
         return state.step >= state.total
 
     def export(self, problem: Problem, state: LSState) -> SyntheticSet:
+        labels = state.labels
+        if 0 < state.step < state.total:  # a snapshot: the best labels for the images seen so far
+            labels = least_squares(state.triangle, len(state.indices)).float()
         return SyntheticSet(
             problem.train.images[state.indices].clone(),
-            state.labels.cpu().clone(),
+            labels.cpu().clone(),
             recipe=Recipe(loss="mse"),
             label_kind="regression",
             source_indices=state.indices.clone(),

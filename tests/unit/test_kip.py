@@ -1,5 +1,6 @@
 """KIP and LS around their objective: options, presets, augmentation, their sets, and how those are judged."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -14,6 +15,8 @@ from ddbench.backbones.names import build
 from ddbench.config import preset_layers, resolve
 from ddbench.data.pixels import fit_pixels
 from ddbench.data.sources import load
+from ddbench.driver import drive
+from ddbench.engine import kernel_regression
 from ddbench.engine.kernels import architecture, kernel
 from ddbench.errors import ConfigError, DivergedError
 from ddbench.evaluation.evaluate import SealedTest, evaluate, trainer_of
@@ -101,6 +104,7 @@ def test_it_learns_images_and_labels_from_real_ones(tmp_path: Path) -> None:
 def test_fixed_labels_stay(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
     assert torch.equal(condense(kip(labels="fixed"), problem).labels, condense(kip(iterations=0), problem).labels)
+    assert (kip(labels="fixed").learns, kip().learns) == (("images",), ("images", "labels"))
 
 
 def test_a_family_of_kernels_is_drawn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +194,28 @@ def test_label_solve_keeps_real_images_and_their_rows(tmp_path: Path) -> None:
     assert synthetic.label_kind == "regression"
 
 
+def fc1(x: Tensor, y: Tensor | None = None) -> Tensor:
+    return kernel(architecture("fc1"), x, y).ntk
+
+
+def test_label_solve_says_how_many_steps_it_takes_and_snapshots_are_solved(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    method = LS(LS.Config(**SMALL | {"batch_real": 50}))
+    labels = []
+    for state, _ in drive(method, problem):
+        labels.append(method.export(problem, state).labels)
+    assert method.total_steps == len(labels) - 1 == math.ceil(len(problem.train) / 50) > 1
+    assert torch.equal(labels[0], condense(kip(iterations=0), problem).labels)
+    # In between, the best labels for the images so far.
+    ridge, first = float(method.config.ridge), torch.arange(50)
+    own = problem.real.take(state.indices).double()
+    weights = kernel_regression.ridge_weights(fc1(own), torch.eye(len(own)).double(), ridge)
+    predicts = fc1(problem.real.take(first).double(), own) @ weights
+    targets = kernel_regression.centred(problem.real.labels[first], problem.classes).double()
+    best = torch.linalg.lstsq(predicts, targets, driver="gelsd").solution
+    assert ((predicts @ labels[1].double()) - predicts @ best).norm() < 1e-3 * targets.norm()
+
+
 # How sets are judged.
 
 
@@ -202,6 +228,7 @@ def test_kernel_regression_predicts_as_its_formula_says(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
     synthetic = condense(kip(), problem)
     x = problem.real.take(torch.arange(60, 80))
+    assert trainer_of(PROTOCOLS["krr@1"]).alike(Job(synthetic, PROTOCOLS["krr@1"], problem))
     krr = PROTOCOLS["krr@1"].model_copy(update={"options": KRROptions(kernel="convnet3", dtype="float64", ridge=0.01)})
     found = predictor(synthetic, problem, krr)(x)
     network = architecture("convnet3")

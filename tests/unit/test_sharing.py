@@ -125,6 +125,15 @@ def test_what_a_layout_has_no_place_for_comes_back(tmp_path: Path) -> None:
         export_run(tmp_path / "set.safetensors", "png", tmp_path / "out", tmp_path)
 
 
+def test_a_step_size_that_lies_beside_images_comes_back(tmp_path: Path, digits: Any) -> None:
+    pixels = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole = SyntheticSet(pixels, torch.arange(10), Recipe(lr=torch.tensor(0.07)), pixels="standard")
+    sets.save(whole, tmp_path / "set.safetensors", {"dataset": "digits", "ipc": 1})
+    place, _ = export_run(tmp_path / "set.safetensors", "png", tmp_path / "out", tmp_path)
+    (found,) = read(place, digits.info)
+    assert settled(found, digits).recipe.lr == pytest.approx(0.07)
+
+
 def test_others_read_what_is_exported(workplace: Path, tmp_path: Path) -> None:
     run = run_of(workplace, "dm")
     whole = sets.load(run / "synthetic.safetensors")

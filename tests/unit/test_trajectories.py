@@ -1,5 +1,6 @@
 """Pools of experts: they grow, go on where they stopped, are read in parts, and cost what was read."""
 
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ddbench.evaluation.trajectories as module
@@ -16,7 +18,7 @@ from ddbench import ArtifactCache, Problem, Rng, Variables
 from ddbench.backbones import build
 from ddbench.data.pixels import fit_pixels
 from ddbench.engine.augment import ALL_OPS, draw_many
-from ddbench.errors import ConfigError, DivergedError
+from ddbench.errors import ArtifactError, ConfigError, DivergedError
 from ddbench.evaluation.trajectories import ExpertTrajectories, Trajectories, flatten, unflatten
 from ddbench.testing.contract import problem_for_checks
 
@@ -177,6 +179,19 @@ def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("*/*/expert_0001.safetensors")
     file.write_bytes(file.read_bytes()[:20])
     assert torch.equal(get(problem, tmp_path), before)
+    held = load_file(file)
+    save_file(held | {"params": held["params"][:1].clone()}, file)  # fewer epochs than times
+    assert torch.equal(get(problem, tmp_path), before)
+
+
+def test_numbers_that_are_none_are_never_followed(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    get(problem, tmp_path)
+    (file,) = tmp_path.glob("*/*/expert_0001.safetensors")
+    held = load_file(file)
+    save_file(held | {"params": held["params"] * math.nan}, file)
+    with pytest.raises(ArtifactError, match=r"expert_0001\.safetensors is damaged.*Remove the file and run again"):
+        get(problem, tmp_path)
 
 
 def test_its_cost_is_that_of_what_a_run_reads_also_from_the_cache(tmp_path: Path) -> None:
