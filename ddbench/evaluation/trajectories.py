@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from ddbench.artifacts import Artifact, outside_identity
+from ddbench.artifacts import TELL_SECONDS, Artifact, outside_identity
 from ddbench.backbones.base import Variables
 from ddbench.engine.augment import resolve_strategy
 from ddbench.engine.lockstep import Lockstep
@@ -136,6 +136,7 @@ class ExpertTrajectories(Artifact[Trajectories]):
                 here = [(reached, k) for reached, k in self._short(folder) if k in claimed]
                 group = [k for reached, k in here if reached == here[0][0]]
                 if not group:
+                    tick(0)  # says how far it is while it waits
                     continue
                 variables, paths, seconds = self._so_far(folder, group, problem, rng)
                 if training is None or len(group) != alike:
@@ -192,8 +193,8 @@ class ExpertTrajectories(Artifact[Trajectories]):
 def _claim(folder: Path, short: Sequence[tuple[int, int]], together: int) -> Iterator[set[int]]:
     """Some experts that have come equally far and that no other process is training, which leaves them alone meanwhile.
 
-    Where others train all of them, waits for one and claims nothing. From pairs of how far and which, in order. The
-    claims of a process that dies end with it.
+    Where others train all of them, waits a moment for one and claims nothing. From pairs of how far and which, sorted.
+    The claims of a process that dies end with it.
     """
     with contextlib.ExitStack() as held:
         claimed: set[int] = set()
@@ -207,7 +208,10 @@ def _claim(folder: Path, short: Sequence[tuple[int, int]], together: int) -> Ite
                 claimed.add(k)
                 far = reached
         if not claimed:
-            with FileLock(folder / f".expert_{short[0][1]:04d}.lock"):
+            with (
+                contextlib.suppress(Timeout),
+                FileLock(folder / f".expert_{short[0][1]:04d}.lock", timeout=TELL_SECONDS),
+            ):
                 pass
         yield claimed
 

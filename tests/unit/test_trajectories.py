@@ -117,12 +117,21 @@ def test_an_expert_that_another_process_gave_up_is_trained_in_the_end(
 
     def noted(training: Any, schedule: Any, experts: list[int], *rest: Any) -> Any:
         trained.append(experts)
-        claim.release()
         return train(training, schedule, experts, *rest)
 
+    def tell(what: str, done: float, of: float) -> None:
+        told.append(done / of)
+        if told[-2:] == [0.5, 0.5]:  # said again while it waits
+            claim.release()
+
+    told: list[float] = []
     monkeypatch.setattr(module, "_train", noted)
+    monkeypatch.setattr(module, "TELL_SECONDS", 0.01)
+    monkeypatch.setattr("ddbench.artifacts.TELL_SECONDS", 0.0)
+    problem.artifacts.tell = tell
     get(problem, tmp_path / "pool", experts=2, epochs=2)
     assert trained == [[1], [0]]
+    assert told[-1] == 1.0
 
 
 def test_it_goes_on_inside_a_block_of_draws_and_beyond_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
