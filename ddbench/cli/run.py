@@ -170,7 +170,8 @@ def prepare(device: str, data_root: Path, runs_root: Path, as_json: bool, quiet:
     )
     used: dict[str, dict[str, Any]] = {}
     for resolution in resolve_all(requests, data_root, options.device):
-        used |= {entry["key"]: entry for entry in fill(resolution, options)}
+        # What a later request finds there may have been made for an earlier one.
+        used |= {e["key"]: e | {"from_cache": used.get(e["key"], e)["from_cache"]} for e in fill(resolution, options)}
     if as_json:
         print_json(list(used.values()))
         return

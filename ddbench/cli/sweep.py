@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from ddbench.cli.common import (
     data_option,
@@ -123,14 +124,16 @@ def sweep(
             click.echo(f"submitted {len(ids)} jobs: {', '.join(ids)}; their logs are in {logs}")
         return
     outcomes = workers[0]() if count == 1 else launch_local(workers, logs)
-    _report(outcomes, as_json)
+    _report(outcomes, as_json, ctx)
     if any(outcome.state != "done" for outcome in outcomes):
         ctx.exit(1)
 
 
-def _report(outcomes: Sequence[Outcome], as_json: bool) -> None:
+def _report(outcomes: Sequence[Outcome], as_json: bool, ctx: click.Context) -> None:
     if as_json:
         print_json([{"folder": str(o.folder), "state": o.state, "message": o.message} for o in outcomes])
         return
     print_table(((o.folder, o.state, o.message) for o in outcomes), ("run", "state", "message"))
-    note("`ddbench leaderboard` shows the accuracies.")
+    elsewhere = ctx.get_parameter_source("runs_root") is ParameterSource.COMMANDLINE
+    where = f" --runs {ctx.params['runs_root']}" if elsewhere else ""
+    note(f"`ddbench leaderboard{where}` shows the accuracies.")

@@ -219,6 +219,8 @@ def test_prepare_fills_the_cache_that_run_reads(place: Path) -> None:
     assert artefact["kind"] == "trained-network"
     (record,) = json.loads(run(place, *arguments[:2], *arguments[6:], "--json").stdout)
     assert [(a["key"], a["from_cache"]) for a in record["artifacts"]] == [(artefact["key"], True)]
+    twice = call(place, "prepare", *arguments, "--ipc", "3", "--set", "epochs=2", "--json", "--quiet")
+    assert [entry["from_cache"] for entry in json.loads(twice.stdout)] == [False]  # made for the first of the two
     nothing = call(place, "prepare", "--method", "random", "--dataset", "digits", "--quiet")
     assert nothing.stdout == "These methods need nothing beforehand.\n"
 
