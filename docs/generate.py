@@ -340,10 +340,7 @@ def curves(method: str, records: Path = RECORDS, folder: Path = CURVES) -> str:
     from ddbench.runs.judging import Curve
     from ddbench.runs.record import read_record
 
-    by_set = {}
-    for path in sorted(records.rglob(f"{method}-*.json")):
-        record = read_record(path)
-        by_set[record.synthetic.sha256] = record
+    by_set = {record.synthetic.sha256: record for record in map(read_record, records.rglob(f"{method}-*.json"))}
     tables = []
     for path in sorted(folder.glob(f"{method}-*.json")):
         curve = Curve.model_validate_json(path.read_text(encoding="utf-8"))

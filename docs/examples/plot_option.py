@@ -20,8 +20,9 @@ def plot(option: str, folder: Path, output: Path) -> None:
     """Write a picture. Exits with a sentence where there is nothing to plot."""
     table = collect(sorted(path.parent for path in folder.rglob("record.json")))
     # Sets that were imported have no options.
-    table = table[[option in json.loads(text) for text in table.get("config", [])]].copy()
     configs = [json.loads(text) for text in table.get("config", [])]
+    table = table[[option in config for config in configs]].copy()
+    configs = [config for config in configs if option in config]
     if not configs:
         sys.exit(f"no record in {folder} has an option {option!r}.")
     table["value"] = [config.pop(option) for config in configs]

@@ -85,21 +85,14 @@ class LS(Method[LSState]):
         k_ts = state.kernel(problem.real.take(state.indices), problem.real.take(rows)).T
         n = len(state.indices)
         state.triangle = reduced(k_ts.double() @ state.inverse, y, state.triangle)
-        if state.step + 1 == state.total:
-            state.labels = least_squares(state.triangle, n).float()
+        state.labels = least_squares(state.triangle, n).float()  # the best for the images seen so far
         # What is left of the triangle below the unknowns is the residual of the best labels.
         return {"residual": state.triangle[n:, n:].square().sum().float() / (first + len(rows))}
 
-    def finished(self, state: LSState) -> bool:
-        return state.step >= state.total
-
     def export(self, problem: Problem, state: LSState) -> SyntheticSet:
-        labels = state.labels
-        if 0 < state.step < state.total:  # a snapshot: the best labels for the images seen so far
-            labels = least_squares(state.triangle, len(state.indices)).float()
         return SyntheticSet(
             problem.train.images[state.indices].clone(),
-            labels.cpu().clone(),
+            state.labels.cpu().clone(),
             recipe=Recipe(loss="mse"),
             label_kind="regression",
             source_indices=state.indices.clone(),
