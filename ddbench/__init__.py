@@ -13,6 +13,7 @@ _HOMES = {
     "ArtifactCache": "ddbench.artifacts",
     "Artifact": "ddbench.artifacts",
     "Backbone": "ddbench.backbones.base",
+    "Choice": "ddbench.synthetic",
     "Variables": "ddbench.backbones.base",
     "MethodConfig": "ddbench.config",
     "condense": "ddbench.driver",

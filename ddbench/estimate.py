@@ -27,9 +27,10 @@ from ddbench.backbones.names import build
 from ddbench.bench import Bench, latest, student_result, wait_for
 from ddbench.data.pixels import is_quick
 from ddbench.driver import drive, export
+from ddbench.engine.precision import Precision
 from ddbench.errors import ConfigError
 from ddbench.evaluation.evaluate import tested_together, trainer_of
-from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.trainer import Job, Predictor
 from ddbench.initial import real_images
 from ddbench.method import Method
 from ddbench.problem import Problem
@@ -94,12 +95,13 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
         problem, phases = _problem(resolution, root, Path(folder), device, budget / 4)
         condensing, made = _condense(resolution.method, problem, budget / 4)
         phases += condensing
-        share = budget / 2 / max(1, len(judged))
+        share = budget / 2 / max(1, len(judged) + (resolution.method.validation is not None))
         known = latest(root, device)
         # Real images, as many as there will be, where nothing was made.
         synthetic = made or SyntheticSet(
             real_images(problem, problem.rng.fold("estimate")).cpu(), problem.class_labels(), pixels=problem.pixels.name
         )
+        phases += _choosing(resolution.method, synthetic, problem, share, known)
         phases += [_students(cell, synthetic, problem, share, known, stand_in=made is None) for cell in judged]
     return Estimate(
         device=provenance.device_name(device),
@@ -204,17 +206,35 @@ def _steps(method: Method[Any], times: list[float], start: float | None, budget:
     return Phase("condense", start + total * each, basis)
 
 
+def _choosing(
+    method: Method[Any], synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None
+) -> list[Phase]:
+    if method.validation is None:
+        return []
+    protocol, networks, at_once = method.validation
+    job = Job(synthetic, protocol, problem, networks)
+    return [_trained(job, f"choose by {protocol.id}", budget, known, stand_in=True, at_once=at_once)]
+
+
 def _students(
     cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None, *, stand_in: bool
 ) -> Phase:
-    name, students = f"evaluate {cell.protocol.id} {cell.backbone}", cell.students
     judge = build(cell.backbone, problem.shape, problem.classes)
     problem = dataclasses.replace(problem, backbone=judge, _splits={})
-    job = Job(synthetic, cell.protocol, problem)
-    trainer = trainer_of(cell.protocol)
+    job = Job(synthetic, cell.protocol, problem, cell.students)
+    return _trained(job, f"evaluate {cell.protocol.id} {cell.backbone}", budget, known, stand_in=stand_in)
+
+
+def _trained(
+    job: Job, name: str, budget: float, known: Bench | None, *, stand_in: bool, at_once: int | None = None
+) -> Phase:
+    """What all students of a job take, testing included; `at_once` of them are trained together."""
+    problem, trainer = job.problem, trainer_of(job.protocol)
     try:
         with problem.precision.active(problem.device), _at_most(budget):
-            total, group = trainer.steps(job), list(range(min(students, trainer.together(job))))
+            total = trainer.steps(job)
+            students = 1 if trainer.alike(job) else job.students
+            group = list(range(min(students, at_once or trainer.together(job))))
     except _TimeIsUpError:
         return Phase(name, None, f"getting ready for a student takes more than {budget:.2g} s")
     except ConfigError as error:
@@ -223,7 +243,8 @@ def _students(
         return Phase(name, 0.0, f"will fail: {error}")
     found = student_result(known, job) if known is not None else None
     if found is not None and found.student is not None:
-        seconds = (found.setup_seconds or 0.0) + students * (found.student.seconds + _testing(problem))
+        testing = _testing(problem, _untrained(problem), budget)
+        seconds = (found.setup_seconds or 0.0) + students * (found.student.seconds + testing)
         return Phase(name, seconds, f"ddbench bench: {students} students x {total} steps of {found.ms:.3g} ms")
     taken = [(time.perf_counter(), 0)]
 
@@ -233,33 +254,52 @@ def _students(
         if len(taken) > TRAINING_STEPS:
             raise _TimeIsUpError
 
-    with problem.precision.active(problem.device):
-        try:
-            with _at_most(budget):
-                trainer.train(job, group, tick)
-        except _TimeIsUpError:
-            pass
-        if len(taken) == 1:
-            least = students * total * budget
-            slow = f"one of {total} training steps takes more than {budget:.2g} s: over {duration(least)} in all"
-            return Phase(name, None, slow, least)
-        # The first step also pays for what is done once, such as drawing the order of the images.
-        counted = taken[1:] if len(taken) > 2 else taken
-        each = (counted[-1][0] - counted[0][0]) / sum(steps for _, steps in counted[1:])
-        testing = _testing(problem)
-    basis = f"{students} students x {total} steps of {1000 * each:.3g} ms, {len(counted) - 1} measured"
-    return Phase(name, students * (total * each + testing), basis)
-
-
-def _testing(problem: Problem) -> float:
-    """Seconds to test one student. The images timed are training images: test data is not read for an estimate."""
-    raw = problem.train.images[: tested_together(problem.shape)].to(problem.device)
-    variables = problem.backbone.init(problem.rng.fold("estimate"), problem.device)
-    with torch.inference_mode():
-        started = time.perf_counter()
-        problem.backbone(variables, problem.pixels.forward(raw), train=False)
+    predict = None
+    with problem.precision.active(problem.device), contextlib.suppress(_TimeIsUpError), _at_most(budget):
+        predict = trainer.train(job, group, tick)
         wait_for(problem.device)
-    return (time.perf_counter() - started) * (problem.info.test or len(problem.train)) / len(raw)
+    if predict is not None:
+        training = (time.perf_counter() - taken[0][0]) / len(group)
+        testing = _testing(problem, predict, budget) / len(group)
+        return Phase(name, students * (training + testing), f"{students} students, {len(group)} trained to the end")
+    if len(taken) == 1:
+        least = students * total * budget
+        slow = f"one of {total} training steps takes more than {budget:.2g} s: over {duration(least)} in all"
+        return Phase(name, None, slow, least)
+    # The first step also pays for what is done once, such as drawing the order of the images.
+    counted = taken[1:] if len(taken) > 2 else taken
+    each = (counted[-1][0] - counted[0][0]) / sum(steps for _, steps in counted[1:])
+    seconds = students * (total * each + _testing(problem, _untrained(problem), budget))
+    basis = f"{students} students x {total} steps of {1000 * each:.3g} ms, {len(counted) - 1} measured"
+    return Phase(name, seconds, basis)
+
+
+def _untrained(problem: Problem) -> Predictor:
+    """Answers in the time of a trained student."""
+    variables = problem.backbone.init(problem.rng.fold("estimate"), problem.device)
+    return lambda x: problem.backbone(variables, x, train=False)[0]
+
+
+def _testing(problem: Problem, predict: Predictor, budget: float) -> float:
+    """Seconds to predict as many images as the test set has, by ever larger batches of training images.
+
+    Test data is not read for an estimate.
+    """
+    count, whole = 0, problem.info.test or len(problem.train)
+    seconds = 0.0
+    with (
+        Precision("fp32").active(problem.device),
+        torch.inference_mode(),
+        contextlib.suppress(_TimeIsUpError),
+        _at_most(budget),
+    ):
+        for size in (1, 10, 100, tested_together(problem.shape)):
+            raw = problem.train.images[:size].to(problem.device)
+            started = time.perf_counter()
+            predict(problem.pixels.forward(raw))
+            wait_for(problem.device)
+            count, seconds = len(raw), time.perf_counter() - started
+    return seconds * whole / count if count else budget * whole
 
 
 @contextmanager

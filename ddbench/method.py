@@ -23,6 +23,7 @@ from ddbench.errors import RunError
 from ddbench.rng import Rng
 
 if TYPE_CHECKING:
+    from ddbench.evaluation.protocol import Protocol
     from ddbench.problem import Problem
     from ddbench.synthetic import SyntheticSet
 
@@ -124,6 +125,11 @@ class Method(ABC, Generic[S]):
     def total_steps(self) -> int:
         """How many steps there will be at most, for progress and estimates."""
         return int(getattr(self.config, "iterations", 0))
+
+    @property
+    def validation(self) -> tuple[Protocol, int, int] | None:
+        """Where networks of validation choose: their protocol, how many there are at most, and how many at a time."""
+        return None
 
     @classmethod
     def settings(cls) -> list[Setting]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -49,6 +49,20 @@ class Recipe:
             raise DataError("the recipe's step size is not finite; the run that learned it has diverged.")
 
 
+@dataclass(frozen=True)
+class Choice:
+    """After which step a set was taken, where a method has chosen one by images held out of the training set.
+
+    `accuracy` is a fraction of `images` held-out images: the mean of `students` networks trained under `protocol`.
+    """
+
+    step: int
+    accuracy: float
+    images: int
+    students: int
+    protocol: str
+
+
 @dataclass(frozen=True, eq=False)
 class SyntheticSet:
     """What a method learned, and all that a student needs to train on it.
@@ -59,6 +73,7 @@ class SyntheticSet:
     `decode` says how stored images become training images: "none", or "tiles(factor=F)" (Kim et al., ICML 2022).
     `start` holds the parameters that a fixed initialisation needs (DD); they count as bytes.
     `source_indices` [N] are rows of the training set that the images were taken from (coresets).
+    `choice` says which step's set this is; None for the last one.
     Raises: DataError when the parts do not fit together.
     """
 
@@ -70,6 +85,7 @@ class SyntheticSet:
     decode: str = "none"
     start: Mapping[str, Tensor] = field(default_factory=dict)
     source_indices: Tensor | None = None
+    choice: Choice | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or len(self.images) == 0:
@@ -157,6 +173,7 @@ def save(synthetic: SyntheticSet, path: Path, about: Mapping[str, Any] | None = 
 
 def header_of(synthetic: SyntheticSet, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Everything in a set that is not a tensor, as values that JSON can hold."""
+    chosen = {} if synthetic.choice is None else {"choice": asdict(synthetic.choice)}
     return {
         "format": FORMAT,
         "pixels": synthetic.pixels,
@@ -164,6 +181,7 @@ def header_of(synthetic: SyntheticSet, about: Mapping[str, Any] | None = None) -
         "decode": synthetic.decode,
         "recipe": {f.name: v for f in fields(Recipe) if not isinstance(v := getattr(synthetic.recipe, f.name), Tensor)},
         "about": dict(about or {}),
+        **chosen,
     }
 
 
@@ -215,6 +233,7 @@ def _assemble(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Syntheti
         decode=header["decode"],
         start=start,
         source_indices=tensors.get("source_indices"),
+        choice=Choice(**header["choice"]) if "choice" in header else None,
     )
 
 

@@ -53,9 +53,14 @@ class SealedTest:
         return self.source.load()
 
     def score(
-        self, students: Sequence[str], predict: Predictor, pixels: PixelSpace, device: torch.device
+        self,
+        students: Sequence[str],
+        predict: Predictor,
+        pixels: PixelSpace,
+        device: torch.device,
+        between: Callable[[], None] = lambda: None,
     ) -> list[float]:
-        """The fraction of test images that each of S students gets right.
+        """The fraction of test images that each of S students gets right. `between` is called after every batch.
 
         Raises: RuntimeError on a second reading, DivergedError where a student's scores are not finite.
         """
@@ -69,6 +74,7 @@ class SealedTest:
             scores = predict(x)
             right += (scores.argmax(dim=-1) == y).sum(dim=-1)
             finite &= torch.isfinite(scores).flatten(1).all(dim=1)
+            between()
         if not bool(finite.all()):
             lost = [s for s, fine in zip(students, finite.tolist(), strict=True) if not fine]
             raise DivergedError(f"{', '.join(lost)}: the student's outputs are not finite after training.")
@@ -119,6 +125,7 @@ def evaluate(
 
     `students` are their numbers, 0 to protocol.students - 1 unless given. `label` tells sets apart that are judged
     with one SealedTest, such as the snapshots of a run. Of students that would all be alike the first is trained.
+    `tick` hears how many student-steps were taken since its last call: none while students are tested.
     Raises: DataError, ConfigError where the set does not fit; DivergedError where a student's outputs are not finite.
     """
     trainer = trainer_of(protocol)
@@ -127,15 +134,17 @@ def evaluate(
         numbers = numbers[:1]
     job = Job(synthetic, protocol, problem, len(numbers))
     size = max(1, trainer.together(job))
+    say = tick or (lambda _: None)
     for first in range(0, len(numbers), size):
         group = numbers[first : first + size]
         started = time.perf_counter()
         with problem.precision.active(problem.device):
-            predict = trainer.train(job, group, tick or (lambda _: None))
+            predict = trainer.train(job, group, say)
         names = [f"{label}{protocol.id}/{problem.backbone.name}/{k}" for k in group]
         # Scores in full precision: short ones are often equal, and the arg-max of equal scores favours low classes.
         with Precision("fp32").active(problem.device):
-            accuracies = test.score(names, predict, problem.pixels, problem.device)
+            # Kernel regression takes minutes for its predictions, in which a signal should be heard.
+            accuracies = test.score(names, predict, problem.pixels, problem.device, between=lambda: say(0))
         seconds = (time.perf_counter() - started) / len(group)
         for number, accuracy in zip(group, accuracies, strict=True):
             yield Score(number, accuracy, seconds)

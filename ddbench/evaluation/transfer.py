@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -19,10 +20,14 @@ from ddbench.evaluation.plan import TrainingPlan, plan
 from ddbench.evaluation.protocol import FiniteWidthOptions
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trainer import Job
+from ddbench.problem import Problem
 from ddbench.rng import Rng
 
 # Real images that the step size is computed from, and steps of the power iteration: two digits are enough.
 PROBES, ITERATIONS = 50, 30
+
+# By problem and protocol: seconds for a wide network, asked for by every trainer of a set or of its snapshots.
+_KNOWN: WeakKeyDictionary[Problem, dict[str, float]] = WeakKeyDictionary()
 
 
 def half_mean_square(logits: Tensor, targets: Tensor) -> Tensor:
@@ -49,9 +54,12 @@ class FiniteWidthTrainer(SGDTrainer):
 
     def _largest_lr(self, job: Job) -> float:
         net, problem = job.problem.backbone, job.problem
-        fresh = net.init(job.rng.fold("student", 0, "network"), problem.device)
-        images, _ = problem.real.batch(PROBES, job.rng.fold("probes"))
-        return largest_lr(net, fresh, images, job.rng.fold("power"))
+        known = _KNOWN.setdefault(problem, {})
+        if job.protocol.digest not in known:
+            fresh = net.init(job.rng.fold("student", 0, "network"), problem.device)
+            images, _ = problem.real.batch(PROBES, job.rng.fold("probes"))
+            known[job.protocol.digest] = largest_lr(net, fresh, images, job.rng.fold("power"))
+        return known[job.protocol.digest]
 
 
 def largest_lr(net: Backbone, variables: Variables, images: Tensor, rng: Rng) -> float:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
-
 from ddbench.data.tensors import RealImages
 from ddbench.evaluation.evaluate import tested_together, trainer_of
 from ddbench.evaluation.trainer import Job
+from ddbench.synthetic import Choice
 
 # Networks of validation are numbered from here on, so that none of them is a student that judges the final set.
 VALIDATION = 1_000_000
 
 
-def misclassified(job: Job, numbers: Sequence[int], part: RealImages) -> Tensor:
-    """How many held-out images each network of validation gets wrong: int64 [S], on the device."""
-    predict = trainer_of(job.protocol).train(job, [VALIDATION + number for number in numbers], lambda _: None)
-    return torch.stack(
-        [(predict(x).argmax(dim=-1) != y).sum(dim=-1) for x, y in part.chunks(tested_together(part.shape))]
-    ).sum(dim=0)
+def judged(job: Job, part: RealImages, step: int, *, students: int = 1, first: int = 0) -> Choice:
+    """How well networks of validation that train on a job's set do on held-out images; waits for the device.
+
+    `step` is that after which the set was taken, `first` the number of the first of the networks.
+    """
+    numbers = [VALIDATION + first + number for number in range(students)]
+    predict = trainer_of(job.protocol).train(job, numbers, lambda _: None)
+    right = sum((predict(x).argmax(dim=-1) == y).sum() for x, y in part.chunks(tested_together(part.shape)))
+    return Choice(step, int(right) / (students * len(part)), len(part), students, job.protocol.id)

@@ -263,13 +263,16 @@ class _Progress:
         self._shown = -float("inf")
 
     def tick(self, count: int) -> None:
+        self.stop.check("while students were trained; those that were done are kept")
+        if not count:
+            return
         self._done += count
         now = time.monotonic()
-        self.stop.check("while students were trained; those that were done are kept")
         total = self.steps * self.students
         if now - self._shown >= SHOW_SECONDS or self._done >= total:
             self._shown = now
-            left = (now - self._started) / self._done * (total - self._done)
+            # Unknown once all are trained, because how long their tests take is.
+            left = (now - self._started) / self._done * (total - self._done) if self._done < total else None
             name = f"{self.label}{self.cell.protocol.id}"
             self.tell.on_student(name, self.cell.backbone, self._done / self.steps, self.students, left)
 

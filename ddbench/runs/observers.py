@@ -45,7 +45,7 @@ class Observer:
         """About once a second: means since the last call, and the seconds of condensation so far."""
 
     def on_student(self, protocol: str, backbone: str, done: float, of: int, eta_seconds: float | None) -> None:
-        """`done` counts students, and the part of one that is being trained."""
+        """`done` counts trained students, and the part of one that is being trained; None: they are being tested."""
 
     def on_note(self, text: str) -> None:
         """A sentence that a person should read."""
@@ -95,7 +95,8 @@ class Console(Observer):
         self._show("condense", step, total, f"{step}/{total}  {pace}", left, values)
 
     def on_student(self, protocol: str, backbone: str, done: float, of: int, eta_seconds: float | None) -> None:
-        self._show(f"evaluate {protocol} {backbone}", done, of, f"{done:.1f}/{of} students", eta_seconds, "")
+        count = f"{done:.1f}/{of} students" + (", testing" if eta_seconds is None else "")
+        self._show(f"evaluate {protocol} {backbone}", done, of, count, eta_seconds, "")
 
     def on_note(self, text: str) -> None:
         self._terminal.print(text, markup=False)

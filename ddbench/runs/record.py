@@ -7,14 +7,18 @@ names, no user names, no paths.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddbench.config import explain
 from ddbench.errors import RunError
 from ddbench.files import read_json
+
+if TYPE_CHECKING:
+    from ddbench.synthetic import SyntheticSet
 
 SCHEMA: Literal["ddbench.record/1"] = "ddbench.record/1"
 
@@ -64,6 +68,16 @@ class DataPart(Part):
     pixels_fingerprint: str
 
 
+class ChoicePart(Part):
+    """How a method has chosen the step after which its set was taken. No test image took part."""
+
+    step: int
+    accuracy: float = Field(description="Fraction of the held-out images, the mean of the students.")
+    images: int = Field(description="Training images that were held out, from everything else too.")
+    students: int
+    protocol: str = Field(description="Under which the students were trained: mtt@1.")
+
+
 class SyntheticPart(Part):
     """The set itself, by content."""
 
@@ -74,6 +88,22 @@ class SyntheticPart(Part):
     decode: str
     learned: tuple[str, ...]
     bytes: int = Field(description="What a receiver must store: images, labels, step sizes, a stored start.")
+    choice: ChoicePart | None = Field(default=None, description="None where the set is that of the last step.")
+
+    @classmethod
+    def of(cls, synthetic: SyntheticSet, sha256: str, learned: tuple[str, ...]) -> Self:
+        """What a record says of a set whose file has that hash."""
+        choice = synthetic.choice
+        return cls(
+            sha256=sha256,
+            images=len(synthetic),
+            labels=synthetic.label_kind,
+            stored=synthetic.stored,
+            decode=synthetic.decode,
+            learned=learned,
+            bytes=synthetic.nbytes,
+            choice=None if choice is None else ChoicePart(**asdict(choice)),
+        )
 
 
 class EvaluationPart(Part):

@@ -259,18 +259,14 @@ def _fill(
         ),
         config=ConfigPart(values={}, sources={}),
         data=data_part(dataset, synthetic.pixels, pixels),
-        synthetic=SyntheticPart(
-            sha256=sha256,
-            images=len(synthetic),
-            labels=synthetic.label_kind,
-            stored="uint8" if synthetic.stored == "uint8" else "float32",
-            decode=synthetic.decode,
+        synthetic=SyntheticPart.of(
+            synthetic,
+            sha256,
             learned=(
                 "images",
                 *(("labels",) if synthetic.soft else ()),
                 *(("lr",) if synthetic.recipe.lr is not None else ()),
             ),
-            bytes=synthetic.nbytes,
         ),
         imported=imported,
         cost={},

@@ -4,7 +4,7 @@ Bohdal, Yang and Hospedales, "Flexible Dataset Distillation: Learn Labels Instea
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import mean
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch import Tensor, optim
 from torch.func import jvp
 
 from ddbench import (
+    Choice,
     Method,
     MethodConfig,
     MethodInfo,
@@ -34,7 +35,7 @@ from ddbench.engine.regression import ridge_map, with_ones
 from ddbench.errors import ConfigError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.evaluation.trainer import Job
-from ddbench.evaluation.validation import misclassified
+from ddbench.evaluation.validation import judged
 from ddbench.initial import real_indices
 
 AVERAGED = 3
@@ -77,7 +78,7 @@ class LDState(State):
     recent: errors [w] are the last ones of this network, in per cent; lowest is the least sum of w of them so far,
     since counts the steps after it, taken all of this network.
     drawn is the step at which this network was drawn, due the first at which it may have to be drawn anew, lengths
-    those of the last restarts. chosen are the labels that did best on held-out images.
+    those of the last restarts. chosen are the labels that did best on held-out images, and choice says how well.
     """
 
     rows: Tensor
@@ -92,7 +93,7 @@ class LDState(State):
     lengths: list[int]
     chosen: Tensor
     chosen_steps: int
-    chosen_error: float
+    choice: dict[str, Any]
     images: Tensor = transient()
     programs: dict[int, Program] = transient()
 
@@ -157,7 +158,7 @@ class LD(Method[LDState]):
             lengths=[],
             chosen=labels.clone(),
             chosen_steps=0,
-            chosen_error=1.0,
+            choice={},
             images=images,
             programs={},
         )
@@ -303,21 +304,23 @@ class LD(Method[LDState]):
         rest, part = problem.heldout(self.config.heldout)
         steps = self.length(state, done)
         job = Job(self.synthetic(problem, state, state.labels, steps), self.judge, rest)
-        error = int(misclassified(job, [done], part)) / len(part)
-        if error <= state.chosen_error:
+        found = judged(job, part, done, first=done)
+        if not state.choice or found.accuracy >= state.choice["accuracy"]:
             state.chosen.copy_(state.labels)
-            state.chosen_steps, state.chosen_error = steps, error
+            state.chosen_steps, state.choice = steps, asdict(found)
 
     def length(self, state: LDState, done: int) -> int:
         """How long a network should train: the mean of the last restarts, or the age of the first network."""
         return round(mean(state.lengths)) if state.lengths else done - state.drawn
 
     def export(self, problem: Problem, state: LDState) -> SyntheticSet:
-        if state.chosen_steps:
-            return self.synthetic(problem, state, state.chosen, state.chosen_steps)
+        if state.choice:
+            return self.synthetic(problem, state, state.chosen, state.chosen_steps, Choice(**state.choice))
         return self.synthetic(problem, state, state.labels, max(1, self.length(state, state.step)))
 
-    def synthetic(self, problem: Problem, state: LDState, labels: Tensor, steps: int) -> SyntheticSet:
+    def synthetic(
+        self, problem: Problem, state: LDState, labels: Tensor, steps: int, choice: Choice | None = None
+    ) -> SyntheticSet:
         """The base images with these labels, and how long to train on them."""
         rest, _ = problem.heldout(self.config.heldout)
         lr = torch.tensor(self.config.lr_network)
@@ -328,6 +331,7 @@ class LD(Method[LDState]):
             pixels=rest.pixels.name,
             label_kind="probability",
             source_indices=state.rows.clone(),
+            choice=choice,
         )
 
     @property

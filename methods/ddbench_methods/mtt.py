@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, optim
 
 from ddbench import (
+    Choice,
     Method,
     MethodConfig,
     MethodInfo,
@@ -36,7 +37,7 @@ from ddbench.errors import DivergedError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.evaluation.trainer import Job
 from ddbench.evaluation.trajectories import ExpertTrajectories, Trajectories, flatten, unflatten
-from ddbench.evaluation.validation import misclassified
+from ddbench.evaluation.validation import judged
 from ddbench.initial import INITIALS
 
 # Of a device's memory, what the graph of a whole trajectory may take.
@@ -78,13 +79,14 @@ class MTTConfig(MethodConfig):
 class MTTState(State):
     """Shapes: images [K * ipc, C, H, W], class by class; lr [], the student's step size.
 
-    `chosen` holds images, lr and accuracy of the best set so far, if one is chosen.
+    `chosen` holds images and lr of the best set so far, if one is chosen, and `choice` why.
     """
 
     images: Tensor
     lr: Tensor
     optimizer: optim.Optimizer
     chosen: dict[str, Tensor]
+    choice: dict[str, Any]
     experts: Trajectories = transient()
     match: Program = transient()
 
@@ -143,13 +145,9 @@ class MTT(Method[MTTState]):
 
             return match
 
-        chosen = {}
-        if config.select == "heldout":
-            worst = torch.tensor(-1.0, device=problem.device)
-            chosen = {"images": images.detach().clone(), "lr": lr.detach().clone(), "accuracy": worst}
         fused = in_kernels and form == "adjoint"
         program = Program(make, problem.device, calls=config.iterations, fused=fused)
-        return MTTState(images, lr, optimizer, chosen, experts, program)
+        return MTTState(images, lr, optimizer, {}, {}, experts, program)
 
     def source(self, problem: Problem) -> Problem:
         """What experts, whitening and first images come from: all training images, or those that are not held out."""
@@ -216,31 +214,38 @@ class MTT(Method[MTTState]):
         if config.select == "heldout" and (done % config.select_every == 0 or done == config.iterations):
             self.choose(problem, state, done)
         # Not a number where the step size is not positive, which stops the run.
-        return {"loss": loss, "lr": lr, "log_lr": lr.log()}
+        metrics = {"loss": loss, "lr": lr, "log_lr": lr.log()}
+        return metrics | ({"best_heldout": torch.tensor(state.choice["accuracy"])} if state.choice else {})
 
     def choose(self, problem: Problem, state: MTTState, done: int) -> None:
         """Keep the set if fresh students trained on it do best, so far, on the held-out images."""
         rest, part = problem.heldout(self.config.heldout)
-        count = self.config.select_students
-        job = Job(self.synthetic(problem, state.images, state.lr), self.judge, rest, count)
-        judged = count * len(part)
-        accuracy = (judged - misclassified(job, range(count), part).sum()) / judged
-        with torch.no_grad():
-            better, found = accuracy > state.chosen["accuracy"], (state.images, state.lr, accuracy)
-            for kept, value in zip(state.chosen.values(), found, strict=True):
-                kept.copy_(torch.where(better, value, kept))
+        students = self.config.select_students
+        job = Job(self.synthetic(problem, state.images, state.lr), self.judge, rest, students)
+        found = judged(job, part, done, students=students)
+        if not state.choice or found.accuracy > state.choice["accuracy"]:
+            state.chosen = {"images": state.images.detach().clone(), "lr": state.lr.detach().clone()}
+            state.choice = asdict(found)
 
     @property
     def judge(self) -> Protocol:
         """The protocol by which the best set is chosen."""
         return PROTOCOLS["mtt@1"]
 
+    @property
+    def validation(self) -> tuple[Protocol, int, int] | None:
+        config = self.config
+        if config.select == "last":
+            return None
+        times = -(-config.iterations // config.select_every)
+        return self.judge, times * config.select_students, config.select_students
+
     def export(self, problem: Problem, state: MTTState) -> SyntheticSet:
-        if state.chosen and float(state.chosen["accuracy"]) >= 0:
-            return self.synthetic(problem, state.chosen["images"], state.chosen["lr"])
+        if state.choice:
+            return self.synthetic(problem, state.chosen["images"], state.chosen["lr"], Choice(**state.choice))
         return self.synthetic(problem, state.images, state.lr)
 
-    def synthetic(self, problem: Problem, images: Tensor, lr: Tensor) -> SyntheticSet:
+    def synthetic(self, problem: Problem, images: Tensor, lr: Tensor, choice: Choice | None = None) -> SyntheticSet:
         """Raises: DivergedError where the step size is not positive."""
         learned = lr.detach().cpu().clone()
         if not float(learned) > 0:
@@ -250,6 +255,7 @@ class MTT(Method[MTTState]):
             problem.class_labels(),
             Recipe(lr=learned),
             pixels=self.source(problem).pixels.name,
+            choice=choice,
         )
 
 

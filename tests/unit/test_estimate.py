@@ -1,12 +1,15 @@
 """Estimates: right order of magnitude, nothing written, artefacts of the runs folder used and never built there."""
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from ddbench.estimate import Estimate, estimate
+from ddbench.evaluation.krr import KRRTrainer
+from ddbench.evaluation.trainer import Job, Predictor
 from ddbench.runs.runner import RunOptions, prepare, run
 from ddbench.runs.spec import Asked, Resolution, resolve_spec
 
@@ -99,3 +102,31 @@ def test_getting_ready_for_a_student_has_a_limit_too(tmp_path: Path, monkeypatch
     found = estimate(resolution("random", tmp_path), root=tmp_path / "runs", device=CPU, budget=1.0)
     assert time.monotonic() - started < 15
     assert phases(found)["evaluate tiny@1 mlp"] == (None, "getting ready for a student takes more than 0.5 s")
+
+
+def test_kernel_regression_is_timed_by_its_own_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = resolve_spec(Asked("random", "digits", ipc=2, protocols=("krr-fc1",), judges=("mlp",)), tmp_path)
+    train = KRRTrainer.train
+
+    def slow(self: KRRTrainer, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
+        predict = train(self, job, students, tick)
+
+        def wait(x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.002 * len(x))
+            return predict(x)
+
+        return wait
+
+    monkeypatch.setattr(KRRTrainer, "train", slow)
+    seconds, basis = phases(estimate(asked, root=tmp_path, device=CPU))["evaluate krr-fc1@1 mlp"]
+    # Of students that are all alike there is one.
+    assert seconds == pytest.approx(0.002 * asked.dataset.manifest["test"]["images"], rel=0.5)
+    assert basis == "1 students, 1 trained to the end"
+
+
+def test_networks_that_choose_are_counted(tmp_path: Path) -> None:
+    assignments = ("select=heldout", "experts=1", "start_epochs=1", "expert_span=1", "iterations=1001", "inner_steps=1")
+    asked = resolve_spec(Asked("mtt", "digits", ipc=1, backbone="mlp", assignments=assignments), tmp_path)
+    seconds, basis = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=16.0))["choose by mtt@1"]
+    assert seconds is not None
+    assert basis.startswith("6 students x 1001 steps")

@@ -87,8 +87,10 @@ def test_accuracy_is_the_share_of_right_answers_over_all_batches(
         sizes.append(len(images))
         return guesses(0)(images)
 
-    SealedTest(toy_test()).score(["a"], watch, problem.pixels, CPU)
+    calls: list[int] = []
+    SealedTest(toy_test()).score(["a"], watch, problem.pixels, CPU, between=lambda: calls.append(len(sizes)))
     assert sizes == [17] * 7 + [1]
+    assert calls == list(range(1, 9))
 
 
 def test_fewer_images_are_tested_together_where_they_are_large() -> None:
@@ -128,6 +130,8 @@ def test_test_data_is_read_only_after_training(tmp_path: Path) -> None:
     source.locked = True
 
     def tick(steps: int) -> None:
+        if not steps:  # testing
+            return
         events.append(f"step with {len(sealed.reads)} read")
         source.locked = len(events) < STEPS
 

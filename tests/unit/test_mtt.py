@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ddbench.evaluation.validation as validation
-from ddbench import condense, drive
+from ddbench import Choice, condense, drive
 from ddbench.backbones import build
 from ddbench.config import preset_layers, resolve
 from ddbench.data.pixels import fit_pixels
@@ -248,11 +248,16 @@ def test_the_best_set_is_kept_and_the_earlier_one_of_two_equal_ones(
 
     monkeypatch.setattr(validation, "trainer_of", lambda protocol: Scripted())
     method = mtt(**HELDOUT | {"select_every": 1, "iterations": 4})
-    exported, now = [], []
-    for state, _ in drive(method, problem):
+    exported, now, logged = [], [], []
+    for state, metrics in drive(method, problem):
         now.append(state.images.detach().clone())
-        exported.append(method.export(problem, state).images)
-    assert [next(k for k, image in enumerate(now) if torch.equal(image, e)) for e in exported] == [0, 1, 2, 2, 2]
+        exported.append(method.export(problem, state))
+        logged.append(float(metrics["best_heldout"]) if metrics else None)
+    assert [next(k for k, image in enumerate(now) if torch.equal(image, e.images)) for e in exported] == [0, 1, 2, 2, 2]
+    half, most = (int(share * len(part)) / len(part) for share in (0.5, 0.9))
+    first, best = (Choice(step, share, len(part), 2, "mtt@1") for step, share in ((1, half), (2, most)))
+    assert [e.choice for e in exported] == [None, first, best, best, best]
+    assert logged == [None, *map(pytest.approx, (half, most, most, most))]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from ddbench import synthetic as sets
 from ddbench.data.toy import toy
 from ddbench.errors import ConfigError, DataError, DivergedError, RunError
 from ddbench.evaluation.protocol import Protocol, SGDOptions
+from ddbench.evaluation.sgd import SGDTrainer
+from ddbench.evaluation.trainer import Predictor
 from ddbench.files import write_json
 from ddbench.method import Method, MethodConfig, MethodInfo, Metrics, State
 from ddbench.problem import Problem
@@ -36,7 +38,7 @@ from ddbench.runs.record import read_record
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import Interrupted, RunOptions, build_problem, evaluate_run, prepare, run
 from ddbench.runs.spec import Resolution, RunSpec
-from ddbench.synthetic import SyntheticSet
+from ddbench.synthetic import Choice, SyntheticSet
 
 TINY = Protocol(name="tiny", options=SGDOptions(epochs=None, steps=3, batch=4), augment="none", backbones=("mlp",))
 LEARNED = Protocol(name="learned", options=SGDOptions(epochs=None, steps=3, lr=None), backbones=("mlp",))
@@ -473,6 +475,46 @@ def test_students_that_were_done_survive_a_signal(tmp_path: Path, monkeypatch: p
     both = read_evaluation(folder.evaluation(TINY, "mlp")).scores
     assert both[0] == first[0]
     assert len(record.evaluations[0].accuracy) == 2
+
+
+def test_a_signal_is_heard_between_batches_of_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernel regression is nearly all testing."""
+    tested: list[int] = []
+    monkeypatch.setattr("ddbench.evaluation.evaluate.TEST_BATCH", 10)
+    train = SGDTrainer.train
+
+    def watched(self: SGDTrainer, *given: Any) -> Predictor:
+        predict = train(self, *given)
+
+        def interrupted(x: torch.Tensor) -> torch.Tensor:
+            tested.append(len(x))
+            os.kill(os.getpid(), signal.SIGTERM)
+            return predict(x)
+
+        return interrupted
+
+    monkeypatch.setattr(SGDTrainer, "train", watched)
+    with pytest.raises(Interrupted, match="students"):
+        run(asked(), options(tmp_path))
+    assert tested == [10]
+
+
+class Choosing(Drift):
+    """Says that its set was chosen."""
+
+    def export(self, problem: Problem, state: DriftState) -> SyntheticSet:
+        return replace(super().export(problem, state), choice=Choice(1, 0.25, 40, 3, "tiny@1"))
+
+
+def test_the_record_says_how_a_set_was_chosen(tmp_path: Path) -> None:
+    record = run(asked(Choosing(DriftConfig())), options(tmp_path))
+    assert record.synthetic.choice is not None
+    assert record.synthetic.choice.model_dump() == {
+        "step": 1, "accuracy": 0.25, "images": 40, "students": 3, "protocol": "tiny@1",
+    }  # fmt: skip
+    folder = folder_of(tmp_path, asked())
+    assert sets.load(folder.synthetic).choice == Choice(1, 0.25, 40, 3, "tiny@1")
+    assert read_record(folder.record) == record
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, whole: RunDir) -> None:
