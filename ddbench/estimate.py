@@ -261,7 +261,11 @@ def _trained(
     if predict is not None:
         training = (time.perf_counter() - taken[0][0]) / len(group)
         testing = _testing(problem, predict, budget) / len(group)
-        return Phase(name, students * (training + testing), f"{students} students, {len(group)} trained to the end")
+        return Phase(
+            name,
+            students * (training + testing),
+            f"{students} students x {total} steps, {len(group)} trained to the end",
+        )
     if len(taken) == 1:
         least = students * total * budget
         slow = f"one of {total} training steps takes more than {budget:.2g} s: over {duration(least)} in all"

@@ -90,6 +90,7 @@ def evaluate(
     Or judge a set that somebody else made: RUN|FILE is then what was downloaded. It becomes a run without a
     condensation, and the options marked "of a file" say what the file does not.
     """
+    from ddbench.cli.curves import print_curves, with_curves
     from ddbench.evaluation.protocol import protocol
     from ddbench.runs.judging import cells
     from ddbench.runs.rundir import RunDir
@@ -122,10 +123,14 @@ def evaluate(
         lost += failures(record, cells(protocols, judges, students, record.data.shape, own=record.run.backbone))
         if not as_json:
             _print(record)
+            if curve:
+                print_curves(record, folder)
             if imported:
                 click.echo(f"{folder / 'record.json'}  {folder / 'preview.png'}")
     if as_json:
-        print_json(records[0].to_json() if len(records) == 1 else [record.to_json() for record in records])
+        pairs = zip(records, folders, strict=True)
+        shown = [with_curves(record, folder) if curve else record.to_json() for record, folder in pairs]
+        print_json(shown[0] if len(shown) == 1 else shown)
     for message in lost:
         note(f"Error: {message}")
     if lost:

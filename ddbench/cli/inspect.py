@@ -82,6 +82,7 @@ def _rows(found: Found, diagnosis: Diagnosis, entries: list[str]) -> list[tuple[
     channels = zip(diagnosis.mean, diagnosis.std, strict=True)
     likely = "as stored, 0 to 255" if diagnosis.stored == "uint8" else diagnosis.pixels
     said = found.ours.pixels if found.ours is not None else ""
+    choice = found.ours.choice if found.ours is not None else None
     rows = [
         ("layout", found.layout),
         (
@@ -97,6 +98,13 @@ def _rows(found: Found, diagnosis: Diagnosis, entries: list[str]) -> list[tuple[
         (
             "step size",
             "" if found.lr is None else f"{found.lr.flatten()[0]:.4g}" + (", …" if found.lr.numel() > 1 else ""),
+        ),
+        (
+            "chosen",
+            f"step {choice.step}: {100 * choice.accuracy:.1f} % of {choice.images} held-out images, {choice.students} "
+            f"students under {choice.protocol}"
+            if choice is not None
+            else "",
         ),
         ("bytes", str(found.nbytes)),
         ("fits", ", ".join(diagnosis.fitting)),
@@ -115,5 +123,6 @@ def _json(found: Found, diagnosis: Diagnosis, entries: list[str]) -> dict[str, A
         "sha256": found.sha256,
         "lr": None if found.lr is None else found.lr.tolist(),
         "claims": {**found.about, **found.claims},
+        "choice": asdict(found.ours.choice) if found.ours is not None and found.ours.choice is not None else None,
         **asdict(diagnosis),
     }

@@ -27,6 +27,7 @@ from ddbench.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from ddbench.runs.record import RunRecord
     from ddbench.runs.spec import Asked
     from ddbench.sweep.launch import Outcome
 
@@ -125,6 +126,7 @@ def run(
     stopped, and leaves out what is done.
     """
     requests = _requests(**asked)
+    from ddbench.cli.curves import with_curves
     from ddbench.runs.runner import RunOptions
     from ddbench.sweep.launch import choose_device, resolve_all, run_all
 
@@ -144,11 +146,11 @@ def run(
         curve=curve,
     )
     outcomes = run_all(resolutions, options)
-    done = [outcome for outcome in outcomes if outcome.record is not None]
+    done = [(outcome.record, outcome.folder) for outcome in outcomes if outcome.record is not None]
     if as_json:
-        print_json([outcome.record.to_json() for outcome in done if outcome.record is not None])
+        print_json([with_curves(record, folder) if curve else record.to_json() for record, folder in done])
     elif done:
-        _print_results(done)
+        _print_results(done, curve)
     exit_with_failures(ctx, outcomes)
 
 
@@ -222,12 +224,15 @@ def _requests(
     return expand(axes, assignments, config_file=config, **common)
 
 
-def _print_results(outcomes: Sequence[Outcome]) -> None:
+def _print_results(done: Sequence[tuple[RunRecord, Path]], curve: bool) -> None:
+    from ddbench.cli.curves import print_curves
     from ddbench.leaderboard.boards import board_of
 
-    click.echo(board_of([outcome.folder for outcome in outcomes]))
-    for outcome in outcomes:
-        click.echo(f"{outcome.folder / 'record.json'}  {outcome.folder / 'preview.png'}")
+    click.echo(board_of([folder for _, folder in done]))
+    for record, folder in done:
+        if curve:
+            print_curves(record, folder)
+        click.echo(f"{folder / 'record.json'}  {folder / 'preview.png'}")
 
 
 def _said(ctx: click.Context) -> dict[str, str]:

@@ -317,6 +317,12 @@ def _read_part(path: Path, model: type[P]) -> P:
         raise RunError(f"{explain(str(path), error)}. Remove that file and run again.") from None
 
 
+def curves(folder: RunDir, sha256: str) -> list[Curve]:
+    """The learning curves that were drawn of the set of this content, by protocol and backbone."""
+    found = [read_curve(path) for path in sorted(folder.evaluations.glob("*/*.curve.json"))]
+    return [curve for curve in found if curve.synthetic == sha256]
+
+
 def evaluations(folder: RunDir, sha256: str) -> list[EvaluationPart]:
     """Everything that is known about the set of this content, by protocol and backbone."""
     paths = (p for p in sorted(folder.evaluations.glob("*/*.json")) if not p.name.endswith(".curve.json"))

@@ -403,7 +403,7 @@ def _artifacts_of(method_class: MethodClass) -> Path:
 
 
 def _configured(method_class: MethodClass, options: Options) -> MethodConfig:
-    values = dict(options)
+    values = {**getattr(getattr(method_class, "info", None), "trial", {}), **options}
     if "iterations" in method_class.Config.model_fields:
         values.setdefault("iterations", FEW_STEPS)
     return resolve(method_class.name, method_class.Config, [Layer("options", values)]).config

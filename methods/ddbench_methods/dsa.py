@@ -34,6 +34,7 @@ class DSA(DC):
         learns=("images",),
         native="dsa@1",
         advice=DC.info.advice,
+        trial={"inner_loop": 1, "batch_real": 8},
     )
     Config = DSAConfig
     config: DSAConfig

@@ -225,6 +225,24 @@ def test_prepare_fills_the_cache_that_run_reads(place: Path) -> None:
     assert nothing.stdout == "These methods need nothing beforehand.\n"
 
 
+def test_a_curve_is_printed_step_by_step(place: Path) -> None:
+    options = ["--method", "dm", "--seed", "9", "--set", "iterations=4", "--set", "batch_real=4", "--curve"]
+    result = run(place, *options)
+    assert result.exit_code == 0, result.output
+    table = result.stdout.split("judge", 1)[1].splitlines()
+    assert [line.split()[2] for line in table if line.startswith("tiny@1")] == ["0", "1", "2", "4"]
+    (folder,) = (place / "runs" / "digits" / "ipc1" / "dm").glob("*-s9-*")
+    evaluated = ["evaluate", str(folder), "--protocol", str(place / "tiny.toml"), "--curve", "--quiet"]
+    assert [line.split()[2] for line in call(place, *evaluated).stdout.splitlines()[-4:]] == ["0", "1", "2", "4"]
+    record = json.loads(call(place, *evaluated, "--json").stdout)
+    ((listed,),) = (json.loads(run(place, *options, "--json").stdout),)
+    assert listed["curves"] == record["curves"]
+    (curve,) = record["curves"]
+    assert [point["step"] for point in curve["points"]] == [0, 1, 2, 4]
+    assert curve["points"][-1]["accuracy"] == record["evaluations"][0]["accuracy"]
+    assert "curves" not in json.loads(call(place, *evaluated[:-2], "--quiet", "--json").stdout)
+
+
 def test_evaluate_adds_students_and_protocols_to_a_record(place: Path) -> None:
     assert run(place, "--method", "random", "--seed", "7").exit_code == 0
     (folder,) = (place / "runs" / "digits" / "ipc1" / "random").glob("*-s7-*")

@@ -121,7 +121,7 @@ def test_kernel_regression_is_timed_by_its_own_predictions(tmp_path: Path, monke
     seconds, basis = phases(estimate(asked, root=tmp_path, device=CPU))["evaluate krr-fc1@1 mlp"]
     # Of students that are all alike there is one.
     assert seconds == pytest.approx(0.002 * asked.dataset.manifest["test"]["images"], rel=0.5)
-    assert basis == "1 students, 1 trained to the end"
+    assert basis == "1 students x 1 steps, 1 trained to the end"
 
 
 def test_networks_that_choose_are_counted(tmp_path: Path) -> None:
