@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from filelock import FileLock
 
-from ddbench.errors import ArtifactError
+from ddbench.errors import ArtifactError, RunError
 from ddbench.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Artifact(ABC, Generic[R]):
     def seconds(self, folder: Path) -> float:
         """What it cost to make the part that this run reads."""
         cost = folder / COST
-        return float(read_json(cost)["seconds"]) if cost.is_file() else 0.0
+        return seconds_in(cost) if cost.is_file() else 0.0
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -74,6 +74,17 @@ class Artifact(ABC, Generic[R]):
 
 Tell = Callable[[str, float, float], None]
 """Told now and then how far a build is: what it makes, how much of it is done, and how much there is to do."""
+
+
+def seconds_in(path: Path) -> float:
+    """What something cost, from the file that says so. Raises: ArtifactError where it does not say so any more."""
+    try:
+        return float(read_json(path)["seconds"])
+    except (RunError, KeyError, TypeError, ValueError):
+        raise ArtifactError(
+            f"{path} is damaged: it should say what was spent on this artefact, which every record names. Remove the "
+            f"folder {path.parent} and run again, which makes it anew."
+        ) from None
 
 
 @dataclass

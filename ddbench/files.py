@@ -67,13 +67,15 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
-    Raises: RunError if the file is missing or damaged.
+    Raises: RunError if the file is missing or damaged, or cannot be read.
     """
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing.") from error
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
         raise RunError(f"{path} is damaged and cannot be read as JSON: {error}.") from error
 
 

@@ -38,9 +38,10 @@ Kind = Literal["condensation", "coreset", "ceiling"]
 class MethodInfo:
     """What a table and a docs page say of a method.
 
-    `native` names the protocol of the method's own paper. `advice` is printed when a run diverges. `timing` are options
-    with which `ddbench bench` times a step, where they shorten what comes before and leave the step as it is; `trial`
-    are those with which the contract tries the method, where its defaults are too much for a tiny problem.
+    `native` names the protocol of the method's own paper. `advice` is printed when a run diverges, `memory_advice` when
+    the device has no memory left. `timing` are options with which `ddbench bench` times a step, where they shorten what
+    comes before and leave the step as it is; `trial` are those with which the contract tries the method, where its
+    defaults are too much for a tiny problem.
     """
 
     title: str
@@ -51,6 +52,7 @@ class MethodInfo:
     kind: Kind = "condensation"
     native: str = "dsa@1"
     advice: str = ""
+    memory_advice: str = ""
     timing: Mapping[str, Any] = field(default_factory=dict)
     trial: Mapping[str, Any] = field(default_factory=dict)
 

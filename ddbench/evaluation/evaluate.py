@@ -77,7 +77,10 @@ class SealedTest:
             between()
         if not bool(finite.all()):
             lost = [s for s, fine in zip(students, finite.tolist(), strict=True) if not fine]
-            raise DivergedError(f"{', '.join(lost)}: the student's outputs are not finite after training.")
+            raise DivergedError(
+                f"{', '.join(lost)}: the student's outputs are not finite after training, so its step size is too "
+                "large for this set, or the set itself has diverged. `ddbench inspect` shows the range of its numbers."
+            )
         return (right.double() / len(self._data.labels)).tolist()
 
     def _batches(self, pixels: PixelSpace, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -149,7 +149,7 @@ class ExpertTrajectories(Artifact[Trajectories]):
                     if not bool(torch.isfinite(params).all()):
                         raise DivergedError(
                             f"expert {k} has diverged. A smaller step size than {self.lr:g} usually helps: "
-                            f"--set lr_experts={self.lr / 2:g}"
+                            f"--set lr_experts={min(self.lr / 2, 0.01):g}"
                         )
                     _write(_file(folder, k), params, times)
                     left.pop(k, None)

@@ -185,7 +185,10 @@ class RunRecord(Part):
 
 def read_record(path: Path) -> RunRecord:
     """Read a record of any released schema. Raises: RunError for a damaged or foreign file, naming it."""
-    return read_document(path, RunRecord, SCHEMA, "is not a ddbench record")
+    try:
+        return read_document(path, RunRecord, SCHEMA, "is not a ddbench record")
+    except RunError as error:
+        raise RunError(f"{error} A run's own command, given once more, writes its record again.") from None
 
 
 D = TypeVar("D", bound=BaseModel)

@@ -15,14 +15,15 @@ import torch
 from filelock import FileLock
 
 from ddbench import synthetic as sets
-from ddbench.artifacts import ArtifactCache, Tell
+from ddbench.artifacts import ArtifactCache, Tell, seconds_in
 from ddbench.backbones import names as backbones
 from ddbench.data.pixels import PixelSpace, fit_pixels
 from ddbench.data.sources import Dataset, load
 from ddbench.engine.precision import Precision
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import Protocol
-from ddbench.files import disk_is_full, read_json, write_atomically, write_json
+from ddbench.files import disk_is_full, write_atomically, write_json
+from ddbench.method import MethodInfo
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.runs import provenance
@@ -66,7 +67,7 @@ class RunOptions:
 
 def prepare(resolution: Resolution, options: RunOptions) -> list[dict[str, Any]]:
     """Only fill the artefact cache with what the run will read. Returns what that is, with what it cost to make."""
-    with _session(options) as (stop, tell), stop.at_once():
+    with _session(options, resolution.method.info) as (stop, tell), stop.at_once():
         tell.on_phase("prepare")
         problem = _problem(resolution, options, tell)
         resolution.method.prepare(problem)
@@ -86,7 +87,7 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
     record = None if options.fresh else _finished(folder, asked, options)
     if record is not None:
         return record
-    with _session(options) as (stop, tell), folder.lock():
+    with _session(options, resolution.method.info) as (stop, tell), folder.lock():
         if options.fresh:
             folder.clear()
         ledger = Ledger(folder, options.device)
@@ -192,14 +193,14 @@ def _fit(name: str, dataset: Dataset, artifacts: ArtifactCache, device: torch.de
         "kind": "pixel-space",
         "key": key,
         "identity": {"dataset": dataset.train.fingerprint, "pixels": name},
-        "seconds": float(read_json(mark)["seconds"]),
+        "seconds": seconds_in(mark),
         "from_cache": cached,
     }
     return fitted
 
 
 @contextlib.contextmanager
-def _session(options: RunOptions) -> Iterator[tuple[Stop, Observer]]:
+def _session(options: RunOptions, info: MethodInfo | None = None) -> Iterator[tuple[Stop, Observer]]:
     """Signals are heard, observers told when it is over, and memory that runs out becomes a sentence."""
     tell = _Everyone(options.observers)
 
@@ -215,9 +216,10 @@ def _session(options: RunOptions) -> Iterator[tuple[Stop, Observer]]:
             yield stop, tell
     except torch.OutOfMemoryError as error:
         reason = str(error).partition("\n")[0].rstrip(".")
+        advice = (info and info.memory_advice) or "Use a smaller batch or backbone, or another --device"
         raise RunError(
-            f"the device is out of memory: {reason}. Use a smaller batch or backbone, or another --device; running the "
-            "same command again goes on from the last checkpoint."
+            f"the device is out of memory: {reason}. {advice}; running the same command again goes on from the last "
+            "checkpoint, one with another option starts another run."
         ) from error
     except OSError as error:
         if not (disk_is_full(error) or isinstance(error, PermissionError)):

@@ -48,6 +48,7 @@ class LS(Method[LSState]):
         learns=("labels",),
         native="native-kip@1",
         advice="Two images of the support may be equal; a larger ridge helps: --set ridge=1e-5",
+        memory_advice="--set memory_gib=1 computes kernels in smaller chunks",
         trial={"kernel": "convvec2", "batch_real": 40},
     )
     Config = LSConfig

@@ -104,6 +104,7 @@ class MTT(Method[MTTState]):
         native="mtt@1",
         advice="The step size lr is learned and must stay positive; log_lr is its logarithm. "
         "Smaller values usually help: --set lr_lr=..., --set lr_images=...",
+        memory_advice="--set grad=adjoint needs the memory of one inner step, --set batch_syn=100 that of 100 images",
         timing={"experts": 1, "start_epochs": 1, "expert_span": 1},
         trial={
             "experts": 2,

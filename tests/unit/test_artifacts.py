@@ -12,7 +12,7 @@ import torch
 
 from ddbench.artifacts import COST, MARK, Artifact, ArtifactCache, outside_identity
 from ddbench.engine.precision import Precision
-from ddbench.errors import ArtifactError, DivergedError, RunError
+from ddbench.errors import ArtifactError, DivergedError
 from ddbench.evaluation.trained import TrainedNetwork
 from ddbench.files import read_json
 from ddbench.problem import Problem
@@ -174,11 +174,12 @@ def test_a_build_runs_in_the_precision_that_its_key_names(tmp_path: Path) -> Non
     assert seen == [True]
 
 
-def test_a_damaged_cost_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"seconds": null}'])
+def test_a_damaged_cost_is_named(tmp_path: Path, text: str) -> None:
     problem = problem_for_checks(tmp_path)
     problem.artifacts.get(Number(value=7), problem)
-    (tmp_path / "number" / Number(value=7).key / COST).write_text("{")
-    with pytest.raises(RunError, match=r"cost\.json is damaged"):
+    (tmp_path / "number" / Number(value=7).key / COST).write_text(text)
+    with pytest.raises(ArtifactError, match=r"cost\.json is damaged.*Remove the folder .* and run again"):
         problem.artifacts.get(Number(value=7), problem)
 
 

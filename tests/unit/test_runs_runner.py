@@ -7,6 +7,7 @@ import getpass
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -22,7 +23,7 @@ from torch import Tensor, optim
 
 from ddbench import synthetic as sets
 from ddbench.data.toy import toy
-from ddbench.errors import ConfigError, DataError, DivergedError, RunError
+from ddbench.errors import ArtifactError, ConfigError, DataError, DivergedError, RunError
 from ddbench.evaluation.protocol import Protocol, SGDOptions
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trainer import Predictor
@@ -564,13 +565,44 @@ def test_a_full_disk_leaves_a_run_that_can_go_on(
     assert same_set(folder, whole)
 
 
-def test_memory_that_runs_out_is_a_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("advice", ["", "--set chunk=1 needs less"])
+def test_memory_that_runs_out_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, advice: str) -> None:
+    monkeypatch.setattr(Drift, "info", replace(Drift.info, memory_advice=advice))
+
     def during(step: int) -> None:
         raise torch.OutOfMemoryError("tried to allocate 80 GiB. Much more text")
 
     method = Drift(DriftConfig(), during)
-    with pytest.raises(RunError, match="the device is out of memory: tried to allocate 80 GiB"):
+    what = advice or "Use a smaller batch or backbone, or another --device"
+    with pytest.raises(
+        RunError, match=f"the device is out of memory: tried to allocate 80 GiB. Much more text. {what}; running"
+    ):
         run(asked(method), options(tmp_path))
+
+
+def test_a_damaged_mark_of_a_whitening_is_named(tmp_path: Path) -> None:
+    run(asked(pixels="zca(eps=0.1)"), options(tmp_path))
+    (mark,) = (tmp_path / "artifacts" / "pixels").glob("*.json")
+    mark.write_text("{")
+    with pytest.raises(ArtifactError, match=r"is damaged.*Remove the folder .*pixels and run again"):
+        run(asked(pixels="zca(eps=0.1)"), options(tmp_path, fresh=True))
+    shutil.rmtree(mark.parent)
+    assert run(asked(pixels="zca(eps=0.1)"), options(tmp_path, fresh=True)).status == "complete"
+
+
+def test_a_damaged_record_says_how_to_get_another(tmp_path: Path, whole: RunDir) -> None:
+    run(asked(), options(tmp_path))
+    folder = folder_of(tmp_path, asked())
+    folder.record.write_text("{")
+    with pytest.raises(
+        RunError, match=r"record\.json is damaged.*own command, given once more, writes its record again"
+    ):
+        evaluate_run(folder.path, (TINY,), (), None, options(tmp_path))
+    run(asked(), options(tmp_path))
+    folder.record.unlink()
+    folder.record.mkdir()
+    with pytest.raises(RunError, match=r"record\.json cannot be read: Is a directory"):
+        read_record(folder.record)
 
 
 def test_a_run_under_way_is_refused(tmp_path: Path) -> None:
