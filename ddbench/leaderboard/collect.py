@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "run", "status", "method", "title", "kind", "package", "method_sha256", "dataset", "data_title", "fingerprint",
-    "original", "train", "test", "ipc", "seed", "preset", "precision", "train_backbone", "pixels", "config",
+    "original", "train", "test", "ipc", "seed", "preset", "precision", "train_backbone", "pixels", "labels", "config",
     "overridden", "set", "bytes", "seconds", "device", "protocol", "digest", "judge", "student", "accuracy", "failed",
 )  # fmt: skip
 NO_STUDENT = -1
@@ -93,6 +93,7 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
         "precision": run.precision,
         "train_backbone": run.backbone,
         "pixels": data.pixels,
+        "labels": synthetic.labels,
         "config": json.dumps(record.config.values, sort_keys=True),
         "overridden": json.dumps(sorted(overridden)),
         "set": synthetic.sha256,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Accuracies = NDArray[np.float64]
 
 TABLE = ("dataset", "data_title", "fingerprint", "ipc", "protocol", "digest")
-VARIANT = ("package", "method_sha256", "preset", "precision", "train_backbone", "pixels", "config")
+VARIANT = ("package", "method_sha256", "preset", "precision", "train_backbone", "pixels", "labels", "config")
 DESCRIPTION = ("title", "kind", "original", "train", "test")
 
 
@@ -248,6 +248,7 @@ def _name(row: Mapping[str, Any], kin: Sequence[Mapping[str, Any]], *, say_prese
     notes = [row["preset"]] if say_preset and row["preset"] not in ("paper", "imported") else []
     notes += [row["precision"]] if row["precision"] != "fp32" else []
     notes += [row["pixels"]] if differ("pixels") else []
+    notes += [f"{row['labels']} labels"] if differ("labels") else []
     name += f" ({', '.join(notes)})" if notes else ""
     values = json.loads(row["config"])
     alike = [json.loads(other["config"]) for other in kin if other["preset"] == row["preset"]]

@@ -21,6 +21,7 @@ PROVISIONAL = "†"
 IMPORTED = "‡"
 NOT_DEFINED = "not defined"
 CEILING_PROTOCOL = "full@1"
+KERNEL = "krr"
 RULE = "-----"
 REASON_LENGTH = 48
 
@@ -294,12 +295,13 @@ def _cost(row: Mapping[str, Any], usual: str) -> str:
 def _published_cell(ours: Mapping[str, Any], ipc: int, numbers: Sequence[Mapping[str, Any]], sources: list[str]) -> str:
     """The first published number of the method and of each of its variants; `sources` grows by what is cited.
 
-    Numbers under other recipes appear where nobody published one under this.
+    Numbers under other recipes appear where nobody published one under this; but a kernel that predicts is no network.
     """
     method = ours["method"]
     known = [row for row in numbers if row["ipc"] == ipc and belongs(row["method"], method)]
     first: dict[str, Mapping[str, Any]] = {}
-    for row in under(ours["protocol"], known) or known:
+    kin = [row for row in known if row["protocol"].startswith(KERNEL) == ours["protocol"].startswith(KERNEL)]
+    for row in under(ours["protocol"], known) or kin:
         first.setdefault(row["method"], row)
     texts = []
     for label in sorted(first, key=lambda name: (name != method, name)):

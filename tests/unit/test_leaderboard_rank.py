@@ -17,9 +17,9 @@ DEFAULTS: dict[str, Any] = {
     "run": "0", "status": "complete", "method": "dm", "title": "Distribution Matching", "kind": "condensation",
     "package": "ddbench", "method_sha256": "", "dataset": "cifar10", "data_title": "CIFAR-10",
     "fingerprint": "b2:1", "original": True, "train": 50000, "test": 10000, "ipc": 10, "seed": 0, "preset": "paper",
-    "precision": "fp32", "train_backbone": "convnet-d3", "pixels": "standard", "config": "{}", "overridden": "[]",
-    "set": "s0", "bytes": 100, "seconds": 10.0, "device": "cpu", "protocol": "dsa@1", "digest": "d1",
-    "judge": "convnet-d3", "failed": "",
+    "precision": "fp32", "train_backbone": "convnet-d3", "pixels": "standard", "labels": "class",
+    "config": "{}", "overridden": "[]", "set": "s0", "bytes": 100, "seconds": 10.0, "device": "cpu",
+    "protocol": "dsa@1", "digest": "d1", "judge": "convnet-d3", "failed": "",
 }  # fmt: skip
 
 
@@ -220,6 +220,7 @@ def test_the_same_set_from_two_runs_counts_once() -> None:
         {"precision": "tf32"},
         {"train_backbone": "resnet18"},
         {"pixels": "zca(eps=0.1)"},
+        {"labels": "probability"},
         {"package": "mypaper"},
         {"method_sha256": "1a2b3c4d5e"},
     ],

@@ -112,6 +112,8 @@ def test_published_numbers_stand_beside_as_printed_with_their_source() -> None:
         ("own@1", "50.0 (native-own) [1]"),
         # Nobody published one: then the first, with the recipe that it is from.
         ("dc@1", "48.9 ± 0.6 (dsa) [1]"),
+        # A kernel that predicts is no network, and the other way round.
+        ("krr@1", "70.0 (krr-fc1) [1]"),
     ],
 )
 def test_published_numbers_of_the_same_recipe_come_alone(tmp_path: Path, protocol: str, expected: str) -> None:
@@ -120,7 +122,10 @@ def test_published_numbers_of_the_same_recipe_come_alone(tmp_path: Path, protoco
     path = tmp_path / "record.json"
     path.write_text(json.dumps(value))
     own = ("dm", "cifar10", 10, "native-own", "convnet-d3", "convnet-d3", "50.0", "", "V", "Paper O", "")
-    numbers = pd.concat([NUMBERS, pd.DataFrame([own], columns=list(COLUMNS))])
+    kernel = ("dm", "cifar10", 10, "krr-fc1", "fc1 kernel", "fc1 kernel", "70.0", "", "V", "Paper K", "")
+    numbers = pd.concat(
+        [pd.DataFrame([kernel], columns=list(COLUMNS)), NUMBERS, pd.DataFrame([own], columns=list(COLUMNS))]
+    )
     table = board(summarise(collect([path])), numbers, "cifar10", 10).tables[0]
     assert cell(table, "dm", "published") == expected
 
