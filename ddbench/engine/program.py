@@ -70,7 +70,7 @@ def kernels() -> ModuleType | None:
     try:
         from ddbench.engine import fused
     except ImportError as error:
-        logger.info("no kernels of our own without Triton (%s); using torch's.", _first_line(error))
+        logger.warning("no kernels of our own without Triton (%s); torch's are slower.", _first_line(error))
         return None
     return fused
 
@@ -177,7 +177,7 @@ class Program:
         except RuntimeError as error:
             torch.cuda.synchronize(self._device)
             self._eager = True
-            logger.info("this step cannot be captured as a CUDA graph (%s); running it eagerly.", _first_line(error))
+            logger.warning("a step cannot be captured as a CUDA graph (%s): it will be slower.", _first_line(error))
             return False
         self._graph = graph
         return True

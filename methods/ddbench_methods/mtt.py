@@ -79,14 +79,13 @@ class MTTConfig(MethodConfig):
 class MTTState(State):
     """Shapes: images [K * ipc, C, H, W], class by class; lr [], the student's step size.
 
-    `chosen` holds images and lr of the best set so far, if one is chosen, and `choice` why.
+    `chosen` holds images and lr of the best set so far, if one is chosen, and under "choice" how good it is.
     """
 
     images: Tensor
     lr: Tensor
     optimizer: optim.Optimizer
-    chosen: dict[str, Tensor]
-    choice: dict[str, Any]
+    chosen: dict[str, Any]
     experts: Trajectories = transient()
     match: Program = transient()
 
@@ -156,7 +155,7 @@ class MTT(Method[MTTState]):
 
         fused = in_kernels and form == "adjoint"
         program = Program(make, problem.device, calls=config.iterations, fused=fused)
-        return MTTState(images, lr, optimizer, {}, {}, experts, program)
+        return MTTState(images, lr, optimizer, {}, experts, program)
 
     def source(self, problem: Problem) -> Problem:
         """What experts, whitening and first images come from: all training images, or those that are not held out."""
@@ -224,7 +223,9 @@ class MTT(Method[MTTState]):
             self.choose(problem, state, done)
         # Not a number where the step size is not positive, which stops the run.
         metrics = {"loss": loss, "lr": lr, "log_lr": lr.log()}
-        return metrics | ({"best_heldout": torch.tensor(state.choice["accuracy"])} if state.choice else {})
+        if state.chosen:
+            metrics["best_heldout"] = torch.tensor(state.chosen["choice"]["accuracy"])
+        return metrics
 
     def choose(self, problem: Problem, state: MTTState, done: int) -> None:
         """Keep the set if fresh students trained on it do best, so far, on the held-out images."""
@@ -232,9 +233,9 @@ class MTT(Method[MTTState]):
         students = self.config.select_students
         job = Job(self.synthetic(problem, state.images, state.lr), self.judge, rest, students)
         found = judged(job, part, done, students=students)
-        if not state.choice or found.accuracy > state.choice["accuracy"]:
-            state.chosen = {"images": state.images.detach().clone(), "lr": state.lr.detach().clone()}
-            state.choice = asdict(found)
+        if not state.chosen or found.accuracy > state.chosen["choice"]["accuracy"]:
+            now = {"images": state.images, "lr": state.lr}
+            state.chosen = {name: value.detach().clone() for name, value in now.items()} | {"choice": asdict(found)}
 
     @property
     def judge(self) -> Protocol:
@@ -250,8 +251,9 @@ class MTT(Method[MTTState]):
         return self.judge, times * config.select_students, config.select_students
 
     def export(self, problem: Problem, state: MTTState) -> SyntheticSet:
-        if state.choice:
-            return self.synthetic(problem, state.chosen["images"], state.chosen["lr"], Choice(**state.choice))
+        if state.chosen:
+            choice = Choice(**state.chosen["choice"])
+            return self.synthetic(problem, state.chosen["images"], state.chosen["lr"], choice)
         return self.synthetic(problem, state.images, state.lr)
 
     def synthetic(self, problem: Problem, images: Tensor, lr: Tensor, choice: Choice | None = None) -> SyntheticSet:
