@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from ddbench import SyntheticSet
+from ddbench import Choice, SyntheticSet
 from ddbench import synthetic as sets
 from ddbench.cli import root
 from ddbench.data.sources import load
@@ -111,6 +111,7 @@ def test_what_a_layout_has_no_place_for_comes_back(tmp_path: Path) -> None:
         decode="tiles(factor=2)",
         start={"w": torch.ones(3)},
         source_indices=torch.arange(4),
+        choice=Choice(step=20, accuracy=0.325, images=40, students=2, protocol="mtt@1"),
     )
     sets.save(whole, tmp_path / "set.safetensors", {"dataset": "digits", "ipc": 1})
     for kind in ("pt", "npz", "safetensors"):
@@ -121,6 +122,9 @@ def test_what_a_layout_has_no_place_for_comes_back(tmp_path: Path) -> None:
         back = tensors_of(found.ours)
         assert back.keys() == tensors_of(whole).keys()
         assert all(torch.equal(back[name], tensor) for name, tensor in tensors_of(whole).items())
+    told = "step 20: 32.5 % of 40 held-out images, 2 students under mtt@1"
+    assert told in ddbench("inspect", tmp_path / "out.npz").stdout
+    assert done("inspect", tmp_path / "out.npz")["choice"]["step"] == 20
     with pytest.raises(DataError, match="png cannot keep it"):
         export_run(tmp_path / "set.safetensors", "png", tmp_path / "out", tmp_path)
 
