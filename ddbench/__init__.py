@@ -14,6 +14,7 @@ _HOMES = {
     "Artifact": "ddbench.artifacts",
     "Backbone": "ddbench.backbones.base",
     "Choice": "ddbench.synthetic",
+    "Validation": "ddbench.method",
     "Variables": "ddbench.backbones.base",
     "MethodConfig": "ddbench.config",
     "condense": "ddbench.driver",

@@ -25,14 +25,14 @@ import torch
 from ddbench.artifacts import Artifact, ArtifactCache
 from ddbench.backbones.names import build
 from ddbench.bench import Bench, latest, student_result, wait_for
-from ddbench.data.pixels import is_quick
+from ddbench.data.pixels import PixelSpace, fit_pixels, is_quick
 from ddbench.driver import drive, export
 from ddbench.engine.precision import Precision
 from ddbench.errors import ConfigError
 from ddbench.evaluation.evaluate import tested_together, trainer_of
 from ddbench.evaluation.trainer import Job, Predictor
 from ddbench.initial import real_images
-from ddbench.method import Method
+from ddbench.method import Method, Validation
 from ddbench.problem import Problem
 from ddbench.runs import provenance
 from ddbench.runs.judging import Cell, cells
@@ -95,13 +95,19 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
         problem, phases = _problem(resolution, root, Path(folder), device, budget / 4)
         condensing, made = _condense(resolution.method, problem, budget / 4)
         phases += condensing
-        share = budget / 2 / max(1, len(judged) + (resolution.method.validation is not None))
         known = latest(root, device)
         # Real images, as many as there will be, where nothing was made.
         synthetic = made or SyntheticSet(
             real_images(problem, problem.rng.fold("estimate")).cpu(), problem.class_labels(), pixels=problem.pixels.name
         )
-        phases += _choosing(resolution.method, synthetic, problem, share, known)
+        choice = resolution.method.validation(problem) if made is not None else None
+        # In the set's own space, which may be that of a part of the images.
+        space = problem.pixels if synthetic.pixels == problem.pixels.name else _space(synthetic.pixels, problem)
+        problem = dataclasses.replace(problem, pixels=space, _splits={})
+        share = budget / 2 / max(1, len(judged) + (choice is not None))
+        # Where every second step chooses, the steps that were measured have paid for it.
+        if choice is not None and 2 * choice.times <= resolution.method.total_steps:
+            phases.append(_choosing(choice, synthetic, problem, share, known))
         phases += [_students(cell, synthetic, problem, share, known, stand_in=made is None) for cell in judged]
     return Estimate(
         device=provenance.device_name(device),
@@ -152,6 +158,11 @@ def _problem(
             return made(spec.pixels), []
     unknown = Phase("pixels", None, f"fitting {spec.pixels} takes more than {budget:.2g} s, once for this dataset")
     return made("standard"), [unknown]
+
+
+def _space(name: str, problem: Problem) -> PixelSpace:
+    store = problem.artifacts.root / "pixels"  # where the method has fitted it
+    return fit_pixels(name, problem.train, problem.info, store, device=problem.device).to(problem.device)
 
 
 def _condense(method: Method[Any], problem: Problem, budget: float) -> tuple[list[Phase], SyntheticSet | None]:
@@ -207,33 +218,41 @@ def _steps(method: Method[Any], times: list[float], start: float | None, budget:
 
 
 def _choosing(
-    method: Method[Any], synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None
-) -> list[Phase]:
-    if method.validation is None:
-        return []
-    protocol, networks, at_once = method.validation
-    job = Job(synthetic, protocol, problem, networks)
-    return [_trained(job, f"choose by {protocol.id}", budget, known, stand_in=True, at_once=at_once)]
+    choice: Validation, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None
+) -> Phase:
+    job, networks = Job(synthetic, choice.protocol, problem), choice.times * choice.students
+    name = f"choose by {choice.protocol.id}"
+    return _trained(job, name, networks, budget, known, stand_in=False, at_once=choice.students)
 
 
 def _students(
     cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None, *, stand_in: bool
 ) -> Phase:
     judge = build(cell.backbone, problem.shape, problem.classes)
-    problem = dataclasses.replace(problem, backbone=judge, _splits={})
-    job = Job(synthetic, cell.protocol, problem, cell.students)
-    return _trained(job, f"evaluate {cell.protocol.id} {cell.backbone}", budget, known, stand_in=stand_in)
+    job = Job(synthetic, cell.protocol, dataclasses.replace(problem, backbone=judge, _splits={}))
+    name = f"evaluate {cell.protocol.id} {cell.backbone}"
+    return _trained(job, name, cell.students, budget, known, stand_in=stand_in)
 
 
 def _trained(
-    job: Job, name: str, budget: float, known: Bench | None, *, stand_in: bool, at_once: int | None = None
+    job: Job,
+    name: str,
+    students: int,
+    budget: float,
+    known: Bench | None,
+    *,
+    stand_in: bool,
+    at_once: int | None = None,
 ) -> Phase:
-    """What all students of a job take, testing included; `at_once` of them are trained together."""
+    """What so many students of a job take, tests included; `at_once` of them are trained together."""
     problem, trainer = job.problem, trainer_of(job.protocol)
     try:
         with problem.precision.active(problem.device), _at_most(budget):
             total = trainer.steps(job)
-            students = 1 if trainer.alike(job) else job.students
+            if _length_is_found(job, total):
+                return Phase(name, None, "cannot be told before the set says how long to train on it")
+            alike = trainer.alike(job)
+            students = 1 if alike else students
             group = list(range(min(students, at_once or trainer.together(job))))
     except _TimeIsUpError:
         return Phase(name, None, f"getting ready for a student takes more than {budget:.2g} s")
@@ -243,9 +262,9 @@ def _trained(
         return Phase(name, 0.0, f"will fail: {error}")
     found = student_result(known, job) if known is not None else None
     if found is not None and found.student is not None:
-        testing = _testing(problem, _untrained(problem), budget)
-        seconds = (found.setup_seconds or 0.0) + students * (found.student.seconds + testing)
-        return Phase(name, seconds, f"ddbench bench: {students} students x {total} steps of {found.ms:.3g} ms")
+        setup, one = found.setup_seconds or 0.0, found.student.seconds
+        basis = f"ddbench bench: {students} students x {total} steps of {found.ms:.3g} ms"
+        return _tested(name, basis, setup + students * one, students, _testing(problem, _untrained(problem), budget))
     taken = [(time.perf_counter(), 0)]
 
     def tick(steps: int) -> None:
@@ -259,23 +278,34 @@ def _trained(
         predict = trainer.train(job, group, tick)
         wait_for(problem.device)
     if predict is not None:
-        training = (time.perf_counter() - taken[0][0]) / len(group)
-        testing = _testing(problem, predict, budget) / len(group)
-        return Phase(
-            name,
-            students * (training + testing),
-            f"{students} students x {total} steps, {len(group)} trained to the end",
-        )
+        training = (time.perf_counter() - taken[0][0]) / len(group) * students
+        basis = f"{students} students x {total} steps, {len(group)} trained to the end"
+        testing = _testing(problem, predict, budget)
+        return _tested(name, "its predictions" if alike else basis, training, students / len(group), testing)
     if len(taken) == 1:
         least = students * total * budget
-        slow = f"one of {total} training steps takes more than {budget:.2g} s: over {duration(least)} in all"
+        slow = f"one of {total} training steps takes more than {budget:.2g} s: over {duration(least)} without tests"
         return Phase(name, None, slow, least)
     # The first step also pays for what is done once, such as drawing the order of the images.
     counted = taken[1:] if len(taken) > 2 else taken
     each = (counted[-1][0] - counted[0][0]) / sum(steps for _, steps in counted[1:])
-    seconds = students * (total * each + _testing(problem, _untrained(problem), budget))
     basis = f"{students} students x {total} steps of {1000 * each:.3g} ms, {len(counted) - 1} measured"
-    return Phase(name, seconds, basis)
+    return _tested(name, basis, students * total * each, students, _testing(problem, _untrained(problem), budget))
+
+
+def _length_is_found(job: Job, total: int) -> bool:
+    """Whether the set says how long to train on it; condensation finds that, and this set comes from its start."""
+    recipe = job.synthetic.recipe
+    if recipe.steps is None:
+        return False
+    longer = dataclasses.replace(job.synthetic, recipe=dataclasses.replace(recipe, steps=recipe.steps + 1))
+    return trainer_of(job.protocol).steps(dataclasses.replace(job, synthetic=longer)) != total
+
+
+def _tested(name: str, basis: str, training: float, tests: float, testing: float | None) -> Phase:
+    if testing is None:
+        return Phase(name, None, "predicting one image takes too long to be measured", training)
+    return Phase(name, training + tests * testing, basis)
 
 
 def _untrained(problem: Problem) -> Predictor:
@@ -284,13 +314,13 @@ def _untrained(problem: Problem) -> Predictor:
     return lambda x: problem.backbone(variables, x, train=False)[0]
 
 
-def _testing(problem: Problem, predict: Predictor, budget: float) -> float:
-    """Seconds to predict as many images as the test set has, by ever larger batches of training images.
+def _testing(problem: Problem, predict: Predictor, budget: float) -> float | None:
+    """Seconds to predict as many images as the test set has, by ever larger batches of training images; None where one
+    takes longer than the budget.
 
     Test data is not read for an estimate.
     """
-    count, whole = 0, problem.info.test or len(problem.train)
-    seconds = 0.0
+    each = None
     with (
         Precision("fp32").active(problem.device),
         torch.inference_mode(),
@@ -302,8 +332,8 @@ def _testing(problem: Problem, predict: Predictor, budget: float) -> float:
             started = time.perf_counter()
             predict(problem.pixels.forward(raw))
             wait_for(problem.device)
-            count, seconds = len(raw), time.perf_counter() - started
-    return seconds * whole / count if count else budget * whole
+            each = (time.perf_counter() - started) / len(raw)
+    return None if each is None else each * (problem.info.test or len(problem.train))
 
 
 @contextmanager

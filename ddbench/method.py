@@ -62,6 +62,15 @@ def transient() -> Any:
     return field(metadata={"saved": False})
 
 
+@dataclass(frozen=True)
+class Validation:
+    """How a method chooses a step: so many times, each by so many networks trained under a protocol."""
+
+    protocol: Protocol
+    times: int
+    students: int
+
+
 @dataclass
 class State:
     """Everything that changes while condensing. Subclasses add fields; all of them are saved unless transient.
@@ -130,9 +139,8 @@ class Method(ABC, Generic[S]):
         """How many steps there will be at most, for progress and estimates."""
         return int(getattr(self.config, "iterations", 0))
 
-    @property
-    def validation(self) -> tuple[Protocol, int, int] | None:
-        """Where networks of validation choose: their protocol, how many there are at most, and how many at a time."""
+    def validation(self, problem: Problem) -> Validation | None:
+        """How a step is chosen, for estimates; None where the last one is the result."""
         return None
 
     @classmethod

@@ -62,6 +62,15 @@ class Choice:
     students: int
     protocol: str
 
+    def __post_init__(self) -> None:
+        counts = all(isinstance(count, int) and count >= 0 for count in (self.step, self.images, self.students))
+        share = isinstance(self.accuracy, int | float) and 0 <= self.accuracy <= 1
+        if not (counts and share and isinstance(self.protocol, str)):
+            raise DataError(
+                "a choice says step, accuracy from 0 to 1, images, students and protocol, counts being whole; "
+                f"got {asdict(self)}."
+            )
+
 
 @dataclass(frozen=True, eq=False)
 class SyntheticSet:
@@ -73,7 +82,7 @@ class SyntheticSet:
     `decode` says how stored images become training images: "none", or "tiles(factor=F)" (Kim et al., ICML 2022).
     `start` holds the parameters that a fixed initialisation needs (DD); they count as bytes.
     `source_indices` [N] are rows of the training set that the images were taken from (coresets).
-    `choice` says which step's set this is; None for the last one.
+    `choice` says which step's set this is, where a method has chosen one.
     Raises: DataError when the parts do not fit together.
     """
 

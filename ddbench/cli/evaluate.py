@@ -63,7 +63,7 @@ _said = stack(
     help="Backbone of students; default: as the protocol says. Repeatable.",
 )  # fmt: skip
 @students_option
-@click.option("--curve", is_flag=True, help="Judge the snapshots of a run too.")
+@click.option("--curve", is_flag=True, help="Judge the snapshots of a run too; in JSON they are `curves`.")
 @_said
 @device_option
 @data_option

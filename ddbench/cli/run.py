@@ -103,7 +103,7 @@ _where: Callable[[F], F] = stack(device_option, data_option, runs_option)
 @_how_to_judge
 @_where
 @click.option("--fresh", is_flag=True, help="Start over instead of going on from the last checkpoint.")
-@click.option("--curve", is_flag=True, help="Judge the snapshots too, after the run.")
+@click.option("--curve", is_flag=True, help="Judge the snapshots too, after the run; in JSON they are `curves`.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and about how long it takes; run nothing.")
 @json_option
 @quiet_option

@@ -78,8 +78,8 @@ class SealedTest:
         if not bool(finite.all()):
             lost = [s for s, fine in zip(students, finite.tolist(), strict=True) if not fine]
             raise DivergedError(
-                f"{', '.join(lost)}: the student's outputs are not finite after training, so its step size is too "
-                "large for this set, or the set itself has diverged. `ddbench inspect` shows the range of its numbers."
+                f"{', '.join(lost)}: the student's outputs are not finite after training. The numbers of the set "
+                "are too large, which `ddbench inspect` shows, or the step size of its students is."
             )
         return (right.double() / len(self._data.labels)).tolist()
 

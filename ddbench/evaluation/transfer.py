@@ -26,8 +26,8 @@ from ddbench.rng import Rng
 # Real images that the step size is computed from, and steps of the power iteration: two digits are enough.
 PROBES, ITERATIONS = 50, 30
 
-# By problem and protocol: seconds for a wide network, asked for by every trainer of a set or of its snapshots.
-_KNOWN: WeakKeyDictionary[Problem, dict[str, float]] = WeakKeyDictionary()
+# By problem and protocol. It takes seconds for a wide network, and every trainer of a set or a snapshot asks for it.
+_LARGEST_LR: WeakKeyDictionary[Problem, dict[str, float]] = WeakKeyDictionary()
 
 
 def half_mean_square(logits: Tensor, targets: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class FiniteWidthTrainer(SGDTrainer):
 
     def _largest_lr(self, job: Job) -> float:
         net, problem = job.problem.backbone, job.problem
-        known = _KNOWN.setdefault(problem, {})
+        known = _LARGEST_LR.setdefault(problem, {})
         if job.protocol.digest not in known:
             fresh = net.init(job.rng.fold("student", 0, "network"), problem.device)
             images, _ = problem.real.batch(PROBES, job.rng.fold("probes"))

@@ -11,7 +11,7 @@ from ddbench.synthetic import Choice
 VALIDATION = 1_000_000
 
 
-def judged(job: Job, part: RealImages, step: int, *, students: int = 1, first: int = 0) -> Choice:
+def validate(job: Job, part: RealImages, step: int, *, students: int = 1, first: int = 0) -> Choice:
     """How well networks of validation that train on a job's set do on held-out images; waits for the device.
 
     `step` is that after which the set was taken, `first` the number of the first of the networks.

@@ -73,7 +73,7 @@ class ChoicePart(Part):
 
     step: int
     accuracy: float = Field(description="Fraction of the held-out images, the mean of the students.")
-    images: int = Field(description="Training images that were held out, from everything else too.")
+    images: int = Field(description="Training images that were held out to choose.")
     students: int
     protocol: str = Field(description="Under which the students were trained: mtt@1.")
 
@@ -88,7 +88,7 @@ class SyntheticPart(Part):
     decode: str
     learned: tuple[str, ...]
     bytes: int = Field(description="What a receiver must store: images, labels, step sizes, a stored start.")
-    choice: ChoicePart | None = Field(default=None, description="None where the set is that of the last step.")
+    choice: ChoicePart | None = Field(default=None, description="None where the run chose no step: the last.")
 
     @classmethod
     def of(cls, synthetic: SyntheticSet, sha256: str, learned: tuple[str, ...]) -> Self:
@@ -185,10 +185,7 @@ class RunRecord(Part):
 
 def read_record(path: Path) -> RunRecord:
     """Read a record of any released schema. Raises: RunError for a damaged or foreign file, naming it."""
-    try:
-        return read_document(path, RunRecord, SCHEMA, "is not a ddbench record")
-    except RunError as error:
-        raise RunError(f"{error} A run's own command, given once more, writes its record again.") from None
+    return read_document(path, RunRecord, SCHEMA, "is not a ddbench record")
 
 
 D = TypeVar("D", bound=BaseModel)
@@ -206,7 +203,7 @@ def read_document(path: Path, model: type[D], schema: str, foreign: str) -> D:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise RunError(explain(str(path), error)) from None
+        raise RunError(f"{explain(str(path), error)}.") from None
 
 
 def json_schema() -> str:

@@ -67,10 +67,11 @@ class RunOptions:
 
 def prepare(resolution: Resolution, options: RunOptions) -> list[dict[str, Any]]:
     """Only fill the artefact cache with what the run will read. Returns what that is, with what it cost to make."""
-    with _session(options, resolution.method.info) as (stop, tell), stop.at_once():
+    with _session(options) as (stop, tell), stop.at_once():
         tell.on_phase("prepare")
         problem = _problem(resolution, options, tell)
-        resolution.method.prepare(problem)
+        with _advised(resolution.method.info):
+            resolution.method.prepare(problem)
         return list(problem.artifacts.used.values())
 
 
@@ -87,14 +88,15 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
     record = None if options.fresh else _finished(folder, asked, options)
     if record is not None:
         return record
-    with _session(options, resolution.method.info) as (stop, tell), folder.lock():
+    with _session(options) as (stop, tell), folder.lock():
         if options.fresh:
             folder.clear()
         ledger = Ledger(folder, options.device)
         if folder.synthetic.is_file():
             ledger.begin(ledger.last_step)
         else:
-            _condense(resolution, options, folder, ledger, stop, tell)
+            with _advised(resolution.method.info):
+                _condense(resolution, options, folder, ledger, stop, tell)
         _describe(folder, dataset, options, resolution.method.info.title)
         _evaluate(folder, dataset, asked, options, ledger, stop, tell)
         tell.on_phase("record")
@@ -131,7 +133,7 @@ def evaluate_run(
     with _session(options) as (stop, tell), folder.lock():
         ledger = Ledger(folder, options.device)
         ledger.begin(ledger.last_step)
-        before = read_record(folder.record)
+        before = _record_of(folder)
         _evaluate(folder, dataset, asked, options, ledger, stop, tell, retry=True, curve=curve or options.curve)
         record = before.model_copy(
             update={
@@ -142,6 +144,14 @@ def evaluate_run(
         )
         write_json(folder.record, record.to_json())
         return record
+
+
+def _record_of(folder: RunDir) -> RunRecord:
+    try:
+        return read_record(folder.record)
+    except RunError as error:
+        again = "Remove the folder and import the set again" if folder.spec.imported else "Run its command again"
+        raise RunError(f"{error} {again}, which writes a new one.") from None
 
 
 def build_problem(
@@ -199,8 +209,27 @@ def _fit(name: str, dataset: Dataset, artifacts: ArtifactCache, device: torch.de
     return fitted
 
 
+def _too_large(error: torch.OutOfMemoryError, advice: str) -> RunError:
+    reason = str(error).partition("\n")[0].rstrip(". ")
+    return RunError(
+        f"the device is out of memory: {reason}. {advice}; running the same command again goes on from the last "
+        "checkpoint, one with another option starts another run."
+    )
+
+
 @contextlib.contextmanager
-def _session(options: RunOptions, info: MethodInfo | None = None) -> Iterator[tuple[Stop, Observer]]:
+def _advised(info: MethodInfo) -> Iterator[None]:
+    """Memory that runs out in the method's own work becomes a sentence with its advice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if not info.memory_advice:
+            raise
+        raise _too_large(error, info.memory_advice) from error
+
+
+@contextlib.contextmanager
+def _session(options: RunOptions) -> Iterator[tuple[Stop, Observer]]:
     """Signals are heard, observers told when it is over, and memory that runs out becomes a sentence."""
     tell = _Everyone(options.observers)
 
@@ -215,12 +244,7 @@ def _session(options: RunOptions, info: MethodInfo | None = None) -> Iterator[tu
         with stop.listening():
             yield stop, tell
     except torch.OutOfMemoryError as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        advice = (info and info.memory_advice) or "Use a smaller batch or backbone, or another --device"
-        raise RunError(
-            f"the device is out of memory: {reason}. {advice}; running the same command again goes on from the last "
-            "checkpoint, one with another option starts another run."
-        ) from error
+        raise _too_large(error, "Use a smaller batch or backbone, or another --device") from error
     except OSError as error:
         if not (disk_is_full(error) or isinstance(error, PermissionError)):
             raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,7 @@ def _whole(folder: RunDir) -> bool:
 
 
 def _imported(found: Found, asked: Import, terms: Terms) -> ImportedPart:
+    choice = found.ours.choice if found.ours is not None else None
     return ImportedPart(
         file=found.source,
         sha256=found.sha256,
@@ -219,7 +220,9 @@ def _imported(found: Found, asked: Import, terms: Terms) -> ImportedPart:
         entry=found.entry,
         terms=terms.to_json(),
         sources=dict(terms.sources),
-        claims={**found.claims, **asked.claims} | ({"about": dict(found.about)} if found.about else {}),
+        claims={**found.claims, **asked.claims}
+        | ({"choice": asdict(choice)} if choice is not None else {})
+        | ({"about": dict(found.about)} if found.about else {}),
     )
 
 
@@ -259,8 +262,9 @@ def _fill(
         ),
         config=ConfigPart(values={}, sources={}),
         data=data_part(dataset, synthetic.pixels, pixels),
+        # That a step was chosen without test images is a claim of whoever says so.
         synthetic=SyntheticPart.of(
-            synthetic,
+            replace(synthetic, choice=None),
             sha256,
             learned=(
                 "images",

@@ -403,7 +403,9 @@ def _artifacts_of(method_class: MethodClass) -> Path:
 
 
 def _configured(method_class: MethodClass, options: Options) -> MethodConfig:
-    values = {**getattr(getattr(method_class, "info", None), "trial", {}), **options}
+    trial = getattr(getattr(method_class, "info", None), "trial", {})
+    # A subclass may have inherited the words and not the options.
+    values = {name: value for name, value in trial.items() if name in method_class.Config.model_fields} | dict(options)
     if "iterations" in method_class.Config.model_fields:
         values.setdefault("iterations", FEW_STEPS)
     return resolve(method_class.name, method_class.Config, [Layer("options", values)]).config

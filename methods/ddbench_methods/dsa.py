@@ -34,7 +34,7 @@ class DSA(DC):
         learns=("images",),
         native="dsa@1",
         advice=DC.info.advice,
-        trial={"inner_loop": 1, "batch_real": 8},
+        trial=DC.info.trial,
     )
     Config = DSAConfig
     config: DSAConfig

@@ -26,6 +26,7 @@ from ddbench import (
     Rng,
     State,
     SyntheticSet,
+    Validation,
     Variables,
     transient,
 )
@@ -35,7 +36,7 @@ from ddbench.engine.regression import ridge_map, with_ones
 from ddbench.errors import ConfigError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.evaluation.trainer import Job
-from ddbench.evaluation.validation import judged
+from ddbench.evaluation.validation import validate
 from ddbench.initial import real_indices
 
 AVERAGED = 3
@@ -304,7 +305,7 @@ class LD(Method[LDState]):
         rest, part = problem.heldout(self.config.heldout)
         steps = self.length(state, done)
         job = Job(self.synthetic(problem, state, state.labels, steps), self.judge, rest)
-        found = judged(job, part, done, first=done)
+        found = validate(job, part, done, first=done)
         if not state.choice or found.accuracy >= state.choice["accuracy"]:
             state.chosen.copy_(state.labels)
             state.chosen_steps, state.choice = steps, asdict(found)
@@ -338,6 +339,11 @@ class LD(Method[LDState]):
     def judge(self) -> Protocol:
         """The protocol of the variant; validation is judged as the final set is."""
         return PROTOCOLS["ld@1" if self.config.variant == "second-order" else "ld-ridge@1"]
+
+    def validation(self, problem: Problem) -> Validation | None:
+        rest, _ = problem.heldout(self.config.heldout)
+        times = -(-self.config.iterations // (self.per_pass(rest.real) * self.config.validate_every))
+        return Validation(self.judge, times, 1) if times else None
 
     def batch_for(self, n: int) -> int:
         """Labelled images per step."""

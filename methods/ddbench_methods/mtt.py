@@ -27,6 +27,7 @@ from ddbench import (
     Rng,
     State,
     SyntheticSet,
+    Validation,
     Variables,
     transient,
 )
@@ -37,7 +38,7 @@ from ddbench.errors import DivergedError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.evaluation.trainer import Job
 from ddbench.evaluation.trajectories import ExpertTrajectories, Trajectories, flatten, unflatten
-from ddbench.evaluation.validation import judged
+from ddbench.evaluation.validation import validate
 from ddbench.initial import INITIALS
 
 # Of a device's memory, what the graph of a whole trajectory may take.
@@ -219,36 +220,32 @@ class MTT(Method[MTTState]):
             view = draw_many(strategy, len(rows), rows.shape[1], rng.fold("views"), align_corners=True)
         loss, lr = state.match(start, target, rows, view)
         done = state.step + 1
-        if config.select == "heldout" and (done % config.select_every == 0 or done == config.iterations):
-            self.choose(problem, state, done)
         # Not a number where the step size is not positive, which stops the run.
         metrics = {"loss": loss, "lr": lr, "log_lr": lr.log()}
-        if state.chosen:
-            metrics["best_heldout"] = torch.tensor(state.chosen["choice"]["accuracy"])
+        if config.select == "heldout" and (done % config.select_every == 0 or done == config.iterations):
+            metrics["heldout"] = self.choose(problem, state, done)
         return metrics
 
-    def choose(self, problem: Problem, state: MTTState, done: int) -> None:
-        """Keep the set if fresh students trained on it do best, so far, on the held-out images."""
+    def choose(self, problem: Problem, state: MTTState, done: int) -> Tensor:
+        """Keep the set if fresh students trained on it do best, so far, on the held-out images. Returns how well."""
         rest, part = problem.heldout(self.config.heldout)
         students = self.config.select_students
         job = Job(self.synthetic(problem, state.images, state.lr), self.judge, rest, students)
-        found = judged(job, part, done, students=students)
+        found = validate(job, part, done, students=students)
         if not state.chosen or found.accuracy > state.chosen["choice"]["accuracy"]:
             now = {"images": state.images, "lr": state.lr}
             state.chosen = {name: value.detach().clone() for name, value in now.items()} | {"choice": asdict(found)}
+        return torch.tensor(found.accuracy)
 
     @property
     def judge(self) -> Protocol:
         """The protocol by which the best set is chosen."""
         return PROTOCOLS["mtt@1"]
 
-    @property
-    def validation(self) -> tuple[Protocol, int, int] | None:
+    def validation(self, problem: Problem) -> Validation | None:
         config = self.config
-        if config.select == "last":
-            return None
-        times = -(-config.iterations // config.select_every)
-        return self.judge, times * config.select_students, config.select_students
+        times = -(-config.iterations // config.select_every) if config.select == "heldout" else 0
+        return Validation(self.judge, times, config.select_students) if times else None
 
     def export(self, problem: Problem, state: MTTState) -> SyntheticSet:
         if state.chosen:

@@ -241,6 +241,13 @@ def test_a_curve_is_printed_step_by_step(place: Path) -> None:
     assert [point["step"] for point in curve["points"]] == [0, 1, 2, 4]
     assert curve["points"][-1]["accuracy"] == record["evaluations"][0]["accuracy"]
     assert "curves" not in json.loads(call(place, *evaluated[:-2], "--quiet", "--json").stdout)
+    (path,) = folder.glob("evaluations/*/*.curve.json")
+    drawn = json.loads(path.read_text())
+    drawn["points"][1] |= {"accuracy": [], "failed": "a long reason"}
+    path.write_text(json.dumps(drawn))
+    failed = call(place, *evaluated)
+    assert failed.stdout.splitlines()[-3].split()[2:] == ["1", *failed.stdout.splitlines()[-3].split()[3:5], "failed"]
+    assert failed.stderr == "tiny@1 with mlp, step 1: a long reason\n"
 
 
 def test_evaluate_adds_students_and_protocols_to_a_record(place: Path) -> None:

@@ -425,6 +425,20 @@ def test_a_method_without_info_is_told_so() -> None:
     assert failed["name_and_info_are_complete"] == "info is None; tables need a MethodInfo."
 
 
+def test_what_a_method_is_tried_with_yields_to_what_is_given_and_to_other_options() -> None:
+    class Tried(Drift):
+        info = MethodInfo(title="Tried", learns=("images",), trial={"iterations": 2, "batch": 4})
+        seen: ClassVar[list[int]] = []
+
+        def __init__(self, config: MethodConfig) -> None:
+            super().__init__(config)
+            self.seen.append(self.config.iterations)
+
+    contract.exporting_changes_nothing(Tried, {})
+    contract.exporting_changes_nothing(Tried, {"iterations": 1})
+    assert set(Tried.seen) == {1, 2}
+
+
 def test_options_of_another_method_are_refused_at_once() -> None:
     with pytest.raises(ConfigError, match=r"drift has no option 'iteration'. Did you mean 'iterations'"):
         contract.run(Drift, {"iteration": 5})

@@ -86,6 +86,7 @@ def test_setup_and_pace_of_students_are_told_apart(monkeypatch: pytest.MonkeyPat
     for number in range(40):
         clock.now += 0.5 if number else 1.0  # the first is slower, for whatever reason
         try:
+            watch(0)  # of a batch of test images nothing is counted
             watch(4)
         except bench._EnoughError:
             break

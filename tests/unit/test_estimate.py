@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -121,7 +122,7 @@ def test_kernel_regression_is_timed_by_its_own_predictions(tmp_path: Path, monke
     seconds, basis = phases(estimate(asked, root=tmp_path, device=CPU))["evaluate krr-fc1@1 mlp"]
     # Of students that are all alike there is one.
     assert seconds == pytest.approx(0.002 * asked.dataset.manifest["test"]["images"], rel=0.5)
-    assert basis == "1 students x 1 steps, 1 trained to the end"
+    assert basis == "its predictions"
 
 
 def test_networks_that_choose_are_counted(tmp_path: Path) -> None:
@@ -130,3 +131,40 @@ def test_networks_that_choose_are_counted(tmp_path: Path) -> None:
     seconds, basis = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=16.0))["choose by mtt@1"]
     assert seconds is not None
     assert basis.startswith("6 students x 1001 steps")
+
+
+@pytest.mark.parametrize("assignments", [("iterations=0",), ("iterations=4", "select_every=1")])
+def test_choosing_that_costs_nothing_beside_the_steps_is_no_phase(tmp_path: Path, assignments: tuple[str, ...]) -> None:
+    small = ("select=heldout", "experts=1", "start_epochs=1", "expert_span=1", "inner_steps=1", *assignments)
+    asked = resolve_spec(Asked("mtt", "digits", ipc=1, backbone="mlp", assignments=small), tmp_path)
+    assert not [name for name in phases(estimate(asked, root=tmp_path / "runs", device=CPU)) if "choose" in name]
+
+
+@pytest.mark.parametrize(
+    ("method", "assignments"),
+    [
+        ("mtt", ("select=heldout", "experts=1", "start_epochs=1", "expert_span=1", "inner_steps=1", "iterations=9")),
+        ("ld", ("iterations=1000",)),
+    ],
+)
+def test_a_set_is_judged_in_its_own_space(tmp_path: Path, method: str, assignments: tuple[str, ...]) -> None:
+    options: dict[str, Any] = {"pixels": "zca", "backbone": "mlp", "protocols": ("quick",), "judges": ("mlp",)}
+    asked = resolve_spec(Asked(method, "digits", ipc=1, assignments=assignments, **options), tmp_path)
+    told = phases(estimate(asked, root=tmp_path / "runs", device=CPU))
+    assert told["evaluate quick@1 mlp"][0] is not None
+    assert any(name.startswith("choose by ") for name in told)
+
+
+def test_a_length_that_is_found_while_condensing_is_not_told(tmp_path: Path) -> None:
+    asked = resolve_spec(Asked("ld", "digits", ipc=1, protocols=("ld", "quick"), judges=("mlp",)), tmp_path)
+    told = phases(estimate(asked, root=tmp_path / "runs", device=CPU))
+    unknown = (None, "cannot be told before the set says how long to train on it")
+    assert told["choose by ld@1"] == told["evaluate ld@1 mlp"] == unknown
+    assert told["evaluate quick@1 mlp"][0] is not None
+
+
+def test_a_prediction_that_takes_too_long_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = resolve_spec(Asked("random", "digits", ipc=2, protocols=("krr-fc1",), judges=("mlp",)), tmp_path)
+    monkeypatch.setattr(KRRTrainer, "train", lambda *_: lambda x: time.sleep(30))
+    seconds, basis = phases(estimate(asked, root=tmp_path, device=CPU, budget=1.0))["evaluate krr-fc1@1 mlp"]
+    assert (seconds, basis) == (None, "predicting one image takes too long to be measured")

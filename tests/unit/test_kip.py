@@ -304,6 +304,23 @@ def test_the_largest_step_size_comes_from_the_tangent_kernel() -> None:
     assert largest_lr(net, fresh, images, Rng(2)) == pytest.approx(float(expected), rel=1e-3)
 
 
+def test_the_largest_step_size_is_found_once_for_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_for_checks(tmp_path)
+    native = PROTOCOLS["native-kip@1"].model_copy(update={"options": FiniteWidthOptions(steps=1)})
+    found: list[float] = []
+
+    def watched(*given: Any) -> float:
+        found.append(largest_lr(*given))
+        return found[-1]
+
+    monkeypatch.setattr("ddbench.evaluation.transfer.largest_lr", watched)
+    jobs = [Job(condense(kip(iterations=steps), problem), native, problem) for steps in (0, 1)]
+    rates = [trainer_of(native).plan(job).lr(0) for job in jobs]  # type: ignore[attr-defined]
+    assert rates == found * 2
+    other = replace(problem, backbone=build("convnet-d2-w16", (3, 8, 8), 3))
+    assert trainer_of(native).plan(replace(jobs[0], problem=other)).lr(0) == found[1] != found[0]  # type: ignore[attr-defined]
+
+
 def test_finite_networks_fit_the_targets_as_stored(tmp_path: Path) -> None:
     problem = replace(problem_for_checks(tmp_path), backbone=build("convnet-d2-w32-nn-kip", (3, 8, 8), 3))
     synthetic = condense(kip(), problem)

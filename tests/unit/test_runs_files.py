@@ -247,6 +247,7 @@ def test_the_console_says_where_a_run_is(capsys: pytest.CaptureFixture[str], tmp
     console.on_step(20, 100, {"loss": 0.5}, 10.0)
     console.on_step(40, 100, {"loss": 0.25}, 20.0)
     console.on_student("dsa@1", "mlp", 1.5, 5, 200.0)
+    console.on_student("dsa@1", "mlp", 5.0, 5, None)
     console.on_note("a [bracket] is no markup")
     console.on_end()
     out, err = capsys.readouterr()
@@ -257,6 +258,7 @@ def test_the_console_says_where_a_run_is(capsys: pytest.CaptureFixture[str], tmp
         "condense  20/100  loss 0.5",
         "condense  40/100  2 steps/s  30 s left  loss 0.25",
         "evaluate dsa@1 mlp  1.5/5 students  3 min 20 s left",
+        "evaluate dsa@1 mlp  5.0/5 students, testing",
         "a [bracket] is no markup",
     ]
 

@@ -594,15 +594,40 @@ def test_a_damaged_record_says_how_to_get_another(tmp_path: Path, whole: RunDir)
     run(asked(), options(tmp_path))
     folder = folder_of(tmp_path, asked())
     folder.record.write_text("{")
-    with pytest.raises(
-        RunError, match=r"record\.json is damaged.*own command, given once more, writes its record again"
-    ):
+    with pytest.raises(RunError, match=r"record\.json is damaged.*Run its command again, which writes a new one"):
         evaluate_run(folder.path, (TINY,), (), None, options(tmp_path))
     run(asked(), options(tmp_path))
     folder.record.unlink()
     folder.record.mkdir()
     with pytest.raises(RunError, match=r"record\.json cannot be read: Is a directory"):
         read_record(folder.record)
+
+
+def test_students_that_need_too_much_memory_get_no_advice_of_the_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Drift, "info", replace(Drift.info, memory_advice="--set chunk=1 needs less"))
+
+    def full(self: SGDTrainer, *given: Any) -> Predictor:
+        raise torch.OutOfMemoryError("CUDA out of memory. ")
+
+    monkeypatch.setattr(SGDTrainer, "train", full)
+    with pytest.raises(RunError, match=r"memory: CUDA out of memory\. Use a smaller batch or backbone, or another"):
+        run(asked(), options(tmp_path))
+
+
+def test_progress_says_when_students_are_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[float | None] = []
+
+    class Watch(Quiet):
+        def on_student(self, protocol: str, backbone: str, done: float, of: int, eta_seconds: float | None) -> None:
+            left.append(eta_seconds)
+
+    monkeypatch.setattr("ddbench.runs.judging.SHOW_SECONDS", 0.0)
+    run(asked(), options(tmp_path, observers=[Watch()]))
+    # Two students of three steps, one after the other: only after the last step is nothing left to be trained.
+    assert len(left) == 6
+    assert [eta is None for eta in left] == [False] * 5 + [True]
 
 
 def test_a_run_under_way_is_refused(tmp_path: Path) -> None:

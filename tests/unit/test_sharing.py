@@ -129,6 +129,17 @@ def test_what_a_layout_has_no_place_for_comes_back(tmp_path: Path) -> None:
         export_run(tmp_path / "set.safetensors", "png", tmp_path / "out", tmp_path)
 
 
+def test_how_a_set_was_chosen_is_a_claim_of_who_made_it(workplace: Path, tmp_path: Path) -> None:
+    choice = Choice(step=20, accuracy=0.325, images=40, students=2, protocol="mtt@1")
+    whole = SyntheticSet(torch.rand(10, 1, 8, 8), torch.arange(10), pixels="standard", choice=choice)
+    sets.save(whole, tmp_path / "set.safetensors", {"dataset": "digits", "ipc": 1})
+    record = done("evaluate", tmp_path / "set.safetensors", "--runs", tmp_path / "runs", *cheap(workplace))
+    assert record["synthetic"]["choice"] is None
+    assert record["imported"]["claims"]["choice"] == {
+        "step": 20, "accuracy": 0.325, "images": 40, "students": 2, "protocol": "mtt@1",
+    }  # fmt: skip
+
+
 def test_a_step_size_that_lies_beside_images_comes_back(tmp_path: Path, digits: Any) -> None:
     pixels = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     whole = SyntheticSet(pixels, torch.arange(10), Recipe(lr=torch.tensor(0.07)), pixels="standard")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ddbench import Recipe, SyntheticSet
+from ddbench import Choice, Recipe, SyntheticSet
 from ddbench.errors import DataError, RunError
 from ddbench.synthetic import FORMAT, load, read_header, save
 
@@ -182,6 +182,30 @@ def test_a_file_with_other_parts_is_refused(tmp_path: Path, change: dict[str, An
     save(SyntheticSet(IMAGES, LABELS), path)
     rewrite(path, **change)
     with pytest.raises(DataError, match=why):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "1"},
+        {"accuracy": None},
+        {"accuracy": "0.5"},
+        {"accuracy": 50.0},
+        {"images": 0.5},
+        {"students": -1},
+        {"protocol": 1},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_choice_that_is_none_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "set.safetensors"
+    choice = {"step": 1, "accuracy": 0.5, "images": 40, "students": 2, "protocol": "mtt@1"}
+    save(SyntheticSet(IMAGES, LABELS, choice=Choice(**choice)), path)  # type: ignore[arg-type]
+    assert load(path).choice == Choice(**choice)  # type: ignore[arg-type]
+    rewrite(path, header={"choice": choice | change})
+    with pytest.raises(DataError, match=r"a choice says step, accuracy|damaged, or was made by a newer ddbench"):
         load(path)
 
 
