@@ -112,7 +112,6 @@ def sweep(
             devices[number % len(devices)],
             first=number * len(requests) // count,
             quiet=quiet,
-            side_by_side=count if cluster == "local" else 1,
         )
         for number in range(count)
     ]

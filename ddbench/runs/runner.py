@@ -37,6 +37,8 @@ from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import Interrupted, Stop
 from ddbench.runs.spec import Resolution
 
+HOST_THREADS = 4  # of a run on a GPU
+
 __all__ = ["Interrupted", "RunOptions", "build_problem", "evaluate_run", "prepare", "run"]
 
 
@@ -229,6 +231,19 @@ def _advised(info: MethodInfo) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _few_threads(device: torch.device) -> Iterator[None]:
+    """On a GPU little is left to the host. Threads that wait for each other there, and for a core beside other
+    processes, have cost two thirds of a step. On a CPU their number is left alone, because sums are rounded by it."""
+    before = torch.get_num_threads()
+    if device.type == "cuda":
+        torch.set_num_threads(min(before, HOST_THREADS))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def _session(options: RunOptions) -> Iterator[tuple[Stop, Observer]]:
     """Signals are heard, observers told when it is over, and memory that runs out becomes a sentence."""
     tell = _Everyone(options.observers)
@@ -241,7 +256,7 @@ def _session(options: RunOptions) -> Iterator[tuple[Stop, Observer]]:
 
     stop = Stop(options.grace_seconds, last_words)
     try:
-        with stop.listening():
+        with stop.listening(), _few_threads(options.device):
             yield stop, tell
     except torch.OutOfMemoryError as error:
         raise _too_large(error, "Use a smaller batch or backbone, or another --device") from error

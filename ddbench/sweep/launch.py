@@ -134,10 +134,7 @@ def progress(resolution: Resolution, root: Path) -> Progress:
 
 @dataclass(frozen=True)
 class Worker:
-    """A process that works through a list of runs, from its own place on, and leaves out what others work on.
-
-    `side_by_side` is how many of them share this machine.
-    """
+    """A process that works through a list of runs, from its own place on, and leaves out what others work on."""
 
     requests: tuple[Asked, ...]
     runs_root: Path
@@ -145,7 +142,6 @@ class Worker:
     device: str = "auto"
     first: int = 0
     quiet: bool = False
-    side_by_side: int = 1
 
     def __call__(self) -> list[Outcome]:
         order = self.requests[self.first :] + self.requests[: self.first]
@@ -155,10 +151,6 @@ class Worker:
             device=choose_device(self.device),
             observers=() if self.quiet else [Console()],
         )
-        if options.device.type == "cuda":
-            # Threads wait for each other in every small operation on the host, and those of all workers for a core. On
-            # a CPU their number is left alone, because sums are rounded by it.
-            torch.set_num_threads(max(1, torch.get_num_threads() // self.side_by_side))
         return run_all(resolve_all(order, self.data_root, options.device), options)
 
     def checkpoint(self) -> Any:

@@ -616,6 +616,18 @@ def test_students_that_need_too_much_memory_get_no_advice_of_the_method(
         run(asked(), options(tmp_path))
 
 
+@pytest.mark.parametrize(("device", "threads"), [("cuda", 4), ("cpu", 6)])
+def test_a_run_on_a_gpu_leaves_the_processor_to_others(tmp_path: Path, device: str, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(6)
+    try:
+        with runner._session(replace(options(tmp_path), device=torch.device(device))):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 6
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_progress_says_when_students_are_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[float | None] = []
 

@@ -45,20 +45,6 @@ def test_workers_on_unlike_devices_make_the_same_runs(tmp_path: Path, monkeypatc
     assert ids[0] == ids[1]
 
 
-@pytest.mark.parametrize(("device", "threads"), [("cuda", 2), ("cpu", 6)])
-def test_workers_on_gpus_share_the_processor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, threads: int
-) -> None:
-    before = torch.get_num_threads()
-    monkeypatch.setattr(launch, "choose_device", torch.device)
-    torch.set_num_threads(6)
-    try:
-        assert Worker((), tmp_path, tmp_path, device, quiet=True, side_by_side=3)() == []
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_the_best_of_what_the_workers_say_about_a_run_counts(tmp_path: Path) -> None:
     resolved = resolve_spec(Asked("random", "digits"), tmp_path).spec
 
