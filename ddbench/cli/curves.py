@@ -1,7 +1,8 @@
-"""Learning curves, where --curve asks for them: how `run` and `evaluate` print them."""
+"""How accuracies of students are printed, and learning curves where --curve asks for them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -9,10 +10,16 @@ from typing import Any
 import click
 
 from ddbench.cli.common import note, print_table
+from ddbench.leaderboard.rank import percent
 from ddbench.leaderboard.render import duration
 from ddbench.runs.judging import curves
 from ddbench.runs.record import RunRecord
 from ddbench.runs.rundir import RunDir
+
+
+def accuracy_cells(accuracy: Sequence[float]) -> tuple[str, str]:
+    """The mean over students and each of them, in %; "failed" where there is none."""
+    return percent(mean(accuracy)) if accuracy else "failed", " ".join(map(percent, accuracy))
 
 
 def with_curves(record: RunRecord, folder: Path) -> dict[str, Any]:
@@ -30,8 +37,7 @@ def print_curves(record: RunRecord, folder: Path) -> None:
             curve.backbone,
             point.step,
             "" if point.seconds is None else duration(point.seconds),
-            f"{100 * mean(point.accuracy):.1f}" if point.accuracy else "failed",
-            " ".join(f"{100 * accuracy:.1f}" for accuracy in point.accuracy),
+            *accuracy_cells(point.accuracy),
         )
         for curve in drawn
         for point in curve.points

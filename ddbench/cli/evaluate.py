@@ -204,9 +204,7 @@ def _claims(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print(record: RunRecord) -> None:
-    rows = []
-    for part in record.evaluations:
-        each = [100 * accuracy for accuracy in part.accuracy]
-        mean = f"{sum(each) / len(each):.1f}" if each else "failed"
-        rows.append((part.protocol, part.backbone, mean, " ".join(f"{accuracy:.1f}" for accuracy in each)))
+    from ddbench.cli.curves import accuracy_cells
+
+    rows = [(part.protocol, part.backbone, *accuracy_cells(part.accuracy)) for part in record.evaluations]
     print_table(rows, ("protocol", "judge", "accuracy, %", "students"))

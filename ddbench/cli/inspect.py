@@ -82,7 +82,7 @@ def _rows(found: Found, diagnosis: Diagnosis, entries: list[str]) -> list[tuple[
     channels = zip(diagnosis.mean, diagnosis.std, strict=True)
     likely = "as stored, 0 to 255" if diagnosis.stored == "uint8" else diagnosis.pixels
     said = found.ours.pixels if found.ours is not None else ""
-    choice = found.ours.choice if found.ours is not None else None
+    choice = found.choice
     rows = [
         ("layout", found.layout),
         (
@@ -123,6 +123,6 @@ def _json(found: Found, diagnosis: Diagnosis, entries: list[str]) -> dict[str, A
         "sha256": found.sha256,
         "lr": None if found.lr is None else found.lr.tolist(),
         "claims": {**found.about, **found.claims},
-        "choice": asdict(found.ours.choice) if found.ours is not None and found.ours.choice is not None else None,
+        "choice": asdict(found.choice) if found.choice is not None else None,
         **asdict(diagnosis),
     }

@@ -85,6 +85,11 @@ class Found:
         return first.name if len(self.files) == 1 else first.parent.name
 
     @property
+    def choice(self) -> sets.Choice | None:
+        """How its step was chosen, where ddbench wrote the file and the method chose one."""
+        return self.ours.choice if self.ours is not None else None
+
+    @property
     def nbytes(self) -> int:
         """Bytes on disk."""
         return sum(path.stat().st_size for path in self.files)

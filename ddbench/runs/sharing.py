@@ -211,7 +211,6 @@ def _whole(folder: RunDir) -> bool:
 
 
 def _imported(found: Found, asked: Import, terms: Terms) -> ImportedPart:
-    choice = found.ours.choice if found.ours is not None else None
     return ImportedPart(
         file=found.source,
         sha256=found.sha256,
@@ -221,7 +220,7 @@ def _imported(found: Found, asked: Import, terms: Terms) -> ImportedPart:
         terms=terms.to_json(),
         sources=dict(terms.sources),
         claims={**found.claims, **asked.claims}
-        | ({"choice": asdict(choice)} if choice is not None else {})
+        | ({"choice": asdict(found.choice)} if found.choice is not None else {})
         | ({"about": dict(found.about)} if found.about else {}),
     )
 

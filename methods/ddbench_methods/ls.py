@@ -14,7 +14,7 @@ from ddbench import Method, MethodInfo, Metrics, Problem, Recipe, Rng, State, Sy
 from ddbench.engine.kernel_regression import centred, least_squares, reduced, ridge_weights
 from ddbench.engine.kernels import Gram
 from ddbench.initial import real_indices
-from ddbench_methods.kip import KernelConfig
+from ddbench_methods.kip import KIP, KernelConfig
 
 
 class LSConfig(KernelConfig):
@@ -26,12 +26,11 @@ class LSConfig(KernelConfig):
 @dataclass
 class LSState(State):
     """Shapes: indices [K * ipc], rows of the training set; labels [K * ipc, K], centred; triangle [K * ipc + K, ...],
-    the least-squares problem of all training images seen so far. `total` is how many steps there are."""
+    the least-squares problem of all training images seen so far."""
 
     indices: Tensor
     labels: Tensor
     triangle: Tensor
-    total: int
     kernel: Gram = transient()
     inverse: Tensor = transient()
 
@@ -48,7 +47,7 @@ class LS(Method[LSState]):
         learns=("labels",),
         native="native-kip@1",
         advice="Two images of the support may be equal; a larger ridge helps: --set ridge=1e-5",
-        memory_advice="--set memory_gib=1 computes kernels in smaller chunks",
+        memory_advice=KIP.info.memory_advice,
         trial={"kernel": "convvec2", "batch_real": 40},
     )
     Config = LSConfig
@@ -67,15 +66,13 @@ class LS(Method[LSState]):
     def start(self, problem: Problem) -> LSState:
         self.prepare(problem)
         indices = real_indices(problem, problem.rng.fold("start")).flatten()
-        total = self._total
-        kernel = self.config.gram(self.config.kernel, problem, total)
+        kernel = self.config.gram(self.config.kernel, problem, self._total)
         n, width = len(indices), len(indices) + problem.classes
         eye = torch.eye(n, dtype=torch.float64, device=problem.device)
         return LSState(
             indices,
             centred(problem.class_labels(), problem.classes).to(problem.device),
             torch.zeros(width, width, dtype=torch.float64, device=problem.device),
-            total,
             kernel,
             ridge_weights(kernel(problem.real.take(indices)), eye, self.config.ridge),
         )

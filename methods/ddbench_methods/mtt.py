@@ -233,8 +233,8 @@ class MTT(Method[MTTState]):
         job = Job(self.synthetic(problem, state.images, state.lr), self.judge, rest, students)
         found = validate(job, part, done, students=students)
         if not state.chosen or found.accuracy > state.chosen["choice"]["accuracy"]:
-            now = {"images": state.images, "lr": state.lr}
-            state.chosen = {name: value.detach().clone() for name, value in now.items()} | {"choice": asdict(found)}
+            images, lr = (value.detach().clone() for value in (state.images, state.lr))
+            state.chosen = {"images": images, "lr": lr, "choice": asdict(found)}
         return torch.tensor(found.accuracy)
 
     @property
