@@ -30,7 +30,7 @@ from ddbench.data.tensors import DatasetTensors
 from ddbench.driver import drive
 from ddbench.engine import lockstep
 from ddbench.engine.precision import Precision
-from ddbench.engine.students import students_together
+from ddbench.engine.students import footprint, students_together
 from ddbench.errors import ConfigError, RunError
 from ddbench.evaluation.evaluate import SealedTest, evaluate, tested_together
 from ddbench.evaluation.plan import plan
@@ -351,7 +351,7 @@ def _method(ref: str, problem: Problem, asked: Asked) -> Result:
 
 def _experts(problem: Problem) -> Result:
     """An epoch of one expert, of as many as are trained side by side."""
-    side_by_side = students_together(EXPERT_BATCH, problem.device, problem.pixel_count)
+    side_by_side = students_together(EXPERT_BATCH, problem.device, footprint(problem.backbone))
     wanted = ExpertTrajectories.of(problem, experts=side_by_side, epochs=EXPERT_EPOCHS, lr=0.01)
     with problem.precision.active(problem.device):
         times = problem.artifacts.get(wanted, problem).seconds(0)

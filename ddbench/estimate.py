@@ -252,7 +252,7 @@ def _trained(
             if _length_is_found(job, total):
                 return Phase(name, None, "cannot be told before the set says how long to train on it")
             alike = trainer.alike(job)
-            students = 1 if alike else students
+            students, trials = (1, 0) if alike else (students, trainer.trials(job))
             group = list(range(min(students, at_once or trainer.together(job))))
     except _TimeIsUpError:
         return Phase(name, None, f"getting ready for a student takes more than {budget:.2g} s")
@@ -260,11 +260,12 @@ def _trained(
         if stand_in:
             return Phase(name, None, "cannot be told before there is a set, which brings how it is trained on")
         return Phase(name, 0.0, f"will fail: {error}")
+    networks, trained = f"{students} students" + (f" and {trials} to choose by" if trials else ""), students + trials
     found = student_result(known, job) if known is not None else None
     if found is not None and found.student is not None:
         setup, one = found.setup_seconds or 0.0, found.student.seconds
-        basis = f"ddbench bench: {students} students x {total} steps of {found.ms:.3g} ms"
-        return _tested(name, basis, setup + students * one, students, _testing(problem, _untrained(problem), budget))
+        basis = f"ddbench bench: {networks} x {total} steps of {found.ms:.3g} ms"
+        return _tested(name, basis, setup + trained * one, students, _testing(problem, _untrained(problem), budget))
     taken = [(time.perf_counter(), 0)]
 
     def tick(steps: int) -> None:
@@ -278,19 +279,19 @@ def _trained(
         predict = trainer.train(job, group, tick)
         wait_for(problem.device)
     if predict is not None:
-        training = (time.perf_counter() - taken[0][0]) / len(group) * students
-        basis = f"{students} students x {total} steps, {len(group)} trained to the end"
+        training = (time.perf_counter() - taken[0][0]) / (len(group) + trials) * trained
+        basis = f"{networks} x {total} steps, {len(group) + trials} trained to the end"
         testing = _testing(problem, predict, budget)
         return _tested(name, "its predictions" if alike else basis, training, students / len(group), testing)
     if len(taken) == 1:
-        least = students * total * budget
+        least = trained * total * budget
         slow = f"one of {total} training steps takes more than {budget:.2g} s: over {duration(least)} without tests"
         return Phase(name, None, slow, least)
     # The first step also pays for what is done once, such as drawing the order of the images.
     counted = taken[1:] if len(taken) > 2 else taken
     each = (counted[-1][0] - counted[0][0]) / sum(steps for _, steps in counted[1:])
-    basis = f"{students} students x {total} steps of {1000 * each:.3g} ms, {len(counted) - 1} measured"
-    return _tested(name, basis, students * total * each, students, _testing(problem, _untrained(problem), budget))
+    basis = f"{networks} x {total} steps of {1000 * each:.3g} ms, {len(counted) - 1} measured"
+    return _tested(name, basis, trained * total * each, students, _testing(problem, _untrained(problem), budget))
 
 
 def _length_is_found(job: Job, total: int) -> bool:

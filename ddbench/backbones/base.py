@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +25,8 @@ from ddbench.engine.program import kernels
 from ddbench.engine.tangents import Tangents
 from ddbench.errors import ConfigError, closest
 from ddbench.rng import Rng
+
+logger = logging.getLogger(__name__)
 
 Shape = tuple[int, int, int]
 
@@ -240,6 +244,28 @@ class Backbone:
         """Whether its norms are kernels of ours, so that a compiler finds little left to do."""
         return False
 
+    @functools.cached_property
+    def widest(self) -> int:
+        """Numbers in the largest output of one of its layers for one image, and at least those of the image."""
+        sizes = [math.prod(self.shape)]
+        params = {key: torch.empty(shape, device="meta") for key, shape in self._shapes.items()}
+        nowhere = Variables(params, {key: tensor.to("meta") for key, tensor in self._buffers.items()})
+
+        def measure(_: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                sizes.append(output.numel())
+
+        handles = [layer.register_forward_hook(measure) for layer in self._modules[False].modules()]
+        try:
+            self._apply(nowhere, torch.empty(1, *self.shape, device="meta"), False, ("logits",))
+        except Exception as error:
+            # Somebody's own layer that needs numbers; what the ones before it make is known.
+            logger.debug("%s cannot be measured: %s", self.name, error)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return max(sizes)
+
     def first_order(self, device: torch.device) -> Backbone:
         """The same function of the same variables in the form that is fastest on a device, for gradients of first
         order only. Taps inside the network may be missing, and the gradient of a shift without effect is zero."""
@@ -327,11 +353,15 @@ class Fused(Backbone):
 
     def __init__(self, backbone: Backbone, modules: dict[bool, nn.Module]) -> None:
         self.__dict__.update(vars(backbone))
-        self._modules, self.taps = modules, ("embed", "logits")
+        self._modules, self.taps, self._plain = modules, ("embed", "logits"), backbone
 
     @property
     def fused(self) -> bool:
         return True
+
+    @property
+    def widest(self) -> int:
+        return self._plain.widest
 
     def first_order(self, device: torch.device) -> Backbone:
         return self

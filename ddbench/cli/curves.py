@@ -31,6 +31,9 @@ def with_curves(record: RunRecord, folder: Path) -> dict[str, Any]:
 def print_curves(record: RunRecord, folder: Path) -> None:
     """A line for every snapshot and judge."""
     drawn = curves(RunDir.at(folder), record.synthetic.sha256)
+    if not drawn:
+        where = RunDir.at(folder).snapshots
+        note(f"There is no learning curve: {where} has no snapshots. They are taken while a method learns in steps.")
     rows = [
         (
             curve.protocol,

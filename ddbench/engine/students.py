@@ -24,12 +24,21 @@ Tick = Callable[[int], None]
 # 100 images 1.6 times, and two at 250 images 1.2 times (docs/pages/concepts/engine.md). Larger images fill it sooner.
 FILLING_IMAGES = 800
 MOST_TOGETHER = 20
-USUAL_PIXELS = 32 * 32
+USUAL_PIXELS, USUAL_CHANNELS = 32 * 32, 128
+
+# How many images of the usual size a trained network sees at once.
+TESTED_IMAGES = 1000
 
 
 def fewer_if_larger(images: int, pixels: int) -> int:
     """How many images of `pixels` pixels, at least one, are as much work and memory as so many of 32x32; never more."""
     return max(1, images * USUAL_PIXELS // max(pixels, USUAL_PIXELS))
+
+
+def footprint(net: Backbone) -> int:
+    """How large an image is to a network, in pixels: as many as would fill its widest layer at ConvNet's 128 channels,
+    and at least its own."""
+    return max(math.prod(net.shape[1:]), net.widest // USUAL_CHANNELS)
 
 
 def students_together(batch: int, device: torch.device, pixels: int = USUAL_PIXELS) -> int:
@@ -53,12 +62,12 @@ def train_students(
     """Train S networks on one synthetic set.
 
     Shapes: variables and the result have a leading S on every tensor; students are the S numbers that seed the draws.
-    `together` students train in lockstep (default: by size and device). `static` chooses programs of static shape
-    (default: on a GPU, where the plan allows it), else a plain loop. All ways are equal up to rounding. `to_come` is
-    how many more students the caller will train like these, for deciding what is worth its preparation.
+    `together` students train in lockstep (default: by batch, network and device). `static` chooses programs of static
+    shape (default: on a GPU, where the plan allows it), else a plain loop. All ways are equal up to rounding. `to_come`
+    is how many more students the caller will train like these, for deciding what is worth its preparation.
     """
     device = plan.images.device
-    together = together or students_together(plan.batch, device, plan.images.shape[-2:].numel())
+    together = together or students_together(plan.batch, device, footprint(net))
     static = plan.static and (device.type == "cuda" if static is None else static)
     tick = tick or (lambda _: None)
     keep_memory(device)
@@ -161,6 +170,7 @@ def _optimizer(plan: TrainingPlan, params: dict[str, Tensor]) -> optim.Optimizer
 
 @torch.inference_mode()
 def predict(net: Backbone, variables: Variables, images: Tensor) -> Tensor:
-    """Logits [S, B, K] of S trained students on images [B, C, H, W]."""
-    students = len(next(iter(variables.params.values())))
-    return torch.stack([net(variables.copy(s), images, train=False)[0] for s in range(students)])
+    """Logits [S, B, K] of S trained students on images [B, C, H, W]; wide networks see fewer of them at once."""
+    students = [variables.copy(s) for s in range(len(next(iter(variables.params.values()))))]
+    parts = images.split(fewer_if_larger(TESTED_IMAGES, footprint(net)))
+    return torch.stack([torch.cat([net(student, part, train=False)[0] for part in parts]) for student in students])

@@ -14,7 +14,7 @@ from torch import Tensor
 from ddbench.data.pixels import PixelSpace
 from ddbench.data.tensors import DatasetTensors
 from ddbench.engine.precision import Precision
-from ddbench.engine.students import fewer_if_larger
+from ddbench.engine.students import TESTED_IMAGES, fewer_if_larger
 from ddbench.errors import DivergedError
 from ddbench.evaluation.protocol import Protocol
 from ddbench.evaluation.trainer import Job, Predictor, Trainer
@@ -22,13 +22,11 @@ from ddbench.plugins import TRAINERS, load_object
 from ddbench.problem import Problem
 from ddbench.synthetic import SyntheticSet
 
-TEST_BATCH = 1000
-
 
 def tested_together(shape: Sequence[int]) -> int:
     """How many images [..., H, W] a trained network sees at once: fewer larger ones, so that testing takes no more
     memory than training."""
-    return fewer_if_larger(TEST_BATCH, shape[-2] * shape[-1])
+    return fewer_if_larger(TESTED_IMAGES, shape[-2] * shape[-1])
 
 
 class Loadable(Interface):

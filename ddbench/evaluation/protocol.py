@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from ddbench.config import Options, explain, read_toml
 from ddbench.errors import ConfigError, closest
@@ -95,8 +95,14 @@ class FiniteWidthOptions(SGDOptions):
 
     epochs: int | None = Field(None, ge=0, description="E; E + 1 passes over the set are made. None: `steps` decides.")
     steps: int | None = Field(5000, ge=1, description="Train this many steps.")
-    lr: float | None = Field(None, gt=0, description="Step size; none takes lr_factor of the largest stable one.")
-    lr_factor: float = Field(1.0, gt=0, description="Share of the largest step size that the tangent kernel allows.")
+    lr: float | None = Field(None, gt=0, description="Step size; none takes a share of the largest stable one.")
+    lr_factors: tuple[PositiveFloat, ...] = Field(
+        (1.0,),
+        min_length=1,
+        description="Shares of the largest step size that the tangent kernel allows. Of several the one is taken with "
+        "which a network of validation does best.",
+    )
+    validation: int = Field(5000, ge=1, description="Training images by which the share is chosen.")
     weight_decay: float = Field(1e-3, ge=0, description="On all parameters, norms and biases included.")
     batch: int = Field(100, ge=1, description="Images per step; the last, smaller batch of an epoch is kept.")
     schedule: Literal["step", "cosine", "constant"] = Field("cosine", description="As for the trainer sgd.")
@@ -254,11 +260,12 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             name="native-kip",
             trainer="finite-width",
-            options=FiniteWidthOptions(),
+            options=FiniteWidthOptions(lr_factors=(1.0, 0.25, 0.0625, 0.015625)),
             augment="none",
             labels="soft",
             backbones=("convnet-w1024-nn-kip",),
-            source="Nguyen et al., NeurIPS 2021 (arXiv 2107.13034), step size and decay of the authors' example",
+            source="Nguyen et al., NeurIPS 2021 (arXiv 2107.13034); decay of the authors' example, step size chosen "
+            "as there, from a shorter list",
         ),
     )
 }  # fmt: skip

@@ -7,7 +7,7 @@ from functools import partial
 from typing import ClassVar
 
 from ddbench.backbones.base import Variables
-from ddbench.engine.students import predict, students_together, train_students
+from ddbench.engine.students import footprint, predict, students_together, train_students
 from ddbench.evaluation.plan import TrainingPlan, plan
 from ddbench.evaluation.protocol import SGDOptions, TrainerOptions
 from ddbench.evaluation.trainer import Job, Predictor, Trainer
@@ -41,7 +41,7 @@ class SGDTrainer(Trainer):
         return self._plan_once(job).steps
 
     def together(self, job: Job) -> int:
-        return students_together(self._plan_once(job).batch, job.problem.device, job.problem.pixel_count)
+        return students_together(self._plan_once(job).batch, job.problem.device, footprint(job.problem.backbone))
 
     def _plan_once(self, job: Job) -> TrainingPlan:
         if self._planned is None or self._planned[0] is not job:

@@ -52,6 +52,11 @@ class Trainer(ABC):
     def steps(self, job: Job) -> int:
         """Steps of one student, for progress and estimates."""
 
+    def trials(self, job: Job) -> int:
+        """How many networks are trained before the students of a job, to choose how they are trained. `tick` hears
+        their steps too."""
+        return 0
+
     def alike(self, job: Job) -> bool:
         """Whether all students are one and the same, because the set leaves nothing to chance. Then one is trained."""
         return False

@@ -21,7 +21,7 @@ from ddbench.artifacts import TELL_SECONDS, Artifact, outside_identity
 from ddbench.backbones.base import Variables
 from ddbench.engine.augment import resolve_strategy
 from ddbench.engine.lockstep import Lockstep
-from ddbench.engine.students import students_together
+from ddbench.engine.students import footprint, students_together
 from ddbench.errors import ArtifactError, ConfigError, DivergedError
 from ddbench.evaluation.plan import Block, TrainingPlan, plan
 from ddbench.evaluation.protocol import Protocol, SGDOptions
@@ -124,7 +124,7 @@ class ExpertTrajectories(Artifact[Trajectories]):
         images = problem.train.images if problem.pixels.cheap else problem.real.take(everything)
         whole = SyntheticSet(images, problem.train.labels, pixels=problem.pixels.name)
         schedule = plan(whole, _recipe(self.lr, self.augment, self.epochs), problem, rng)
-        together = students_together(EXPERT_BATCH, problem.device, problem.pixel_count)
+        together = students_together(EXPERT_BATCH, problem.device, footprint(problem.backbone))
         per_epoch = schedule.steps_per_epoch
         left = {k: (self.epochs - max(reached, 0)) * per_epoch for reached, k in self._short(folder)}
         tick = problem.artifacts.progress(f"{len(left)} expert{'s' * (len(left) > 1)}", sum(left.values()))

@@ -5,7 +5,9 @@ Nguyen et al., NeurIPS 2021 (arXiv 2107.13034): how KIP's images train a wide ne
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
@@ -15,13 +17,18 @@ from torch.func import jvp, vjp
 
 from ddbench.backbones.base import Backbone, Variables
 from ddbench.engine.decode import decode
+from ddbench.errors import DivergedError
+from ddbench.evaluation.evaluate import tested_together
 from ddbench.evaluation.krr import regression_targets
 from ddbench.evaluation.plan import TrainingPlan, plan
 from ddbench.evaluation.protocol import FiniteWidthOptions
 from ddbench.evaluation.sgd import SGDTrainer
-from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.trainer import Job, Predictor
+from ddbench.evaluation.validation import VALIDATION
 from ddbench.problem import Problem
 from ddbench.rng import Rng
+
+logger = logging.getLogger(__name__)
 
 # Real images that the step size is computed from, and steps of the power iteration: two digits are enough.
 PROBES, ITERATIONS = 50, 30
@@ -36,21 +43,82 @@ def half_mean_square(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class FiniteWidthTrainer(SGDTrainer):
-    """Minibatch descent on the squared error."""
+    """Minibatch descent on the squared error.
+
+    The step size is a share of the largest that the tangent kernel of real images allows. Sets whose images or targets
+    are larger than real ones need less of it, so that the share is chosen, as in the paper: one network is trained with
+    each, and the best on training images wins.
+    """
 
     Options = FiniteWidthOptions
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._tuned: Job | None = None
+
     def plan(self, job: Job) -> TrainingPlan:
         options = job.protocol.options
-        lr = options.lr or options.lr_factor * self._largest_lr(job)
-        # The common plan asks for classes; its labels are replaced.
+        # Any step size will do until training begins: whoever counts steps should not wait for the right one. And the
+        # common plan asks for classes; its labels are replaced.
         common = job.protocol.model_copy(
-            update={"options": options.model_copy(update={"lr": lr}), "labels": "hard"},
+            update={"options": options.model_copy(update={"lr": options.lr or 1.0}), "labels": "hard"},
         )
         usual = plan(job.synthetic, common, job.problem, job.rng)
         targets = regression_targets(job.synthetic, job.problem.classes, hard=job.protocol.labels == "hard")
         _, targets = decode(job.synthetic.decode, job.synthetic.images, targets)
         return replace(usual, labels=targets.to(job.problem.device), criterion=half_mean_square)
+
+    def trials(self, job: Job) -> int:
+        options: FiniteWidthOptions = job.protocol.options
+        return len(options.lr_factors) if options.lr is None and len(options.lr_factors) > 1 else 0
+
+    def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
+        if job.protocol.options.lr is None and self._tuned is not job:
+            self._planned = (job, self._tune(job, tick))
+            self._tuned = job
+        return super().train(job, students, tick)
+
+    def _tune(self, job: Job, tick: Callable[[int], None]) -> TrainingPlan:
+        """The plan with the step size that does best. Raises: DivergedError where training diverges with all."""
+        options: FiniteWidthOptions = job.protocol.options
+        usual, largest = self._plan_once(job), self._largest_lr(job)
+        found: list[tuple[float, float, TrainingPlan]] = []
+        for factor in options.lr_factors:
+            at_it = replace(usual, options=options.model_copy(update={"lr": factor * largest}))
+            if not self.trials(job):
+                return at_it
+            self._planned = (job, at_it)
+            accuracy = self._accuracy(job, super().train(job, [VALIDATION], tick))
+            if accuracy is not None:
+                found.append((accuracy, factor, at_it))
+        if not found:
+            raise DivergedError(
+                f"{job.protocol.id}: training on this set diverges even with {min(options.lr_factors):g} of the "
+                "largest stable step size. The numbers of the set are too large, which `ddbench inspect` shows."
+            )
+        accuracy, factor, best = max(found, key=lambda entry: entry[0])
+        logger.info(
+            "%s: step size %.3g, %g of the largest: %.1f %% of %d training images are right",
+            job.protocol.id,
+            factor * largest,
+            factor,
+            100 * accuracy,
+            options.validation,
+        )
+        return best
+
+    def _accuracy(self, job: Job, predict: Predictor) -> float | None:
+        """On training images; None where outputs are not finite."""
+        problem, right = job.problem, 0
+        rows = torch.from_numpy(
+            job.rng.fold("validation").numpy().permutation(len(problem.train))[: job.protocol.options.validation]
+        )
+        for part in rows.split(tested_together(problem.shape)):
+            scores = predict(problem.real.take(part))
+            if not bool(torch.isfinite(scores).all()):
+                return None
+            right += int((scores.argmax(dim=-1) == problem.real.labels[part.to(problem.device)]).sum())
+        return right / len(rows)
 
     def _largest_lr(self, job: Job) -> float:
         net, problem = job.problem.backbone, job.problem

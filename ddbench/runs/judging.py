@@ -217,8 +217,9 @@ class Judging:
     def _scores(
         self, synthetic: SyntheticSet, cell: Cell, problem: Problem, students: Sequence[int], label: str
     ) -> Iterable[Score]:
-        steps = max(1, trainer_of(cell.protocol).steps(Job(synthetic, cell.protocol, problem)))
-        progress = _Progress(self.tell, cell, label, steps, len(students), self.stop)
+        trainer, job = trainer_of(cell.protocol), Job(synthetic, cell.protocol, problem)
+        networks = len(students) + trainer.trials(job)
+        progress = _Progress(self.tell, cell, label, max(1, trainer.steps(job)), networks, self.stop)
         return evaluate(
             synthetic, cell.protocol, problem, self._test, students=students, label=label, tick=progress.tick
         )
@@ -254,7 +255,7 @@ class _Progress:
     cell: Cell
     label: str
     steps: int
-    students: int
+    networks: int
     stop: Stop
 
     def __post_init__(self) -> None:
@@ -268,13 +269,13 @@ class _Progress:
             return
         self._done += count
         now = time.monotonic()
-        total = self.steps * self.students
+        total = self.steps * self.networks
         if now - self._shown >= SHOW_SECONDS or self._done >= total:
             self._shown = now
             # Unknown once all are trained, because how long their tests take is.
             left = (now - self._started) / self._done * (total - self._done) if self._done < total else None
             name = f"{self.label}{self.cell.protocol.id}"
-            self.tell.on_student(name, self.cell.backbone, self._done / self.steps, self.students, left)
+            self.tell.on_student(name, self.cell.backbone, self._done / self.steps, self.networks, left)
 
 
 def snapshots(folder: RunDir) -> list[tuple[int, Path]]:

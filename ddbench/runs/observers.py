@@ -45,7 +45,8 @@ class Observer:
         """About once a second: means since the last call, and the seconds of condensation so far."""
 
     def on_student(self, protocol: str, backbone: str, done: float, of: int, eta_seconds: float | None) -> None:
-        """`done` counts trained students, and the part of one that is being trained; None: they are being tested."""
+        """`done` counts trained networks, and the part of one that is being trained; None: they are being tested. Of
+        the networks some may be trials, by which the training of the others is chosen."""
 
     def on_note(self, text: str) -> None:
         """A sentence that a person should read."""

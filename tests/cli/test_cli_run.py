@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,12 @@ def test_a_curve_is_printed_step_by_step(place: Path) -> None:
     failed = call(place, *evaluated)
     assert failed.stdout.splitlines()[-3].split()[2:] == ["1", *failed.stdout.splitlines()[-3].split()[3:5], "failed"]
     assert failed.stderr == "tiny@1 with mlp, step 1: a long reason\n"
+
+    shutil.rmtree(folder / "snapshots")
+    path.unlink()
+    told = call(place, *evaluated)
+    assert told.exit_code == 0
+    assert "There is no learning curve" in told.stderr
 
 
 def test_evaluate_adds_students_and_protocols_to_a_record(place: Path) -> None:

@@ -23,7 +23,7 @@ DIGESTS = {
     "quick@1": "383b3eb967c29315",
     "krr@1": "6802c059565f7bee",
     "krr-fc1@1": "17746601b748d268",
-    "native-kip@1": "04a5e0c97b721ade",
+    "native-kip@1": "1efe8d95b464aebc",
 }
 
 # What a recipe is, written out from the description of the papers' common routine. E + 1 epochs, of which the first
@@ -109,8 +109,8 @@ OTHERS: dict[str, dict[str, Any]] = {
         "backbones": ["convnet-w1024-nn-kip"],
     }
     | COMMON
-    | {"epochs": None, "steps": 5000, "lr": None, "lr_factor": 1.0, "weight_decay": 1e-3, "batch": 100}
-    | {"schedule": "cosine"},
+    | {"epochs": None, "steps": 5000, "lr": None, "weight_decay": 1e-3, "batch": 100}
+    | {"schedule": "cosine", "lr_factors": [1.0, 0.25, 0.0625, 0.015625], "validation": 5000},
 }
 
 

@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from ddbench import Backbone, Rng, Variables
+from ddbench.backbones.base import Shape, from_module
 from ddbench.backbones.names import build
-from ddbench.engine.students import predict, students_together, train_students
+from ddbench.engine.students import footprint, predict, students_together, train_students
 from ddbench.evaluation.plan import TrainingPlan
 from ddbench.evaluation.protocol import SGDOptions
 
@@ -105,6 +107,45 @@ def test_fewer_students_side_by_side_where_images_are_large() -> None:
     assert students_together(100, cuda, 32 * 32) == 4 * students_together(100, cuda, 64 * 64) == 8
     assert students_together(100, cuda, 28 * 28) == 8
     assert students_together(256, cuda, 128 * 128) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "size"),
+    [
+        ("convnet", (3, 32, 32), 32 * 32),
+        ("convnet", (1, 28, 28), 32 * 32),  # the first layer pads grey images
+        ("convnet", (3, 64, 64), 64 * 64),
+        ("convnet-w1024-nn-kip", (3, 32, 32), 8 * 32 * 32),
+        ("resnet18", (3, 32, 32), 32 * 32),
+        ("mlp", (3, 32, 32), 32 * 32),
+    ],
+)
+def test_an_image_is_as_large_as_it_makes_the_widest_layer(name: str, shape: Shape, size: int) -> None:
+    assert footprint(build(name, shape, 10)) == size
+
+
+def test_somebodys_network_is_measured_as_far_as_it_can_be() -> None:
+    class Reads(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * float(x.mean())  # no number where there is no memory
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 512, 3, padding=1), Reads(), nn.Flatten(), nn.Linear(512 * 64, 3))
+
+    assert from_module("reads", make, (3, 8, 8), 3).widest == 512 * 64
+
+
+def test_wide_networks_see_fewer_images_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = build("convnet-d2-w256-nn", (3, 32, 32), 3)
+    students, images = net.init(Rng(0), copies=2), torch.randn(7, 3, 32, 32, generator=Rng(1).torch())
+    seen: list[int] = []
+    assert net.widest == 256 * 32 * 32
+    handle = net._modules[False].register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    whole = predict(net, students, images)
+    monkeypatch.setattr("ddbench.engine.students.TESTED_IMAGES", 6)
+    torch.testing.assert_close(predict(net, students, images), whole)
+    handle.remove()
+    assert seen == [7, 7] + [3, 3, 1] * 2
 
 
 def test_predictions_are_those_of_each_student_in_evaluation_mode() -> None:

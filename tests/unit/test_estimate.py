@@ -133,6 +133,14 @@ def test_networks_that_choose_are_counted(tmp_path: Path) -> None:
     assert basis.startswith("6 students x 1001 steps")
 
 
+def test_networks_by_which_a_step_size_is_chosen_are_counted(tmp_path: Path) -> None:
+    native = 'name = "tiny-kip"\ntrainer = "finite-width"\nlabels = "soft"\nbackbones = ["mlp"]\nstudents = 2\n'
+    (tmp_path / "kip.toml").write_text(native + "[options]\nsteps = 1000\nlr_factors = [1.0, 0.1, 0.01]\n")
+    asked = resolve_spec(Asked("random", "digits", ipc=1, protocols=(str(tmp_path / "kip.toml"),)), tmp_path)
+    _, basis = phases(estimate(asked, root=tmp_path / "runs", device=CPU))["evaluate tiny-kip@1 mlp"]
+    assert basis.startswith("2 students and 3 to choose by x 1000 steps")
+
+
 @pytest.mark.parametrize("assignments", [("iterations=0",), ("iterations=4", "select_every=1")])
 def test_choosing_that_costs_nothing_beside_the_steps_is_no_phase(tmp_path: Path, assignments: tuple[str, ...]) -> None:
     small = ("select=heldout", "experts=1", "start_epochs=1", "expert_span=1", "inner_steps=1", *assignments)

@@ -76,7 +76,7 @@ def test_a_student_reads_once_and_is_refused_a_second_time(tmp_path: Path) -> No
 def test_accuracy_is_the_share_of_right_answers_over_all_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TEST_BATCH", 17)
+    monkeypatch.setattr(module, "TESTED_IMAGES", 17)
     problem = problem_for_checks(tmp_path)
     data = toy_test().data.subset(torch.tensor([0, 1, 2, 3, 40, 41, 80]))
     whole = SealedTest(Test(data)).score(["a", "b", "c"], guesses(0, 1, 2), problem.pixels, CPU)

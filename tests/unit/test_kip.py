@@ -23,7 +23,7 @@ from ddbench.evaluation.evaluate import SealedTest, evaluate, trainer_of
 from ddbench.evaluation.krr import regression_targets
 from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, KRROptions, Protocol
 from ddbench.evaluation.trainer import Job
-from ddbench.evaluation.transfer import largest_lr
+from ddbench.evaluation.transfer import FiniteWidthTrainer, largest_lr
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs.spec import QUICK
 from ddbench.testing.contract import problem_for_checks
@@ -315,10 +315,52 @@ def test_the_largest_step_size_is_found_once_for_a_problem(tmp_path: Path, monke
 
     monkeypatch.setattr("ddbench.evaluation.transfer.largest_lr", watched)
     jobs = [Job(condense(kip(iterations=steps), problem), native, problem) for steps in (0, 1)]
-    rates = [trainer_of(native).plan(job).lr(0) for job in jobs]  # type: ignore[attr-defined]
-    assert rates == found * 2
     other = replace(problem, backbone=build("convnet-d2-w16", (3, 8, 8), 3))
-    assert trainer_of(native).plan(replace(jobs[0], problem=other)).lr(0) == found[1] != found[0]  # type: ignore[attr-defined]
+    rates = []
+    for job in [*jobs, replace(jobs[0], problem=other)]:
+        trainer: Any = trainer_of(native)
+        assert trainer.steps(job) == 1
+        assert len(found) == len(set(rates)), "counting steps needs no step size"
+        trainer.train(job, [0], lambda _: None)
+        rates.append(trainer._plan_once(job).lr(0))
+    assert rates == [found[0], found[0], found[1]]
+    assert found[0] != found[1]
+
+
+def share_taken(problem: Problem, synthetic: SyntheticSet, *factors: float) -> float:
+    """Of the largest step size, the share that students train with. All steps that are taken must be told."""
+    protocol = PROTOCOLS["native-kip@1"].model_copy(
+        update={"options": FiniteWidthOptions(steps=30, lr_factors=factors, validation=40)}
+    )
+    job, heard, trainer = Job(synthetic, protocol, problem, students=3), [0], trainer_of(protocol)
+    assert isinstance(trainer, FiniteWidthTrainer)
+    for number in range(3):
+        trainer.train(job, [number], heard.append)
+    assert trainer.trials(job) == (len(factors) if len(factors) > 1 else 0)
+    assert sum(heard) == 30 * (3 + trainer.trials(job))
+    return trainer._plan_once(job).lr(0) / trainer._largest_lr(job)
+
+
+def test_the_step_size_of_finite_networks_is_the_best_by_training_images(tmp_path: Path) -> None:
+    problem = replace(problem_for_checks(tmp_path), backbone=build("convnet-d2-w32-nn-kip", (3, 8, 8), 3))
+    synthetic = condense(kip(), problem)
+    assert share_taken(problem, synthetic, 0.5) == pytest.approx(0.5)
+    assert share_taken(problem, synthetic, 1e-9, 0.5, 1e-8) == pytest.approx(0.5)
+    assert share_taken(problem, synthetic, 1e6, 0.25) == pytest.approx(0.25)  # the first diverges
+    with pytest.raises(DivergedError, match="diverges even with 1e\\+06 of"):
+        share_taken(problem, synthetic, 1e7, 1e6)
+
+
+def test_the_choice_of_a_step_size_leaves_no_trace_in_the_students(tmp_path: Path) -> None:
+    problem = replace(problem_for_checks(tmp_path), backbone=build("convnet-d2-w8-nn-kip", (3, 8, 8), 3))
+    synthetic, images = condense(kip(), problem), torch.randn(4, 3, 8, 8, generator=Rng(3).torch())
+    native = PROTOCOLS["native-kip@1"]
+    native = native.model_copy(update={"options": native.options.model_copy(update={"steps": 5})})
+    job, tick = Job(synthetic, native, problem, students=2), lambda _: None
+    one: Any = trainer_of(native)
+    apart = [one.train(job, [number], tick)(images) for number in (0, 1)]
+    together = trainer_of(native).train(job, [0, 1], tick)(images)
+    torch.testing.assert_close(torch.cat(apart), together)
 
 
 def test_finite_networks_fit_the_targets_as_stored(tmp_path: Path) -> None:

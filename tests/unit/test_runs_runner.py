@@ -481,7 +481,7 @@ def test_students_that_were_done_survive_a_signal(tmp_path: Path, monkeypatch: p
 def test_a_signal_is_heard_between_batches_of_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernel regression is nearly all testing."""
     tested: list[int] = []
-    monkeypatch.setattr("ddbench.evaluation.evaluate.TEST_BATCH", 10)
+    monkeypatch.setattr("ddbench.evaluation.evaluate.TESTED_IMAGES", 10)
     train = SGDTrainer.train
 
     def watched(self: SGDTrainer, *given: Any) -> Predictor:
