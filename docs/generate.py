@@ -341,25 +341,24 @@ def curves(method: str, records: Path = RECORDS, folder: Path = CURVES) -> str:
     from ddbench.runs.record import read_record
 
     by_set = {record.synthetic.sha256: record for record in map(read_record, records.rglob(f"{method}-*.json"))}
-    tables = []
+    found: dict[str, list[tuple[Curve, dict[str, Any]]]] = {}
     for path in sorted(folder.glob(f"{method}-*.json")):
         curve = Curve.model_validate_json(path.read_text(encoding="utf-8"))
         if curve.synthetic not in by_set:
             raise ValueError(f"{path}: no record of {method} is of this set")
         record = by_set[curve.synthetic]
         title = f"{record.data.title}, ipc {record.run.ipc}, {_code(curve.protocol)}"
-        shown = [
-            "failed" if point.failed else _accuracy([100 * value for value in point.accuracy]) for point in curve.points
-        ]
-        tables.append(
-            _table(
-                (title, *(str(point.step) for point in curve.points)),
-                [
-                    ("minutes", *("–" if p.seconds is None else f"{p.seconds / 60:.1f}" for p in curve.points)),
-                    ("accuracy", *shown),
-                ],
-            )
-        )
+        found.setdefault(title, []).append((curve, record.config.values))
+    tables = []
+    for title, alike in found.items():
+        for curve, config in alike:
+            differing = [name for name in config if any(config[name] != other.get(name) for _, other in alike)]
+            told = "".join(f", {_code(f'{name}={config[name]}')}" for name in differing)
+            accuracies = [[100 * value for value in point.accuracy] for point in curve.points]
+            shown = ["failed" if p.failed else _accuracy(a) for p, a in zip(curve.points, accuracies, strict=True)]
+            minutes = ("–" if p.seconds is None else f"{p.seconds / 60:.1f}" for p in curve.points)
+            heads = (title + told, *(str(point.step) for point in curve.points))
+            tables.append(_table(heads, [("minutes", *minutes), ("accuracy", *shown)]))
     return "\n\n".join(tables) or "There are no curves yet."
 
 
