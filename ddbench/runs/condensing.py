@@ -171,7 +171,7 @@ class Condensation:
 
     def _snapshot(self, state: State) -> None:
         path = self.folder.snapshot(state.step)
-        if state.step not in self._snapshots or path.is_file() or self.method.finished(state):
+        if state.step not in self._snapshots or self.method.finished(state):
             return
         self._tick(state.step)
         with self._clock.paused():

@@ -390,6 +390,19 @@ def test_a_snapshot_that_cannot_be_judged_is_a_gap_in_the_curve(tmp_path: Path) 
     assert run(asked(), options(tmp_path, curve=True)) == record
 
 
+def test_a_snapshot_of_steps_that_were_lost_is_taken_again(tmp_path: Path) -> None:
+    late = max(snapshot_steps(STEPS, 4))
+    with pytest.raises(CrashError):
+        run(asked(crash_at(late + 1)), options(tmp_path, snapshots=4, checkpoint_steps=late - 1))
+    folder = folder_of(tmp_path, asked())
+    taken = folder.snapshot(late).read_bytes()
+    folder.snapshot(late).write_bytes(b"what a step left that nobody will hear of")
+    run(asked(), options(tmp_path, snapshots=4))
+    assert folder.snapshot(late).read_bytes() == taken
+    # Its time is known too: a curve tells it.
+    assert late in [entry["step"] for entry in read_log(folder.log)]
+
+
 def test_snapshots_lie_denser_early_than_late() -> None:
     assert snapshot_steps(1000, 5) == [0, 62, 250, 562]
     assert snapshot_steps(0, 5) == []
