@@ -181,8 +181,9 @@ class RealImages:
         return self.take(indices), self.labels[indices]
 
     def raw(self, indices: Tensor) -> Tensor:
-        """The same images as stored: uint8 [..., C, H, W] on the host."""
-        return self.data.images[indices.cpu()]
+        """The same images as stored: uint8 [..., C, H, W] on the device."""
+        flat = indices.to(self.device, non_blocking=True).reshape(-1)
+        return self._stored.index_select(0, flat).reshape(*indices.shape, *self.shape)
 
     def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images and labels in order, at most `size` at a time."""
@@ -190,6 +191,11 @@ class RealImages:
             self.labels.split(size), torch.arange(len(self), device=self.device).split(size), strict=True
         ):
             yield self.take(indices), labels
+
+    @cached_property
+    def _stored(self) -> Tensor:
+        # Where they are whitened these are a quarter of what is there already; few methods ask for them.
+        return self._images if self.pixels.cheap else self.data.images.to(self.device)
 
     def _transform_all(self) -> Tensor:
         transformed = torch.empty(len(self), *self.shape, device=self.device)

@@ -132,7 +132,7 @@ class KIP(Method[KIPState]):
         """The target images [m, C, H, W] of these rows of the training set, in the pixel space."""
         if not self.config.augment:
             return problem.real.take(rows)
-        raw = problem.real.raw(rows).to(problem.device).float() / 255
+        raw = problem.real.raw(rows).float() / 255
         return problem.pixels.forward(moved(raw, rng, flip=not problem.info.digits))
 
     def export(self, problem: Problem, state: KIPState) -> SyntheticSet:
