@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from filelock import FileLock
 
 from ddbench.errors import ArtifactError, RunError
-from ddbench.files import read_json, write_json
+from ddbench.files import read_json, sweep, write_json
 
 if TYPE_CHECKING:
     from ddbench.problem import Problem
@@ -87,6 +87,16 @@ def seconds_in(path: Path) -> float:
         ) from None
 
 
+def made(folder: Path) -> None:
+    """Make a folder. Raises: ArtifactError where something else is in its place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ArtifactError(
+            f"{folder} cannot be made: a file has the name of one of its folders. Move it elsewhere and run again."
+        ) from error
+
+
 @dataclass
 class ArtifactCache:
     """A folder of artefacts, `root/<kind>/<key>`, and a list of those that this process used."""
@@ -101,10 +111,12 @@ class ArtifactCache:
         Raises: ArtifactError when the build did not make what was asked for.
         """
         folder = self.root / artifact.kind / artifact.key
-        folder.mkdir(parents=True, exist_ok=True)
+        made(folder)
         cached = not artifact.missing(folder)
         if not cached:
             with contextlib.nullcontext() if artifact.shared else FileLock(folder / "lock"):
+                if not artifact.shared:
+                    sweep(folder)
                 if artifact.missing(folder):
                     self._build(artifact, folder, problem)
         self.used[artifact.key] = {

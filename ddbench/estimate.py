@@ -1,6 +1,7 @@
 """What a run will cost, told from a few real steps of it.
 
-Rough: the first steps are measured, on a device that others may use. Nothing of a run is written.
+Rough: the first steps are measured, on a device that others may use. Nothing of a run is written; a whitening that is
+fitted quickly is kept, as those of runs are, because runs share it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ddbench.driver import drive, export
 from ddbench.engine.precision import Precision
 from ddbench.errors import ConfigError
 from ddbench.evaluation.evaluate import tested_together, trainer_of
+from ddbench.evaluation.protocol import judged_by
 from ddbench.evaluation.trainer import Job, Predictor
 from ddbench.initial import real_images
 from ddbench.method import Method, Validation
@@ -230,7 +232,7 @@ def _students(
 ) -> Phase:
     judge = build(cell.backbone, problem.shape, problem.classes)
     job = Job(synthetic, cell.protocol, dataclasses.replace(problem, backbone=judge, _splits={}))
-    name = f"evaluate {cell.protocol.id} {cell.backbone}"
+    name = f"evaluate {cell.protocol.id} {judged_by(cell.protocol.id, cell.backbone)}"
     return _trained(job, name, cell.students, budget, known, stand_in=stand_in)
 
 

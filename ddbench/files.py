@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,17 @@ def write_atomically(path: Path, data: bytes | Callable[[Path], None]) -> None:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+
+
+def sweep(folder: Path, name: str = "*", *, idle_seconds: float = 0.0) -> None:
+    """Remove what killed processes were writing in place of files of this name (a pattern).
+
+    For a caller that nobody else writes beside; else only what has not grown for `idle_seconds`.
+    """
+    for path in folder.glob(f".{name}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime >= idle_seconds:
+                path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,20 +4,56 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
-from ddbench.artifacts import ArtifactCache
+from ddbench.artifacts import ArtifactCache, made, seconds_in
 from ddbench.backbones.base import Backbone
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.pixels import PixelSpace, fit_pixels
 from ddbench.data.tensors import DatasetTensors, RealImages
 from ddbench.engine.precision import Precision
 from ddbench.errors import DataError
+from ddbench.files import write_json
 from ddbench.rng import Rng
+
+
+def fitted(
+    name: str,
+    train: DatasetTensors,
+    info: DatasetInfo,
+    artifacts: ArtifactCache,
+    device: torch.device,
+    heldout: float | None = None,
+) -> PixelSpace:
+    """A pixel space of these images. A whitening is fitted once, kept beside the artefacts, and charged as one."""
+    store = artifacts.root / "pixels"
+    if name.startswith("standard"):
+        return fit_pixels(name, train, info, store)
+    key = hashlib.blake2b(f"{name} {train.fingerprint}".encode(), digest_size=8).hexdigest()
+    mark = store / f"{key}.json"
+    made(store)
+    # Two runs that start together would otherwise both fit, and neither would know what one fit costs.
+    with FileLock(store / f".{key}.lock"):
+        cached = mark.is_file()
+        started = time.perf_counter()
+        space = fit_pixels(name, train, info, store, heldout=heldout, device=device)
+        if not cached:
+            write_json(mark, {"pixels": space.name, "seconds": time.perf_counter() - started})
+    artifacts.used[key] = {
+        "kind": "pixel-space",
+        "key": key,
+        "identity": {"dataset": train.fingerprint, "pixels": space.name},
+        "seconds": seconds_in(mark),
+        "from_cache": cached,
+    }
+    return space
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,10 +133,8 @@ class Problem:
             rest, part = self.train.split(fraction)
             pixels = self.pixels
             if not pixels.cheap:
-                store = self.artifacts.root / "pixels"
-                pixels = fit_pixels(self.pixels.base, rest, self.info, store, heldout=fraction, device=self.device).to(
-                    self.device
-                )
+                name = self.pixels.base
+                pixels = fitted(name, rest, self.info, self.artifacts, self.device, heldout=fraction).to(self.device)
             problem = dataclasses.replace(self, train=rest, pixels=pixels, _splits={})
             self._splits[fraction] = (problem, RealImages(part, pixels, self.device))
         return self._splits[fraction]

@@ -338,27 +338,29 @@ def public_names() -> str:
 def curves(method: str, records: Path = RECORDS, folder: Path = CURVES) -> str:
     """The learning curves of a method, from files that `--curve` wrote; each belongs to the record of the same set."""
     from ddbench.runs.judging import Curve
-    from ddbench.runs.record import read_record
+    from ddbench.runs.record import RunRecord, read_record
 
     by_set = {record.synthetic.sha256: record for record in map(read_record, records.rglob(f"{method}-*.json"))}
-    found: dict[str, list[tuple[Curve, dict[str, Any]]]] = {}
+    found: dict[str, list[tuple[Curve, RunRecord]]] = {}
     for path in sorted(folder.glob(f"{method}-*.json")):
         curve = Curve.model_validate_json(path.read_text(encoding="utf-8"))
         if curve.synthetic not in by_set:
             raise ValueError(f"{path}: no record of {method} is of this set")
         record = by_set[curve.synthetic]
         title = f"{record.data.title}, ipc {record.run.ipc}, {_code(curve.protocol)}"
-        found.setdefault(title, []).append((curve, record.config.values))
+        found.setdefault(title, []).append((curve, record))
     tables = []
     for title, alike in found.items():
-        for curve, config in alike:
-            differing = [name for name in config if any(config[name] != other.get(name) for _, other in alike)]
+        others = [other.config.values for _, other in alike]
+        for curve, record in alike:
+            config = record.config.values
+            differing = [name for name in config if any(config[name] != other.get(name) for other in others)]
             told = "".join(f", {_code(f'{name}={config[name]}')}" for name in differing)
             accuracies = [[100 * value for value in point.accuracy] for point in curve.points]
             shown = ["failed" if p.failed else _accuracy(a) for p, a in zip(curve.points, accuracies, strict=True)]
             minutes = ("–" if p.seconds is None else f"{p.seconds / 60:.1f}" for p in curve.points)
             heads = (title + told, *(str(point.step) for point in curve.points))
-            tables.append(_table(heads, [("minutes", *minutes), ("accuracy", *shown)]))
+            tables.append(_table(heads, [(f"minutes, {' and '.join(record.devices)}", *minutes), ("accuracy", *shown)]))
     return "\n\n".join(tables) or "There are no curves yet."
 
 

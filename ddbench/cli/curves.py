@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ddbench.cli.common import note, print_table
+from ddbench.evaluation.protocol import judged_by
 from ddbench.leaderboard.rank import percent
 from ddbench.leaderboard.render import duration
 from ddbench.runs.judging import curves
@@ -37,7 +38,7 @@ def print_curves(record: RunRecord, folder: Path) -> None:
     rows = [
         (
             curve.protocol,
-            curve.backbone,
+            judged_by(curve.protocol, curve.backbone),
             point.step,
             "" if point.seconds is None else duration(point.seconds),
             *accuracy_cells(point.accuracy),
@@ -49,6 +50,7 @@ def print_curves(record: RunRecord, folder: Path) -> None:
         click.echo("")
         print_table(rows, ("protocol", "judge", "step", "after", "accuracy, %", "students"))
     for curve in drawn:
+        judge = judged_by(curve.protocol, curve.backbone)
         for point in curve.points:
             if point.failed:
-                note(f"{curve.protocol} with {curve.backbone}, step {point.step}: {point.failed}")
+                note(f"{curve.protocol} with {judge}, step {point.step}: {point.failed}")

@@ -205,6 +205,10 @@ def _claims(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _print(record: RunRecord) -> None:
     from ddbench.cli.curves import accuracy_cells
+    from ddbench.evaluation.protocol import judged_by
 
-    rows = [(part.protocol, part.backbone, *accuracy_cells(part.accuracy)) for part in record.evaluations]
+    rows = [
+        (part.protocol, judged_by(part.protocol, part.backbone), *accuracy_cells(part.accuracy))
+        for part in record.evaluations
+    ]
     print_table(rows, ("protocol", "judge", "accuracy, %", "students"))

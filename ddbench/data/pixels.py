@@ -20,7 +20,7 @@ from torch import Tensor
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.tensors import HASH_CHUNK, DatasetTensors, digest
 from ddbench.errors import ConfigError, closest
-from ddbench.files import write_atomically
+from ddbench.files import sweep, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,9 @@ UNIT_LENGTH = ("kip-zca", "rat-zca")
 LARGEST_WHITENING = 12_288
 # A second of one core. Of 3072 values, colour images of 32 x 32, it is a minute, which nothing can interrupt.
 SMALL_WHITENING = 1024
+
+# No file of these takes longer to write; one that has not grown since is of a process that was killed.
+HALF_WRITTEN_SECONDS = 3600.0
 
 P = TypeVar("P", bound="PixelSpace")
 
@@ -175,7 +178,8 @@ def fit_pixels(
     elif spec.heldout is not None:
         train, _ = train.split(float(spec.heldout))
     space = KipWhitening if spec.kind in UNIT_LENGTH else Whitening
-    fitted = _fit_once(spec, train, store, torch.device(device))
+    needed = {entry.name for entry in fields(space)} - {entry.name for entry in fields(PixelSpace)}
+    fitted = _fit_once(spec, train, store, torch.device(device), needed)
     return space(str(spec), digest(f"{spec.base} {train.fingerprint}".encode()), **fitted)
 
 
@@ -262,16 +266,22 @@ def _standard(spec: _Spec, train: DatasetTensors, info: DatasetInfo) -> Standard
     return Standard(str(spec), digest(text.encode()), mean.float()[:, None, None], std.float()[:, None, None])
 
 
-def _fit_once(spec: _Spec, train: DatasetTensors, store: Path | None, device: torch.device) -> dict[str, Tensor]:
+def _fit_once(
+    spec: _Spec, train: DatasetTensors, store: Path | None, device: torch.device, needed: set[str]
+) -> dict[str, Tensor]:
     fit = partial(_FITS[spec.kind], train, float(spec.value), device if device.type == "cuda" else torch.device("cpu"))
     if store is None:
         return fit()
     path = _kept(spec, train, store)
     if path.exists():
         try:
-            return load_file(path)
+            kept = load_file(path)
+            if kept.keys() != needed:
+                raise SafetensorError(f"it holds {', '.join(sorted(kept))} and should hold {', '.join(sorted(needed))}")
+            return kept
         except (SafetensorError, OSError) as error:
             logger.warning("%s is damaged (%s); fitting %s again.", path, error, spec)
+    sweep(store, path.name, idle_seconds=HALF_WRITTEN_SECONDS)
     fitted = fit()
     write_atomically(path, lambda beside: save_file(fitted, beside))
     return fitted

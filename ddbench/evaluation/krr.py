@@ -13,6 +13,7 @@ from torch import Tensor
 from ddbench.engine.decode import decode
 from ddbench.engine.kernel_regression import centred, ridge_weights
 from ddbench.engine.kernels import gram
+from ddbench.errors import DivergedError
 from ddbench.evaluation.plan import fit
 from ddbench.evaluation.protocol import KRROptions
 from ddbench.evaluation.trainer import Job, Predictor, Trainer
@@ -35,6 +36,13 @@ class KRRTrainer(Trainer):
         dtype = getattr(torch, options.dtype)
         kernel = gram(options.kernel, problem.shape, problem.device, dtype=dtype)
         weights = ridge_weights(kernel(images), targets, options.ridge)
+        if not bool(torch.isfinite(weights).all()):
+            finer = "" if dtype == torch.float64 else 'dtype = "float64" or '
+            raise DivergedError(
+                f"{job.protocol.id}: the kernel of the set's images is not positive definite in {options.dtype}, so "
+                "that there is no regression on it. Some of its images may be equal, or their numbers too large. A "
+                f"protocol of your own with {finer}a larger ridge may judge it."
+            )
         tick(len(students))
 
         def predict(x: Tensor) -> Tensor:

@@ -107,6 +107,16 @@ class FiniteWidthOptions(SGDOptions):
     batch: int = Field(100, ge=1, description="Images per step; the last, smaller batch of an epoch is kept.")
     schedule: Literal["step", "cosine", "constant"] = Field("cosine", description="As for the trainer sgd.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_instead(cls, values: Any) -> Any:
+        """Epochs that somebody asks for take the place of the usual steps."""
+        if isinstance(values, dict) and values.get("epochs") is not None:
+            if values.get("steps") is not None:
+                raise ValueError("give epochs or steps, not both")
+            return {**values, "steps": None}
+        return values
+
 
 class Protocol(BaseModel):
     """One way of judging a set. `id` is what boards print; the digest says whether two protocols are the same.

@@ -25,7 +25,7 @@ from ddbench.engine.students import footprint, students_together
 from ddbench.errors import ArtifactError, ConfigError, DivergedError
 from ddbench.evaluation.plan import Block, TrainingPlan, plan
 from ddbench.evaluation.protocol import Protocol, SGDOptions
-from ddbench.files import write_atomically
+from ddbench.files import sweep, write_atomically
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import SyntheticSet
@@ -53,28 +53,35 @@ class Trajectories:
     folder: Path
     experts: int
     epochs: int
+    parameters: int
 
     def __len__(self) -> int:
         return self.experts
 
     def seconds(self, expert: int) -> list[float]:
         """When an expert reached each epoch, beginning with 0.0 at its initialisation."""
-        return _seconds(_file(self.folder, expert))
+        return _seconds(_file(self.folder, expert), self.parameters)
 
     def params(self, expert: int, epoch: int) -> Tensor:
         """[P] float32 on the host: the parameters of an expert after so many epochs; 0 is its initialisation.
 
-        Raises: ArtifactError for a damaged file.
+        Raises: ArtifactError for a damaged file, and for one that somebody has removed.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(_file(self.folder, expert), "pt") as file:
-            params: Tensor = file.get_slice("params")[epoch]
+        path = _file(self.folder, expert)
+        try:
+            with safe_open(path, "pt") as file:
+                params: Tensor = file.get_slice("params")[epoch]
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(
+                f"{path} cannot be read: {error}. Run again, which trains this expert anew where it is gone or damaged."
+            ) from error
         # Not torch's, whose threads wait for each other at every one of its parts: 70 ms a step beside another process.
         if not np.isfinite(params.numpy()).all():
             raise ArtifactError(
-                f"{_file(self.folder, expert)} is damaged: epoch {epoch} holds numbers that are none. Remove the file "
-                "and run again, which trains this expert anew."
+                f"{path} is damaged: epoch {epoch} holds numbers that are none. Remove the file and run again, which "
+                "trains this expert anew."
             )
         return params
 
@@ -102,6 +109,7 @@ class ExpertTrajectories(Artifact[Trajectories]):
     recipe: str
     experts: int = outside_identity()
     epochs: int = outside_identity()
+    parameters: int = outside_identity()  # P, of which there is one for each backbone and dataset
 
     @classmethod
     def of(
@@ -115,7 +123,16 @@ class ExpertTrajectories(Artifact[Trajectories]):
             )
         augment = resolve_strategy(augment, problem.info.digits)
         recipe = _recipe(lr, augment).digest
-        return cls(**problem.identity, lr=lr, augment=augment, seed=seed, recipe=recipe, experts=experts, epochs=epochs)
+        return cls(
+            **problem.identity,
+            lr=lr,
+            augment=augment,
+            seed=seed,
+            recipe=recipe,
+            experts=experts,
+            epochs=epochs,
+            parameters=problem.backbone.parameters,
+        )
 
     def build(self, folder: Path, problem: Problem) -> None:
         rng = Rng(self.seed, (self.kind,))
@@ -137,6 +154,8 @@ class ExpertTrajectories(Artifact[Trajectories]):
                 # Whoever held one before may have brought it further.
                 here = [(reached, k) for reached, k in self._short(folder) if k in claimed]
                 group = [k for reached, k in here if reached == here[0][0]]
+                for k in group:
+                    sweep(folder, _file(folder, k).name)
                 if not group:
                     tick(0)  # says how far it is while it waits
                     continue
@@ -158,7 +177,7 @@ class ExpertTrajectories(Artifact[Trajectories]):
             logger.info("experts %s trained to epoch %d", ", ".join(map(str, group)), self.epochs)
 
     def open(self, folder: Path) -> Trajectories:
-        return Trajectories(folder, self.experts, self.epochs)
+        return Trajectories(folder, self.experts, self.epochs, self.parameters)
 
     def missing(self, folder: Path) -> str:
         short = sum(len(times) <= self.epochs for times in self._times(folder))
@@ -173,7 +192,7 @@ class ExpertTrajectories(Artifact[Trajectories]):
         return sorted((len(times) - 1, k) for k, times in enumerate(self._times(folder)) if len(times) <= self.epochs)
 
     def _times(self, folder: Path) -> list[list[float]]:
-        return [_seconds(_file(folder, k)) for k in range(self.experts)]
+        return [_seconds(_file(folder, k), self.parameters) for k in range(self.experts)]
 
     def _so_far(
         self, folder: Path, experts: Sequence[int], problem: Problem, rng: Rng
@@ -184,7 +203,7 @@ class ExpertTrajectories(Artifact[Trajectories]):
         starts, paths, seconds = [], [], []
         for k in experts:
             fresh = problem.backbone.init(rng.fold("network", k), problem.device)
-            times = _seconds(_file(folder, k))
+            times = _seconds(_file(folder, k), self.parameters)
             paths.append(load_file(_file(folder, k))["params"] if times else flatten(fresh.params)[None].cpu())
             seconds.append(times or [0.0])
             starts.append(Variables(unflatten(paths[-1][-1].to(problem.device), fresh.params)))
@@ -282,21 +301,26 @@ def _file(folder: Path, expert: int) -> Path:
     return folder / f"expert_{expert:04d}.safetensors"
 
 
-def _seconds(path: Path) -> list[float]:
-    """When each epoch of a file was reached, without reading its parameters; nothing where there is no sound file."""
+def _seconds(path: Path, parameters: int) -> list[float]:
+    """When each epoch of a file was reached, without reading its parameters; nothing where there is no sound file of
+    networks with so many of them."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         return []
     try:
         with safe_open(path, "pt") as file:
-            times: list[float] = file.get_tensor("seconds").tolist()
-            if len(times) != file.get_slice("params").get_shape()[0]:
-                raise SafetensorError("its epochs and their times differ in number")
+            times, params = file.get_tensor("seconds"), file.get_slice("params")
+            if times.dim() != 1 or not bool(torch.isfinite(times).all()):
+                raise SafetensorError("its times are none")
+            if params.get_dtype() != "F32" or params.get_shape() != [len(times), parameters]:
+                raise SafetensorError(
+                    f"it holds {params.get_dtype()} {params.get_shape()} and should hold F32 {[len(times), parameters]}"
+                )
     except (SafetensorError, OSError) as error:
         logger.warning("%s is damaged (%s); training this expert again.", path, error)
         return []
-    return times
+    return list(map(float, times))
 
 
 def _write(path: Path, params: Tensor, seconds: Sequence[float]) -> None:

@@ -100,7 +100,7 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
         "bytes": synthetic.bytes + evaluation.beside_bytes,
         # What was made once and shared is part of the price of everyone who needs it.
         "seconds": (condense.seconds if condense else 0.0) + sum(float(a.get("seconds", 0)) for a in record.artifacts),
-        "device": " + ".join(sorted({attempt.device for attempt in record.attempts})),
+        "device": " + ".join(sorted(record.devices)),
         "protocol": evaluation.protocol,
         "digest": evaluation.digest,
         "judge": judged_by(evaluation.protocol, evaluation.backbone),

@@ -178,11 +178,11 @@ class Condensation:
             lost = checkpoint.not_finite(state.state_dict())
             if lost is not None:
                 raise self._diverged(f"{lost} holds a number that is not finite", state.step, {})
-            sets.save(in_budget(self.method, self.problem, state), path, {**self.about, "step": state.step})
+            sets.save(self._exported(state), path, {**self.about, "step": state.step})
 
     def _finish(self, state: State) -> None:
         self._save(state)
-        synthetic = in_budget(self.method, self.problem, state)
+        synthetic = self._exported(state)
         with self._clock.paused() as seconds:
             if not synthetic.finite():
                 raise self._diverged("the set holds a number that is not finite", state.step, {})
@@ -197,6 +197,12 @@ class Condensation:
             self.ledger.set_artifacts(self.problem.artifacts.used)
             # Last: a folder that has this file is condensed.
             sets.save(synthetic, self.folder.synthetic, {**self.about, "step": state.step})
+
+    def _exported(self, state: State) -> SyntheticSet:
+        try:
+            return in_budget(self.method, self.problem, state)
+        except DivergedError as error:
+            raise self._diverged(str(error).rstrip("."), state.step, {}) from error
 
     def _diverged(self, what: str, step: int, metrics: Mapping[str, float]) -> DivergedError:
         config = self.method.config.model_dump()

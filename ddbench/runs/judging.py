@@ -15,7 +15,7 @@ from ddbench.config import explain
 from ddbench.data.sources import Dataset
 from ddbench.errors import ConfigError, DivergedError, RunError
 from ddbench.evaluation.evaluate import Score, SealedTest, evaluate, trainer_of
-from ddbench.evaluation.protocol import Protocol
+from ddbench.evaluation.protocol import KRROptions, Protocol
 from ddbench.evaluation.trainer import Job
 from ddbench.files import read_json, write_json
 from ddbench.problem import Problem
@@ -57,13 +57,18 @@ def cells(
     *,
     own: str,
 ) -> list[Cell]:
-    """Every protocol with every judge, or with its backbones where no judge is named; `own` is the set's backbone."""
+    """Every protocol with every judge, or with its backbones where no judge is named; `own` is the set's backbone.
+
+    A kernel judges once, whatever networks are named.
+    """
     return [
         Cell(protocol, backbone, students or protocol.students)
         for protocol in protocols
-        for backbone in dict.fromkeys(
-            own if name == OWN else backbones.canonical(name, shape) for name in judges or protocol.backbones
-        )
+        for backbone in list(
+            dict.fromkeys(
+                own if name == OWN else backbones.canonical(name, shape) for name in judges or protocol.backbones
+            )
+        )[: 1 if isinstance(protocol.options, KRROptions) else None]
     ]
 
 

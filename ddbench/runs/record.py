@@ -178,6 +178,12 @@ class RunRecord(Part):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
+    @property
+    def devices(self) -> list[str]:
+        """What took the run's steps; where there are none, what worked on it. An evaluation names its own."""
+        working = [a for a in self.attempts if a.steps[1] > a.steps[0]] or list(self.attempts)
+        return list(dict.fromkeys(attempt.device for attempt in working))
+
     def to_json(self) -> dict[str, Any]:
         """As written to record.json."""
         return self.model_dump(mode="json", by_alias=True)

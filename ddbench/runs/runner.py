@@ -5,26 +5,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from ddbench import synthetic as sets
-from ddbench.artifacts import ArtifactCache, Tell, seconds_in
+from ddbench.artifacts import ArtifactCache, Tell
 from ddbench.backbones import names as backbones
-from ddbench.data.pixels import PixelSpace, fit_pixels
+from ddbench.data.pixels import PixelSpace
 from ddbench.data.sources import Dataset, load
 from ddbench.engine.precision import Precision
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import Protocol
 from ddbench.files import disk_is_full, write_atomically, write_json
 from ddbench.method import MethodInfo
-from ddbench.problem import Problem
+from ddbench.problem import Problem, fitted
 from ddbench.rng import Rng
 from ddbench.runs import provenance
 from ddbench.runs.condensing import Cadence, Condensation
@@ -177,7 +175,7 @@ def build_problem(
     return Problem(
         info=dataset.info,
         train=dataset.train,
-        pixels=_fit(pixels, dataset, artifacts, device).to(device),
+        pixels=fitted(pixels, dataset.train, dataset.info, artifacts, device).to(device),
         backbone=backbones.build(backbone, dataset.info.shape, len(dataset.train.classes)),
         ipc=ipc,
         rng=Rng(seed),
@@ -187,32 +185,13 @@ def build_problem(
     )
 
 
-def _fit(name: str, dataset: Dataset, artifacts: ArtifactCache, device: torch.device) -> PixelSpace:
-    store = artifacts.root / "pixels"
-    if name.startswith("standard"):
-        return fit_pixels(name, dataset.train, dataset.info, store)
-    key = hashlib.blake2b(f"{name} {dataset.train.fingerprint}".encode(), digest_size=8).hexdigest()
-    mark = store / f"{key}.json"
-    store.mkdir(parents=True, exist_ok=True)
-    # Two runs that start together would otherwise both fit, and neither would know what one fit costs.
-    with FileLock(store / f".{key}.lock"):
-        cached = mark.is_file()
-        started = time.perf_counter()
-        fitted = fit_pixels(name, dataset.train, dataset.info, store, device=device)
-        if not cached:
-            write_json(mark, {"pixels": name, "seconds": time.perf_counter() - started})
-    artifacts.used[key] = {
-        "kind": "pixel-space",
-        "key": key,
-        "identity": {"dataset": dataset.train.fingerprint, "pixels": name},
-        "seconds": seconds_in(mark),
-        "from_cache": cached,
-    }
-    return fitted
+def _ran_out(error: Exception) -> bool:
+    """Whether `error` says that memory ran out: of a GPU, or of the host, for which torch has no type."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _too_large(error: torch.OutOfMemoryError, advice: str) -> RunError:
-    reason = str(error).partition("\n")[0].rstrip(". ")
+def _too_large(error: Exception, advice: str) -> RunError:
+    reason = str(error).partition("\n")[0].rstrip(". ") or "no more could be had"
     return RunError(
         f"the device is out of memory: {reason}. {advice}; running the same command again goes on from the last "
         "checkpoint, one with another option starts another run."
@@ -224,8 +203,8 @@ def _advised(info: MethodInfo) -> Iterator[None]:
     """Memory that runs out in the method's own work becomes a sentence with its advice."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        if not info.memory_advice:
+    except (RuntimeError, MemoryError) as error:
+        if not (info.memory_advice and _ran_out(error)):
             raise
         raise _too_large(error, info.memory_advice) from error
 
@@ -258,7 +237,9 @@ def _session(options: RunOptions) -> Iterator[tuple[Stop, Observer]]:
     try:
         with stop.listening(), _few_threads(options.device):
             yield stop, tell
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _ran_out(error):
+            raise
         raise _too_large(error, "Use a smaller batch or backbone, or another --device") from error
     except OSError as error:
         if not (disk_is_full(error) or isinstance(error, PermissionError)):
@@ -476,7 +457,7 @@ def data_part(dataset: Dataset, name: str, pixels: PixelSpace) -> DataPart:
 
 
 def _space(pixels: str, dataset: Dataset, options: RunOptions) -> PixelSpace:
-    return _fit(pixels, dataset, ArtifactCache(options.artifacts), options.device)
+    return fitted(pixels, dataset.train, dataset.info, ArtifactCache(options.artifacts), options.device)
 
 
 def _sha256(path: Path) -> str:

@@ -63,7 +63,9 @@ class KIPConfig(KernelConfig):
     lr_images: float = Field(0.04, gt=0, description="Adam step size on the support images, and on learned labels.")
     batch_real: int = Field(5000, ge=1, description="Target images of a step, equally many of every class.")
     labels: Literal["learned", "fixed"] = Field("learned", description="Whether the support labels are learned too.")
-    augment: bool = Field(False, description="Turn, shift and flip half of the target images; digits are not flipped.")
+    augment: bool = Field(
+        False, description="Turn, shift and flip half of the targets; no digits or grey images are flipped."
+    )
     initial: Literal["real", "noise"] = Field("real", description="What the support images start from.")
 
     @field_validator("kernel")
@@ -133,7 +135,7 @@ class KIP(Method[KIPState]):
         if not self.config.augment:
             return problem.real.take(rows)
         raw = problem.real.raw(rows).float() / 255
-        return problem.pixels.forward(moved(raw, rng, flip=not problem.info.digits))
+        return problem.pixels.forward(moved(raw, rng, flip=raw.shape[1] == 3 and not problem.info.digits))
 
     def export(self, problem: Problem, state: KIPState) -> SyntheticSet:
         return SyntheticSet(

@@ -315,7 +315,8 @@ class LD(Method[LDState]):
         return round(mean(state.lengths)) if state.lengths else done - state.drawn
 
     def export(self, problem: Problem, state: LDState) -> SyntheticSet:
-        if state.choice:
+        # Until the end the set is the iterate, so that a learning curve shows what was learned and not what was chosen.
+        if state.choice and self.finished(state):
             return self.synthetic(problem, state, state.chosen, state.chosen_steps, Choice(**state.choice))
         return self.synthetic(problem, state, state.labels, max(1, self.length(state, state.step)))
 

@@ -4,11 +4,14 @@ Cazenavette, Wang, Torralba, Efros and Zhu, "Dataset Distillation by Matching Tr
 arXiv 2203.11932.
 """
 
+import contextlib
 import itertools
 import math
 import os
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -39,7 +42,10 @@ from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.evaluation.trainer import Job
 from ddbench.evaluation.trajectories import ExpertTrajectories, Trajectories, flatten, unflatten
 from ddbench.evaluation.validation import validate
-from ddbench.initial import INITIALS
+from ddbench.initial import INITIALS, check_budget
+
+# Where Linux tells what a container or a job of a cluster may take, in both of its versions.
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 # Of a device's memory, what the graph of a whole trajectory may take.
 SHARE = 0.5
@@ -119,7 +125,10 @@ class MTT(Method[MTTState]):
     config: MTTConfig
 
     def prepare(self, problem: Problem) -> None:
-        self._experts(self.source(problem))
+        source = self.source(problem)
+        if self.config.initial == "real":
+            check_budget(source)  # before the experts, which may take hours
+        self._experts(source)
 
     def start(self, problem: Problem) -> MTTState:
         config, source = self.config, self.source(problem)
@@ -248,7 +257,8 @@ class MTT(Method[MTTState]):
         return Validation(self.judge, times, config.select_students) if times else None
 
     def export(self, problem: Problem, state: MTTState) -> SyntheticSet:
-        if state.chosen:
+        # Until the end the set is the iterate, so that a learning curve shows what was learned and not what was chosen.
+        if state.chosen and self.finished(state):
             choice = Choice(**state.chosen["choice"])
             return self.synthetic(problem, state.chosen["images"], state.chosen["lr"], choice)
         return self.synthetic(problem, state.images, state.lr)
@@ -299,7 +309,14 @@ def matching(
 
 
 def memory(device: torch.device) -> int:
-    """Bytes of a GPU, or of this machine."""
+    """Bytes of a GPU; or of this machine, or what of them this process, or its job, may take."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    own, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if own != resource.RLIM_INFINITY:
+        limits.append(own)
+    for path in CGROUPS:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            limits.append(int(path.read_text()))
+    return min(limits)

@@ -88,6 +88,13 @@ def test_it_lies_under_its_kind_and_key_with_its_fields_and_its_cost(tmp_path: P
     assert read_json(tmp_path / "number" / artifact.key / COST)["seconds"] > 0
 
 
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "artifacts").touch()
+    problem = problem_for_checks(tmp_path)
+    with pytest.raises(ArtifactError, match="a file has the name of one of its folders"):
+        ArtifactCache(tmp_path / "artifacts").get(Number(value=1), problem)
+
+
 def test_other_values_are_another_artefact(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
     assert problem.artifacts.get(Number(value=7), problem) == "7"

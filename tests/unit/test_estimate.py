@@ -119,7 +119,7 @@ def test_kernel_regression_is_timed_by_its_own_predictions(tmp_path: Path, monke
         return wait
 
     monkeypatch.setattr(KRRTrainer, "train", slow)
-    seconds, basis = phases(estimate(asked, root=tmp_path, device=CPU))["evaluate krr-fc1@1 mlp"]
+    seconds, basis = phases(estimate(asked, root=tmp_path, device=CPU))["evaluate krr-fc1@1 fc1 kernel"]
     # Of students that are all alike there is one.
     assert seconds == pytest.approx(0.002 * asked.dataset.manifest["test"]["images"], rel=0.5)
     assert basis == "its predictions"
@@ -174,5 +174,5 @@ def test_a_length_that_is_found_while_condensing_is_not_told(tmp_path: Path) -> 
 def test_a_prediction_that_takes_too_long_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = resolve_spec(Asked("random", "digits", ipc=2, protocols=("krr-fc1",), judges=("mlp",)), tmp_path)
     monkeypatch.setattr(KRRTrainer, "train", lambda *_: lambda x: time.sleep(30))
-    seconds, basis = phases(estimate(asked, root=tmp_path, device=CPU, budget=1.0))["evaluate krr-fc1@1 mlp"]
+    seconds, basis = phases(estimate(asked, root=tmp_path, device=CPU, budget=1.0))["evaluate krr-fc1@1 fc1 kernel"]
     assert (seconds, basis) == (None, "predicting one image takes too long to be measured")

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ddbench.errors import RunError
-from ddbench.files import disk_is_full, read_json, write_atomically, write_json
+from ddbench.files import disk_is_full, read_json, sweep, write_atomically, write_json
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -62,6 +62,18 @@ def test_a_place_that_cannot_be_written_is_said_in_words(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="could not be written"):
         write_atomically(tmp_path / "file" / "below", b"")
+
+
+def test_what_was_being_written_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    left, other, whole = (tmp_path / name for name in (".a.pt.7-7.tmp", ".b.pt.7-7.tmp", "a.pt"))
+    for path in (left, other, whole):
+        path.touch()
+    sweep(tmp_path, "a.pt", idle_seconds=60)
+    assert left.exists()
+    sweep(tmp_path, "a.pt")
+    assert [path.exists() for path in (left, other, whole)] == [False, True, True]
+    sweep(tmp_path)
+    assert [path.exists() for path in (other, whole)] == [False, True]
 
 
 def test_json_comes_back_as_it_was(tmp_path: Path) -> None:

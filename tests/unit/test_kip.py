@@ -25,6 +25,7 @@ from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, KRROption
 from ddbench.evaluation.trainer import Job
 from ddbench.evaluation.transfer import FiniteWidthTrainer, largest_lr
 from ddbench.plugins import GROUPS, load_object
+from ddbench.runs.judging import cells
 from ddbench.runs.spec import QUICK
 from ddbench.testing.contract import problem_for_checks
 from ddbench_methods.kip import moved
@@ -172,11 +173,12 @@ def test_digits_are_not_flipped_and_augmentation_changes_the_run(
     monkeypatch.setattr(module, "moved", watch)
     problem = problem_for_checks(tmp_path)
     digits = replace(problem, info=replace(problem.info, digits=True))
-    plain, turned, _ = (
+    grey = problem_for_checks(tmp_path / "grey", shape=(1, 8, 8))
+    plain, turned, _, _ = (
         condense(kip(augment=augment), where).images
-        for augment, where in ((False, problem), (True, problem), (True, digits))
+        for augment, where in ((False, problem), (True, problem), (True, digits), (True, grey))
     )
-    assert flips == [True, True, False, False]
+    assert flips == [True, True, False, False, False, False]
     assert not torch.allclose(plain, turned)
 
 
@@ -258,7 +260,7 @@ def test_a_support_without_a_solution_is_an_error(tmp_path: Path) -> None:
     problem = digits_problem(tmp_path, 0)
     images = torch.full((10, *data.train.shape), torch.finfo(torch.float32).max / 1e3)
     krr = PROTOCOLS["krr-fc1@1"]
-    with pytest.raises(DivergedError, match="not finite"):
+    with pytest.raises(DivergedError, match=r"not positive definite in float32.*numbers too large"):
         list(evaluate(SyntheticSet(images, torch.arange(10)), krr, problem, SealedTest(data.test)))
 
 
@@ -287,6 +289,23 @@ def test_solved_labels_beat_classes_by_three_points(tmp_path: Path) -> None:
             scores += [s.accuracy for s in evaluate(condense(method, problem), krr, problem, SealedTest(data.test))]
         found[name] = mean(scores)
     assert found["solved"] >= found["classes"] + 0.03
+
+
+def test_a_kernel_that_is_not_positive_definite_is_named_and_not_the_students(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    krr = PROTOCOLS["krr-fc1@1"].model_copy(update={"options": KRROptions(kernel="fc1", ridge=1e-300)})
+    twice = SyntheticSet(torch.ones(6, 3, 8, 8), torch.tensor([0, 0, 1, 1, 2, 2]), pixels="standard")
+    with pytest.raises(DivergedError, match=r"not positive definite in float32.*dtype = \"float64\" or a larger ridge"):
+        trainer_of(krr).train(Job(twice, krr, problem), [0], lambda _: None)
+
+
+def test_a_kernel_judges_once_whatever_networks_are_named() -> None:
+    asked = cells([PROTOCOLS["krr-fc1@1"], PROTOCOLS["dsa@1"]], ["mlp", "lenet"], None, (3, 32, 32), own="mlp")
+    assert [(cell.protocol.id, cell.backbone) for cell in asked] == [
+        ("krr-fc1@1", "mlp"),
+        ("dsa@1", "mlp"),
+        ("dsa@1", "lenet"),
+    ]
 
 
 def test_the_largest_step_size_comes_from_the_tangent_kernel() -> None:

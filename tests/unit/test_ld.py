@@ -180,13 +180,12 @@ def test_the_best_labels_on_held_out_images_are_kept_and_the_newer_of_equals(
     found = []
     for state, _ in drive(method, problem):
         found.append(method.export(problem, state))
-    assert [synthetic.recipe.steps for synthetic in found] == [1, 1, 2, 2, 4, 4, 4, 4, 8, 8, 8]
+    # Before the end it is the iterate: a curve shows what was learned.
+    assert [synthetic.recipe.steps for synthetic in found] == [1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 8]
     assert [synthetic.recipe.steps for synthetic in judged] == [2, 4, 6, 8, 10]
     assert torch.equal(found[-1].labels, judged[3].labels)
     held = len(problem.heldout(0.1)[1])
-    chosen = [(choice.step, choice.accuracy) for choice in (one.choice for one in found) if choice is not None]
-    assert list(dict.fromkeys(chosen)) == [(step, (held - wrong) / held) for step, wrong in ((2, 5), (4, 3), (8, 3))]
-    assert found[-1].choice == Choice(8, (held - 3) / held, held, 1, "ld@1")
+    assert [one.choice for one in found] == [None] * 10 + [Choice(8, (held - 3) / held, held, 1, "ld@1")]
     assert len({tuple(synthetic.labels.flatten().tolist()) for synthetic in judged}) == 5
 
 

@@ -13,7 +13,7 @@ from ddbench import Choice, condense, drive
 from ddbench.backbones import build
 from ddbench.config import preset_layers, resolve
 from ddbench.data.pixels import fit_pixels
-from ddbench.errors import ConfigError, DivergedError
+from ddbench.errors import ConfigError, DataError, DivergedError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.plugins import GROUPS, load_object
 from ddbench.rng import Rng
@@ -219,7 +219,9 @@ def test_the_choice_is_made_on_images_that_nothing_else_has_seen(tmp_path: Path)
     method = Choosing(MTT.Config(**SMALL | HELDOUT))
     assert condense(method, problem).pixels == "zca(eps=0.1, heldout=0.25)"
     rest, _ = problem.heldout(0.25)
-    (used,) = problem.artifacts.used.values()
+    used, space = sorted(problem.artifacts.used.values(), key=lambda entry: str(entry["kind"]))
+    # The whitening without the held-out part is charged as well.
+    assert space["identity"] == {"dataset": rest.train.fingerprint, "pixels": "zca(eps=0.1, heldout=0.25)"}
     assert used["identity"]["dataset"] == rest.train.fingerprint != problem.train.fingerprint
     assert used["identity"]["pixels"] == f"{rest.pixels.name} {rest.pixels.fingerprint}"
     first = condense(Choosing(MTT.Config(**SMALL | HELDOUT | {"iterations": 0})), problem).images
@@ -253,11 +255,26 @@ def test_the_best_set_is_kept_and_the_earlier_one_of_two_equal_ones(
         now.append(state.images.detach().clone())
         exported.append(method.export(problem, state))
         logged.append(float(metrics["heldout"]) if metrics else None)
-    assert [next(k for k, image in enumerate(now) if torch.equal(image, e.images)) for e in exported] == [0, 1, 2, 2, 2]
+    # Before the end it is the iterate: a curve shows what was learned.
+    assert [next(k for k, image in enumerate(now) if torch.equal(image, e.images)) for e in exported] == [0, 1, 2, 3, 2]
     half, most, least = (int(share * len(part)) / len(part) for share in (0.5, 0.9, 0.2))
-    first, best = (Choice(step, share, len(part), 2, "mtt@1") for step, share in ((1, half), (2, most)))
-    assert [e.choice for e in exported] == [None, first, best, best, best]
+    assert [e.choice for e in exported] == [None] * 4 + [Choice(2, most, len(part), 2, "mtt@1")]
     assert logged == [None, *map(pytest.approx, (half, most, most, least))]
+
+
+def test_an_impossible_budget_is_refused_before_experts_are_trained(tmp_path: Path) -> None:
+    problem = replace(problem_for_checks(tmp_path), ipc=10**6)
+    with pytest.raises(DataError, match="ipc is 1000000"):
+        mtt().prepare(problem)
+    assert not problem.artifacts.used
+
+
+def test_memory_is_what_the_job_may_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, unlimited = tmp_path / "memory.max", tmp_path / "other"
+    limit.write_text("12345678\n")
+    unlimited.write_text("max\n")
+    monkeypatch.setattr(MODULE, "CGROUPS", (unlimited, tmp_path / "missing", limit))
+    assert MODULE.memory(torch.device("cpu")) == 12345678
 
 
 @pytest.mark.parametrize(

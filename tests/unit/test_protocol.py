@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ddbench.errors import ConfigError, PluginError
-from ddbench.evaluation.protocol import PROTOCOLS, Protocol, SGDOptions, names, protocol
+from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, Protocol, SGDOptions, names, protocol
 
 
 def test_a_name_means_the_newest_version() -> None:
@@ -25,6 +25,13 @@ def test_the_newest_version_is_the_greatest_number(monkeypatch: pytest.MonkeyPat
 def test_an_unknown_name_suggests_a_neighbour(wrong: str, near: str) -> None:
     with pytest.raises(ConfigError, match=rf"no protocol '{wrong}'\. Did you mean '{near}'\?"):
         protocol(wrong)
+
+
+def test_epochs_take_the_place_of_the_usual_steps_of_finite_networks() -> None:
+    assert FiniteWidthOptions().steps == 5000
+    assert FiniteWidthOptions(epochs=50).steps is None
+    with pytest.raises(ValidationError, match="give epochs or steps, not both"):
+        FiniteWidthOptions(epochs=50, steps=10)
 
 
 def test_names_are_as_printed() -> None:

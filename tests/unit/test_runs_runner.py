@@ -578,19 +578,58 @@ def test_a_full_disk_leaves_a_run_that_can_go_on(
     assert same_set(folder, whole)
 
 
+def too_much_for_a_gpu(step: int) -> None:
+    raise torch.OutOfMemoryError("tried to allocate 80 GiB. Much more text")
+
+
+def too_much_for_torch(step: int) -> None:
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def too_much_for_python(step: int) -> None:
+    raise MemoryError
+
+
 @pytest.mark.parametrize("advice", ["", "--set chunk=1 needs less"])
-def test_memory_that_runs_out_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, advice: str) -> None:
+@pytest.mark.parametrize(
+    ("during", "why"),
+    [
+        (too_much_for_a_gpu, "tried to allocate 80 GiB. Much more text"),
+        (too_much_for_torch, ".*DefaultCPUAllocator.*"),
+        (too_much_for_python, "no more could be had"),
+    ],
+)
+def test_memory_that_runs_out_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: Callable[[int], None], why: str, advice: str
+) -> None:
     monkeypatch.setattr(Drift, "info", replace(Drift.info, memory_advice=advice))
-
-    def during(step: int) -> None:
-        raise torch.OutOfMemoryError("tried to allocate 80 GiB. Much more text")
-
-    method = Drift(DriftConfig(), during)
     what = advice or "Use a smaller batch or backbone, or another --device"
-    with pytest.raises(
-        RunError, match=f"the device is out of memory: tried to allocate 80 GiB. Much more text. {what}; running"
-    ):
-        run(asked(method), options(tmp_path))
+    with pytest.raises(RunError, match=f"the device is out of memory: {why}. {what}; running"):
+        run(asked(Drift(DriftConfig(), during)), options(tmp_path))
+
+
+def test_other_errors_of_torch_are_not_taken_for_memory(tmp_path: Path) -> None:
+    def during(step: int) -> None:
+        torch.zeros(2) @ torch.zeros(3)
+
+    with pytest.raises(RuntimeError, match="size"):
+        run(asked(Drift(DriftConfig(), during)), options(tmp_path))
+
+
+def test_a_set_that_cannot_be_told_names_step_and_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def export(self: Drift, problem: Problem, state: DriftState) -> SyntheticSet:
+        raise DivergedError("the learned step size became 0.")
+
+    monkeypatch.setattr(Drift, "export", export)
+    with pytest.raises(DivergedError, match=r"the learned step size became 0 at step 0 of drift .*no checkpoint yet"):
+        run(asked(), options(tmp_path, snapshots=2))
+
+
+def test_a_record_names_what_took_its_steps(tmp_path: Path) -> None:
+    record = run(asked(), options(tmp_path))
+    judged = record.attempts[0].model_copy(update={"steps": (STEPS, STEPS), "device": "another"})
+    assert record.model_copy(update={"attempts": (*record.attempts, judged)}).devices == ["cpu"]
+    assert record.model_copy(update={"attempts": (judged,)}).devices == ["another"]
 
 
 def test_a_damaged_mark_of_a_whitening_is_named(tmp_path: Path) -> None:

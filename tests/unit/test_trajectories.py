@@ -189,8 +189,39 @@ def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:20])
     assert torch.equal(get(problem, tmp_path), before)
     held = load_file(file)
-    save_file(held | {"params": held["params"][:1].clone()}, file)  # fewer epochs than times
-    assert torch.equal(get(problem, tmp_path), before)
+    params, seconds = held["params"], held["seconds"]
+    for wrong in (
+        {"params": params[:1].clone()},  # fewer epochs than times
+        {"params": params[:, :100].clone()},  # another network
+        {"params": params[:2, :100].clone(), "seconds": seconds[:2].clone()},  # another one, to be continued
+        {"params": params.half()},
+        {"params": params[None].clone()},
+        {"seconds": seconds[0].clone()},
+        {"seconds": seconds * math.nan},
+    ):
+        save_file(held | wrong, file)
+        assert torch.equal(get(problem, tmp_path), before)
+
+
+def test_an_expert_that_is_removed_while_a_run_reads_it_is_named(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    found = ArtifactCache(tmp_path).get(pool(problem), problem)
+    (file,) = tmp_path.glob("*/*/expert_0001.safetensors")
+    file.unlink()
+    with pytest.raises(ArtifactError, match=r"expert_0001\.safetensors cannot be read: .* Run again, which trains"):
+        found.params(1, 0)
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    get(problem, tmp_path, experts=1)
+    (file,) = tmp_path.glob("*/*/expert_0000.safetensors")
+    left = [file.with_name(f".expert_000{k}.safetensors.9-9.tmp") for k in (1, 7)]
+    for path in left:
+        path.touch()
+    get(problem, tmp_path, experts=2)
+    # Of an expert that is nobody's work here another process may be writing.
+    assert [path.exists() for path in left] == [False, True]
 
 
 def test_numbers_that_are_none_are_never_followed(tmp_path: Path) -> None:
