@@ -116,12 +116,12 @@ class Kernel(NamedTuple):
 
 
 def kernel(
-    network: Architecture, x1: Tensor, x2: Tensor | None = None, *, same: bool = False, full: bool = False
+    network: Architecture, x1: Tensor, x2: Tensor | None = None, *, same: bool = False, full: bool | None = None
 ) -> Kernel:
     """NNGP and NTK of all pairs, in one piece, in the dtype of the images, differentiable once.
 
     Without x2, or with `same`, image i of both sides is one image: coincident directions are then known, and not left
-    to rounding. `full` computes every pair of pixels also where a band is enough.
+    to rounding. `full` computes every pair of pixels also where a band is enough; by default where that is less.
     Raises: ConfigError for images too small for the network.
     """
     same = same or x2 is None
@@ -130,10 +130,11 @@ def kernel(
     if network.flat:
         return _flat(network, x1, x2, same)
     first, second = (x.permute(1, 2, 3, 0) for x in (x1, x2))
-    maps = [variances(network, x, full=full) for x in ((first,) if x2 is x1 else (first, second))]
-    layouts = _layouts(network, resolutions(network, *x1.shape[-2:]), full)
-    relus = iter(zip(maps[0], maps[-1], strict=True))
+    maps = [variances(network, x, full=bool(full)) for x in ((first,) if x2 is x1 else (first, second))]
     fused = _one_pass(network, x1.shape[1], x1.device, x1.dtype) if constant and not full else None
+    sizes = resolutions(network, *x1.shape[-2:])
+    layouts = _layouts(network, sizes, _all_is_less(network, sizes) and fused is None if full is None else full)
+    relus = iter(zip(maps[0], maps[-1], strict=True))
     if fused is not None:
         s, theta = _in_stages(fused, first, second, relus, _plan(network, layouts), same)
     else:
@@ -271,6 +272,11 @@ def _layouts(network: Architecture, sizes: list[tuple[int, int]], full: bool) ->
         levels.append(Band(height, width, min(radius, height - 1), min(radius, width - 1)))
         radius = 2 * radius + 1
     return list(reversed(levels))
+
+
+def _all_is_less(network: Architecture, sizes: list[tuple[int, int]]) -> bool:
+    """Whether the band of a small image, with what lies beyond its edges, is larger than all pairs of its pixels."""
+    return _layouts(network, sizes, False)[0].entries > Full(*sizes[0]).entries
 
 
 @dataclass(frozen=True)
@@ -740,7 +746,8 @@ def _numbers_per_pair(network: Architecture, shape: Sequence[int], fused: bool) 
     """Numbers held for a pair while its gradient is computed: two for each ReLU, and what one layer works on."""
     if network.flat:
         return 2 * network.layers.count("relu") + 10
-    layouts = _layouts(network, resolutions(network, *shape[1:]), full=False)
+    sizes = resolutions(network, *shape[1:])
+    layouts = _layouts(network, sizes, full=not fused and _all_is_less(network, sizes))
     if fused:
         # What stages write, and the gradients of one and of the one after it; images have one, covariances two.
         plan = _plan(network, layouts)

@@ -161,8 +161,21 @@ def test_it_is_the_recursion_pixel_by_pixel(name: str, shape: tuple[int, int, in
 def test_a_band_of_offsets_is_exact(name: str, size: tuple[int, int]) -> None:
     x, y, network = noise(1, 2, 2, *size), noise(2, 3, 2, *size), architecture(name)
     for others in (None, y):
-        for band, full in zip(kernel(network, x, others), kernel(network, x, others, full=True), strict=True):
+        for band, full in zip(
+            kernel(network, x, others, full=False), kernel(network, x, others, full=True), strict=True
+        ):
             assert ((band - full) / full).abs().max() < 1e-14
+
+
+def test_all_pairs_are_taken_where_they_are_fewer_than_the_band() -> None:
+    network = architecture("convnet")
+    for size, less in (((8, 8), True), ((16, 16), False), ((32, 32), False)):
+        assert kernels._all_is_less(network, kernels.resolutions(network, *size)) == less
+    x, y = noise(3, 2, 1, 8, 8), noise(4, 3, 1, 8, 8)
+    found, full = kernel(network, x, y), kernel(network, x, y, full=True)
+    assert torch.equal(found.ntk, full.ntk)
+    in_band = TorchBlocks(network, (1, 32, 32), CPU, torch.float32, 1).bytes_per_pair
+    assert TorchBlocks(network, (1, 8, 8), CPU, torch.float32, 1).bytes_per_pair * 16 < in_band
 
 
 def test_the_band_is_as_narrow_as_the_card_says() -> None:
@@ -199,7 +212,7 @@ def test_derivatives_are_those_of_finite_differences(name: str) -> None:
         for part in (0, 1):
 
             def value(images: Tensor, others: Any = others, weights: Tensor = weights, part: int = part) -> Tensor:
-                found = kernel(network, images, others)[part]
+                found = kernel(network, images, others, full=False)[part]
                 return (found * weights).sum()
 
             assert torch.autograd.gradcheck(value, x, fast_mode=True)
@@ -226,13 +239,14 @@ def test_the_relus_explicit_derivatives_are_those_of_automatic_differentiation()
     assert all(torch.allclose(a, b) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("name", ["fc1", *CONVOLUTIONAL])
-def test_coincident_images_and_flat_patches_give_finite_derivatives(name: str) -> None:
+def test_coincident_images_and_flat_patches_give_finite_derivatives(name: str, full: bool) -> None:
     x = torch.zeros(3, 1, 8, 8)
     x[1:] = noise(13, 1, 8, 8).float()
     x.requires_grad_()
     for others in (None, x.detach().clone()):
-        found = kernel(architecture(name), x, others).ntk
+        found = kernel(architecture(name), x, others, full=full).ntk
         (grad,) = torch.autograd.grad(found.sum(), x)
         assert bool(torch.isfinite(grad).all())
 
