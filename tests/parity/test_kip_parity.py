@@ -120,16 +120,16 @@ def test_least_squares_in_pieces_is_least_squares(rows: int, rank: int) -> None:
         assert residual == pytest.approx(((a @ expected - y) ** 2).sum(), abs=1e-9)
 
 
-@pytest.mark.parametrize("batch", [7, 22, 1000])
-def test_labels_solve_the_whole_training_set(tmp_path: Path, batch: int) -> None:
+@pytest.mark.parametrize(("batch", "ridge"), [(7, 1e-6), (22, 0.1), (1000, 1e-6)])
+def test_labels_solve_the_whole_training_set(tmp_path: Path, batch: int, ridge: float) -> None:
     problem = problem_for_checks(tmp_path, per_class=(9, 6, 7))
-    method = LS(LS.Config(kernel="fc1", kernel_dtype="float64", batch_real=batch))
+    method = LS(LS.Config(kernel="fc1", kernel_dtype="float64", batch_real=batch, ridge=ridge))
     *_, (state, metrics) = drive(method, problem)
     images = problem.real.take(state.indices).double()
     targets = problem.real.take(torch.arange(len(problem.train))).double()
     y = torch.eye(3, dtype=torch.float64)[problem.train.labels] - 1 / 3
     k_ss = fc1(images)
-    inverse = torch.linalg.inv(k_ss + 1e-6 * k_ss.diagonal().mean() * torch.eye(6, dtype=torch.float64))
+    inverse = torch.linalg.inv(k_ss + ridge * k_ss.diagonal().mean() * torch.eye(6, dtype=torch.float64))
     k_ts = fc1(targets, images)
     expected, *_ = np.linalg.lstsq((k_ts @ inverse).numpy(), y.numpy(), rcond=None)
     assert np.allclose(state.labels.numpy(), expected, atol=1e-5)
