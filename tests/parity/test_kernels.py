@@ -239,6 +239,15 @@ def test_the_relus_explicit_derivatives_are_those_of_automatic_differentiation()
     assert all(torch.allclose(a, b) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_sine_is_exactly_zero_where_it_is_rounding_and_nowhere_else(dtype: torch.dtype) -> None:
+    one, eps = torch.ones(1, dtype=dtype), torch.finfo(dtype).eps
+    assert kernels._sine(one - eps / 2, one, one, None).tolist() == [0]  # the next number below 1
+    for times in (2, 8, 200):
+        found = float(kernels._sine(one - times * eps, one, one, None))
+        assert found == pytest.approx(math.sqrt(2 * times * eps), rel=1e-3)
+
+
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("name", ["fc1", *CONVOLUTIONAL])
 def test_coincident_images_and_flat_patches_give_finite_derivatives(name: str, full: bool) -> None:
