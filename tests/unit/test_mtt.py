@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import ddbench.evaluation.validation as validation
-from ddbench import Choice, condense, drive
+from ddbench import Choice, Variables, condense, drive
 from ddbench.backbones import build
 from ddbench.config import preset_layers, resolve
 from ddbench.data.pixels import fit_pixels
+from ddbench.engine.unroll import graph_bytes
 from ddbench.errors import ConfigError, DataError, DivergedError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.plugins import GROUPS, load_object
@@ -174,6 +175,23 @@ def test_auto_takes_the_full_graph_where_it_fits(tmp_path: Path, monkeypatch: py
     assert forms == ["full", "adjoint", "tesla"]
 
 
+def test_auto_counts_the_graphs_of_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, method = problem_for_checks(tmp_path), mtt(inner_steps=7, batch_syn=4)
+    like, images, y = problem.backbone.init(Rng(0)).params, torch.zeros(6, 3, 8, 8), torch.zeros(6, dtype=torch.int64)
+
+    def loss(params: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(problem.backbone(Variables(params), x)[0], y)
+
+    sizes = method.sizes(6)
+    assert sizes == [2, 4, 2, 4, 2, 4, 2]
+    needed = sum(graph_bytes(loss, like, images[:size], y[:size]) for size in sizes)
+    forms = []
+    for share in (1.1, 0.9):
+        monkeypatch.setattr(MODULE, "memory", lambda device, share=share: share * needed / MODULE.SHARE)
+        forms.append(method.form(problem, loss, like, images, sizes))
+    assert forms == ["full", "adjoint"]
+
+
 def test_auto_takes_what_is_written_out() -> None:
     assert mtt().form(*[None] * 5, in_kernels=True) == "adjoint"  # type: ignore[arg-type]
     assert mtt(grad="full").form(*[None] * 5, in_kernels=True) == "full"  # type: ignore[arg-type]
@@ -275,6 +293,23 @@ def test_memory_is_what_the_job_may_take(tmp_path: Path, monkeypatch: pytest.Mon
     unlimited.write_text("max\n")
     monkeypatch.setattr(MODULE, "CGROUPS", (unlimited, tmp_path / "missing", limit))
     assert MODULE.memory(torch.device("cpu")) == 12345678
+
+
+@pytest.mark.parametrize(("iterations", "choices"), [(4, [2, 4]), (5, [2, 4, 5]), (1, [1])])
+def test_the_last_iteration_is_a_choice_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iterations: int, choices: list[int]
+) -> None:
+    asked: list[int] = []
+
+    def choose(self: Any, problem: Any, state: Any, done: int) -> torch.Tensor:
+        asked.append(done)
+        return torch.tensor(0.5)
+
+    monkeypatch.setattr(MTT, "choose", choose)
+    problem, method = problem_for_checks(tmp_path), mtt(**HELDOUT | {"iterations": iterations})
+    told = [step for step, (_, metrics) in enumerate(drive(method, problem)) if "heldout" in metrics]
+    assert told == asked == choices
+    assert method.validation(problem).times == len(choices)
 
 
 @pytest.mark.parametrize(
