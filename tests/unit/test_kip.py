@@ -134,28 +134,42 @@ def test_chunks_do_not_change_a_run(tmp_path: Path) -> None:
 
 
 def test_an_augmented_half_is_moved_and_the_rest_is_not() -> None:
-    images = torch.rand(400, 3, 12, 12, generator=Rng(0).torch())
+    images = torch.rand(10_000, 1, 5, 5, generator=Rng(0).torch())
     new = moved(images, Rng(1), flip=True)
     same = (new == images).flatten(1).all(dim=1)
-    assert 150 < int(same.sum()) < 250
+    assert 0.48 < float(same.float().mean()) < 0.52
     assert float(new.min()) >= 0
     assert float(new.max()) <= 1
     assert torch.equal(new, moved(images, Rng(1), flip=True))
 
 
-def test_an_augmented_image_is_turned_and_shifted_as_far_as_stated_and_flipped_where_asked() -> None:
-    rows, columns = torch.meshgrid(torch.arange(41.0), torch.arange(41.0), indexing="ij")
+def test_edges_are_repeated_and_nothing_dark_comes_in() -> None:
+    images = torch.ones(40, 3, 8, 8)
+    assert torch.allclose(moved(images, Rng(1), flip=True), images)
+
+
+@pytest.mark.parametrize(("height", "width"), [(41, 41), (41, 21), (21, 41)])
+def test_an_augmented_image_is_turned_and_shifted_as_far_as_stated_and_flipped_where_asked(
+    height: int, width: int
+) -> None:
+    rows, columns = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+    size, (y, x) = torch.tensor([height, width]), (height // 2, width // 2)
     # The brightness is the place, so that the middle of the new image says where it came from.
     images = torch.stack([rows, columns]).expand(600, -1, -1, -1)
     for flip in (False, True):
-        new = moved(images, Rng(2), flip=flip)[:, :, 18:23, 18:23]
-        middle = new[:, :, 2, 2] - 20
-        assert 3.5 < float(middle.abs().max()) <= 0.1 * 41 + 1e-3
-        along = (new[:, 1, 2, 3] - new[:, 1, 2, 1]) / 2
-        tilt = torch.rad2deg(torch.atan2((new[:, 0, 2, 3] - new[:, 0, 2, 1]) / 2, along.abs()))
+        new = moved(images, Rng(2), flip=flip)
+        shift = ((new[:, :, y, x] - size // 2) / size).abs().amax(dim=0)
+        assert bool((shift > 0.085).all())
+        assert bool((shift <= 0.1 + 1e-4).all())
+        right = (new[:, :, y, x + 1] - new[:, :, y, x - 1]) / 2
+        down = (new[:, :, y + 1, x] - new[:, :, y - 1, x]) / 2
+        # A turn keeps lengths and right angles, also where an image is not square.
+        for product, expected in ((right * right, 1), (down * down, 1), (right * down, 0)):
+            assert (product.sum(dim=1) - expected).abs().max() < 1e-4
+        tilt = torch.rad2deg(torch.atan2(right[:, 0], right[:, 1].abs()))
         assert 9 < float(tilt.abs().max()) <= 10.01
-        assert bool((along < 0).any()) == flip
-        assert bool((along > 0).any())
+        assert bool((right[:, 1] < 0).any()) == flip
+        assert bool((right[:, 1] > 0).any())
 
 
 def test_digits_are_not_flipped_and_augmentation_changes_the_run(
@@ -180,6 +194,18 @@ def test_digits_are_not_flipped_and_augmentation_changes_the_run(
     )
     assert flips == [True, True, False, False, False, False]
     assert not torch.allclose(plain, turned)
+
+
+@pytest.mark.parametrize("pixels", ["standard(stats=pixel)", "kip-zca(reg=0.1)"])
+def test_targets_are_moved_as_pictures_and_then_brought_into_the_pixel_space(tmp_path: Path, pixels: str) -> None:
+    problem = problem_for_checks(tmp_path)
+    problem = replace(problem, pixels=fit_pixels(pixels, problem.train, problem.info))
+    rows = torch.arange(20)
+    raw = problem.train.images[:20] / 255
+    plain, new = (kip(augment=augment).targets(problem, rows, Rng(4)) for augment in (False, True))
+    assert torch.allclose(plain, problem.pixels.forward(raw), atol=1e-6)
+    assert torch.allclose(new, problem.pixels.forward(moved(raw, Rng(4), flip=True)), atol=1e-6)
+    assert not torch.allclose(new, plain, atol=0.1)
 
 
 def test_a_run_that_diverges_names_the_ridge() -> None:
@@ -242,6 +268,20 @@ def test_kernel_regression_predicts_as_its_formula_says(tmp_path: Path) -> None:
     expected = k_ts @ torch.linalg.solve(k_ss + shift, synthetic.labels.double())
     assert found.shape == (1, 20, 3)
     assert torch.allclose(found[0], expected, atol=1e-8)
+
+
+def test_stored_images_are_brought_into_the_pixel_space_before_the_kernel(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info))
+    synthetic = condense(LS(LS.Config(**SMALL)), problem)
+    assert synthetic.images.dtype == torch.uint8
+    x = problem.real.take(torch.arange(60, 80))
+    found = predictor(synthetic, problem, PROTOCOLS["krr-fc1@1"])(x)[0]
+    support = problem.pixels.forward(synthetic.images).double()
+    k_ss, k_ts = fc1(support), fc1(x.double(), support)
+    shift = 1e-6 * k_ss.diagonal().mean() * torch.eye(len(k_ss), dtype=torch.float64)
+    expected = k_ts @ torch.linalg.solve(k_ss + shift, synthetic.labels.double())
+    assert torch.allclose(found, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["class", "probability", "logit", "regression"])
@@ -346,6 +386,24 @@ def test_the_largest_step_size_is_found_once_for_a_problem(tmp_path: Path, monke
     assert found[0] != found[1]
 
 
+def test_the_largest_step_size_is_that_of_the_first_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_for_checks(tmp_path)
+    asked: list[Any] = []
+
+    def watched(net: Any, variables: Any, *rest: Any) -> float:
+        asked.append(variables)
+        return 1e-30  # so that training changes nothing
+
+    monkeypatch.setattr("ddbench.evaluation.transfer.largest_lr", watched)
+    native = PROTOCOLS["native-kip@1"].model_copy(update={"options": FiniteWidthOptions(steps=1)})
+    x = problem.real.take(torch.arange(5))
+    first, second = predictor(condense(kip(iterations=0), problem), problem, native, students=2)(x)
+    (variables,) = asked
+    start, _ = problem.backbone(variables, x)
+    torch.testing.assert_close(first, start)
+    assert not torch.allclose(second, start, atol=1e-2)
+
+
 def share_taken(problem: Problem, synthetic: SyntheticSet, *factors: float) -> float:
     """Of the largest step size, the share that students train with. All steps that are taken must be told."""
     protocol = PROTOCOLS["native-kip@1"].model_copy(
@@ -399,3 +457,17 @@ def test_the_loss_of_finite_networks_is_half_the_mean_square(tmp_path: Path) -> 
     assert float(plan.criterion(a, b)) == pytest.approx(float(((a - b) ** 2).sum() / 24))
     assert (plan.lr(0), plan.steps, plan.batch, plan.options.weight_decay) == (0.5, 5000, 6, 1e-3)
     assert torch.allclose(plan.labels, torch.eye(3)[problem.class_labels()] - 1 / 3)
+
+
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+def test_finite_networks_learn_labels_as_they_are_unless_the_protocol_asks_for_classes(
+    tmp_path: Path, labels: str
+) -> None:
+    problem = problem_for_checks(tmp_path)
+    learned = torch.randn(6, 3, generator=Rng(5).torch())
+    synthetic = replace(condense(kip(iterations=0), problem), labels=learned)
+    native = PROTOCOLS["native-kip@1"]
+    assert native.labels == "soft"
+    job = Job(synthetic, native.model_copy(update={"labels": labels}), problem)
+    expected = learned if labels == "soft" else torch.eye(3)[learned.argmax(dim=1)] - 1 / 3
+    assert torch.allclose(trainer_of(native).plan(job).labels, expected)  # type: ignore[attr-defined]
