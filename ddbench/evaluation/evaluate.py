@@ -99,11 +99,15 @@ class SealedTest:
 
 @dataclass(frozen=True)
 class Score:
-    """What one student reached: accuracy is a fraction of the test set; seconds are its share of its group's time."""
+    """What one student reached: accuracy is a fraction of the test set; seconds are its share of its group's time.
+
+    `chose` is what trials before it have chosen.
+    """
 
     student: int
     accuracy: float
     seconds: float
+    chose: dict[str, float] = field(default_factory=dict)
 
 
 def trainer_of(protocol: Protocol) -> Trainer:
@@ -148,4 +152,4 @@ def evaluate(
             accuracies = test.score(names, predict, problem.pixels, problem.device, between=lambda: say(0))
         seconds = (time.perf_counter() - started) / len(group)
         for number, accuracy in zip(group, accuracies, strict=True):
-            yield Score(number, accuracy, seconds)
+            yield Score(number, accuracy, seconds, trainer.chose(job))

@@ -57,6 +57,10 @@ class Trainer(ABC):
         their steps too."""
         return 0
 
+    def chose(self, job: Job) -> dict[str, float]:
+        """What the trials of a job have chosen, by the names of options, for the record."""
+        return {}
+
     def alike(self, job: Job) -> bool:
         """Whether all students are one and the same, because the set leaves nothing to chance. Then one is trained."""
         return False

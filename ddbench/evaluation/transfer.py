@@ -5,7 +5,6 @@ Nguyen et al., NeurIPS 2021 (arXiv 2107.13034): how KIP's images train a wide ne
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,8 +26,6 @@ from ddbench.evaluation.trainer import Job, Predictor
 from ddbench.evaluation.validation import VALIDATION
 from ddbench.problem import Problem
 from ddbench.rng import Rng
-
-logger = logging.getLogger(__name__)
 
 # Real images that the step size is computed from, and steps of the power iteration: two digits are enough.
 PROBES, ITERATIONS = 50, 30
@@ -54,7 +51,7 @@ class FiniteWidthTrainer(SGDTrainer):
 
     def __init__(self) -> None:
         super().__init__()
-        self._tuned: Job | None = None
+        self._chose: tuple[Job, dict[str, float]] | None = None
 
     def plan(self, job: Job) -> TrainingPlan:
         options = job.protocol.options
@@ -72,43 +69,38 @@ class FiniteWidthTrainer(SGDTrainer):
         options: FiniteWidthOptions = job.protocol.options
         return len(options.lr_factors) if options.lr is None and len(options.lr_factors) > 1 else 0
 
+    def chose(self, job: Job) -> dict[str, float]:
+        return self._chose[1] if self._chose is not None and self._chose[0] is job else {}
+
     def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
-        if job.protocol.options.lr is None and self._tuned is not job:
-            self._planned = (job, self._tune(job, tick))
-            self._tuned = job
+        if job.protocol.options.lr is None and (self._chose is None or self._chose[0] is not job):
+            self._choose(job, tick)
         return super().train(job, students, tick)
 
-    def _tune(self, job: Job, tick: Callable[[int], None]) -> TrainingPlan:
-        """The plan with the step size that does best. Raises: DivergedError where training diverges with all."""
+    def _choose(self, job: Job, tick: Callable[[int], None]) -> None:
+        """Plan with the step size that does best. Raises: DivergedError where training diverges with all."""
         options: FiniteWidthOptions = job.protocol.options
         usual, largest = self._plan_once(job), self._largest_lr(job)
-        found: list[tuple[float, float, TrainingPlan]] = []
-        for factor in options.lr_factors:
-            at_it = replace(usual, options=options.model_copy(update={"lr": factor * largest}))
-            if not self.trials(job):
-                return at_it
-            self._planned = (job, at_it)
-            accuracy = self._accuracy(job, super().train(job, [VALIDATION], tick))
-            if accuracy is not None:
-                found.append((accuracy, factor, at_it))
-        if not found:
-            raise DivergedError(
-                f"{job.protocol.id}: training on this set diverges even with {min(options.lr_factors):g} of the "
-                "largest stable step size. The numbers of the set are too large, which `ddbench inspect` shows."
-            )
-        accuracy, factor, best = max(found, key=lambda entry: entry[0])
-        logger.info(
-            "%s: step size %.3g, %g of the largest: %.1f %% of %d training images are right",
-            job.protocol.id,
-            factor * largest,
-            factor,
-            100 * accuracy,
-            options.validation,
-        )
-        return best
+        plans = [
+            replace(usual, options=options.model_copy(update={"lr": factor * largest})) for factor in options.lr_factors
+        ]
+        accuracies = [0.0]
+        if self.trials(job):
+            accuracies = []
+            for at_it in plans:
+                self._planned = (job, at_it)
+                accuracies.append(self._accuracy(job, super().train(job, [VALIDATION], tick)))
+            if max(accuracies) < 0:
+                raise DivergedError(
+                    f"{job.protocol.id}: training on this set diverges even with {min(options.lr_factors):g} of the "
+                    "largest stable step size. The numbers of the set are too large, which `ddbench inspect` shows."
+                )
+        best = accuracies.index(max(accuracies))
+        self._planned = (job, plans[best])
+        self._chose = (job, {"lr_factor": options.lr_factors[best], "lr": options.lr_factors[best] * largest})
 
-    def _accuracy(self, job: Job, predict: Predictor) -> float | None:
-        """On training images; None where outputs are not finite."""
+    def _accuracy(self, job: Job, predict: Predictor) -> float:
+        """On training images; -1 where outputs are not finite."""
         problem, right = job.problem, 0
         rows = torch.from_numpy(
             job.rng.fold("validation").numpy().permutation(len(problem.train))[: job.protocol.options.validation]
@@ -116,7 +108,7 @@ class FiniteWidthTrainer(SGDTrainer):
         for part in rows.split(tested_together(problem.shape)):
             scores = predict(problem.real.take(part))
             if not bool(torch.isfinite(scores).all()):
-                return None
+                return -1.0
             right += int((scores.argmax(dim=-1) == problem.real.labels[part.to(problem.device)]).sum())
         return right / len(rows)
 

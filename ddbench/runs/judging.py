@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ddbench.backbones import names as backbones
 from ddbench.config import explain
@@ -80,6 +80,7 @@ class StudentScore(Part):
     seconds: float
     device: str
     precision: str = "fp32"
+    chose: dict[str, float] = Field(default={})
 
 
 class Judged(Part):
@@ -124,6 +125,7 @@ class Evaluated(Judged):
             alike=self.alike,
             failed=self.failed,
             beside_bytes=self.beside_bytes,
+            chose=self.scores[-1].chose if self.scores else {},
         )
 
 

@@ -121,6 +121,9 @@ class EvaluationPart(Part):
     beside_bytes: int = Field(
         default=0, description="What the protocol needs stored beside the set, such as a teacher."
     )
+    chose: dict[str, float] = Field(
+        default={}, description="Options that trials before the students chose by training images, such as a step size."
+    )
 
 
 class CostPart(Part):

@@ -26,7 +26,8 @@ from ddbench.evaluation.trainer import Job
 from ddbench.evaluation.transfer import FiniteWidthTrainer, largest_lr
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs.judging import cells
-from ddbench.runs.spec import QUICK
+from ddbench.runs.runner import RunOptions, run
+from ddbench.runs.spec import QUICK, Asked, resolve_spec
 from ddbench.testing.contract import problem_for_checks
 from ddbench_methods.kip import moved
 
@@ -415,7 +416,9 @@ def share_taken(problem: Problem, synthetic: SyntheticSet, *factors: float) -> f
         trainer.train(job, [number], heard.append)
     assert trainer.trials(job) == (len(factors) if len(factors) > 1 else 0)
     assert sum(heard) == 30 * (3 + trainer.trials(job))
-    return trainer._plan_once(job).lr(0) / trainer._largest_lr(job)
+    share = trainer._plan_once(job).lr(0) / trainer._largest_lr(job)
+    assert trainer.chose(job) == pytest.approx({"lr_factor": share, "lr": trainer._plan_once(job).lr(0)})
+    return share
 
 
 def test_the_step_size_of_finite_networks_is_the_best_by_training_images(tmp_path: Path) -> None:
@@ -426,6 +429,16 @@ def test_the_step_size_of_finite_networks_is_the_best_by_training_images(tmp_pat
     assert share_taken(problem, synthetic, 1e6, 0.25) == pytest.approx(0.25)  # the first diverges
     with pytest.raises(DivergedError, match="diverges even with 1e\\+06 of"):
         share_taken(problem, synthetic, 1e7, 1e6)
+
+
+def test_a_record_names_the_step_size_that_was_chosen(tmp_path: Path) -> None:
+    native = 'name = "native"\ntrainer = "finite-width"\nlabels = "soft"\nbackbones = ["mlp"]\nstudents = 2\n'
+    (tmp_path / "native.toml").write_text(native + "[options]\nsteps = 20\nlr_factors = [1e6, 0.1]\n")
+    asked = resolve_spec(Asked("random", "digits", ipc=1, protocols=(str(tmp_path / "native.toml"),)), tmp_path)
+    record = run(asked, RunOptions(root=tmp_path / "runs", data_root=tmp_path, device=torch.device("cpu")))
+    (found,) = record.evaluations
+    assert found.chose["lr_factor"] == 0.1
+    assert found.chose["lr"] > 0
 
 
 def test_the_choice_of_a_step_size_leaves_no_trace_in_the_students(tmp_path: Path) -> None:
