@@ -262,7 +262,8 @@ def _trained(
         if stand_in:
             return Phase(name, None, "cannot be told before there is a set, which brings how it is trained on")
         return Phase(name, 0.0, f"will fail: {error}")
-    networks, trained = f"{students} students" + (f" and {trials} to choose by" if trials else ""), students + trials
+    networks = f"{students} student{'s' * (students != 1)}" + (f" and {trials} to choose by" if trials else "")
+    trained = students + trials
     found = student_result(known, job) if known is not None else None
     if found is not None and found.student is not None:
         setup, one = found.setup_seconds or 0.0, found.student.seconds
