@@ -60,12 +60,14 @@ def write_atomically(path: Path, data: bytes | Callable[[Path], None]) -> None:
             beside.unlink()
 
 
-def sweep(folder: Path, name: str = "*", *, idle_seconds: float = 0.0) -> None:
-    """Remove what killed processes were writing in place of files of this name (a pattern).
+def sweep(folder: Path, name: str = "", *, spare: str = "", idle_seconds: float = 0.0) -> None:
+    """Remove what killed processes were writing in a folder and those in it: files of this name, or all but `spare`.
 
     For a caller that nobody else writes beside; else only what has not grown for `idle_seconds`.
     """
-    for path in folder.glob(f".{name}.*.tmp"):
+    for path in folder.rglob(f".{name}.*.tmp" if name else ".*.tmp"):
+        if spare and path.name.startswith(f".{spare}."):
+            continue
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime >= idle_seconds:
                 path.unlink()

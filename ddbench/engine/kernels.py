@@ -133,7 +133,9 @@ def kernel(
     maps = [variances(network, x, full=bool(full)) for x in ((first,) if x2 is x1 else (first, second))]
     fused = _one_pass(network, x1.shape[1], x1.device, x1.dtype) if constant and not full else None
     sizes = resolutions(network, *x1.shape[-2:])
-    layouts = _layouts(network, sizes, _all_is_less(network, sizes) and fused is None if full is None else full)
+    if full is None:
+        full = fused is None and _all_is_less(network, sizes)
+    layouts = _layouts(network, sizes, full)
     relus = iter(zip(maps[0], maps[-1], strict=True))
     if fused is not None:
         s, theta = _in_stages(fused, first, second, relus, _plan(network, layouts), same)

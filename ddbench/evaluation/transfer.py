@@ -17,7 +17,6 @@ from torch.func import jvp, vjp
 from ddbench.backbones.base import Backbone, Variables
 from ddbench.engine.decode import decode
 from ddbench.errors import DivergedError
-from ddbench.evaluation.evaluate import tested_together
 from ddbench.evaluation.krr import regression_targets
 from ddbench.evaluation.plan import TrainingPlan, plan
 from ddbench.evaluation.protocol import FiniteWidthOptions
@@ -84,33 +83,26 @@ class FiniteWidthTrainer(SGDTrainer):
         plans = [
             replace(usual, options=options.model_copy(update={"lr": factor * largest})) for factor in options.lr_factors
         ]
-        accuracies = [0.0]
+        best = 0
         if self.trials(job):
-            accuracies = []
-            for at_it in plans:
-                self._planned = (job, at_it)
-                accuracies.append(self._accuracy(job, super().train(job, [VALIDATION], tick)))
-            if max(accuracies) < 0:
+            images, labels = job.problem.real.batch(options.validation, job.rng.fold("validation"))
+            accuracies = [self._accuracy(job, at_it, images, labels, tick) for at_it in plans]
+            best = accuracies.index(max(accuracies))
+            if accuracies[best] < 0:
                 raise DivergedError(
                     f"{job.protocol.id}: training on this set diverges even with {min(options.lr_factors):g} of the "
                     "largest stable step size. The numbers of the set are too large, which `ddbench inspect` shows."
                 )
-        best = accuracies.index(max(accuracies))
         self._planned = (job, plans[best])
         self._chose = (job, {"lr_factor": options.lr_factors[best], "lr": options.lr_factors[best] * largest})
 
-    def _accuracy(self, job: Job, predict: Predictor) -> float:
-        """On training images; -1 where outputs are not finite."""
-        problem, right = job.problem, 0
-        rows = torch.from_numpy(
-            job.rng.fold("validation").numpy().permutation(len(problem.train))[: job.protocol.options.validation]
-        )
-        for part in rows.split(tested_together(problem.shape)):
-            scores = predict(problem.real.take(part))
-            if not bool(torch.isfinite(scores).all()):
-                return -1.0
-            right += int((scores.argmax(dim=-1) == problem.real.labels[part.to(problem.device)]).sum())
-        return right / len(rows)
+    def _accuracy(
+        self, job: Job, at_it: TrainingPlan, images: Tensor, labels: Tensor, tick: Callable[[int], None]
+    ) -> float:
+        """Of a network of validation that is trained by this plan; -1 where its outputs are not finite."""
+        self._planned = (job, at_it)
+        scores = super().train(job, [VALIDATION], tick)(images)[0]
+        return float((scores.argmax(dim=1) == labels).float().mean()) if bool(torch.isfinite(scores).all()) else -1.0
 
     def _largest_lr(self, job: Job) -> float:
         net, problem = job.problem.backbone, job.problem

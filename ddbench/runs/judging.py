@@ -61,15 +61,14 @@ def cells(
 
     A kernel judges once, whatever networks are named.
     """
-    return [
-        Cell(protocol, backbone, students or protocol.students)
-        for protocol in protocols
-        for backbone in list(
-            dict.fromkeys(
-                own if name == OWN else backbones.canonical(name, shape) for name in judges or protocol.backbones
-            )
-        )[: 1 if isinstance(protocol.options, KRROptions) else None]
-    ]
+    found = []
+    for protocol in protocols:
+        named = judges or protocol.backbones
+        networks = list(dict.fromkeys(own if name == OWN else backbones.canonical(name, shape) for name in named))
+        if isinstance(protocol.options, KRROptions):
+            networks = networks[:1]
+        found += [Cell(protocol, backbone, students or protocol.students) for backbone in networks]
+    return found
 
 
 class StudentScore(Part):

@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from ddbench.errors import RunError
 from ddbench.evaluation.protocol import Protocol
-from ddbench.files import disk_is_full, read_json, write_json
+from ddbench.files import disk_is_full, read_json, sweep, write_json
 from ddbench.runs.spec import RunSpec
 
 logger = logging.getLogger(__name__)
@@ -175,11 +174,9 @@ class RunDir:
 
     def _sweep(self) -> None:
         """Remove what killed processes were writing."""
-        for path in self.path.rglob(".*.tmp"):
-            # Whoever opens the folder at this moment writes the spec, without a lock.
-            with contextlib.suppress(FileNotFoundError):
-                if not path.name.startswith(f".{SPEC}.") or time.time() - path.stat().st_mtime > SPEC_SECONDS:
-                    path.unlink()
+        sweep(self.path, spare=SPEC)
+        # Whoever opens the folder at this moment writes the spec, without a lock.
+        sweep(self.path, SPEC, idle_seconds=SPEC_SECONDS)
 
     def clear(self) -> None:
         """Remove everything but the spec and the locks, so that the run starts over. Only under the lock."""

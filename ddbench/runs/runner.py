@@ -21,7 +21,6 @@ from ddbench.engine.precision import Precision
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import Protocol
 from ddbench.files import disk_is_full, write_atomically, write_json
-from ddbench.method import MethodInfo
 from ddbench.problem import Problem, fitted
 from ddbench.rng import Rng
 from ddbench.runs import provenance
@@ -70,7 +69,7 @@ def prepare(resolution: Resolution, options: RunOptions) -> list[dict[str, Any]]
     with _session(options) as (stop, tell), stop.at_once():
         tell.on_phase("prepare")
         problem = _problem(resolution, options, tell)
-        with _advised(resolution.method.info):
+        with _advised(resolution.method.info.memory_advice):
             resolution.method.prepare(problem)
         return list(problem.artifacts.used.values())
 
@@ -95,7 +94,7 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
         if folder.synthetic.is_file():
             ledger.begin(ledger.last_step)
         else:
-            with _advised(resolution.method.info):
+            with _advised(resolution.method.info.memory_advice):
                 _condense(resolution, options, folder, ledger, stop, tell)
         _describe(folder, dataset, options, resolution.method.info.title)
         _evaluate(folder, dataset, asked, options, ledger, stop, tell)
@@ -199,14 +198,14 @@ def _too_large(error: Exception, advice: str) -> RunError:
 
 
 @contextlib.contextmanager
-def _advised(info: MethodInfo) -> Iterator[None]:
-    """Memory that runs out in the method's own work becomes a sentence with its advice."""
+def _advised(advice: str) -> Iterator[None]:
+    """Memory that runs out becomes a sentence with this advice, if there is one."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not (info.memory_advice and _ran_out(error)):
+        if not (advice and _ran_out(error)):
             raise
-        raise _too_large(error, info.memory_advice) from error
+        raise _too_large(error, advice) from error
 
 
 @contextlib.contextmanager
@@ -235,12 +234,9 @@ def _session(options: RunOptions) -> Iterator[tuple[Stop, Observer]]:
 
     stop = Stop(options.grace_seconds, last_words)
     try:
-        with stop.listening(), _few_threads(options.device):
+        advice = "Use a smaller batch or backbone, or another --device"
+        with _advised(advice), stop.listening(), _few_threads(options.device):
             yield stop, tell
-    except (RuntimeError, MemoryError) as error:
-        if not _ran_out(error):
-            raise
-        raise _too_large(error, "Use a smaller batch or backbone, or another --device") from error
     except OSError as error:
         if not (disk_is_full(error) or isinstance(error, PermissionError)):
             raise
