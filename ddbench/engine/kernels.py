@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils import _pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ddbench.engine.program import Fuse, Program, kernels
@@ -46,9 +47,10 @@ POLE = 1.0
 MOST_CHANNELS = 4
 
 # For one chunk and its gradient: larger ones leave the caches of a CPU and are no faster. On a GPU each program keeps
-# its memory: those of both kernels, with and without a gradient.
+# its memory: a kernel with and without a gradient an eighth each, and a regression, which holds all first images.
 CPU_MEMORY = 1 << 28
 GPU_SHARE = 1 / 8
+GPU_SHARE_OF_REGRESSION = 3 / 8
 
 # Pairs of images that our GPU kernels are cut into where it matters, on the first and on the second side.
 HIGH, WIDE = 16, 64
@@ -507,8 +509,10 @@ def _slope(r: Tensor, s: Tensor) -> Tensor:
 class Blocks(ABC):
     """What computes the NTK of one chunk of pairs. x1 is [n1, C, H, W], x2 [n2, C, H, W]."""
 
-    # Bytes that a pair of images takes while its gradient is computed; second images are filled up to whole lanes.
+    # Bytes that a pair of images takes while its gradient is computed, and of these what is held from its value on;
+    # second images are filled up to whole lanes.
     bytes_per_pair: int
+    held_per_pair: int
     lanes: int = 1
 
     @abstractmethod
@@ -526,6 +530,35 @@ class Blocks(ABC):
             total += self.slope(x1, x2, weights, same)
         return total
 
+    def regression(
+        self, rows: Sequence[Tensor], columns: Sequence[tuple[Tensor, Tensor, Tensor]], weights: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Predictions by `weights` [n1, C] for second chunks, each with its targets [n2, C] and the share [n2, 1] of
+        each of its images in the error; and the gradients, in the first images and in the weights, of half the sum of
+        squared errors by their shares.
+        """
+        predictions, of_images, of_weights = [], torch.zeros_like(torch.cat(list(rows))), torch.zeros_like(weights)
+        for x2, targets, share in columns:
+            value = torch.cat([self.value(x1, x2, False) for x1 in rows])
+            predicted, pull, part = _pull_back(value, weights, targets, share)
+            predictions.append(predicted)
+            of_weights += part
+            slopes = [self.slope(x1, x2, some, False) for x1, some in zip(rows, _like(rows, pull), strict=True)]
+            of_images += torch.cat(slopes)
+        return predictions, of_images, of_weights
+
+
+def _pull_back(value: Tensor, weights: Tensor, targets: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions [n2, C] by a kernel's values [n1, n2], and the gradients of the error in values and weights."""
+    exact = value.to(weights.dtype)
+    predicted = exact.T @ weights
+    errors = (predicted - targets) * share
+    return predicted, (weights @ errors.T).to(value.dtype), exact @ errors
+
+
+def _like(rows: Sequence[Tensor], whole: Tensor) -> Sequence[Tensor]:
+    return whole.split([len(x1) for x1 in rows])
+
 
 class TorchBlocks(Blocks):
     """The kernels of this module: one program for each shape of chunk, forward and backward.
@@ -542,7 +575,9 @@ class TorchBlocks(Blocks):
         self._fused = _one_pass(network, shape[0], device, dtype)
         self.lanes = 1 if self._fused is None else int(self._fused.LANES.value)
         self._variances = WeakTensorKeyDictionary()  # of a call's chunks, which are new tensors every time
-        self.bytes_per_pair = _numbers_per_pair(network, shape, self._fused is not None) * torch.finfo(dtype).bits // 8
+        held, worked = _numbers_per_pair(network, shape, self._fused is not None)
+        self.held_per_pair = held * torch.finfo(dtype).bits // 8
+        self.bytes_per_pair = self.held_per_pair + worked * torch.finfo(dtype).bits // 8
 
     def value(self, x1: Tensor, x2: Tensor, same: bool) -> Tensor:
         if self._fused is None:
@@ -564,6 +599,27 @@ class TorchBlocks(Blocks):
         assert totals is not None
         return totals[0] + self._run("maps' slope", False, x1, totals[1:])
 
+    def regression(
+        self, rows: Sequence[Tensor], columns: Sequence[tuple[Tensor, Tensor, Tensor]], weights: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        own = [] if self._fused is None else [self._maps(x1) for x1 in rows]
+        predictions, totals = [], None
+        for x2, targets, share in columns:
+            maps = [] if self._fused is None else self._maps(x2)
+            predicted, *sums = self._run("regression", False, list(rows), x2, own, maps, weights, targets, share)
+            predictions.append(predicted)
+            totals = sums if totals is None else torch._foreach_add(totals, sums)
+        assert totals is not None
+        of_weights, *grads = totals
+        each = len(grads) // len(rows)  # of a row of chunks: in its images, then in each of their maps
+        of_images = [
+            grads[k * each] + self._run("maps' slope", False, x1, grads[k * each + 1 : (k + 1) * each])
+            if each > 1
+            else grads[k]
+            for k, x1 in enumerate(rows)
+        ]
+        return predictions, torch.cat(of_images), of_weights
+
     def _maps(self, x: Tensor) -> list[Tensor]:
         if x not in self._variances:
             self._variances[x] = self._run("maps", False, x)
@@ -571,13 +627,13 @@ class TorchBlocks(Blocks):
 
     @torch.no_grad()
     def _run(self, what: str, same: bool, *given: Any) -> Any:
-        key = (what, same, *(len(x) for x in given[:2]))
+        key = (what, same, *(len(x) for x in _pytree.tree_leaves(given)))
         if key not in self._programs:
             make = partial(self._make if self._fused is None else self._make_fused, what, same)
             self._programs[key] = Program(make, self._device, calls=self._calls, fused=self._fused is not None)
         return self._programs[key](*given)
 
-    def _make(self, what: str, same: bool, fuse: Fuse[Any]) -> Callable[..., Tensor]:
+    def _make(self, what: str, same: bool, fuse: Fuse[Any]) -> Callable[..., Any]:
         @fuse
         def ntk(x1: Tensor, x2: Tensor) -> Tensor:
             return kernel(self._network, x1.to(self._dtype), x2.detach().to(self._dtype), same=same).ntk
@@ -592,7 +648,12 @@ class TorchBlocks(Blocks):
                 (grad,) = torch.autograd.grad(ntk(leaf, x2), leaf, weights)
             return grad
 
-        return value if what == "value" else slope
+        programs: dict[str, Callable[..., Any]] = {
+            "value": value,
+            "slope": slope,
+            "regression": partial(_regression, lambda x1, x2, *_: ntk(x1, x2)),
+        }
+        return programs[what]
 
     def _make_fused(self, what: str, same: bool, fuse: Fuse[Any]) -> Callable[..., Any]:
         network, fused = self._network, self._fused
@@ -622,22 +683,51 @@ class TorchBlocks(Blocks):
         programs: dict[str, Callable[..., Any]] = {
             "value": ntk,
             "slope": slope,
+            "regression": partial(_regression, ntk),
             "maps": maps,
             "maps' slope": slope_of_maps,
         }
         return programs[what]
 
 
+def _regression(
+    ntk: Callable[..., Tensor],
+    rows: Sequence[Tensor],
+    x2: Tensor,
+    own: Sequence[Sequence[Tensor]],
+    maps: Sequence[Tensor],
+    weights: Tensor,
+    targets: Tensor,
+    share: Tensor,
+) -> list[Tensor]:
+    """Of one second chunk: predictions, the gradient in the weights, those in each first chunk and its maps.
+
+    The graphs of all first chunks are held, and go one by one.
+    """
+    given = [(x1, *more) for x1, more in zip(rows, own or [()] * len(rows), strict=True)]
+    leaves = [[t.detach().requires_grad_() for t in some] for some in given]
+    with torch.enable_grad():
+        values = [ntk(some[0], x2, some[1:], maps) for some in leaves]
+    predicted, pull, of_weights = _pull_back(torch.cat([v.detach() for v in values]), weights, targets, share)
+    grads: list[Tensor] = []
+    for some, part in zip(leaves, _like(rows, pull), strict=True):
+        grads += torch.autograd.grad(values.pop(0), some, part)
+    return [predicted, of_weights, *grads]
+
+
 class Gram:
     """The NTK of many images with many, chunk by chunk on both sides, differentiable in the first images.
 
     A gradient takes the chunks one by one: their kernels are computed again, with a graph each, so that no more than
-    one chunk's graph is ever in memory. All chunks of a call have one shape. `memory` is in bytes.
+    one chunk's graph is ever in memory. A regression knows the gradient of its error as soon as it has predicted a
+    chunk, and computes no kernel twice, where a chunk holds all first images. All chunks of a call have one shape.
+    `memory` is in bytes, and `memory_of_regression` that of a regression's chunk.
     """
 
-    def __init__(self, blocks: Blocks, memory: int) -> None:
+    def __init__(self, blocks: Blocks, memory: int, memory_of_regression: int | None = None) -> None:
         self._blocks = blocks
         self._pairs = max(1, memory // blocks.bytes_per_pair)
+        self._memory_of_regression = memory if memory_of_regression is None else memory_of_regression
 
     def __call__(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
         """[n1, n2]; without x2 the symmetric kernel of x1, differentiable as such. x2 is a constant."""
@@ -671,6 +761,31 @@ class Gram:
             line = [(b, block, x2 is None and i == j) for j, (b, block) in enumerate(zip(columns, blocks, strict=True))]
             grads.append(self._blocks.row(a, line))
         return torch.cat(grads)[: len(x1)]
+
+    def regression(self, x1: Tensor, x2: Tensor, weights: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Kernel regression by `weights` on x1: half the mean squared error of its predictions for x2, and these.
+
+        The error is differentiable in x1 and in the weights; x2 and the targets are constants.
+        Shapes: weights [n1, C], targets [n2, C]; returns a scalar and [n2, C], in the dtype of the weights.
+        """
+        targets = targets.to(weights.dtype)
+        rows = self._rows_at_once(x1, len(x2))
+        if rows is None:
+            predicted = self(x1, x2).T.to(weights.dtype) @ weights
+            return (predicted - targets).square().mean() / 2, predicted.detach()
+        return _Regression.apply(x1, weights, x2, targets, rows, self._blocks)
+
+    def _rows_at_once(self, x1: Tensor, n2: int) -> tuple[int, int] | None:
+        """Images of a first and of a second chunk so that the graphs of all first chunks fit; None where none do."""
+        blocks, memory = self._blocks, self._memory_of_regression
+        held, worked = blocks.held_per_pair, blocks.bytes_per_pair - blocks.held_per_pair
+        n1 = len(x1)
+        wide = min(_whole(memory // (n1 * held + min(n1, HIGH) * worked), WIDE), n2)
+        if wide < min(blocks.lanes, n2):
+            return None
+        filled = math.ceil(wide / blocks.lanes) * blocks.lanes
+        most = (memory - n1 * filled * held) // (filled * worked)
+        return (min(_whole(most, HIGH), n1), wide) if most >= min(n1, HIGH) else None
 
     def _cut(self, x1: Tensor, x2: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
         if x2 is None:
@@ -712,6 +827,33 @@ class _Gram(torch.autograd.Function):
         return ctx.gram.slope(x1, x2, weights), None, None
 
 
+class _Regression(torch.autograd.Function):
+    """The gradients come with the value: whatever the error is used for only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x1: Tensor, weights: Tensor, x2: Tensor, targets: Tensor, sizes: tuple[int, int], blocks: Blocks
+    ) -> tuple[Tensor, Tensor]:
+        high, wide = sizes
+        rows, columns = _pieces(x1.detach(), high), _pieces(x2, wide)
+        padded = len(rows) * len(rows[0]) - len(x1), len(columns) * len(columns[0]) - len(x2)
+        share = torch.full((len(x2), 1), 1 / targets.numel(), dtype=weights.dtype, device=weights.device)
+        # What fills a chunk up has no weight on the one side, and no share in the error on the other.
+        each = [F.pad(t, (0, 0, 0, padded[1])).split(len(columns[0])) for t in (targets, share)]
+        by = F.pad(weights.detach(), (0, 0, 0, padded[0]))
+        predictions, of_x1, of_weights = blocks.regression(rows, list(zip(columns, *each, strict=True)), by)
+        predicted = torch.cat(predictions)[: len(x2)]
+        ctx.save_for_backward(of_x1[: len(x1)], of_weights[: len(x1)])
+        ctx.mark_non_differentiable(predicted)
+        return (predicted - targets).square().mean() / 2, predicted
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, up: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        of_x1, of_weights = ctx.saved_tensors
+        return up.to(of_x1.dtype) * of_x1, up * of_weights, None, None, None, None
+
+
 def gram(
     name: str,
     shape: Sequence[int],
@@ -725,29 +867,32 @@ def gram(
     """The chunked kernel of a network for images of shape (C, H, W).
 
     `calls` is how often a chunk will be computed. `memory` in bytes for one chunk and its gradient; by default 256 MiB
-    on a CPU, and an eighth of a GPU.
+    on a CPU, and an eighth of a GPU, or three for a regression.
     Raises: ConfigError for an unknown network or backend, for images too small, and where the backend cannot be used.
     """
     network = architecture(name)
     if not network.flat:
         resolutions(network, *shape[1:])
+    of_regression = memory
     if memory is None:
-        gpu = device.type == "cuda"
-        memory = int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory) if gpu else CPU_MEMORY
+        memory = of_regression = CPU_MEMORY
+        if device.type == "cuda":
+            whole = torch.cuda.get_device_properties(device).total_memory
+            memory, of_regression = int(GPU_SHARE * whole), int(GPU_SHARE_OF_REGRESSION * whole)
     match backend:
         case "torch":
-            return Gram(TorchBlocks(network, shape, device, dtype, calls), memory)
+            return Gram(TorchBlocks(network, shape, device, dtype, calls), memory, of_regression)
         case "neural-tangents":
             from ddbench.engine.kernels_nt import NeuralTangentsBlocks
 
-            return Gram(NeuralTangentsBlocks(network, shape, dtype), memory)
+            return Gram(NeuralTangentsBlocks(network, shape, dtype), memory, of_regression)
     raise ConfigError(f"there is no kernel backend {backend!r}; there are torch and neural-tangents.")
 
 
-def _numbers_per_pair(network: Architecture, shape: Sequence[int], fused: bool) -> int:
-    """Numbers held for a pair while its gradient is computed: two for each ReLU, and what one layer works on."""
+def _numbers_per_pair(network: Architecture, shape: Sequence[int], fused: bool) -> tuple[int, int]:
+    """Numbers held for a pair until its gradient is computed: two for each ReLU; and what one layer works on."""
     if network.flat:
-        return 2 * network.layers.count("relu") + 10
+        return 2 * network.layers.count("relu"), 10
     sizes = resolutions(network, *shape[1:])
     layouts = _layouts(network, sizes, full=not fused and _all_is_less(network, sizes))
     if fused:
@@ -755,9 +900,9 @@ def _numbers_per_pair(network: Architecture, shape: Sequence[int], fused: bool) 
         plan = _plan(network, layouts)
         kept = sum(2 * (after or here).entries for here, after in plan)
         grads = [here.entries * (1 if k == 0 else 2) for k, (here, _) in enumerate(plan)]
-        return kept + max(map(sum, zip(grads, [*grads[1:], 0], strict=True)))
+        return kept, max(map(sum, zip(grads, [*grads[1:], 0], strict=True)))
     level, kept = 0, 0
     for layer in network.layers:
         level += layer == "pool"
         kept += 2 * layouts[level].entries * (layer == "relu")
-    return kept + 10 * layouts[0].entries
+    return kept, 10 * layouts[0].entries

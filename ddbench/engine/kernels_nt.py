@@ -34,6 +34,7 @@ class NeuralTangentsBlocks(Blocks):
         pixels = 1 if network.flat else shape[1] * shape[2]
         # All pairs of pixels, unless a flatten follows without pooling; four tensors while they are differentiated.
         self.bytes_per_pair = 8 * pixels * (pixels if network.pools else 1) * torch.finfo(dtype).bits // 8
+        self.held_per_pair = 0
         self._dtype = dtype
         self._kernel = kernel_function(network)
         self._value = jax.jit(self._ntk, static_argnames="same")

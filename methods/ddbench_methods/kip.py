@@ -122,8 +122,7 @@ class KIP(Method[KIPState]):
         kernel = state.kernels[int(rng.fold("kernel").numpy().integers(len(state.kernels)))]
 
         weights = ridge_weights(kernel(state.images), state.labels, self.config.ridge)
-        predicted = kernel(state.images, targets).T.double() @ weights
-        loss = (predicted - centred(y, problem.classes)).square().mean() / 2
+        loss, predicted = kernel.regression(state.images, targets, weights, centred(y, problem.classes))
 
         state.optimizer.zero_grad()
         loss.backward()
@@ -149,7 +148,7 @@ class KIP(Method[KIPState]):
 def moved(images: Tensor, rng: Rng, flip: bool) -> Tensor:
     """Some of the images [n, C, H, W], each turned, shifted and perhaps flipped in its own way; edges are repeated."""
     n, (height, width) = len(images), images.shape[-2:]
-    u = torch.rand(n, 5, generator=rng.torch()).to(images.device)
+    u = torch.rand(n, 5, generator=rng.torch(), pin_memory=images.is_cuda).to(images.device, non_blocking=True)
     angle, down, right = ((2 * u[:, k] - 1) * most for k, most in enumerate((DEGREES * torch.pi / 180, SHIFT, SHIFT)))
     mirror = torch.where(u[:, 3] < 0.5, -1.0, 1.0) if flip else torch.ones_like(angle)
     # In grid_sample's coordinates an image reaches from -1 to 1 on both axes.

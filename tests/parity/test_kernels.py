@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddbench.engine import kernels
-from ddbench.engine.kernels import Band, Full, TorchBlocks, architecture, gram, kernel, variances
+from ddbench.engine.kernels import Band, Full, Gram, TorchBlocks, architecture, gram, kernel, variances
 from ddbench.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -333,3 +333,39 @@ def test_without_the_library_its_backend_says_what_to_install(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "neural_tangents", None)
     with pytest.raises(ConfigError, match=r"cannot be used .*pip install 'ddbench\[ntk\]'"):
         gram("fc1", (3, 8, 8), CPU, backend="neural-tangents")
+
+
+@pytest.mark.parametrize("name", ["fc1", "convvec2", "convnet"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_regression_in_one_pass_is_autograd_through_the_whole_kernel(name: str, dtype: torch.dtype) -> None:
+    x, y, network = noise(19, 20, 1, 8, 8).to(dtype), noise(20, 7, 1, 8, 8).to(dtype), architecture(name)
+    weights, targets = noise(21, 20, 3), noise(22, 7, 3)
+    leaves = [x.clone().requires_grad_(), weights.clone().requires_grad_()]
+    predicted = kernel(network, leaves[0].double(), y.double()).ntk.T @ leaves[1]
+    loss = (predicted - targets).square().sum() / 42
+    expected = (loss, predicted, *torch.autograd.grad(3 * loss, leaves))
+    blocks = TorchBlocks(network, (1, 8, 8), CPU, dtype, 1)
+    one, held = blocks.bytes_per_pair, blocks.held_per_pair
+    seen = []
+    for memory in (1, 20 * held + 16 * (one - held), 3 * (20 * held + 16 * (one - held)), 1 << 40):
+        chunked = Gram(blocks, one, memory)
+        seen.append(chunked._rows_at_once(x, len(y)))
+        loss, predicted = chunked.regression(leaves[0], y, leaves[1], targets)
+        found = (loss, predicted, *torch.autograd.grad(3 * loss, leaves))
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+        for ours, truth in zip(found, expected, strict=True):
+            assert (ours - truth).abs().max() < tolerance * truth.abs().max()
+    # Two passes, then chunks of one and of three images whose first side is cut in two, then one chunk.
+    assert seen == [None, (16, 1), (16, 3), (20, 7)]
+
+
+def test_a_regression_computes_no_kernel_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(kernels, "kernel", lambda *args, **more: calls.append(1) or kernel(*args, **more))
+    for memory, expected in ((1 << 40, 1), (1, 2 * 4 * 3)):
+        calls.clear()
+        x, weights = noise(23, 4, 1, 2, 2).requires_grad_(), noise(24, 4, 2)
+        chunked = gram("fc1", (1, 2, 2), CPU, dtype=torch.float64, memory=memory)
+        loss, _ = chunked.regression(x, noise(25, 3, 1, 2, 2), weights, noise(26, 3, 2))
+        loss.backward()
+        assert len(calls) == expected
