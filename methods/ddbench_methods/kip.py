@@ -35,7 +35,9 @@ class KernelConfig(MethodConfig):
         "float32", description="Rounding of kernels; the solve is always in float64."
     )
     memory_gib: float | None = Field(
-        None, gt=0, description="Memory for one chunk of kernels; none: an eighth of a GPU, a quarter GiB on a CPU."
+        None,
+        gt=0,
+        description="Memory for one chunk of kernels; none: up to 3/8 of a GPU, a quarter GiB on a CPU.",
     )
 
     @field_validator("kernel")

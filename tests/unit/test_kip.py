@@ -115,13 +115,14 @@ def test_a_family_of_kernels_is_drawn_from(tmp_path: Path, monkeypatch: pytest.M
     state = method.start(problem)
     used: list[int] = []
     for number, one in enumerate(state.kernels):
-        value = one.value
+        for name in ("value", "regression"):  # of the support with itself, and of the targets
+            call = getattr(one, name)
 
-        def watch(*args: Any, number: int = number, value: Any = value) -> Tensor:
-            used.append(number)
-            return value(*args)  # type: ignore[no-any-return]
+            def watch(*args: Any, number: int = number, call: Any = call) -> Any:
+                used.append(number)
+                return call(*args)
 
-        monkeypatch.setattr(one, "value", watch)
+            monkeypatch.setattr(one, name, watch)
     for step in range(12):
         method.step(problem, state, Rng(0).fold("step", step))
     assert used[::2] == used[1::2]
