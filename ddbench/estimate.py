@@ -279,7 +279,7 @@ def _trained(
 
     predict = None
     with problem.precision.active(problem.device), contextlib.suppress(_TimeIsUpError), _at_most(budget):
-        predict = trainer.train(job, group, tick)
+        predict = trainer.train(trainer.decided(job, tick), group, tick)
         wait_for(problem.device)
     if predict is not None:
         training = (time.perf_counter() - taken[0][0]) / (len(group) + trials) * trained

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol as Interface
@@ -125,21 +125,29 @@ def evaluate(
     students: Sequence[int] | None = None,
     label: str = "",
     tick: Callable[[int], None] | None = None,
+    chose: Mapping[str, float] | None = None,
+    keep: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> Iterator[Score]:
     """Train fresh students on a set and yield the score of each as soon as it is known.
 
     `students` are their numbers, 0 to protocol.students - 1 unless given. `label` tells sets apart that are judged
     with one SealedTest, such as the snapshots of a run. Of students that would all be alike the first is trained.
-    `tick` hears how many student-steps were taken since its last call: none while students are tested.
+    `tick` hears how many student-steps were taken since its last call: none while students are tested. `chose` is what
+    trials for earlier students of this set have chosen; `keep` hears of a new choice, before any student is trained.
     Raises: DataError, ConfigError where the set does not fit; DivergedError where a student's outputs are not finite.
     """
     trainer = trainer_of(protocol)
     numbers = list(range(protocol.students) if students is None else students)
     if trainer.alike(Job(synthetic, protocol, problem)):
         numbers = numbers[:1]
-    job = Job(synthetic, protocol, problem, len(numbers))
-    size = max(1, trainer.together(job))
+    job = Job(synthetic, protocol, problem, len(numbers), chose or {})
     say = tick or (lambda _: None)
+    with problem.precision.active(problem.device):
+        decided = trainer.decided(job, say)
+    if decided.chose != job.chose:
+        job = decided
+        keep(dict(job.chose))
+    size = max(1, trainer.together(job))
     for first in range(0, len(numbers), size):
         group = numbers[first : first + size]
         started = time.perf_counter()
@@ -152,4 +160,4 @@ def evaluate(
             accuracies = test.score(names, predict, problem.pixels, problem.device, between=lambda: say(0))
         seconds = (time.perf_counter() - started) / len(group)
         for number, accuracy in zip(group, accuracies, strict=True):
-            yield Score(number, accuracy, seconds, trainer.chose(job))
+            yield Score(number, accuracy, seconds, dict(job.chose))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -22,13 +22,15 @@ Predictor = Callable[[Tensor], Tensor]
 class Job:
     """One set to train on, under one protocol, with one backbone. The problem holds no test data.
 
-    `students` is how many will be trained in all, in one call or in several.
+    `students` is how many will be trained in all, in one call or in several. `chose` is what trials have chosen, by
+    the names of options.
     """
 
     synthetic: SyntheticSet
     protocol: Protocol
     problem: Problem
     students: int = 1
+    chose: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def rng(self) -> Rng:
@@ -43,8 +45,9 @@ class Trainer(ABC):
 
     @abstractmethod
     def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
-        """Train the numbered students. `tick` is told how many student-steps were taken since its last call.
+        """Train the numbered students of a decided job.
 
+        `tick` is told how many student-steps were taken since its last call.
         Raises: ConfigError or DataError where the set cannot be judged like this.
         """
 
@@ -53,13 +56,19 @@ class Trainer(ABC):
         """Steps of one student, for progress and estimates."""
 
     def trials(self, job: Job) -> int:
-        """How many networks are trained before the students of a job, to choose how they are trained. `tick` hears
-        their steps too."""
+        """How many networks `choose` will train."""
         return 0
 
-    def chose(self, job: Job) -> dict[str, float]:
-        """What the trials of a job have chosen, by the names of options, for the record."""
-        return {}
+    def choose(self, job: Job, tick: Callable[[int], None]) -> dict[str, float]:
+        """What a job's students should be told in `chose`. What the job was told already stands.
+
+        `tick` hears the steps of trials. Raises: as `train`.
+        """
+        return dict(job.chose)
+
+    def decided(self, job: Job, tick: Callable[[int], None]) -> Job:
+        """The job as `train` wants it, with what trials have chosen."""
+        return replace(job, chose=self.choose(job, tick))
 
     def alike(self, job: Job) -> bool:
         """Whether all students are one and the same, because the set leaves nothing to chance. Then one is trained."""

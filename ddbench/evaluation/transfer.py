@@ -48,16 +48,13 @@ class FiniteWidthTrainer(SGDTrainer):
 
     Options = FiniteWidthOptions
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._chose: tuple[Job, dict[str, float]] | None = None
-
     def plan(self, job: Job) -> TrainingPlan:
         options = job.protocol.options
-        # Any step size will do until training begins: whoever counts steps should not wait for the right one. And the
+        # Any step size will do until one is chosen: whoever counts steps should not wait for the right one. And the
         # common plan asks for classes; its labels are replaced.
+        lr = options.lr or job.chose.get("lr", 1.0)
         common = job.protocol.model_copy(
-            update={"options": options.model_copy(update={"lr": options.lr or 1.0}), "labels": "hard"},
+            update={"options": options.model_copy(update={"lr": lr}), "labels": "hard"},
         )
         usual = plan(job.synthetic, common, job.problem, job.rng)
         targets = regression_targets(job.synthetic, job.problem.classes, hard=job.protocol.labels == "hard")
@@ -66,42 +63,35 @@ class FiniteWidthTrainer(SGDTrainer):
 
     def trials(self, job: Job) -> int:
         options: FiniteWidthOptions = job.protocol.options
-        return len(options.lr_factors) if options.lr is None and len(options.lr_factors) > 1 else 0
+        decided = options.lr is not None or job.chose or len(options.lr_factors) == 1
+        return 0 if decided else len(options.lr_factors)
 
-    def chose(self, job: Job) -> dict[str, float]:
-        return self._chose[1] if self._chose is not None and self._chose[0] is job else {}
+    def choose(self, job: Job, tick: Callable[[int], None]) -> dict[str, float]:
+        """The step size, and its share of the largest. Raises: DivergedError where training diverges with all."""
+        options: FiniteWidthOptions = job.protocol.options
+        if options.lr is not None or job.chose:
+            return dict(job.chose)
+        largest = self._largest_lr(job)
+        choices = [{"lr_factor": factor, "lr": factor * largest} for factor in options.lr_factors]
+        if not self.trials(job):
+            return choices[0]
+        images, labels = job.problem.real.batch(options.validation, job.rng.fold("validation"))
+        accuracies = [self._accuracy(replace(job, chose=choice), images, labels, tick) for choice in choices]
+        best = accuracies.index(max(accuracies))
+        if accuracies[best] < 0:
+            raise DivergedError(
+                f"{job.protocol.id}: training on this set diverges even with {min(options.lr_factors):g} of the "
+                "largest stable step size. The numbers of the set are too large, which `ddbench inspect` shows."
+            )
+        return choices[best]
 
     def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
-        if job.protocol.options.lr is None and (self._chose is None or self._chose[0] is not job):
-            self._choose(job, tick)
+        assert job.chose or job.protocol.options.lr is not None, "a step size is chosen before students are trained"
         return super().train(job, students, tick)
 
-    def _choose(self, job: Job, tick: Callable[[int], None]) -> None:
-        """Plan with the step size that does best. Raises: DivergedError where training diverges with all."""
-        options: FiniteWidthOptions = job.protocol.options
-        usual, largest = self._plan_once(job), self._largest_lr(job)
-        plans = [
-            replace(usual, options=options.model_copy(update={"lr": factor * largest})) for factor in options.lr_factors
-        ]
-        best = 0
-        if self.trials(job):
-            images, labels = job.problem.real.batch(options.validation, job.rng.fold("validation"))
-            accuracies = [self._accuracy(job, at_it, images, labels, tick) for at_it in plans]
-            best = accuracies.index(max(accuracies))
-            if accuracies[best] < 0:
-                raise DivergedError(
-                    f"{job.protocol.id}: training on this set diverges even with {min(options.lr_factors):g} of the "
-                    "largest stable step size. The numbers of the set are too large, which `ddbench inspect` shows."
-                )
-        self._planned = (job, plans[best])
-        self._chose = (job, {"lr_factor": options.lr_factors[best], "lr": options.lr_factors[best] * largest})
-
-    def _accuracy(
-        self, job: Job, at_it: TrainingPlan, images: Tensor, labels: Tensor, tick: Callable[[int], None]
-    ) -> float:
-        """Of a network of validation that is trained by this plan; -1 where its outputs are not finite."""
-        self._planned = (job, at_it)
-        scores = super().train(job, [VALIDATION], tick)(images)[0]
+    def _accuracy(self, job: Job, images: Tensor, labels: Tensor, tick: Callable[[int], None]) -> float:
+        """Of a network of validation that is trained like this; -1 where its outputs are not finite."""
+        scores = self.train(job, [VALIDATION], tick)(images)[0]
         return float((scores.argmax(dim=1) == labels).float().mean()) if bool(torch.isfinite(scores).all()) else -1.0
 
     def _largest_lr(self, job: Job) -> float:

@@ -17,6 +17,7 @@ def validate(job: Job, part: RealImages, step: int, *, students: int = 1, first:
     `step` is that after which the set was taken, `first` the number of the first of the networks.
     """
     numbers = [VALIDATION + first + number for number in range(students)]
-    predict = trainer_of(job.protocol).train(job, numbers, lambda _: None)
+    trainer, tick = trainer_of(job.protocol), lambda _: None
+    predict = trainer.train(trainer.decided(job, tick), numbers, tick)
     right = sum((predict(x).argmax(dim=-1) == y).sum() for x, y in part.chunks(tested_together(part.shape)))
     return Choice(step, int(right) / (students * len(part)), len(part), students, job.protocol.id)

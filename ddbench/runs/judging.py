@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, TypeVar
@@ -104,6 +104,7 @@ class Evaluated(Judged):
     alike: bool = False
     failed: str = ""
     beside_bytes: int = 0
+    chose: dict[str, float] = Field(default={})
 
     @property
     def accuracy(self) -> tuple[float, ...]:
@@ -124,8 +125,13 @@ class Evaluated(Judged):
             alike=self.alike,
             failed=self.failed,
             beside_bytes=self.beside_bytes,
-            chose=self.scores[-1].chose if self.scores else {},
+            chose=self.known_choice,
         )
+
+    @property
+    def known_choice(self) -> dict[str, float]:
+        """What trials have chosen, be it that no student was trained since."""
+        return self.chose or (self.scores[-1].chose if self.scores else {})
 
 
 class CurvePoint(Part):
@@ -181,7 +187,13 @@ class Judging:
             missing = missing[:1] if alike else missing
             beside = trainer.stored_bytes(job)
             done = done.model_copy(update={"beside_bytes": beside})
-            for score in self._scores(self._synthetic, cell, problem, missing, ""):
+
+            def keep(choice: dict[str, float]) -> None:
+                nonlocal done
+                done = done.model_copy(update={"chose": choice})
+                write_json(path, done.model_dump(mode="json"))
+
+            for score in self._scores(self._synthetic, cell, problem, missing, "", done.known_choice, keep):
                 line = StudentScore(device=device, precision=problem.precision.on(problem.device), **vars(score))
                 done = done.model_copy(update={"scores": (*done.scores, line), "alike": alike})
                 write_json(path, done.model_dump(mode="json"))
@@ -215,20 +227,28 @@ class Judging:
         self, step: int, snapshot: Path, cell: Cell, problem: Problem, students: Sequence[int], seconds: float | None
     ) -> CurvePoint:
         try:
-            scores = list(self._scores(load(snapshot), cell, problem, students, f"step {step} "))
+            scores = list(self._scores(load(snapshot), cell, problem, students, f"step {step} ", {}))
         except (DivergedError, ConfigError) as error:
             return CurvePoint(step=step, seconds=seconds, failed=str(error))
         return CurvePoint(step=step, seconds=seconds, accuracy=tuple(score.accuracy for score in scores))
 
     def _scores(
-        self, synthetic: SyntheticSet, cell: Cell, problem: Problem, students: Sequence[int], label: str
+        self,
+        synthetic: SyntheticSet,
+        cell: Cell,
+        problem: Problem,
+        students: Sequence[int],
+        label: str,
+        chose: Mapping[str, float],
+        keep: Callable[[dict[str, float]], None] = lambda _: None,
     ) -> Iterable[Score]:
-        trainer, job = trainer_of(cell.protocol), Job(synthetic, cell.protocol, problem)
+        trainer, job = trainer_of(cell.protocol), Job(synthetic, cell.protocol, problem, chose=chose)
         networks = len(students) + trainer.trials(job)
         progress = _Progress(self.tell, cell, label, max(1, trainer.steps(job)), networks, self.stop)
         return evaluate(
-            synthetic, cell.protocol, problem, self._test, students=students, label=label, tick=progress.tick
-        )
+            synthetic, cell.protocol, problem, self._test, students=students, label=label, tick=progress.tick,
+            chose=chose, keep=keep,
+        )  # fmt: skip
 
     def _read(self, path: Path, cell: Cell) -> Evaluated:
         fresh = Evaluated.of(cell, self.sha256)

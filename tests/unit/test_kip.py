@@ -24,6 +24,7 @@ from ddbench.evaluation.krr import regression_targets
 from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, KRROptions, Protocol
 from ddbench.evaluation.trainer import Job
 from ddbench.evaluation.transfer import FiniteWidthTrainer, largest_lr
+from ddbench.evaluation.validation import VALIDATION
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs.judging import cells
 from ddbench.runs.runner import RunOptions, run
@@ -250,8 +251,8 @@ def test_label_solve_says_how_many_steps_it_takes_and_snapshots_are_solved(tmp_p
 
 
 def predictor(synthetic: SyntheticSet, problem: Problem, protocol: Protocol, students: int = 1) -> Any:
-    job = Job(synthetic, protocol, problem, students)
-    return trainer_of(protocol).train(job, range(students), lambda _: None)
+    job, trainer = Job(synthetic, protocol, problem, students), trainer_of(protocol)
+    return trainer.train(trainer.decided(job, lambda _: None), range(students), lambda _: None)
 
 
 def test_kernel_regression_predicts_as_its_formula_says(tmp_path: Path) -> None:
@@ -382,8 +383,9 @@ def test_the_largest_step_size_is_found_once_for_a_problem(tmp_path: Path, monke
         trainer: Any = trainer_of(native)
         assert trainer.steps(job) == 1
         assert len(found) == len(set(rates)), "counting steps needs no step size"
-        trainer.train(job, [0], lambda _: None)
-        rates.append(trainer._plan_once(job).lr(0))
+        decided = trainer.decided(job, lambda _: None)
+        trainer.train(decided, [0], lambda _: None)
+        rates.append(trainer.plan(decided).lr(0))
     assert rates == [found[0], found[0], found[1]]
     assert found[0] != found[1]
 
@@ -413,12 +415,16 @@ def share_taken(problem: Problem, synthetic: SyntheticSet, *factors: float) -> f
     )
     job, heard, trainer = Job(synthetic, protocol, problem, students=3), [0], trainer_of(protocol)
     assert isinstance(trainer, FiniteWidthTrainer)
+    trials = trainer.trials(job)
+    assert trials == (len(factors) if len(factors) > 1 else 0)
+    ready = trainer.decided(job, heard.append)
     for number in range(3):
-        trainer.train(job, [number], heard.append)
-    assert trainer.trials(job) == (len(factors) if len(factors) > 1 else 0)
-    assert sum(heard) == 30 * (3 + trainer.trials(job))
-    share = trainer._plan_once(job).lr(0) / trainer._largest_lr(job)
-    assert trainer.chose(job) == pytest.approx({"lr_factor": share, "lr": trainer._plan_once(job).lr(0)})
+        trainer.train(ready, [number], heard.append)
+    assert sum(heard) == 30 * (3 + trials)
+    assert (trainer.trials(ready), trainer.choose(ready, heard.append)) == (0, ready.chose)
+    rate = trainer.plan(ready).lr(0)
+    share = rate / trainer._largest_lr(job)
+    assert ready.chose == pytest.approx({"lr_factor": share, "lr": rate})
     return share
 
 
@@ -442,6 +448,30 @@ def test_a_record_names_the_step_size_that_was_chosen(tmp_path: Path) -> None:
     assert found.chose["lr"] > 0
 
 
+def test_a_choice_is_kept_when_its_students_are_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = 'name = "native"\ntrainer = "finite-width"\nlabels = "soft"\nbackbones = ["mlp"]\nstudents = 2\n'
+    (tmp_path / "native.toml").write_text(native + "[options]\nsteps = 20\nlr_factors = [1e6, 0.1]\n")
+    asked = resolve_spec(Asked("random", "digits", ipc=1, protocols=(str(tmp_path / "native.toml"),)), tmp_path)
+    options = RunOptions(root=tmp_path / "runs", data_root=tmp_path, device=torch.device("cpu"))
+    train, tried = FiniteWidthTrainer.train, []
+
+    def watched(self: FiniteWidthTrainer, job: Job, students: Any, tick: Any) -> Any:
+        if VALIDATION in students:
+            tried.append(job.chose["lr_factor"])
+        elif len(tried) == 2 and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        return train(self, job, students, tick)
+
+    interrupted: list[bool] = []
+    monkeypatch.setattr(FiniteWidthTrainer, "train", watched)
+    with pytest.raises(KeyboardInterrupt):
+        run(asked, options)
+    (found,) = run(asked, options).evaluations
+    assert (tried, interrupted) == ([1e6, 0.1], [True])
+    assert (found.chose["lr_factor"], len(found.accuracy)) == (0.1, 2)
+
+
 def test_the_choice_of_a_step_size_leaves_no_trace_in_the_students(tmp_path: Path) -> None:
     problem = replace(problem_for_checks(tmp_path), backbone=build("convnet-d2-w8-nn-kip", (3, 8, 8), 3))
     synthetic, images = condense(kip(), problem), torch.randn(4, 3, 8, 8, generator=Rng(3).torch())
@@ -449,6 +479,7 @@ def test_the_choice_of_a_step_size_leaves_no_trace_in_the_students(tmp_path: Pat
     native = native.model_copy(update={"options": native.options.model_copy(update={"steps": 5})})
     job, tick = Job(synthetic, native, problem, students=2), lambda _: None
     one: Any = trainer_of(native)
+    job = one.decided(job, tick)
     apart = [one.train(job, [number], tick)(images) for number in (0, 1)]
     together = trainer_of(native).train(job, [0, 1], tick)(images)
     torch.testing.assert_close(torch.cat(apart), together)

@@ -18,6 +18,7 @@ from ddbench.data.pixels import fit_pixels
 from ddbench.data.tensors import RealImages
 from ddbench.engine.precision import Precision
 from ddbench.errors import ConfigError
+from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trainer import Job
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs.spec import QUICK, Asked, foresee
@@ -159,7 +160,7 @@ def judged_by(errors: Sequence[int], part: RealImages, monkeypatch: pytest.Monke
     """Judge by students that make so many mistakes, one number after the other; returns the sets that they judge."""
     left, judged = list(errors), list[SyntheticSet]()
 
-    class Fake:
+    class Fake(SGDTrainer):
         def train(self, job: Job, students: Sequence[int], tick: object) -> Callable[[Tensor], Tensor]:
             judged.append(job.synthetic)
             wrong = left.pop(0)
@@ -274,6 +275,7 @@ def test_labels_are_chosen_by_networks_that_judge_no_final_set(tmp_path: Path, m
     class Spy:
         def __init__(self, protocol: Any) -> None:
             self._real = trainer(protocol)
+            self.decided = self._real.decided
 
         def train(self, job: Any, numbers: Sequence[int], tick: Any) -> Any:
             students.extend(numbers)

@@ -16,6 +16,7 @@ from ddbench.data.pixels import fit_pixels
 from ddbench.engine.unroll import graph_bytes
 from ddbench.errors import ConfigError, DataError, DivergedError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
+from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.plugins import GROUPS, load_object
 from ddbench.rng import Rng
 from ddbench.runs.spec import QUICK, Asked, foresee
@@ -254,7 +255,7 @@ def test_the_best_set_is_kept_and_the_earlier_one_of_two_equal_ones(
     part = problem.heldout(0.25)[1]
     shares = iter([0.5, 0.9, 0.9, 0.2])
 
-    class Scripted:
+    class Scripted(SGDTrainer):
         def train(self, job: Any, students: Any, tick: Any) -> Any:
             assert list(students) == [validation.VALIDATION, validation.VALIDATION + 1]
             right = int(next(shares) * len(part))
