@@ -197,7 +197,9 @@ def fidelity(dataset: str, records: Path = RECORDS) -> str:
     for ours in measured:
         known = [p for p in published if (p["ipc"], p["dataset"]) == (ours["ipc"], dataset)]
         known = [p for p in known if belongs(p["method"], ours["method"])]
-        known = [p for p in known if p["test_backbone"] == ours["judge"]]
+        # KIP's paper says of its network how wide it is and not how deep.
+        judges = (ours["judge"], re.sub(r"-d\d+(?=-)", "", ours["judge"]))
+        known = [p for p in known if p["test_backbone"] in judges]
         kernel = ours["config"].get("kernel")
         learned_on = f"{kernel} kernel" if kernel else ours["train_backbone"]
         known = [p for p in known if p["train_backbone"] in ("", learned_on)]
