@@ -353,10 +353,9 @@ def curves(method: str, records: Path = RECORDS, folder: Path = CURVES) -> str:
         found.setdefault(title, []).append((curve, record))
     tables = []
     for title, alike in found.items():
-        others = [other.config.values for _, other in alike]
-        for curve, record in alike:
-            config = record.config.values
-            differing = [name for name in config if any(config[name] != other.get(name) for other in others)]
+        settings = [{**record.config.values, "seed": record.run.seed} for _, record in alike]
+        for (curve, record), config in zip(alike, settings, strict=True):
+            differing = [name for name in config if any(config[name] != other.get(name) for other in settings)]
             told = "".join(f", {_code(f'{name}={config[name]}')}" for name in differing)
             accuracies = [[100 * value for value in point.accuracy] for point in curve.points]
             shown = ["failed" if p.failed else _accuracy(a) for p, a in zip(curve.points, accuracies, strict=True)]
