@@ -56,23 +56,23 @@ def test_the_defaults_are_those_of_the_card() -> None:
 @pytest.mark.parametrize("method", [KIP, LS])
 @pytest.mark.parametrize("ipc", [1, 10, 50])
 @pytest.mark.parametrize(
-    ("dataset", "pixels"),
+    ("dataset", "pixels", "lr"),
     [
-        ("mnist", "standard(stats=pixel)"),
-        ("fashion-mnist", "standard(stats=pixel)"),
-        ("svhn", "kip-zca(reg=0.1)"),
-        ("cifar10", "kip-zca(reg=0.1)"),
-        ("cifar100", "kip-zca(reg=0.1)"),
+        ("mnist", "standard(stats=pixel)", 0.01),
+        ("fashion-mnist", "standard(stats=pixel)", 0.01),
+        ("svhn", "kip-zca(reg=0.1)", 0.04),
+        ("cifar10", "kip-zca(reg=0.1)", 0.04),
+        ("cifar100", "kip-zca(reg=0.1)", 0.04),
     ],
 )
-def test_presets_are_the_cards_table(method: Any, dataset: str, pixels: str, ipc: int) -> None:
+def test_presets_are_the_papers(method: Any, dataset: str, pixels: str, lr: float, ipc: int) -> None:
     options, run = preset_layers(method.settings(), "paper", dataset, ipc)
     config = resolve(method.name, method.Config, options).config
     assert (config.kernel, config.ridge, config.kernel_dtype) == ("convnet", 1e-6, "float32")
     assert run[-1].values == {"pixels": pixels, "protocol": ["krr@1", "native-kip@1", "dsa@1"]}
     if method is KIP:
         values = (config.iterations, config.lr_images, config.batch_real, config.labels, config.augment)
-        assert values == (1000, 0.04, 5000, "learned", True)
+        assert values == (1000, lr, 5000, "learned", True)
 
 
 @pytest.mark.parametrize("method", [KIP, LS])
