@@ -94,7 +94,8 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
         "train_backbone": run.backbone,
         "pixels": data.pixels,
         "labels": synthetic.labels,
-        "config": json.dumps(record.config.values, sort_keys=True),
+        # An option left at none is one that an older record does not have: their sets belong to one row.
+        "config": json.dumps({k: v for k, v in record.config.values.items() if v is not None}, sort_keys=True),
         "overridden": json.dumps(sorted(overridden)),
         "set": synthetic.sha256,
         "bytes": synthetic.bytes + evaluation.beside_bytes,

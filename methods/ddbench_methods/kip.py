@@ -64,6 +64,9 @@ class KIPConfig(KernelConfig):
     iterations: int = Field(1000, ge=0, description="Adam steps on all support images at once.")
     lr_images: float = Field(0.04, gt=0, description="Adam step size on the support images, and on learned labels.")
     batch_real: int = Field(5000, ge=1, description="Target images of a step, equally many of every class.")
+    batch_support: int | None = Field(
+        None, ge=1, description="Support images of a step, equally many of every class; none: all of them."
+    )
     labels: Literal["learned", "fixed"] = Field("learned", description="Whether the support labels are learned too.")
     augment: bool = Field(
         False, description="Turn, shift and flip half of the targets; no digits or grey images are flipped."
@@ -123,13 +126,23 @@ class KIP(Method[KIPState]):
         # One kernel, or one of a family at random, so that the images suit more than one network (NeurIPS 2021, 3.2).
         kernel = state.kernels[int(rng.fold("kernel").numpy().integers(len(state.kernels)))]
 
-        weights = ridge_weights(kernel(state.images), state.labels, self.config.ridge)
-        loss, predicted = kernel.regression(state.images, targets, weights, centred(y, problem.classes))
+        images, labels = self.support(problem, state, rng.fold("support"))
+        weights = ridge_weights(kernel(images), labels, self.config.ridge)
+        loss, predicted = kernel.regression(images, targets, weights, centred(y, problem.classes))
 
         state.optimizer.zero_grad()
         loss.backward()
         state.optimizer.step()
         return {"loss": loss.detach().float(), "accuracy": (predicted.argmax(dim=1) == y).float().mean()}
+
+    def support(self, problem: Problem, state: KIPState, rng: Rng) -> tuple[Tensor, Tensor]:
+        """Images and labels to regress on: all, or a batch drawn without replacement (ICLR 2021, algorithm 1)."""
+        n = max(1, (self.config.batch_support or len(state.images)) // problem.classes)
+        if n >= problem.ipc:
+            return state.images, state.labels
+        drawn = torch.rand(problem.classes, problem.ipc, generator=rng.torch()).argsort(dim=1)[:, :n]
+        rows = (drawn + problem.ipc * torch.arange(problem.classes)[:, None]).flatten().to(problem.device)
+        return state.images[rows], state.labels[rows]
 
     def targets(self, problem: Problem, rows: Tensor, rng: Rng) -> Tensor:
         """The target images [m, C, H, W] of these rows of the training set, in the pixel space."""

@@ -1,6 +1,8 @@
 """KIP and LS against float64 loops written down from the papers: the objective, Adam, and the least-squares labels."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,13 @@ def objective(images: Tensor, labels: Tensor, targets: Tensor, y: Tensor, ridge:
     return total / (2 * len(targets) * labels.shape[1])
 
 
-def by_hand(problem: Problem, start: Tensor, *, steps: int, learn_labels: bool, per_class: int) -> tuple[Any, ...]:
-    """Images, labels and losses after some steps of Adam with step size 0.04, its moments kept by hand."""
+def by_hand(
+    problem: Problem, start: Tensor, *, steps: int, learn_labels: bool, per_class: int, support: Sequence[Sequence[int]]
+) -> tuple[Any, ...]:
+    """Images, labels and losses after some steps of Adam with step size 0.04, its moments kept by hand.
+
+    `support`: for each step, the rows that are regressed on. The others have no gradient, and move on their momentum.
+    """
     one_hot = torch.eye(problem.classes, dtype=torch.float64)[problem.class_labels()]
     values = [start.double(), one_hot - 1 / problem.classes]
     first, second = ([torch.zeros_like(v) for v in values] for _ in range(2))
@@ -59,7 +66,8 @@ def by_hand(problem: Problem, start: Tensor, *, steps: int, learn_labels: bool, 
     for t in range(1, steps + 1):
         rows = problem.real.class_indices(per_class, problem.rng.fold("step", t - 1).fold("real")).flatten()
         leaves = [v.clone().requires_grad_() for v in values]
-        loss = objective(*leaves, problem.real.take(rows).double(), problem.train.labels[rows], 1e-3)
+        images, labels = (torch.stack([leaf[row] for row in support[t - 1]]) for leaf in leaves)
+        loss = objective(images, labels, problem.real.take(rows).double(), problem.train.labels[rows], 1e-3)
         losses.append(loss.item())
         for k, grad in enumerate(torch.autograd.grad(loss, leaves)):
             if k == 1 and not learn_labels:
@@ -71,13 +79,14 @@ def by_hand(problem: Problem, start: Tensor, *, steps: int, learn_labels: bool, 
     return *values, losses
 
 
-@pytest.mark.parametrize("labels", ["learned", "fixed"])
-def test_three_steps_are_those_of_the_loop(tmp_path: Path, labels: str) -> None:
-    problem = problem_for_checks(tmp_path, seed=2, per_class=(9, 6, 7))
-    options = {"kernel": "fc1", "kernel_dtype": "float64", "ridge": 1e-3, "batch_real": 15, "labels": labels}
-    method = KIP(KIP.Config(iterations=3, **options))
+def steps_are_those_of_the_loop(problem: Problem, support: Sequence[Sequence[int]], labels: str, **more: Any) -> None:
+    options = {"kernel": "fc1", "kernel_dtype": "float64", "ridge": 1e-3, "batch_real": 15, "labels": labels} | more
+    method = KIP(KIP.Config(iterations=len(support), **options))
     start = method.start(problem).images.detach().clone()
-    images, targets, losses = by_hand(problem, start, steps=3, learn_labels=labels == "learned", per_class=5)
+    learned = labels == "learned"
+    images, targets, losses = by_hand(
+        problem, start, steps=len(support), learn_labels=learned, per_class=5, support=support
+    )
     found = []
     for last, metrics in drive(method, problem):
         state = last
@@ -85,7 +94,37 @@ def test_three_steps_are_those_of_the_loop(tmp_path: Path, labels: str) -> None:
     assert found == pytest.approx(losses, rel=1e-5)
     assert (images - start).abs().max() > 0.05
     assert (state.images - images).abs().max() < 1e-3
-    assert (state.labels - targets).abs().max() < (1e-3 if labels == "learned" else 1e-7)
+    assert (state.labels - targets).abs().max() < (1e-3 if learned else 1e-7)
+
+
+@pytest.mark.parametrize("labels", ["learned", "fixed"])
+def test_three_steps_are_those_of_the_loop(tmp_path: Path, labels: str) -> None:
+    problem = problem_for_checks(tmp_path, seed=2, per_class=(9, 6, 7))
+    steps_are_those_of_the_loop(problem, [range(len(problem.class_labels()))] * 3, labels)
+
+
+@pytest.mark.parametrize("labels", ["learned", "fixed"])
+def test_steps_on_a_part_of_the_support_are_those_of_the_loop(
+    tmp_path: Path, labels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problem_for_checks(tmp_path, seed=2, ipc=4, per_class=(9, 6, 7))
+    # Which rows a step draws is told by the label of each, which a plain loop cannot know beforehand.
+    drawn: list[list[int]] = []
+    call = KIP.support
+
+    def watch(self: Any, problem: Problem, state: Any, rng: Rng) -> Any:
+        numbered = replace(state, labels=torch.arange(12.0)[:, None])
+        drawn.append(call(self, problem, numbered, rng)[1].flatten().int().tolist())
+        return call(self, problem, state, rng)
+
+    monkeypatch.setattr(KIP, "support", watch)
+    for _ in drive(KIP(KIP.Config(iterations=4, kernel="fc1", batch_real=15, batch_support=8)), problem):
+        pass
+    monkeypatch.undo()
+    assert [sorted(row // 4 for row in rows) for rows in drawn] == [[0, 0, 1, 1, 2, 2]] * 4
+    assert all(len(set(rows)) == 6 for rows in drawn)
+    assert len({frozenset(rows) for rows in drawn}) > 1
+    steps_are_those_of_the_loop(problem, drawn, labels, batch_support=8)
 
 
 def test_the_gradient_goes_through_the_solve_the_kernel_and_the_ridge() -> None:

@@ -61,6 +61,21 @@ def test_options_set_by_hand_are_known() -> None:
     assert json.loads(collect([RECORDS / "dm-s0.json"])["overridden"].iloc[0]) == []
 
 
+def test_an_option_left_at_none_is_one_that_an_older_record_does_not_have(write: Write) -> None:
+    def with_option(value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        return lambda config: config | {"values": config["values"] | {"new": value}}
+
+    older, same, other = (
+        collect([path])["config"].iloc[0]
+        for path in (
+            RECORDS / "dm-s0.json",
+            write("same.json", config=with_option(None)),
+            write("other.json", config=with_option(0)),
+        )
+    )
+    assert older == same != other
+
+
 def test_a_failed_evaluation_is_a_row_with_its_reason() -> None:
     frame = collect([RECORDS / "idea-failed-s0.json"])
     failed = frame[frame["judge"] == "convnet-d3"].iloc[0]
