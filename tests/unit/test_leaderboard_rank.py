@@ -247,6 +247,11 @@ def test_an_overridden_option_is_named_even_when_alone() -> None:
     assert frame["label"].tolist() == ["dm [iterations=100]"]
 
 
+def test_an_option_that_was_set_to_none_is_named_though_rows_do_not_keep_it() -> None:
+    frame = summary(rows([[0.5, 0.6]], config='{"lr_images": 1.0}', overridden='["classes_per_pass"]'))
+    assert frame["label"].tolist() == ["dm [classes_per_pass=null]"]
+
+
 def test_labels_say_the_preset_where_two_meet() -> None:
     quick = rows([[0.3, 0.4]], preset="quick", set="q", run="q")
     assert set(summary(rows([[0.5, 0.6]]), quick)["label"]) == {"dm", "dm (quick)"}
