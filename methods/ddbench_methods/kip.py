@@ -61,7 +61,7 @@ class KernelConfig(MethodConfig):
 class KIPConfig(KernelConfig):
     """Options of KIP. Several kernels joined by + are a family, from which each step draws one."""
 
-    iterations: int = Field(1000, ge=0, description="Adam steps on all support images at once.")
+    iterations: int = Field(1000, ge=0, description="Adam steps on the support images.")
     lr_images: float = Field(0.04, gt=0, description="Adam step size on the support images, and on learned labels.")
     batch_real: int = Field(5000, ge=1, description="Target images of a step, equally many of every class.")
     batch_support: int | None = Field(

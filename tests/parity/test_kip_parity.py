@@ -104,23 +104,13 @@ def test_three_steps_are_those_of_the_loop(tmp_path: Path, labels: str) -> None:
 
 
 @pytest.mark.parametrize("labels", ["learned", "fixed"])
-def test_steps_on_a_part_of_the_support_are_those_of_the_loop(
-    tmp_path: Path, labels: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_on_a_part_of_the_support_are_those_of_the_loop(tmp_path: Path, labels: str) -> None:
     problem = problem_for_checks(tmp_path, seed=2, ipc=4, per_class=(9, 6, 7))
-    # Which rows a step draws is told by the label of each, which a plain loop cannot know beforehand.
-    drawn: list[list[int]] = []
-    call = KIP.support
-
-    def watch(self: Any, problem: Problem, state: Any, rng: Rng) -> Any:
-        numbered = replace(state, labels=torch.arange(12.0)[:, None])
-        drawn.append(call(self, problem, numbered, rng)[1].flatten().int().tolist())
-        return call(self, problem, state, rng)
-
-    monkeypatch.setattr(KIP, "support", watch)
-    for _ in drive(KIP(KIP.Config(iterations=4, kernel="fc1", batch_real=15, batch_support=8)), problem):
-        pass
-    monkeypatch.undo()
+    method = KIP(KIP.Config(kernel="fc1", batch_support=8))
+    # With its number as the label of each image, a draw tells its rows.
+    numbered = replace(method.start(problem), labels=torch.arange(12)[:, None])
+    draws = [problem.rng.fold("step", step).fold("support") for step in range(4)]
+    drawn = [method.support(problem, numbered, rng)[1].flatten().tolist() for rng in draws]
     assert [sorted(row // 4 for row in rows) for rows in drawn] == [[0, 0, 1, 1, 2, 2]] * 4
     assert all(len(set(rows)) == 6 for rows in drawn)
     assert len({frozenset(rows) for rows in drawn}) > 1
