@@ -5,6 +5,7 @@ Modules of this package import click and nothing heavy, so that help and lists a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from ddbench.errors import DdbenchError, closest
-from ddbench.runs.signals import EXIT_CODES, Interrupted, importing
+from ddbench.runs.signals import EXIT_CODES, Interrupted, heeded, importing
 
 
 class Group(click.Group):
@@ -67,7 +68,8 @@ class Root(Group):
                 raise
             where = f"{error.filename}: " if error.filename else "output could not be written: "
             message, code = f"{where}{error.strerror}.", 1
-        click.echo(f"Error: {message}", err=True)
+        with contextlib.suppress(OSError):  # a terminal that was closed hears nothing, and the code says it too
+            click.echo(f"Error: {message}", err=True)
         ctx.exit(code)
 
 
@@ -98,16 +100,20 @@ def root() -> None:
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
-    why = "stopped by SIGTERM. Run the same command again."
+    signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice
+    which = signal.Signals(number)
+    why = f"stopped by {which.name}. Run the same command again."
     if importing(frame):
-        click.echo(f"Error: {why}", err=True)
-        os._exit(EXIT_CODES[signal.SIGTERM])
-    raise Interrupted(why, EXIT_CODES[signal.SIGTERM])
+        with contextlib.suppress(OSError):
+            click.echo(f"Error: {why}", err=True)
+        os._exit(EXIT_CODES[which])
+    raise Interrupted(why, which)
 
 
 def main() -> None:
     """The program `ddbench`."""
     # While a run is at work, its own handler saves first.
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in heeded():
+        if number is not signal.SIGINT:
+            signal.signal(number, _terminated)
     root(prog_name="ddbench")

@@ -111,7 +111,7 @@ def bench(
     """
     from ddbench.bench import PROTOCOL, USUAL, Asked, compare, measure, read_bench, save_latest
     from ddbench.files import write_json
-    from ddbench.sweep.launch import choose_device
+    from ddbench.runs.devices import choose_device
 
     old = read_bench(against) if against is not None else None
     chosen = choose_device(device)

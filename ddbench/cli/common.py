@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -102,8 +103,9 @@ def print_table(rows: Iterable[Sequence[Any]], headers: Sequence[str] = ()) -> N
 
 
 def note(text: str) -> None:
-    """A line on stderr."""
-    click.echo(text, err=True)
+    """A line on stderr. Where nobody can read it any more, it is not worth a command."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 class Progress:

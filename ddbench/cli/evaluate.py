@@ -92,11 +92,12 @@ def evaluate(
     """
     from ddbench.cli.curves import print_curves, with_curves
     from ddbench.evaluation.protocol import protocol
+    from ddbench.runs.devices import choose_device
     from ddbench.runs.judging import cells
     from ddbench.runs.rundir import RunDir
     from ddbench.runs.runner import RunOptions, evaluate_run
     from ddbench.runs.spec import find_method
-    from ddbench.sweep.launch import choose_device, failures
+    from ddbench.runs.states import lost_cells
 
     imported = not (path / "spec.json").is_file()
     if not imported:
@@ -111,7 +112,7 @@ def evaluate(
         observers=observers(quiet),
     )
     folders = _bring_in(path, refs, options, quiet, **said) if imported else [path]
-    records, lost = [], []
+    records, lost, asked = [], [], 0
     for folder in folders:
         spec = RunDir.at(folder).spec
         if "native" in refs and spec.imported is not None:
@@ -120,7 +121,9 @@ def evaluate(
         protocols = [protocol(native if ref == "native" else ref) for ref in refs or spec.protocols]
         record = evaluate_run(folder, protocols, judges, students, options, curve)
         records.append(record)
-        lost += failures(record, cells(protocols, judges, students, record.data.shape, own=record.run.backbone))
+        wanted = cells(protocols, judges, students, record.data.shape, own=record.run.backbone)
+        lost += lost_cells(record, wanted)
+        asked += len(wanted)
         if not as_json:
             _print(record)
             if curve:
@@ -131,9 +134,11 @@ def evaluate(
         pairs = zip(records, folders, strict=True)
         shown = [with_curves(record, folder) if curve else record.to_json() for record, folder in pairs]
         print_json(shown[0] if len(shown) == 1 else shown)
+    # One judge without a result is said beside the others.
+    nothing = len(lost) == asked
     for message in lost:
-        note(f"Error: {message}")
-    if lost:
+        note(f"{'Error' if nothing else 'Note'}: {message}")
+    if nothing:
         ctx.exit(1)
 
 

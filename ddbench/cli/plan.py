@@ -14,8 +14,8 @@ from ddbench.cli.common import note, print_json, print_table
 from ddbench.errors import DataError
 from ddbench.estimate import Estimate, estimate
 from ddbench.leaderboard.render import duration, size
+from ddbench.runs.batch import resolve_all, status_in
 from ddbench.runs.spec import Asked, Resolution, RunSpec, foresee
-from ddbench.sweep.launch import progress, resolve_all
 
 
 def print_plans(
@@ -41,13 +41,13 @@ def print_plans(
     if as_json:
         print_json(
             [
-                _plan(r.spec, said, runs_root, progress(r, runs_root), cost, "")
+                _plan(r.spec, said, runs_root, status_in(r, runs_root).state, cost, "")
                 for r, cost in zip(resolutions, estimates, strict=True)
             ]
         )
         return
     for resolution, cost in zip(resolutions, estimates, strict=True):
-        _print_plan(resolution.spec, said, runs_root, progress(resolution, runs_root), cost)
+        _print_plan(resolution.spec, said, runs_root, status_in(resolution, runs_root).state, cost)
 
 
 def _estimates(resolutions: Sequence[Resolution], runs_root: Path, device: torch.device) -> list[Estimate]:
@@ -97,7 +97,13 @@ def _print_plan(spec: RunSpec, said: Mapping[str, str], runs_root: Path, status:
     rows += [(f"{spec.method}.{name}", value, sources[f"config.{name}"]) for name, value in spec.config.items()]
     print_table(rows, ("", "value", "source"))
     click.echo()
-    states = {"done": "is complete: nothing is left to do", "started": "is there: the run goes on", "missing": "is new"}
+    states = {
+        "done": "is complete: nothing is left to do",
+        "failed": "is there and has failed: the run tries again from its last checkpoint",
+        "running": "is being worked on by another process",
+        "interrupted": "is there: the run goes on",
+        "missing": "is new",
+    }
     if cost is None:
         click.echo(f"{runs_root / spec.folder}, where the last part may change with the data")
         return

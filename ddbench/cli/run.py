@@ -27,9 +27,9 @@ from ddbench.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from ddbench.runs.batch import Outcome
     from ddbench.runs.record import RunRecord
     from ddbench.runs.spec import Asked
-    from ddbench.sweep.launch import Outcome
 
 
 def _what_to_run(command: F) -> F:
@@ -127,8 +127,9 @@ def run(
     """
     requests = _requests(**asked)
     from ddbench.cli.curves import with_curves
+    from ddbench.runs.batch import resolve_all, run_all
+    from ddbench.runs.devices import choose_device
     from ddbench.runs.runner import RunOptions
-    from ddbench.sweep.launch import choose_device, resolve_all, run_all
 
     chosen = choose_device(device)
     if dry_run:
@@ -163,9 +164,10 @@ def prepare(device: str, data_root: Path, runs_root: Path, as_json: bool, quiet:
     """Make what the methods of these runs need beforehand, such as experts; `ddbench run` then finds it."""
     requests = _requests(protocols=(), judges=(), students=None, **asked)
     from ddbench.leaderboard.render import duration
+    from ddbench.runs.batch import resolve_all
+    from ddbench.runs.devices import choose_device
     from ddbench.runs.runner import RunOptions
     from ddbench.runs.runner import prepare as fill
-    from ddbench.sweep.launch import choose_device, resolve_all
 
     options = RunOptions(
         root=writable(runs_root), data_root=data_root, device=choose_device(device), observers=observers(quiet)
@@ -189,12 +191,13 @@ def prepare(device: str, data_root: Path, runs_root: Path, as_json: bool, quiet:
 
 
 def exit_with_failures(ctx: click.Context, outcomes: Sequence[Outcome]) -> None:
-    """Say on stderr which runs have failed, if any, and leave with 1."""
-    failed = [outcome for outcome in outcomes if outcome.state != "done"]
-    for outcome in failed:
-        where = f"{outcome.spec.method}, ipc {outcome.spec.ipc}, seed {outcome.spec.seed}" if len(outcomes) > 1 else ""
-        note(f"Error: {where}: {outcome.message}" if where else f"Error: {outcome.message}")
-    if failed:
+    """Say on stderr which runs have failed, and which judges of others; leave with 1 if a run has."""
+    for outcome in outcomes:
+        where = f"{outcome.spec.method}, ipc {outcome.spec.ipc}, seed {outcome.spec.seed}: "
+        kind = "Note" if outcome.state == "done" else "Error"
+        for line in outcome.message.splitlines() if outcome.state == "done" else [outcome.message]:
+            note(f"{kind}: {where if len(outcomes) > 1 else ''}{line}")
+    if any(outcome.state != "done" for outcome in outcomes):
         ctx.exit(1)
 
 

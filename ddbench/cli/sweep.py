@@ -23,7 +23,7 @@ from ddbench.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from ddbench.sweep.launch import Outcome
+    from ddbench.runs.batch import Outcome
 
 
 @click.command()
@@ -63,17 +63,11 @@ def sweep(
     FILE is TOML with one [grid], whose method, dataset, ipc, seed, … may be lists, and any number of [[run]].
     """
     from ddbench.config import parse_assignments
+    from ddbench.runs.batch import resolve_all, settled, status_in
+    from ddbench.runs.devices import choose_device, visible_devices
+    from ddbench.runs.states import STATES
     from ddbench.sweep.grid import read_sweep, shard
-    from ddbench.sweep.launch import (
-        Worker,
-        choose_device,
-        launch_local,
-        progress,
-        resolve_all,
-        settled,
-        submit_slurm,
-        visible_devices,
-    )
+    from ddbench.sweep.launch import Worker, launch_local, submit_slurm
 
     if settings and cluster != "slurm":
         raise click.UsageError("--slurm needs --cluster slurm.")
@@ -91,7 +85,7 @@ def sweep(
             'recognised. Say precision = "tf32", or another, in the file.'
         )
     resolutions = resolve_all(requests, data_root, here)
-    states = [progress(resolution, runs_root) for resolution in resolutions]
+    states = [status_in(resolution, runs_root).state for resolution in resolutions]
     if dry_run:
         rows = [(str(runs_root / r.spec.folder), state) for r, state in zip(resolutions, states, strict=True)]
         if as_json:
@@ -99,7 +93,7 @@ def sweep(
         else:
             print_table(rows, ("run", "state"))
             counts = Counter(states)
-            note(", ".join(f"{counts[state]} {state}" for state in ("done", "started", "missing")))
+            note(", ".join(f"{counts[state]} {state}" for state in STATES))
         return
     writable(runs_root)
     devices = visible_devices(device) if cluster == "local" else [device]

@@ -21,6 +21,7 @@ from ddbench.files import read_json, write_json
 from ddbench.problem import Problem
 from ddbench.runs import provenance
 from ddbench.runs.observers import Observer, read_log
+from ddbench.runs.pace import Pace
 from ddbench.runs.record import EvaluationPart, Part, RunRecord
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import Stop
@@ -286,7 +287,7 @@ class _Progress:
 
     def __post_init__(self) -> None:
         self._done = 0
-        self._started = time.monotonic()
+        self._pace = Pace()
         self._shown = -float("inf")
 
     def tick(self, count: int) -> None:
@@ -298,8 +299,9 @@ class _Progress:
         total = self.steps * self.networks
         if now - self._shown >= SHOW_SECONDS or self._done >= total:
             self._shown = now
+            self._pace.add(self._done, now)
             # Unknown once all are trained, because how long their tests take is.
-            left = (now - self._started) / self._done * (total - self._done) if self._done < total else None
+            left = self._pace.left(total) if self._done < total else None
             name = f"{self.label}{self.cell.protocol.id}"
             self.tell.on_student(name, self.cell.backbone, self._done / self.steps, self.networks, left)
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
+import io
 import json
+import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 from ddbench.errors import RunError
 from ddbench.files import disk_is_full, write_atomically
+from ddbench.runs.pace import Pace
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from ddbench.runs.spec import RunSpec
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,9 @@ class Observer:
         """About once a second: means since the last call, and the seconds of condensation so far."""
 
     def on_student(self, protocol: str, backbone: str, done: float, of: int, eta_seconds: float | None) -> None:
-        """`done` counts trained networks, and the part of one that is being trained; None: they are being tested. Of
-        the networks some may be trials, by which the training of the others is chosen."""
+        """`done` counts trained networks, and the part of one that is being trained; when all are, they are being
+        tested. No seconds: there is no pace yet. Of the networks some may be trials, by which the training of the
+        others is chosen."""
 
     def on_note(self, text: str) -> None:
         """A sentence that a person should read."""
@@ -59,19 +67,67 @@ class Quiet(Observer):
     """Says nothing."""
 
 
+class Patient(io.TextIOBase):
+    """A stream for progress, which is never worth a run: what it cannot take, because the terminal was closed, the
+    pipe's reader left or the disk of the log is full, is dropped. Letters that its encoding lacks are replaced.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding or "utf-8"
+
+    def isatty(self) -> bool:
+        return self._quietly(self._stream.isatty, False)
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        known = text.encode(self.encoding, "replace").decode(self.encoding)
+        self._quietly(lambda: self._stream.write(known), 0)
+        return len(text)
+
+    def flush(self) -> None:
+        self._quietly(self._stream.flush, None)
+
+    def _quietly(self, action: Callable[[], T], otherwise: T) -> T:
+        # ValueError: the stream was closed.
+        try:
+            return action()
+        except (OSError, ValueError):
+            atexit.unregister(_forget_stderr)
+            atexit.register(_forget_stderr)
+            return otherwise
+
+
+def _forget_stderr() -> None:
+    """What stderr could not take is still in its buffer, and the interpreter's last flush would fail with it."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 class Console(Observer):
     """Progress on stderr: a moving line with the time left on a terminal, elsewhere a line now and then."""
 
     def __init__(self, every_seconds: float = 10.0) -> None:
         from rich.console import Console as Terminal
 
-        self._terminal = Terminal(stderr=True, soft_wrap=True, highlight=False)
+        self._terminal = Terminal(file=cast(TextIO, Patient(sys.stderr)), soft_wrap=True, highlight=False)
         self._every = every_seconds
         self._spoke = -float("inf")
         self._task_name = ""
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._pace: tuple[str, float, float] = ("", 0.0, 0.0)
+        self._paces: dict[str, Pace] = {}
 
     def on_start(self, started: Started) -> None:
         spec = started.spec
@@ -81,22 +137,21 @@ class Console(Observer):
 
     def on_phase(self, name: str) -> None:
         self._close()
-        self._pace = ("", 0.0, 0.0)
+        self._paces = {}
         self._spoke = -float("inf")
 
     def on_build(self, what: str, done: float, of: float) -> None:
-        rate = self._rate(what, done, time.monotonic())
-        self._show("prepare", done, of, f"{what}  {done / of:.0%}", (of - done) / rate if rate else None, "")
+        left = self._pace(what, done, time.monotonic()).left(of)
+        self._show("prepare", done, of, f"{what}  {done / of:.0%}", left, "")
 
     def on_step(self, step: int, total: int, metrics: Mapping[str, float], seconds: float) -> None:
-        rate = self._rate("condense", step, seconds)
-        left = (total - step) / rate if rate else None
+        pace = self._pace("condense", step, seconds)
         values = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        pace = f"{rate:.3g} steps/s" if rate else ""
-        self._show("condense", step, total, f"{step}/{total}  {pace}", left, values)
+        rate = f"{pace.rate:.3g} steps/s" if pace.rate is not None else ""
+        self._show("condense", step, total, f"{step}/{total}  {rate}", pace.left(total), values)
 
     def on_student(self, protocol: str, backbone: str, done: float, of: int, eta_seconds: float | None) -> None:
-        count = f"{done:.1f}/{of} students" + (", testing" if eta_seconds is None else "")
+        count = f"{done:.1f}/{of} students" + (", testing" if done >= of else "")
         self._show(f"evaluate {protocol} {backbone}", done, of, count, eta_seconds, "")
 
     def on_note(self, text: str) -> None:
@@ -105,12 +160,10 @@ class Console(Observer):
     def on_end(self) -> None:
         self._close()
 
-    def _rate(self, name: str, done: float, seconds: float) -> float:
-        """How much is done a second, since the first call of this name."""
-        if name != self._pace[0]:
-            self._pace = (name, done, seconds)
-        _, first, since = self._pace
-        return (done - first) / (seconds - since) if seconds > since else 0.0
+    def _pace(self, name: str, done: float, seconds: float) -> Pace:
+        pace = self._paces.setdefault(name, Pace())
+        pace.add(done, seconds)
+        return pace
 
     def _show(self, name: str, done: float, of: float, count: str, left: float | None, values: str) -> None:
         if self._terminal.is_terminal:

@@ -24,10 +24,13 @@ from ddbench.runs.spec import RunSpec
 logger = logging.getLogger(__name__)
 
 SPEC = "spec.json"
-# What a folder may hold before it belongs to a run: the locks, and files of a process killed while writing its spec.
+# What a folder may hold before it belongs to a run: the locks, why it failed before it began, and files of a process
+# killed while writing its spec.
 _LOCKS = (".lock", "lock")
+FAILURE = "failure.json"
 # Nobody takes so long to write a spec.
 SPEC_SECONDS = 60.0
+HOLDER_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ class RunDir:
         """
         path = root / spec.folder
         try:
-            there = sorted(p.name for p in path.iterdir() if p.name not in _LOCKS and not p.name.endswith(".tmp"))
+            there = sorted(
+                p.name for p in path.iterdir() if p.name not in (*_LOCKS, FAILURE) and not p.name.endswith(".tmp")
+            )
         except (FileNotFoundError, NotADirectoryError):
             there = []
         except OSError as error:
@@ -151,7 +156,8 @@ class RunDir:
         The lock is the system's, so that none survives its process; the file `lock` says who holds it.
         Raises: RunError if another process works on the run.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
+        # Not at once: `holder` takes the lock for a moment where a killed process has left its name.
+        lock = FileLock(self.path / ".lock", timeout=HOLDER_SECONDS, poll_interval=HOLDER_SECONDS / 4)
         holder = self.path / "lock"
         try:
             lock.acquire()
@@ -171,6 +177,22 @@ class RunDir:
             with contextlib.suppress(OSError):
                 holder.unlink()
             lock.release()
+
+    @staticmethod
+    def holder(path: Path) -> str | None:
+        """Who works on the run in a folder, in words; None where nobody does. Waits for nobody, changes nothing."""
+        holder = path / "lock"
+        if not holder.is_file():
+            return None
+        lock = FileLock(path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return _who(holder)
+        except OSError:
+            return None
+        lock.release()
+        return None
 
     def _sweep(self) -> None:
         """Remove what killed processes were writing."""

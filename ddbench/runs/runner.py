@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from ddbench.runs.record import ConfigPart, CostPart, DataPart, RunPart, RunReco
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import Interrupted, Stop
 from ddbench.runs.spec import Resolution
+from ddbench.runs.states import kept_failure
 
 HOST_THREADS = 4  # of a run on a GPU
 
@@ -43,7 +45,8 @@ __all__ = ["Interrupted", "RunOptions", "build_problem", "evaluate_run", "prepar
 class RunOptions:
     """Where and how a run is done. Nothing here changes what comes out.
 
-    `curve` judges the snapshots too, when the run is over. `grace_seconds` is how long a step may go on after SIGTERM.
+    `curve` judges the snapshots too, when the run is over. `grace_seconds` is how long a step may go on after SIGTERM,
+    and `stop_on` what a scheduler sends beside it.
     """
 
     root: Path
@@ -57,6 +60,7 @@ class RunOptions:
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
     grace_seconds: float = 20.0
+    stop_on: Sequence[signal.Signals] = ()
 
     @property
     def artifacts(self) -> Path:
@@ -87,7 +91,7 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
     record = None if options.fresh else _finished(folder, asked, options)
     if record is not None:
         return record
-    with _session(options) as (stop, tell), folder.lock():
+    with _session(options) as (stop, tell), folder.lock(), kept_failure(folder), _explained(options):
         if options.fresh:
             folder.clear()
         ledger = Ledger(folder, options.device)
@@ -232,11 +236,20 @@ def _session(options: RunOptions) -> Iterator[tuple[Stop, Observer]]:
         if not options.observers:
             sys.stderr.write(f"Error: {text}\n")  # nobody else says why the process ends
 
-    stop = Stop(options.grace_seconds, last_words)
+    stop = Stop(options.grace_seconds, last_words, options.stop_on)
     try:
-        advice = "Use a smaller batch or backbone, or another --device"
-        with _advised(advice), stop.listening(), _few_threads(options.device):
+        with _explained(options), stop.listening(), _few_threads(options.device):
             yield stop, tell
+    finally:
+        tell.on_end()
+
+
+@contextlib.contextmanager
+def _explained(options: RunOptions) -> Iterator[None]:
+    """Memory that runs out, and a disk that cannot be written, become sentences."""
+    try:
+        with _advised("Use a smaller batch or backbone, or another --device"):
+            yield
     except OSError as error:
         if not (disk_is_full(error) or isinstance(error, PermissionError)):
             raise
@@ -245,8 +258,6 @@ def _session(options: RunOptions) -> Iterator[tuple[Stop, Observer]]:
             f"{error.filename or options.root} could not be written: {why}. Once that is repaired, running the same "
             "command again goes on from the last checkpoint."
         ) from error
-    finally:
-        tell.on_end()
 
 
 class _Everyone(Observer):

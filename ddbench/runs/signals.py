@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, save, leave."""
+"""SIGTERM, SIGHUP and Ctrl-C: finish the step, save, leave."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
-EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGHUP: 75}
+AGAIN = 75  # what a scheduler can be told to take as "try again"
 # `timeout` signals a process and then its group, schedulers the same: two signals this close are one request.
 SAME_REQUEST = 2.0
 
 
 class Interrupted(BaseException):
-    """A run was stopped from outside, and what it had is on disk. `exit_code` is 75 for SIGTERM and 130 for Ctrl-C.
+    """A run was stopped from outside, and what it had is on disk. `exit_code` is 130 for Ctrl-C, else 75; `signal` is
+    the one that stopped it.
 
     As KeyboardInterrupt it is no Exception: it can come up anywhere, and nobody who catches their own errors means it.
     """
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, number: signal.Signals = signal.SIGTERM) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.signal = number
+        self.exit_code = EXIT_CODES.get(number, AGAIN)
 
 
 def importing(frame: FrameType | None) -> bool:
@@ -37,8 +40,15 @@ def importing(frame: FrameType | None) -> bool:
     return False
 
 
+def heeded(also: Sequence[signal.Signals] = ()) -> list[signal.Signals]:
+    """The signals to listen for: those of EXIT_CODES and `also`, without a SIGHUP that `nohup` has turned off."""
+    off = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    return [number for number in (*EXIT_CODES, *also) if number not in off]
+
+
 class Stop:
-    """Listens for SIGTERM and Ctrl-C while it is active, in the main thread; elsewhere it never hears any.
+    """Listens for SIGTERM, SIGHUP and Ctrl-C, and for signals of a scheduler's, while it is active, in the main thread;
+    elsewhere it never hears any.
 
     Usually a signal only sets `asked`, and whoever works looks at it between two steps. Inside `at_once` it interrupts
     right there: for work that loses nothing by it. A second signal, later than `SAME_REQUEST` seconds after the first,
@@ -46,8 +56,11 @@ class Stop:
     `last_words` is called before that.
     """
 
-    def __init__(self, grace_seconds: float, last_words: Callable[[str], None]) -> None:
+    def __init__(
+        self, grace_seconds: float, last_words: Callable[[str], None], also: Sequence[signal.Signals] = ()
+    ) -> None:
         self.asked: signal.Signals | None = None
+        self._also = also
         self._grace = grace_seconds
         self._last_words = last_words
         self._at_once = False
@@ -60,7 +73,7 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._heard) for number in EXIT_CODES}
+        before = {number: signal.signal(number, self._heard) for number in heeded(self._also)}
         try:
             yield
         finally:
@@ -106,10 +119,10 @@ class Stop:
     def _raise(self, where: str) -> NoReturn:
         assert self.asked is not None
         name = "Ctrl-C" if self.asked is signal.SIGINT else self.asked.name
-        raise Interrupted(f"stopped by {name} {where}. Run the same command again to go on.", EXIT_CODES[self.asked])
+        raise Interrupted(f"stopped by {name} {where}. Run the same command again to go on.", self.asked)
 
     def _leave(self, why: str) -> None:
         assert self.asked is not None
         with contextlib.suppress(Exception):
             self._last_words(f"{why}; run the same command again to go on from the last checkpoint.")
-        os._exit(EXIT_CODES[self.asked])
+        os._exit(EXIT_CODES.get(self.asked, AGAIN))

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-
-from ddbench.errors import ConfigError, DdbenchError, RunError
-from ddbench.runs.judging import Cell, cells
+from ddbench.errors import ConfigError, RunError
+from ddbench.runs.batch import Outcome, resolve_all, run_all
+from ddbench.runs.devices import choose_device
 from ddbench.runs.observers import Console
-from ddbench.runs.record import RunRecord, read_record
-from ddbench.runs.rundir import RunDir
-from ddbench.runs.runner import RunOptions, run
-from ddbench.runs.spec import CPU, Asked, Resolution, RunSpec, resolve_spec
-
-State = Literal["done", "failed", "busy"]
-Progress = Literal["done", "started", "missing"]
+from ddbench.runs.runner import RunOptions
+from ddbench.runs.spec import Asked
 
 # What submitit calls alike on every kind of cluster; its other settings carry the cluster's name in front.
 GENERAL = (
@@ -32,104 +25,6 @@ GENERAL = (
     "tasks_per_node",
     "timeout_min",
 )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one run. `busy`: another process works on it. `message` says why there is no complete record."""
-
-    spec: RunSpec
-    folder: Path
-    state: State
-    record: RunRecord | None = None
-    message: str = ""
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU, or else the CPU. Raises: ConfigError if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"there is no device {name!r} for ddbench; choose auto, cpu, cuda or cuda:N.")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device {name!r} was asked for, and torch {torch.__version__} sees no CUDA device. Use --device cpu, or "
-            "check the driver with nvidia-smi and that this torch was built for CUDA."
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"there is no device {name!r}; this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}."
-        )
-    return device
-
-
-def visible_devices(name: str) -> list[str]:
-    """The devices that a sweep may use: all visible GPUs for "auto" and "cuda", else the one that is named."""
-    chosen = choose_device(name)
-    if name in ("auto", "cuda") and chosen.type == "cuda":
-        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    return [str(chosen)]
-
-
-def resolve_all(requests: Iterable[Asked], data_root: Path, device: torch.device = CPU) -> list[Resolution]:
-    """The runs that are asked for on a device, none twice: methods without a budget answer every ipc with one run.
-
-    Raises: the first error of any of them, before anything has been started.
-    """
-    resolved = (resolve_spec(asked, data_root, device) for asked in requests)
-    return list({(r.spec.id, r.spec.protocols, r.spec.judges): r for r in resolved}.values())
-
-
-def settled(requests: Iterable[Asked], data_root: Path, device: torch.device) -> list[Asked]:
-    """The same requests with the precision written down that they have on a device: workers share a list of runs, and
-    on unlike devices an open precision would make two runs of one."""
-    return [replace(asked, precision=resolve_spec(asked, data_root, device).spec.precision) for asked in requests]
-
-
-def run_all(resolutions: Sequence[Resolution], options: RunOptions) -> list[Outcome]:
-    """One run after another. One that fails does not keep the others from running."""
-    outcomes = []
-    for resolution in resolutions:
-        folder = options.root / resolution.spec.folder
-        try:
-            record = run(resolution, options)
-        except DdbenchError as error:
-            state: State = "busy" if isinstance(error, RunError) and _is_locked(folder) else "failed"
-            outcomes.append(Outcome(resolution.spec, folder, state, message=str(error)))
-            continue
-        lost = failures(record, asked_of(resolution))
-        outcomes.append(Outcome(resolution.spec, folder, "failed" if lost else "done", record, "\n".join(lost)))
-    return outcomes
-
-
-def failures(record: RunRecord, asked: Sequence[Cell]) -> list[str]:
-    """Why cells that were asked for have no accuracy, one sentence each. Others in the record do not matter."""
-    wanted = {(cell.protocol.digest, cell.backbone) for cell in asked}
-    return [
-        f"{e.protocol} with {e.backbone}: {e.failed}"
-        for e in record.evaluations
-        if e.failed and (e.digest, e.backbone) in wanted
-    ]
-
-
-def asked_of(resolution: Resolution) -> list[Cell]:
-    """The evaluations that a run asks for."""
-    spec = resolution.spec
-    return cells(resolution.protocols, spec.judges, spec.students, resolution.dataset.info.shape, own=spec.backbone)
-
-
-def progress(resolution: Resolution, root: Path) -> Progress:
-    """How far a run is: "done" where its record has everything that is asked, "started" where its folder is there."""
-    folder = root / resolution.spec.folder
-    with contextlib.suppress(RunError):
-        record = read_record(folder / "record.json")
-        if all(cell.in_record(record) for cell in asked_of(resolution)):
-            return "done"
-    return "started" if folder.is_dir() else "missing"
 
 
 @dataclass(frozen=True)
@@ -201,8 +96,8 @@ def submit_slurm(workers: Sequence[Worker], log_folder: Path, settings: Mapping[
 
 
 def merge(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """One outcome for each run: done where any worker finished it, busy only where nobody did anything else."""
-    rank = ("busy", "failed", "done")
+    """One outcome for each run: done where any worker finished it, running only where nobody did anything else."""
+    rank = ("running", "failed", "done")
     best: dict[Path, Outcome] = {}
     for outcome in outcomes:
         known = best.get(outcome.folder)
@@ -220,15 +115,3 @@ def _result(job: Any) -> list[Outcome]:
         last = (str(error).strip().splitlines() or ["it left no message"])[-1]
         raise RunError(f"a worker of the sweep broke down: {last} Its log is {job.paths.stderr}.") from None
     return outcomes
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        run_folder = RunDir.at(folder)
-    except RunError:
-        return False
-    try:
-        with run_folder.lock():
-            return False
-    except RunError:
-        return True

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from ddbench.cli import root
@@ -25,7 +26,8 @@ def wait_until_it_steps(runs: Path) -> None:
         time.sleep(0.05)
 
 
-def test_sigterm_saves_says_how_to_go_on_and_exits_with_75(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_says_how_to_go_on_and_exits_with_75(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "ddbench", *ARGUMENTS, *OPTIONS, "--runs", str(tmp_path)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -34,11 +36,11 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_with_75(tmp_path: Path) -> No
         text=True,
     )
     wait_until_it_steps(tmp_path)
-    process.terminate()
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75
     assert out == ""
-    assert err.startswith("Error: stopped by SIGTERM after step")
+    assert err.startswith(f"Error: stopped by {number.name} after step")
     assert err.endswith("Run the same command again to go on.\n")
     assert list(tmp_path.glob("*/*/*/*/checkpoints/step_*.pt"))
 
@@ -60,6 +62,27 @@ def test_a_run_that_is_told_twice_says_so_and_has_saved(tmp_path: Path) -> None:
     (stopped_after,) = re.findall(r"after step (\d+) of", err)
     (attempts,) = tmp_path.glob("*/*/*/*/attempts.json")
     assert json.loads(attempts.read_text())[-1]["steps"] == [0, int(stopped_after)]
+
+
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        ["nohup", sys.executable, "-m", "ddbench", *ARGUMENTS, *OPTIONS, "--runs", str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until_it_steps(tmp_path)
+    process.send_signal(signal.SIGHUP)
+    (log,) = tmp_path.glob("*/*/*/*/log.jsonl")
+    size, until = log.stat().st_size, time.monotonic() + 60
+    while log.stat().st_size == size:
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 75
 
 
 def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path) -> None:

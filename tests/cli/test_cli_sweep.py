@@ -11,9 +11,10 @@ import submitit
 from click.testing import CliRunner, Result
 
 from ddbench.cli import root
+from ddbench.runs.batch import Outcome
 from ddbench.runs.record import read_record
 from ddbench.runs.rundir import RunDir
-from ddbench.sweep.launch import Outcome, Worker
+from ddbench.sweep.launch import Worker
 
 SWEEP = """
 [grid]
@@ -80,7 +81,7 @@ def test_a_run_that_another_process_works_on_is_left_to_it(place: Path) -> None:
         result = call("sweep", "s.toml", "--shard", "1/2", "--device", "cpu", "--quiet", "--json")
     assert result.exit_code == 1
     busy, done = json.loads(result.stdout)
-    assert (busy["state"], done["state"]) == ("busy", "done")
+    assert (busy["state"], done["state"]) == ("running", "done")
     assert "is being worked on by pid" in busy["message"]
 
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -246,6 +247,7 @@ def test_the_console_says_where_a_run_is(capsys: pytest.CaptureFixture[str], tmp
     console.on_phase("condense")
     console.on_step(20, 100, {"loss": 0.5}, 10.0)
     console.on_step(40, 100, {"loss": 0.25}, 20.0)
+    console.on_step(60, 100, {"loss": 0.25}, 30.0)
     console.on_student("dsa@1", "mlp", 1.5, 5, 200.0)
     console.on_student("dsa@1", "mlp", 5.0, 5, None)
     console.on_note("a [bracket] is no markup")
@@ -256,7 +258,8 @@ def test_the_console_says_where_a_run_is(capsys: pytest.CaptureFixture[str], tmp
         "dm on toy, ipc 1, torchvision:resnet18, seed 0, going on from step 10 of 100",
         "prepare  2 experts  0%",
         "condense  20/100  loss 0.5",
-        "condense  40/100  2 steps/s  30 s left  loss 0.25",
+        "condense  40/100  loss 0.25",
+        "condense  60/100  2 steps/s  20 s left  loss 0.25",
         "evaluate dsa@1 mlp  1.5/5 students  3 min 20 s left",
         "evaluate dsa@1 mlp  5.0/5 students, testing",
         "a [bracket] is no markup",
@@ -271,11 +274,45 @@ def test_the_console_says_how_long_a_build_still_takes_anew_for_each(
     console = Console(every_seconds=0)
     for _ in range(2):
         console.on_phase("prepare")
-        for done in (0, 10):
+        for done in (0, 10, 20):
             console.on_build("2 experts", done, 40)
     # The console reads the clock twice for each line: a quarter took 20 s.
     lines = capsys.readouterr().err.splitlines()
-    assert lines[2:] == lines[:2] == ["prepare  2 experts  0%", "prepare  2 experts  25%  1 min 00 s left"]
+    assert lines[3:] == lines[:3]
+    assert lines[:3] == ["prepare  2 experts  0%", "prepare  2 experts  25%", "prepare  2 experts  50%  40 s left"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("kind", ["full", "closed", "pipe"])
+def test_a_console_that_nobody_hears_ends_no_run(kind: str) -> None:
+    """stderr on a full disk, closed, or a pipe whose reader has left (`2>&1 | head -1`): the exit code stays."""
+    code = """
+import os, sys
+from ddbench.runs.observers import Console
+console = Console(every_seconds=0)
+if sys.argv[1] == "full":
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+elif sys.argv[1] == "closed":
+    os.close(2)
+else:
+    read, write = os.pipe()
+    os.dup2(write, 2)
+    os.close(read)
+for step in range(5):
+    console.on_step(step, 5, {"loss": 0.5}, float(step))
+    console.on_note("a sentence, with a ± in it")
+console.on_end()
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code, kind], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_a_console_in_another_alphabet_replaces_what_it_lacks() -> None:
+    code = "from ddbench.runs.observers import Console; Console().on_note('ddbench → 50 % ± 1')"
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stderr == "ddbench ? 50 % ? 1\n"
 
 
 def test_the_console_does_not_flood_a_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -681,17 +681,18 @@ def test_a_run_on_a_gpu_leaves_the_processor_to_others(tmp_path: Path, device: s
 
 
 def test_progress_says_when_students_are_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left: list[float | None] = []
+    told: list[tuple[float, int]] = []
 
     class Watch(Quiet):
         def on_student(self, protocol: str, backbone: str, done: float, of: int, eta_seconds: float | None) -> None:
-            left.append(eta_seconds)
+            told.append((done, of))
+            assert done < of or eta_seconds is None  # how long their tests take is not known
 
     monkeypatch.setattr("ddbench.runs.judging.SHOW_SECONDS", 0.0)
     run(asked(), options(tmp_path, observers=[Watch()]))
     # Two students of three steps, one after the other: only after the last step is nothing left to be trained.
-    assert len(left) == 6
-    assert [eta is None for eta in left] == [False] * 5 + [True]
+    assert len(told) == 6
+    assert [done < of for done, of in told] == [True] * 5 + [False]
 
 
 def test_a_run_under_way_is_refused(tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ import torch
 
 from ddbench.errors import ConfigError
 from ddbench.runs import spec
+from ddbench.runs.batch import Outcome, resolve_all, settled
+from ddbench.runs.devices import choose_device, visible_devices
 from ddbench.runs.spec import Asked, resolve_spec
+from ddbench.runs.states import RunState
 from ddbench.sweep import launch
-from ddbench.sweep.launch import Outcome, State, Worker, choose_device, merge, resolve_all, settled, visible_devices
+from ddbench.sweep.launch import Worker, merge
 
 
 def test_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,17 +51,17 @@ def test_workers_on_unlike_devices_make_the_same_runs(tmp_path: Path, monkeypatc
 def test_the_best_of_what_the_workers_say_about_a_run_counts(tmp_path: Path) -> None:
     resolved = resolve_spec(Asked("random", "digits"), tmp_path).spec
 
-    def outcome(name: str, state: State) -> Outcome:
+    def outcome(name: str, state: RunState) -> Outcome:
         return Outcome(resolved, tmp_path / name, state)
 
     said = [
-        outcome("a", "busy"),
+        outcome("a", "running"),
         outcome("b", "failed"),
         outcome("a", "done"),
-        outcome("b", "busy"),
-        outcome("c", "busy"),
+        outcome("b", "running"),
+        outcome("c", "running"),
     ]
-    assert [(o.folder.name, o.state) for o in merge(said)] == [("a", "done"), ("b", "failed"), ("c", "busy")]
+    assert [(o.folder.name, o.state) for o in merge(said)] == [("a", "done"), ("b", "failed"), ("c", "running")]
 
 
 def test_workers_start_at_their_own_place_and_do_the_whole_list(

@@ -1,0 +1,74 @@
+"""Several runs, one after another; one that fails does not keep the others from running."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ddbench.errors import DdbenchError, RunError
+from ddbench.runs.judging import Cell, cells
+from ddbench.runs.record import RunRecord
+from ddbench.runs.rundir import RunDir
+from ddbench.runs.runner import RunOptions, run
+from ddbench.runs.spec import CPU, Asked, Resolution, RunSpec, resolve_spec
+from ddbench.runs.states import RunState, Status, judged, status_of
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run: done, failed, or running where another process works on it.
+
+    `message` says why there is no complete record, or which judge of a finished run came to no result.
+    """
+
+    spec: RunSpec
+    folder: Path
+    state: RunState
+    record: RunRecord | None = None
+    message: str = ""
+
+
+def resolve_all(requests: Iterable[Asked], data_root: Path, device: torch.device = CPU) -> list[Resolution]:
+    """The runs that are asked for on a device, none twice: methods without a budget answer every ipc with one run.
+
+    Raises: the first error of any of them, before anything has been started.
+    """
+    resolved = (resolve_spec(asked, data_root, device) for asked in requests)
+    return list({(r.spec.id, r.spec.protocols, r.spec.judges): r for r in resolved}.values())
+
+
+def settled(requests: Iterable[Asked], data_root: Path, device: torch.device) -> list[Asked]:
+    """The same requests with the precision written down that they have on a device: workers share a list of runs, and
+    on unlike devices an open precision would make two runs of one."""
+    return [replace(asked, precision=resolve_spec(asked, data_root, device).spec.precision) for asked in requests]
+
+
+def run_all(resolutions: Sequence[Resolution], options: RunOptions) -> list[Outcome]:
+    """One run after another."""
+    return [run_one(resolution, options) for resolution in resolutions]
+
+
+def run_one(resolution: Resolution, options: RunOptions) -> Outcome:
+    """Do a run and say what became of it. Raises: Interrupted, and whatever is a bug."""
+    folder = options.root / resolution.spec.folder
+    try:
+        record = run(resolution, options)
+    except DdbenchError as error:
+        busy = isinstance(error, RunError) and RunDir.holder(folder) is not None
+        return Outcome(resolution.spec, folder, "running" if busy else "failed", message=str(error))
+    status = judged(record, asked_of(resolution))
+    return Outcome(resolution.spec, folder, status.state, record, status.why)
+
+
+def asked_of(resolution: Resolution) -> list[Cell]:
+    """The evaluations that a run asks for."""
+    spec = resolution.spec
+    return cells(resolution.protocols, spec.judges, spec.students, resolution.dataset.info.shape, own=spec.backbone)
+
+
+def status_in(resolution: Resolution, root: Path) -> Status:
+    """How far a run is under a runs folder, with all the evaluations that are asked of it."""
+    return status_of(root / resolution.spec.folder, asked_of(resolution))

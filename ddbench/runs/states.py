@@ -1,0 +1,115 @@
+"""What has become of a run, by what is in its folder: done, failed, running, interrupted or missing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from ddbench.errors import DdbenchError, RunError
+from ddbench.files import read_json, write_json
+from ddbench.runs.judging import Cell
+from ddbench.runs.record import Part, RunRecord, read_record
+from ddbench.runs.rundir import FAILURE, RunDir
+
+RunState = Literal["done", "failed", "running", "interrupted", "missing"]
+STATES: tuple[RunState, ...] = ("done", "failed", "running", "interrupted", "missing")
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a run. `why` says more in words: of a failed run its reason, of a running one who works on it."""
+
+    state: RunState
+    why: str = ""
+
+
+class Failure(Part):
+    """failure.json: why the last attempt at a run failed. `error` is the kind of error, `when` a time in UTC."""
+
+    file_schema: Literal["ddbench.failure/1"] = "ddbench.failure/1"
+    message: str
+    error: str
+    when: str
+
+
+def write_failure(folder: Path, error: BaseException) -> None:
+    """Keep why a run failed, in its folder, which need not be there yet. A disk that is full keeps nothing."""
+    bug = not isinstance(error, DdbenchError)
+    message = f"{type(error).__name__}: {error}".rstrip(": ") if bug else str(error)
+    when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    failure = Failure(message=message, error=type(error).__name__, when=when)
+    with contextlib.suppress(RunError):
+        write_json(folder / FAILURE, failure.model_dump(mode="json"))
+
+
+def read_failure(folder: Path) -> Failure | None:
+    """Why the last attempt failed; None where it did not."""
+    path = folder / FAILURE
+    if not path.is_file():
+        return None
+    try:
+        return Failure.model_validate(read_json(path))
+    except (RunError, ValidationError):
+        return Failure(message=f"{path} is damaged, so the reason is not known.", error="unknown", when="")
+
+
+@contextlib.contextmanager
+def kept_failure(folder: RunDir) -> Iterator[None]:
+    """An attempt at a run: what makes it fail stays in the folder until the next attempt. Only under the lock.
+
+    A signal is no failure: what it stops goes on.
+    """
+    (folder.path / FAILURE).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        write_failure(folder.path, error)
+        raise
+
+
+def lost_cells(record: RunRecord, asked: Sequence[Cell]) -> list[str]:
+    """Why cells that were asked for have no accuracy, one sentence each. Others in the record do not matter."""
+    wanted = {(cell.protocol.digest, cell.backbone) for cell in asked}
+    return [
+        f"{e.protocol} with {e.backbone}: {e.failed}"
+        for e in record.evaluations
+        if e.failed and (e.digest, e.backbone) in wanted
+    ]
+
+
+def judged(record: RunRecord, asked: Sequence[Cell]) -> Status:
+    """The state of a run whose record has all that was asked: failed only where no judge came to a result.
+
+    One judge without a result is said beside the others; it takes nothing away from them.
+    """
+    lost = lost_cells(record, asked)
+    return Status("failed" if lost and len(lost) == len(asked) else "done", "\n".join(lost))
+
+
+def status_of(path: Path, asked: Sequence[Cell] | None = None) -> Status:
+    """The state of the run in a folder; `asked` are the evaluations that count, else those that its record has.
+
+    A finished run that lacks an evaluation that is asked for now is interrupted: its command goes on with that.
+    """
+    if not path.is_dir():
+        return Status("missing")
+    holder = RunDir.holder(path)
+    if holder is not None:
+        return Status("running", f"by {holder}")
+    failure = read_failure(path)
+    with contextlib.suppress(RunError):
+        record = read_record(path / "record.json")
+        if asked is None and any(e.accuracy or e.failed for e in record.evaluations):
+            lost = [f"{e.protocol} with {e.backbone}: {e.failed}" for e in record.evaluations if e.failed]
+            return Status("failed" if len(lost) == len(record.evaluations) else "done", "\n".join(lost))
+        if asked is not None and all(cell.in_record(record) for cell in asked):
+            return judged(record, asked)
+    if failure is not None:
+        return Status("failed", failure.message)
+    return Status("interrupted") if (path / "spec.json").is_file() else Status("missing")
