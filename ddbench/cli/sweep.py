@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -24,6 +24,8 @@ from ddbench.cli.common import (
 
 if TYPE_CHECKING:
     from ddbench.runs.batch import Outcome
+    from ddbench.runs.states import Status
+    from ddbench.sweep.tasks import Task
 
 
 @click.command()
@@ -31,13 +33,20 @@ if TYPE_CHECKING:
 @click.option("--shard", "part", metavar="I/N", help="Only the i-th of n parts, for schedulers of any kind.")
 @click.option("--cluster", type=click.Choice(["local", "slurm"]), default="local", show_default=True)
 @click.option(
-    "--slurm", "settings", multiple=True, metavar="KEY=VALUE", help="As in partition=gpu, timeout_min=720. Repeatable."
+    "--slurm",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="As submitit calls it: partition=gpu, timeout_min=720, … Repeatable.",
 )
 @click.option(
     "--jobs", type=click.IntRange(min=1), metavar="N",
-    help="Workers side by side. Default: one for each visible device; on Slurm one for each run.",
+    help="Workers side by side. Default: one for each visible device. On Slurm: jobs that share the runs; default: a "
+    "job for each run.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Say what is done and what is missing; run nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what is done and what is missing, and what Slurm would get; run nothing."
+)
 @device_option
 @data_option
 @runs_option
@@ -63,17 +72,18 @@ def sweep(
     FILE is TOML with one [grid], whose method, dataset, ipc, seed, … may be lists, and any number of [[run]].
     """
     from ddbench.config import parse_assignments
-    from ddbench.runs.batch import resolve_all, settled, status_in
+    from ddbench.runs.batch import settled
     from ddbench.runs.devices import choose_device, visible_devices
-    from ddbench.runs.states import STATES
     from ddbench.sweep.grid import read_sweep, shard
-    from ddbench.sweep.launch import Worker, launch_local, submit_slurm
+    from ddbench.sweep.tasks import tasks_of
 
     if settings and cluster != "slurm":
         raise click.UsageError("--slurm needs --cluster slurm.")
-    slurm = parse_assignments(settings, "--slurm partition=gpu")
+    slurm = {
+        key.removeprefix("slurm_"): value for key, value in parse_assignments(settings, "--slurm KEY=VALUE").items()
+    }
     requests = read_sweep(file)
-    if part:
+    if part is not None:
         requests = shard(requests, part)
     # Jobs of a cluster find their devices where they run.
     here = choose_device(device if cluster == "local" else "auto")
@@ -84,43 +94,100 @@ def sweep(
             "Some runs leave the precision open, and this machine has no GPU: runs that were done on GPUs are not "
             'recognised. Say precision = "tf32", or another, in the file.'
         )
-    resolutions = resolve_all(requests, data_root, here)
-    states = [status_in(resolution, runs_root).state for resolution in resolutions]
-    if dry_run:
-        rows = [(str(runs_root / r.spec.folder), state) for r, state in zip(resolutions, states, strict=True)]
-        if as_json:
-            print_json([{"folder": folder, "state": state} for folder, state in rows])
-        else:
-            print_table(rows, ("run", "state"))
-            counts = Counter(states)
-            note(", ".join(f"{counts[state]} {state}" for state in STATES))
-        return
-    writable(runs_root)
-    devices = visible_devices(device) if cluster == "local" else [device]
-    count = jobs or (len(devices) if cluster == "local" else max(1, len(states) - states.count("done")))
-    workers = [
-        Worker(
-            tuple(requests),
-            runs_root,
-            data_root,
-            devices[number % len(devices)],
-            first=number * len(requests) // count,
-            quiet=quiet,
-        )
-        for number in range(count)
-    ]
-    logs = runs_root / "jobs"
+    tasks = tasks_of(requests, data_root, here)
+    states = [task.status(runs_root) for task in tasks]
     if cluster == "slurm":
-        ids = submit_slurm(workers, logs, slurm)
-        if as_json:
-            print_json(ids)
-        else:
-            click.echo(f"submitted {len(ids)} jobs: {', '.join(ids)}; their logs are in {logs}")
+        _on_slurm(file, tasks, states, slurm, jobs, dry_run, device, data_root, runs_root, as_json)
         return
-    outcomes = workers[0]() if count == 1 else launch_local(workers, logs)
+    if dry_run:
+        _print_states(tasks, states, runs_root, as_json)
+        return
+    outcomes = _here(tasks, states, visible_devices(device), jobs, file, data_root, writable(runs_root), quiet)
     _report(outcomes, as_json, ctx)
     if any(outcome.state != "done" for outcome in outcomes):
         ctx.exit(1)
+
+
+def _here(
+    tasks: Sequence[Task],
+    states: Sequence[Status],
+    devices: Sequence[str],
+    jobs: int | None,
+    file: Path,
+    data_root: Path,
+    runs_root: Path,
+    quiet: bool,
+) -> list[Outcome]:
+    """Do what is left on this machine; what is done already is among the outcomes."""
+    from ddbench.runs.devices import place_of
+    from ddbench.sweep.pool import Pool
+    from ddbench.sweep.progress import Board
+
+    left = [task for task, status in zip(tasks, states, strict=True) if status.state != "done"]
+    there = [
+        task.outcome(runs_root, status) for task, status in zip(tasks, states, strict=True) if status.state == "done"
+    ]
+    count = min(jobs or len(devices), len(left))
+    if not count:
+        return there
+    places = [place_of(devices[number % len(devices)]) for number in range(count)]
+    board = Board([task.name for task in left], [task.kind for task in left], count, already=len(there), quiet=quiet)
+    pool = Pool(left, places, runs_root, data_root, runs_root / "jobs" / file.stem, board)
+    order = {task.resolution.spec.folder: number for number, task in enumerate(tasks)}
+    return sorted([*there, *pool.work()], key=lambda outcome: order[outcome.spec.folder])
+
+
+def _on_slurm(
+    file: Path,
+    tasks: Sequence[Task],
+    states: Sequence[Status],
+    settings: Mapping[str, Any],
+    jobs: int | None,
+    dry_run: bool,
+    device: str,
+    data_root: Path,
+    runs_root: Path,
+    as_json: bool,
+) -> None:
+    from ddbench.sweep.slurm import Submission, queued, shown
+
+    handed = {asked: job for job, asked in queued(runs_root)}
+    left = [
+        task
+        for task, status in zip(tasks, states, strict=True)
+        if status.state not in ("done", "running") and task.asked not in handed
+    ]
+    submission = Submission(
+        file.stem, left, runs_root, data_root, device, settings, min(jobs, len(left)) if jobs else None
+    )
+    waiting = [handed[task.asked] for task in tasks if task.asked in handed]
+    if dry_run:
+        _print_states(tasks, states, runs_root, as_json)
+        if not as_json and left:
+            click.echo(f"\n{submission.script()}")
+        return
+    if waiting:
+        note(f"Left out, because they are queued or running as {shown(list(dict.fromkeys(waiting)))}: {len(waiting)}.")
+    writable(runs_root)
+    ids = submission.submit() if left else []
+    if as_json:
+        print_json(ids)
+    elif ids:
+        click.echo(f"submitted {shown(ids)} ({len(ids)} in all); logs are in {submission.folder}")
+    else:
+        click.echo("Nothing is left to submit.")
+
+
+def _print_states(tasks: Sequence[Task], states: Sequence[Status], runs_root: Path, as_json: bool) -> None:
+    from ddbench.runs.states import STATES
+
+    rows = [(str(runs_root / t.resolution.spec.folder), s.state, s.why) for t, s in zip(tasks, states, strict=True)]
+    if as_json:
+        print_json([{"folder": folder, "state": state, "why": why} for folder, state, why in rows])
+        return
+    print_table(rows, ("run", "state", "why"))
+    counts = Counter(status.state for status in states)
+    note(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
 
 
 def _report(outcomes: Sequence[Outcome], as_json: bool, ctx: click.Context) -> None:

@@ -5,6 +5,7 @@ A sweep file has one `[grid]` and any number of `[[run]]`. Each is a block: a va
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -84,6 +85,18 @@ def read_sweep(path: Path) -> list[Asked]:
         raise ConfigError(f"{path} asks for nothing. Give it a [grid], or a [[run]] for each run.")
     requests = [asked for name, block in blocks for asked in _block(f"{path}: {name}", block)]
     return list(dict.fromkeys(requests))
+
+
+def asked_to_json(asked: Asked) -> dict[str, Any]:
+    """A request as JSON: what a worker or a job is given."""
+    return {**dataclasses.asdict(asked), "config_file": str(asked.config_file) if asked.config_file else None}
+
+
+def asked_from_json(value: Mapping[str, Any]) -> Asked:
+    """What `asked_to_json` made."""
+    lists = {name: tuple(value[name]) for name in ("protocols", "judges", "assignments")}
+    file = value["config_file"]
+    return Asked(**{**value, **lists, "config_file": Path(file) if file else None})
 
 
 def shard(items: Sequence[T], text: str) -> list[T]:

@@ -1,20 +1,15 @@
 """ddbench sweep and ddbench leaderboard: four tiny runs on the digits, and their board."""
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import submitit
 from click.testing import CliRunner, Result
 
 from ddbench.cli import root
-from ddbench.runs.batch import Outcome
 from ddbench.runs.record import read_record
 from ddbench.runs.rundir import RunDir
-from ddbench.sweep.launch import Worker
 
 SWEEP = """
 [grid]
@@ -33,19 +28,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tiny.toml").write_text(PROTOCOL)
     (tmp_path / "s.toml").write_text(SWEEP)
     return tmp_path
-
-
-class InProcess:
-    """A job of submitit's, without a process."""
-
-    def __init__(self, worker: Callable[[], list[Outcome]]) -> None:
-        self.outcomes = worker()
-
-    def result(self) -> list[Outcome]:
-        return self.outcomes
-
-    def done(self) -> bool:
-        return True
 
 
 def call(*arguments: str) -> Result:
@@ -85,60 +67,127 @@ def test_a_run_that_another_process_works_on_is_left_to_it(place: Path) -> None:
     assert "is being worked on by pid" in busy["message"]
 
 
-def test_workers_side_by_side_finish_every_run_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submitit.LocalExecutor, "submit", lambda self, worker: InProcess(worker))
-    result = call("sweep", "s.toml", "--jobs", "2", "--device", "cpu", "--quiet")
+def test_workers_side_by_side_finish_every_run_once(place: Path) -> None:
+    result = call("sweep", "s.toml", "--jobs", "2", "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert [line.split()[1] for line in result.stdout.splitlines()[2:]] == ["done"] * 4
+    assert result.stderr.splitlines()[0] == "4 runs"
+    assert result.stderr.count("done after ") == 4
     records = sorted((place / "runs").glob("*/*/*/*/record.json"))
     assert [len(read_record(path).attempts) for path in records] == [1] * 4
+    assert len(list((place / "runs" / "jobs" / "s").glob("worker-*.log"))) == 2
+    again = call("sweep", "s.toml", "--jobs", "2", "--device", "cpu")
+    assert again.stdout == result.stdout
+    assert "done after" not in again.stderr
 
 
-@pytest.mark.slow
-def test_workers_are_processes_of_their_own(place: Path) -> None:
-    result = call("sweep", "s.toml", "--jobs", "2", "--device", "cpu", "--quiet")
-    assert result.exit_code == 0, result.output
-    assert states() == ["done"] * 4
-    assert len(list((place / "runs" / "jobs").glob("*_result.pkl"))) == 2
-
-
-def test_a_worker_that_breaks_down_is_a_sentence_with_its_log(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
-        job_id = "7"
-        paths = type("Paths", (), {"stderr": "runs/jobs/7_log.err"})
-
-        def result(self) -> None:
-            raise submitit.core.utils.FailedJobError("Job 7 failed\nMemoryError: too large")
-
-        def done(self) -> bool:
-            return True
-
-    monkeypatch.setattr(submitit.LocalExecutor, "submit", lambda self, worker: Broken())
-    result = call("sweep", "s.toml", "--jobs", "2", "--device", "cpu", "--quiet")
+def test_a_sweep_that_does_not_reach_its_data_says_so_before_it_begins(place: Path) -> None:
+    (place / "s.toml").write_text('[grid]\nmethod = "random"\ndataset = "cifar10"\n')
+    result = call("sweep", "s.toml", "--device", "cpu")
     assert result.exit_code == 1
-    assert "a worker of the sweep broke down: MemoryError: too large Its log is runs/jobs/7_log.err" in result.stderr
+    assert "ddbench data get cifar10" in result.stderr
+    assert not (place / "runs").exists()
 
 
-@pytest.mark.usefixtures("place")
-def test_slurm_jobs_are_submitted_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, object] = {}
+SBATCH = """#!/bin/sh
+echo "$1" >> "$(dirname "$0")/submitted"
+case "$(cat "$1")" in *partition=nowhere*) echo "sbatch: error: invalid partition specified: nowhere" >&2; exit 1;; esac
+echo "Submitted batch job $((10 + $(wc -l < "$(dirname "$0")/submitted")))"
+"""
 
-    class Slurm:
-        def update_parameters(self, **values: object) -> None:
-            seen.update(values)
 
-        def submit(self, worker: Worker) -> SimpleNamespace:
-            return SimpleNamespace(job_id=f"11_{worker.first}")
+@pytest.fixture
+def slurm(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The commands of a Slurm that takes everything, three jobs to an array, and never begins; `queue` is its queue."""
+    commands = place / "bin"
+    commands.mkdir()
+    (commands / "queue").touch()
+    for name, text in {
+        "sbatch": SBATCH,
+        "srun": "#!/bin/sh\n",
+        "squeue": f'#!/bin/sh\ncat "{commands}/queue"\n',
+        "scontrol": "#!/bin/sh\necho MaxArraySize = 3\n",
+    }.items():
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    return commands
 
-        def batch(self) -> AbstractContextManager[None]:
-            return nullcontext()
 
-    monkeypatch.setattr(submitit, "AutoExecutor", lambda folder, cluster: Slurm())
-    options = ["--cluster", "slurm", "--slurm", "partition=gpu", "--slurm", "timeout_min=720", "--jobs", "2"]
+def scripts(slurm: Path) -> list[str]:
+    return [Path(line).resolve().read_text() for line in (slurm / "submitted").read_text().split()]
+
+
+def test_slurm_gets_a_job_for_each_run_in_as_many_arrays_as_it_takes(slurm: Path, place: Path) -> None:
+    options = ["--cluster", "slurm", "--slurm", "partition=gpu", "--slurm", "gpus_per_node=1", "--slurm", "qos=night"]
     result = call("sweep", "s.toml", *options)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("submitted 2 jobs: 11_0, 11_2; their logs are in runs")
-    assert seen == {"slurm_partition": "gpu", "timeout_min": 720}
+    assert result.stdout.startswith("submitted 11_[0-2], 12 (4 in all); logs are in ")
+    first, second = scripts(slurm)
+    assert "#SBATCH --array=0-2%3" in first
+    assert "--array" not in second
+    for script in (first, second):
+        for line in ("job-name=s", "partition=gpu", "gpus-per-node=1", "qos=night", "signal=USR2@120", "requeue"):
+            assert f"#SBATCH --{line}\n" in script
+        assert "--time" not in script  # the partition's own limit holds
+    (listed,) = (place / "runs" / "jobs").glob("s-*/runs.json")
+    content = json.loads(listed.read_text())
+    assert content["jobs"] == {"11_0": [0], "11_1": [1], "11_2": [2], "12": [3]}
+    # What is pickled for a job names the list and its number in it, whatever the list's length.
+    assert all(path.stat().st_size < 1000 for path in listed.parent.glob("*_submitted.pkl"))
+
+
+def test_runs_that_are_queued_are_not_submitted_again(slurm: Path) -> None:
+    assert call("sweep", "s.toml", "--cluster", "slurm").exit_code == 0
+    (slurm / "queue").write_text("11_0\n11_2\n12\n99\n")
+    again = call("sweep", "s.toml", "--cluster", "slurm")
+    assert again.stderr.splitlines()[-1] == "Left out, because they are queued or running as 11_[0-2], 12: 3."
+    assert again.stdout.startswith("submitted 13 (1 in all);")
+    (slurm / "queue").write_text("11_0\n11_2\n12\n13\n")
+    assert call("sweep", "s.toml", "--cluster", "slurm").stdout == "Nothing is left to submit.\n"
+
+
+def test_jobs_can_share_the_list_and_have_a_limit(slurm: Path, place: Path) -> None:
+    options = ["--slurm", "timeout_min=90", "--slurm", "signal_delay_s=300", "--slurm", "max_num_timeout=7"]
+    result = call("sweep", "s.toml", "--cluster", "slurm", "--jobs", "2", *options)
+    assert result.stdout.startswith("submitted 11_[0-1] (2 in all);")
+    (script,) = scripts(slurm)
+    assert "#SBATCH --time=90\n" in script
+    assert "#SBATCH --signal=USR2@300\n" in script
+    (listed,) = (place / "runs" / "jobs").glob("s-*/runs.json")
+    content = json.loads(listed.read_text())
+    assert content["jobs"] == {"11_0": [0, 1, 2, 3], "11_1": [0, 1, 2, 3]}
+    assert content["grace_seconds"] == 150
+    # Each of the shared jobs has all of it.
+    (slurm / "queue").write_text("11_1\n")
+    assert call("sweep", "s.toml", "--cluster", "slurm").stdout == "Nothing is left to submit.\n"
+
+
+def test_a_dry_run_with_slurm_shows_the_script_and_submits_nothing(slurm: Path, place: Path) -> None:
+    result = call("sweep", "s.toml", "--cluster", "slurm", "--dry-run", "--slurm", "partition=gpu")
+    assert result.exit_code == 0, result.output
+    assert "#SBATCH --array=0-2%3" in result.stdout
+    assert "#SBATCH --partition=gpu" in result.stdout
+    assert not (slurm / "submitted").exists()
+    assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("partition=nowhere", "Slurm did not take the jobs: sbatch: error: invalid partition specified: nowhere"),
+        ("colour=red", "submitit does not take these Slurm settings: Unknown argument 'colour'"),
+        ("timeout_min=soon", 'submitit does not take these Slurm settings: Parameter "timeout_min" expected type'),
+        ("nodes=2", "a job of a sweep is one task on one node"),
+        ("tasks_per_node=4", "a job of a sweep is one task on one node"),
+    ],
+)
+@pytest.mark.usefixtures("slurm")
+def test_what_slurm_does_not_take_is_a_sentence(setting: str, says: str) -> None:
+    result = call("sweep", "s.toml", "--cluster", "slurm", "--slurm", setting)
+    assert result.exit_code == 1
+    assert says in result.stderr
+    assert "sbatch is not found" not in result.stderr
 
 
 @pytest.mark.usefixtures("place")
@@ -146,13 +195,14 @@ def test_slurm_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PATH", "/nowhere")
     result = call("sweep", "s.toml", "--cluster", "slurm")
     assert result.exit_code == 1
-    assert "Start it on a machine that has sbatch" in result.stderr
+    assert "sbatch is not found. Start the sweep on a machine that has it." in result.stderr
 
 
 @pytest.mark.usefixtures("place")
 def test_records_of_a_clean_checkout_become_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddbench.runs.provenance.git", lambda: {"commit": "0" * 40, "dirty": False})
-    assert call("sweep", "s.toml", "--shard", "1/4", "--device", "cpu", "--quiet").exit_code == 0
+    which = ["--method", "random", "--dataset", "digits", "--ipc", "1", "--protocol", "tiny.toml"]
+    assert call("run", *which, "--device", "cpu", "--quiet").exit_code == 0
     (folder,) = Path("runs").glob("digits/ipc1/random/*")
     added = call("leaderboard", "add", str(folder), "--leaderboards", "boards")
     assert added.exit_code == 0, added.output

@@ -1,0 +1,61 @@
+"""The runs of a sweep: what was asked of each, and what it resolves to here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddbench.errors import RunError
+from ddbench.runs.batch import Outcome, asked_of
+from ddbench.runs.record import read_record
+from ddbench.runs.spec import CPU, Asked, Resolution, resolve_spec
+from ddbench.runs.states import Status, status_of
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a sweep: what was asked, and what it resolves to here."""
+
+    asked: Asked
+    resolution: Resolution
+
+    @property
+    def name(self) -> str:
+        """As progress calls it: cifar10 ipc 10 dm seed 0."""
+        spec = self.resolution.spec
+        return f"{spec.dataset} {f'ipc {spec.ipc}' if spec.ipc else 'whole'} {spec.method} seed {spec.seed}"
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What runs that take about as long have in common."""
+        spec = self.resolution.spec
+        options = json.dumps(dict(spec.config), sort_keys=True)
+        return (spec.dataset, spec.ipc, spec.method, spec.backbone, options, spec.protocols, spec.judges)
+
+    def status(self, root: Path) -> Status:
+        """Its state under a runs folder, with all that is asked of it."""
+        return status_of(root / self.resolution.spec.folder, asked_of(self.resolution))
+
+    def outcome(self, root: Path, state: Status) -> Outcome:
+        """Its outcome, with the record where there is one."""
+        folder = root / self.resolution.spec.folder
+        record = None
+        with contextlib.suppress(RunError):
+            record = read_record(folder / "record.json")
+        return Outcome(self.resolution.spec, folder, state.state, record, state.why)
+
+
+def tasks_of(requests: Iterable[Asked], data_root: Path, device: torch.device = CPU) -> list[Task]:
+    """The runs that are asked for on a device, none twice.
+
+    Raises: the first error of any of them, before anything has been started.
+    """
+    resolved = (Task(asked, resolve_spec(asked, data_root, device)) for asked in requests)
+    by_run = {(t.resolution.spec.id, t.resolution.spec.protocols, t.resolution.spec.judges): t for t in resolved}
+    return list(by_run.values())

@@ -1,0 +1,97 @@
+"""A process that does one run at a time, as it is told: `python -m ddbench.sweep.worker`, started by a sweep.
+
+Orders come as lines of JSON on stdin: first where it works, then a run each. Answers go as lines of JSON to what was
+stdout; whatever a method prints goes to stderr, which is the worker's log. When stdin ends, because the sweep is done
+or dead, the worker saves what it works on, as after SIGTERM, and leaves: nobody is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ddbench.runs.signals import Interrupted
+
+WAIT_SECONDS = 0.1
+
+
+def main() -> int:
+    """Work until stdin ends. Returns the exit code."""
+    # What the terminal and a scheduler send to everyone reaches the sweep too, which says when to stop.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(value: dict[str, Any]) -> None:
+        # A sweep that is dead hears nothing, which ends no run before it has saved.
+        with contextlib.suppress(OSError):
+            answers.write(json.dumps(value) + "\n")
+            answers.flush()
+
+    orders: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    where = orders.get()
+    if where is None:
+        return 0
+    from ddbench.errors import DdbenchError
+    from ddbench.runs.batch import run_one
+    from ddbench.runs.devices import choose_device
+    from ddbench.runs.runner import RunOptions
+    from ddbench.runs.spec import resolve_spec
+    from ddbench.runs.states import write_failure
+    from ddbench.sweep.grid import asked_from_json
+    from ddbench.sweep.progress import Reporter
+
+    try:
+        device = choose_device(where["device"])
+    except DdbenchError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    options = RunOptions(
+        root=Path(where["runs"]),
+        data_root=Path(where["data"]),
+        device=device,
+        observers=[Reporter(say)],
+        grace_seconds=where["grace_seconds"],
+    )
+    say({"event": "ready"})
+    while (order := orders.get()) is not None:
+        try:
+            # The run's folder is known to whoever sent it, also where the run cannot be resolved here.
+            outcome = run_one(resolve_spec(asked_from_json(order["asked"]), options.data_root, device), options)
+            say({"event": "outcome", "state": outcome.state, "message": outcome.message})
+        except Interrupted as stop:
+            say({"event": "outcome", "state": "interrupted", "message": str(stop)})
+            return stop.exit_code
+        except DdbenchError as error:
+            write_failure(Path(order["folder"]), error)
+            say({"event": "outcome", "state": "failed", "message": str(error)})
+    return 0
+
+
+def _listen(orders: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+    for line in sys.stdin:
+        orders.put(json.loads(line))
+    orders.put(None)
+    # Between two runs the None is found; a run at work, or one that is about to begin, is told as a scheduler would.
+    while not _working():
+        time.sleep(WAIT_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _working() -> bool:
+    # While a run listens for it, SIGTERM has a handler of Python's.
+    return callable(signal.getsignal(signal.SIGTERM))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
