@@ -23,6 +23,7 @@ T = TypeVar("T")
 AXES = ("dataset", "precision", "pixels", "backbone", "preset", "method", "ipc", "seed")
 LISTS = {"protocol": "protocols", "judge": "judges"}
 KINDS: dict[str, type] = {"ipc": int, "seed": int, "students": int}
+LEAST = {"ipc": 1, "seed": 0, "students": 1}
 KEYS = (*AXES, *LISTS, "students", "set")
 
 
@@ -130,7 +131,9 @@ def _values(where: str, key: str, given: Any) -> list[Any]:
     kind = KINDS.get(key, str)
     for value in values:
         if type(value) is not kind:
-            raise ConfigError(f"{where}: {key} is {'a number' if kind is int else 'a text'}, not {value!r}.")
+            raise ConfigError(f"{where}: {key} is {'a whole number' if kind is int else 'a text'}, not {value!r}.")
+        if key in LEAST and int(value) < LEAST[key]:
+            raise ConfigError(f"{where}: {key} is {value}; it is at least {LEAST[key]}.")
     if not values or (key == "students" and len(values) > 1):
         raise ConfigError(f"{where}: {key} needs {'one value' if key == 'students' else 'at least one value'}.")
     return values

@@ -73,8 +73,11 @@ def test_a_method_of_a_file_is_named_by_its_name(tmp_path: Path) -> None:
         ('[grid]\nmethod = "dm"\n', "grid does not say which dataset"),
         ('[[run]]\ndataset = "digits"\n', "run 1 does not say which method"),
         ('[grid]\nmethods = "dm"\ndataset = "digits"\n', "'methods' is not known. Did you mean 'method'?"),
-        ('[grid]\nmethod = "dm"\ndataset = "digits"\nipc = "1"\n', "ipc is a number, not '1'"),
-        ('[grid]\nmethod = "dm"\ndataset = "digits"\nipc = true\n', "ipc is a number, not True"),
+        ('[grid]\nmethod = "dm"\ndataset = "digits"\nipc = "1"\n', "ipc is a whole number, not '1'"),
+        ('[grid]\nmethod = "dm"\ndataset = "digits"\nipc = true\n', "ipc is a whole number, not True"),
+        ('[grid]\nmethod = "dm"\ndataset = "digits"\nipc = [1, 0]\n', "ipc is 0; it is at least 1"),
+        ('[grid]\nmethod = "dm"\ndataset = "digits"\nseed = -1\n', "seed is -1; it is at least 0"),
+        ('[grid]\nmethod = "dm"\ndataset = "digits"\nstudents = 0\n', "students is 0; it is at least 1"),
         ('[grid]\nmethod = "dm"\ndataset = 3\n', "dataset is a text, not 3"),
         ('[grid]\nmethod = []\ndataset = "digits"\n', "method needs at least one value"),
         ('[grid]\nmethod = "dm"\ndataset = "digits"\nstudents = [1, 2]\n', "students needs one value"),
@@ -108,7 +111,7 @@ def test_shards_are_disjoint_and_complete(count: int, parts: int) -> None:
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
-@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2", "1/2/3"])
+@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2", "1/2/3", ""])
 def test_a_shard_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="a shard is i/n"):
         shard([1, 2, 3], text)
