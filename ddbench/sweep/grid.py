@@ -127,12 +127,12 @@ def _block(where: str, block: Any) -> list[Asked]:
 
 
 def _values(where: str, key: str, given: Any) -> list[Any]:
-    values = given if isinstance(given, list) else [given]
+    values: list[Any] = given if isinstance(given, list) else [given]
     kind = KINDS.get(key, str)
     for value in values:
         if type(value) is not kind:
             raise ConfigError(f"{where}: {key} is {'a whole number' if kind is int else 'a text'}, not {value!r}.")
-        if key in LEAST and int(value) < LEAST[key]:
+        if key in LEAST and isinstance(value, int) and value < LEAST[key]:
             raise ConfigError(f"{where}: {key} is {value}; it is at least {LEAST[key]}.")
     if not values or (key == "students" and len(values) > 1):
         raise ConfigError(f"{where}: {key} needs {'one value' if key == 'students' else 'at least one value'}.")
