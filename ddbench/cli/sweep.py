@@ -25,6 +25,7 @@ from ddbench.cli.common import (
 if TYPE_CHECKING:
     from ddbench.runs.batch import Outcome
     from ddbench.runs.states import Status
+    from ddbench.sweep.process import Process
     from ddbench.sweep.tasks import Task
 
 
@@ -71,14 +72,38 @@ def sweep(
 
     FILE is TOML with one [grid], whose method, dataset, ipc, seed, … may be lists, and any number of [[run]].
     """
+    from ddbench.runs.places import likely_devices, place_of
+    from ddbench.sweep.process import started_ahead
+
+    if settings and cluster != "slurm":
+        raise click.UsageError("--slurm needs --cluster slurm.")
+    likely = likely_devices(device) if cluster == "local" and not dry_run and file.is_file() else []
+    places = [place_of(likely[number % len(likely)]) for number in range(jobs or len(likely)) if likely]
+    with started_ahead(places, runs_root / "jobs" / file.stem) as ahead:
+        _sweep(ctx, file, part, cluster, settings, jobs, dry_run, device, data_root, runs_root, as_json, quiet, ahead)
+
+
+def _sweep(
+    ctx: click.Context,
+    file: Path,
+    part: str | None,
+    cluster: str,
+    settings: Sequence[str],
+    jobs: int | None,
+    dry_run: bool,
+    device: str,
+    data_root: Path,
+    runs_root: Path,
+    as_json: bool,
+    quiet: bool,
+    ahead: list[Process],
+) -> None:
     from ddbench.config import parse_assignments
     from ddbench.runs.batch import settled
     from ddbench.runs.devices import choose_device, visible_devices
     from ddbench.sweep.grid import read_sweep, shard
     from ddbench.sweep.tasks import tasks_of
 
-    if settings and cluster != "slurm":
-        raise click.UsageError("--slurm needs --cluster slurm.")
     slurm = {
         key.removeprefix("slurm_"): value for key, value in parse_assignments(settings, "--slurm KEY=VALUE").items()
     }
@@ -102,7 +127,7 @@ def sweep(
     if dry_run:
         _print_states(tasks, states, runs_root, as_json)
         return
-    outcomes = _here(tasks, states, visible_devices(device), jobs, file, data_root, writable(runs_root), quiet)
+    outcomes = _here(tasks, states, visible_devices(device), jobs, file, data_root, writable(runs_root), quiet, ahead)
     _report(outcomes, as_json, ctx)
     if any(outcome.state != "done" for outcome in outcomes):
         ctx.exit(1)
@@ -117,9 +142,10 @@ def _here(
     data_root: Path,
     runs_root: Path,
     quiet: bool,
+    ahead: list[Process],
 ) -> list[Outcome]:
     """Do what is left on this machine; what is done already is among the outcomes."""
-    from ddbench.runs.devices import place_of
+    from ddbench.runs.places import place_of
     from ddbench.sweep.pool import Pool
     from ddbench.sweep.progress import Board
 
@@ -132,7 +158,7 @@ def _here(
         return there
     places = [place_of(devices[number % len(devices)]) for number in range(count)]
     board = Board([task.name for task in left], [task.kind for task in left], count, already=len(there), quiet=quiet)
-    pool = Pool(left, places, runs_root, data_root, runs_root / "jobs" / file.stem, board)
+    pool = Pool(left, places, runs_root, data_root, runs_root / "jobs" / file.stem, board, ahead=ahead)
     order = {task.resolution.spec.folder: number for number, task in enumerate(tasks)}
     return sorted([*there, *pool.work()], key=lambda outcome: order[outcome.spec.folder])
 

@@ -1,16 +1,10 @@
-"""The device of a run, and the part of a machine that a process of its own gets to see."""
+"""The device of a run."""
 
 from __future__ import annotations
-
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 
 from ddbench.errors import ConfigError
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def choose_device(name: str) -> torch.device:
@@ -41,29 +35,3 @@ def visible_devices(name: str) -> list[str]:
     if name in ("auto", "cuda") and chosen.type == "cuda":
         return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     return [str(chosen)]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a process of its own works. `device` is the name that the device has there, `shown` the one it has here;
-    `environment` is all that the process is given."""
-
-    shown: str
-    device: str
-    environment: Mapping[str, str]
-
-
-def place_of(name: str, environment: Mapping[str, str] | None = None) -> Place:
-    """The environment in which a process sees the device `name` of this one, and no other GPU.
-
-    Only that GPU, so that nothing lands on the first one by mistake. What CUDA_VISIBLE_DEVICES says here, numbers or
-    UUIDs, is what the numbers of `name` count; on a CPU it is left as it is.
-    """
-    given = dict(os.environ if environment is None else environment)
-    device = torch.device(name)
-    if device.type != "cuda":
-        return Place(name, name, given)
-    index = device.index or 0
-    entries = [entry.strip() for entry in given.get(VISIBLE, "").split(",") if entry.strip()]
-    entry = entries[index] if index < len(entries) else str(index)
-    return Place(name, "cuda", {**given, VISIBLE: entry})

@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import signal
-import site
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import ddbench
 from ddbench.errors import RunError
 from ddbench.runs.batch import Outcome
-from ddbench.runs.devices import Place
+from ddbench.runs.places import Place
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import AGAIN, SAME_REQUEST, Interrupted, heeded
 from ddbench.runs.states import Status, status_of, write_failure
 from ddbench.sweep.grid import asked_to_json
+from ddbench.sweep.process import Process
 from ddbench.sweep.progress import Board
 from ddbench.sweep.tasks import Task
 
 LOOK_SECONDS = 0.5
-# Of a log's end, what a last sentence is looked for in.
-TAIL_BYTES = 4096
 
 
 @dataclass
@@ -39,17 +34,15 @@ class _Worker:
     """A process, and the run that it has been given."""
 
     number: int
-    place: Place
-    process: subprocess.Popen[bytes]
-    log: Path
-    log_start: int
+    process: Process
     task: int | None = None
     ready: bool = False
 
 
 @dataclass
 class Pool:
-    """Does runs on several places of this machine. `skip` says of a run whether it is left out when its turn comes.
+    """Does runs on several places of this machine. `skip` says of a run whether it is left out when its turn comes;
+    `ahead` are processes that were started before, which are taken from it.
 
     A run that makes its worker break down is failed with the worker's last sentence, and another worker takes over;
     a place whose worker does not even start is given up. On a signal every run at work is saved. Whoever kills this
@@ -65,6 +58,7 @@ class Pool:
     skip: Callable[[Task], Status | None] = lambda _: None
     stop_on: Sequence[signal.Signals] = ()
     grace_seconds: float = 20.0
+    ahead: list[Process] = field(default_factory=list)
     _outcomes: dict[int, Outcome] = field(default_factory=dict)
     _said: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = field(default_factory=queue.SimpleQueue)
     _asked: signal.Signals | None = None
@@ -121,7 +115,7 @@ class Pool:
             self._over(worker.task, event["state"], event["message"])
             worker.task = None
             if event["state"] == "interrupted":  # it leaves, with whatever stopped it
-                _hang_up(worker)
+                worker.process.hang_up()
             else:
                 self._give(worker)
         elif worker.task is not None:
@@ -138,11 +132,11 @@ class Pool:
                 self.board.ends(index, self._outcomes[index])
                 continue
             worker.task = index
-            self.board.begins(index, worker.place.shown)
+            self.board.begins(index, worker.process.place.shown)
             folder = self.runs_root / task.resolution.spec.folder
-            _tell(worker, {"asked": asked_to_json(task.asked), "folder": str(folder)})
+            worker.process.tell({"asked": asked_to_json(task.asked), "folder": str(folder)})
             return
-        _hang_up(worker)
+        worker.process.hang_up()
 
     def _over(self, index: int, state: Any, message: str) -> None:
         outcome = self.tasks[index].outcome(self.runs_root, Status(state, message))
@@ -151,52 +145,43 @@ class Pool:
 
     def _left(self, worker: _Worker) -> None:
         """A worker's process has ended."""
-        code = worker.process.wait()
-        _hang_up(worker)
+        code = worker.process.popen.wait()
+        worker.process.hang_up()
         self._workers.remove(worker)
         index = worker.task
         if index is None and (code in (0, AGAIN) or self._asked is not None):
             if code == AGAIN and self._asked is None and self._waiting:
-                self._start(worker.number, worker.place)
+                self._start(worker.number, worker.process.place)
             return
-        why = f"{_ending(code)} {last_sentence(worker.log, worker.log_start)}".strip()
+        why = f"{_ending(code)} {worker.process.last_sentence}".strip()
         if index is None:
             self._broken.append(why)
-            self.board.note(f"the worker on {worker.place.shown} {why}")
+            self.board.note(f"the worker on {worker.process.place.shown} {why}")
             if worker.ready and self._waiting:
-                self._start(worker.number, worker.place)
+                self._start(worker.number, worker.process.place)
             return
         folder = self.runs_root / self.tasks[index].resolution.spec.folder
         if self._asked is not None:
             self._over(index, "interrupted", "stopped before it could save; it goes on from its last checkpoint.")
             return
-        message = f"its worker on {worker.place.shown} {why}"
+        message = f"its worker on {worker.process.place.shown} {why}"
         # A bug has left its own reason; a process that was killed could not.
         if folder.is_dir() and RunDir.holder(folder) is None and status_of(folder).state != "failed":
             write_failure(folder, RunError(message))
         self._over(index, "failed", message)
         if self._waiting:
-            self._start(worker.number, worker.place)
+            self._start(worker.number, worker.process.place)
 
     def _start(self, number: int, place: Place) -> None:
-        self.logs.mkdir(parents=True, exist_ok=True)
-        log = self.logs / f"worker-{number}.log"
-        with log.open("ab") as stderr:
-            start = stderr.tell()
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-u", "-m", "ddbench.sweep.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=_importable(place.environment),
-                # The terminal's Ctrl-C is for the sweep, which tells its workers itself.
-                start_new_session=True,
-            )
-        worker = _Worker(number, place, process, log, start)
+        waiting = [process for process in self.ahead if process.place == place]
+        if waiting:
+            self.ahead.remove(waiting[0])
+        process = waiting[0] if waiting else Process.start(place, self.logs / f"worker-{number}.log")
+        worker = _Worker(number, process)
         self._workers.append(worker)
-        threading.Thread(target=self._hear, args=(worker, process.stdout), daemon=True).start()
+        threading.Thread(target=self._hear, args=(worker, process.popen.stdout), daemon=True).start()
         where = {"runs": str(self.runs_root), "data": str(self.data_root), "device": place.device}
-        _tell(worker, where | {"grace_seconds": self.grace_seconds})
+        process.tell(where | {"grace_seconds": self.grace_seconds})
 
     def _hear(self, worker: _Worker, answers: IO[bytes]) -> None:
         with answers:
@@ -208,19 +193,19 @@ class Pool:
     def _stop_workers(self) -> None:
         for worker in self._workers:
             if self._hurry:
-                worker.process.kill()
+                worker.process.popen.kill()
             else:
-                _hang_up(worker)
+                worker.process.hang_up()
 
     def _end_all(self) -> None:
         """Nobody is left behind, whatever ended the loop."""
         for worker in self._workers:
-            _hang_up(worker)
+            worker.process.hang_up()
         for worker in self._workers:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.process.wait(self.grace_seconds)
-            worker.process.kill()
-            worker.process.wait()
+                worker.process.popen.wait(self.grace_seconds)
+            worker.process.popen.kill()
+            worker.process.popen.wait()
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
@@ -241,43 +226,9 @@ class Pool:
             self._hurry = True
 
 
-def last_sentence(log: Path, start: int = 0) -> str:
-    """The last line that is not empty in a log, from `start` on; empty where nothing was said."""
-    with contextlib.suppress(OSError), log.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(start, end - TAIL_BYTES))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-        return next((line for line in reversed(lines) if line), "")
-    return ""
-
-
 def _ending(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}:"
     name = signal.Signals(-code).name
     more = " (often the system's way of taking back memory)" if -code == signal.SIGKILL else ""
     return f"was ended by {name}{more}; its last words were:"
-
-
-def _importable(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with this ddbench on the path, which need not be installed."""
-    home = str(Path(ddbench.__file__).parent.parent)
-    known = environment.get("PYTHONPATH", "")
-    if home in (*site.getsitepackages(), *known.split(os.pathsep)):
-        return dict(environment)
-    return {**environment, "PYTHONPATH": os.pathsep.join(part for part in (home, known) if part)}
-
-
-def _tell(worker: _Worker, order: Mapping[str, Any]) -> None:
-    assert worker.process.stdin is not None
-    # One that has died says so by the end of its answers.
-    with contextlib.suppress(OSError):
-        worker.process.stdin.write((json.dumps(order) + "\n").encode())
-        worker.process.stdin.flush()
-
-
-def _hang_up(worker: _Worker) -> None:
-    """The end of a worker's stdin: it saves what it works on and leaves."""
-    assert worker.process.stdin is not None
-    with contextlib.suppress(OSError):
-        worker.process.stdin.close()

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ddbench.errors import ConfigError, DdbenchError, RunError
 from ddbench.files import read_json, write_json
 from ddbench.runs.batch import Outcome
-from ddbench.runs.devices import place_of, visible_devices
+from ddbench.runs.devices import visible_devices
+from ddbench.runs.places import place_of
 from ddbench.runs.signals import AGAIN, Interrupted
 from ddbench.runs.spec import Asked, resolve_spec
 from ddbench.runs.states import Status, read_failure, write_failure

@@ -39,6 +39,7 @@ def main() -> int:
 
     orders: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    _load(sys.argv[1] if len(sys.argv) > 1 else "cpu")
     where = orders.get()
     if where is None:
         return 0
@@ -52,7 +53,7 @@ def main() -> int:
     from ddbench.sweep.progress import Reporter
 
     try:
-        device = choose_device(where["device"])
+        device = choose_device(where["device"])  # knows what _load could not
     except DdbenchError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -78,6 +79,21 @@ def main() -> int:
     return 0
 
 
+def _load(device: str) -> None:
+    """What runs import and set up when they first need it, while whoever sends them is still getting ready."""
+    import torch
+
+    import ddbench.runs.batch  # noqa: F401
+
+    if device.startswith("cuda"):
+        import torch._dynamo
+        import torch._inductor
+
+        # Without a GPU, or without room on it, the device is asked for again, and then it is an error.
+        with contextlib.suppress(Exception):
+            torch.zeros(1, device=device)
+
+
 def _listen(orders: queue.SimpleQueue[dict[str, Any] | None]) -> None:
     for line in sys.stdin:
         orders.put(json.loads(line))
@@ -94,4 +110,7 @@ def _working() -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    # Everything is on disk; taking down the interpreter and its GPU in order would only take time.
+    os._exit(code)

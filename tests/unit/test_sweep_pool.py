@@ -15,12 +15,14 @@ import torch
 from ddbench.errors import ConfigError, RunError
 from ddbench.runs import spec
 from ddbench.runs.batch import resolve_all, settled
-from ddbench.runs.devices import choose_device, place_of, visible_devices
+from ddbench.runs.devices import choose_device, visible_devices
+from ddbench.runs.places import likely_devices, place_of
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.spec import Asked
 from ddbench.runs.states import Status
 from ddbench.sweep.grid import asked_from_json, asked_to_json, read_sweep
-from ddbench.sweep.pool import Pool, last_sentence
+from ddbench.sweep.pool import Pool
+from ddbench.sweep.process import last_sentence, started_ahead
 from ddbench.sweep.progress import Board
 from ddbench.sweep.tasks import tasks_of
 
@@ -64,6 +66,29 @@ def test_a_worker_is_given_its_gpu_alone(outside: str | None, device: str, insid
 
 def test_a_worker_on_a_cpu_keeps_its_environment() -> None:
     assert place_of("cpu", {"CUDA_VISIBLE_DEVICES": "7"}).environment == {"CUDA_VISIBLE_DEVICES": "7"}
+
+
+@pytest.mark.parametrize(
+    ("drivers", "outside", "device", "likely"),
+    [
+        (3, None, "auto", ["cuda:0", "cuda:1", "cuda:2"]),
+        (3, "2,0", "cuda", ["cuda:0", "cuda:1"]),
+        (3, None, "cuda:1", ["cuda:1"]),
+        (3, None, "cpu", []),
+        (3, None, "cuda:x", []),
+        (0, "0,1", "auto", []),
+    ],
+)
+def test_devices_are_guessed_without_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drivers: int, outside: str | None, device: str, likely: list[str]
+) -> None:
+    for number in range(drivers):
+        (tmp_path / f"nvidia{number}").touch()
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if outside is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", outside)
+    assert likely_devices(device, tmp_path) == likely
 
 
 def test_methods_without_a_budget_answer_every_ipc_with_one_run(tmp_path: Path) -> None:
@@ -216,6 +241,17 @@ def test_a_run_that_is_locked_is_left_to_its_process_and_others_can_be_left_out(
         outcomes = pool.work()
     assert [outcome.state for outcome in outcomes] == ["running", "failed", "done"]
     assert not (place / "runs" / pool.tasks[1].resolution.spec.folder).exists()
+
+
+def test_a_worker_can_start_before_its_runs_are_known_and_one_too_many_is_sent_away(place: Path) -> None:
+    pool = pool_of(place, witness("[0]"), ["cpu"])
+    with started_ahead([pool.places[0], place_of("cuda:3")], pool.logs) as ahead:
+        taken, left = ahead
+        pool.ahead = ahead
+        assert [outcome.state for outcome in pool.work()] == ["done"]
+        assert ahead == [left]
+        assert taken.popen.returncode == 0
+    assert left.popen.returncode is not None
 
 
 def test_progress_is_said_in_plain_lines(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
