@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -37,15 +36,29 @@ def test_quick_commands_import_nothing_slow(arguments: list[str]) -> None:
     assert done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list", "methods"], ["list", "protocols"]], ids=" ".join)
-def test_quick_commands_take_less_than_half_a_second(arguments: list[str]) -> None:
-    def once() -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "ddbench", *arguments], capture_output=True, check=True)
-        return time.perf_counter() - started
+COUNT = """
+import sys
+from pathlib import Path
+import click
+from pydantic import BaseModel
+before = {*sys.modules}
+from ddbench.cli import root
+try:
+    root(sys.argv[1:], prog_name="ddbench")
+finally:
+    new = [sys.modules[name] for name in sys.modules.keys() - before]
+    files = {Path(file) for module in new if (file := getattr(module, "__file__", None))}
+    sys.stderr.write(f"{len(files)} {sum(file.stat().st_size for file in files)}")
+"""
 
-    # The best of a few: the question is what the command needs, not what else the machine does.
-    assert min(once() for _ in range(4)) < 0.5
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "methods"], ["list", "protocols"]], ids=" ".join)
+def test_quick_commands_load_little(arguments: list[str]) -> None:
+    """Half a second is what Python, click and pydantic take with about this much beside them; torch is 60 MB."""
+    done = subprocess.run([sys.executable, "-c", COUNT, *arguments], capture_output=True, text=True, check=True)
+    files, size = map(int, done.stderr.split())
+    assert files < 150
+    assert size < 4_000_000
 
 
 def test_a_reader_that_stops_reading_is_no_error() -> None:

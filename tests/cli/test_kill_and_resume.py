@@ -211,10 +211,9 @@ def test_a_step_that_does_not_end_is_left_behind(server: Server, whole: tuple[Ru
     asleep = tmp_path / "asleep"
     pid = server.start(tmp_path / "runs", sleep=str(asleep), grace=0.2)
     wait_for(asleep)
-    began = time.monotonic()
     os.kill(pid, signal.SIGTERM)
+    # The step sleeps for half a minute and would then save itself.
     assert server.wait() == 75
-    assert time.monotonic() - began < 10
     assert [p.name for p in only(tmp_path / "runs").checkpoints.iterdir()] == ["step_000003.pt"]
     server.start(tmp_path / "runs")
     assert server.wait() == 0

@@ -10,11 +10,15 @@ import torch
 
 from ddbench.estimate import Estimate, estimate
 from ddbench.evaluation.krr import KRRTrainer
+from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trainer import Job, Predictor
 from ddbench.runs.runner import RunOptions, prepare, run
 from ddbench.runs.spec import Asked, Resolution, resolve_spec
+from ddbench_methods.dm import DM
 
 CPU = torch.device("cpu")
+# A budget that no machine exceeds, be it busy: what is measured is bounded by its number of steps.
+PLENTY = 1000.0
 
 
 def resolution(method: str, folder: Path, *assignments: str) -> Resolution:
@@ -28,18 +32,39 @@ def phases(found: Estimate) -> dict[str, tuple[float | None, str]]:
     return {phase.name: (phase.seconds, phase.basis) for phase in found.phases}
 
 
-def test_a_run_takes_about_as_long_as_was_estimated(tmp_path: Path) -> None:
+class Work:
+    """A clock that only work moves: a step of DM takes half a second, one of a student a hundredth."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        step, train = DM.step, SGDTrainer.train
+
+        def slow_step(method: DM, problem: Any, state: Any, rng: Any) -> Any:
+            self.now += 0.5
+            return step(method, problem, state, rng)
+
+        def slow_train(trainer: SGDTrainer, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Any:
+            def slow_tick(steps: int) -> None:
+                self.now += 0.01 * steps
+                tick(steps)
+
+            return train(trainer, job, students, slow_tick)
+
+        monkeypatch.setattr(DM, "step", slow_step)
+        monkeypatch.setattr(SGDTrainer, "train", slow_train)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+
+def test_a_run_takes_as_long_as_was_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = resolution("dm", tmp_path, "iterations=30", "batch_real=16")
-    found = estimate(asked, root=tmp_path / "runs", device=CPU)
+    Work(monkeypatch)
+    found = estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY)
     record = run(asked, RunOptions(root=tmp_path / "runs", data_root=tmp_path, device=CPU))
-    by_name = phases(found)
-    # An order of magnitude either way: the tests share their machine.
-    for name, actual in (("condense", record.cost["condense"]), ("evaluate tiny@1 mlp", record.cost["evaluate"])):
-        told = by_name[name][0]
-        assert told is not None
-        assert actual.seconds / 8 < told < actual.seconds * 8
+    told = phases(found)
+    assert told["condense"][0] == pytest.approx(record.cost["condense"].seconds) == 15
+    assert told["evaluate tiny@1 mlp"][0] == pytest.approx(record.cost["evaluate"].seconds) == 16
     assert found.complete
-    assert by_name["condense"][1].startswith("30 steps of")
+    assert told["condense"][1].startswith("30 steps of 500 ms")
 
 
 def test_artefacts_are_made_elsewhere_unless_they_are_there(tmp_path: Path) -> None:
@@ -51,9 +76,6 @@ def test_artefacts_are_made_elsewhere_unless_they_are_there(tmp_path: Path) -> N
     prepare(asked, RunOptions(root=runs, data_root=tmp_path, device=CPU))
     after = phases(estimate(asked, root=runs, device=CPU))
     assert after["prepare"][1] == "measured"
-    assert before["prepare"][0] is not None
-    assert after["prepare"][0] is not None
-    assert after["prepare"][0] < before["prepare"][0]
 
 
 def test_a_set_that_a_protocol_cannot_judge_is_foreseen(tmp_path: Path) -> None:
@@ -99,36 +121,35 @@ def test_a_large_whitening_is_not_begun(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_getting_ready_for_a_student_has_a_limit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddbench.evaluation.sgd.SGDTrainer.steps", lambda self, job: time.sleep(30))
-    started = time.monotonic()
     found = estimate(resolution("random", tmp_path), root=tmp_path / "runs", device=CPU, budget=1.0)
-    assert time.monotonic() - started < 15
     assert phases(found)["evaluate tiny@1 mlp"] == (None, "getting ready for a student takes more than 0.5 s")
 
 
 def test_kernel_regression_is_timed_by_its_own_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = resolve_spec(Asked("random", "digits", ipc=2, protocols=("krr-fc1",), judges=("mlp",)), tmp_path)
-    train = KRRTrainer.train
+    train, work = KRRTrainer.train, Work(monkeypatch)
 
     def slow(self: KRRTrainer, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
         predict = train(self, job, students, tick)
 
         def wait(x: torch.Tensor) -> torch.Tensor:
-            time.sleep(0.002 * len(x))
+            work.now += 0.002 * len(x)
             return predict(x)
 
         return wait
 
     monkeypatch.setattr(KRRTrainer, "train", slow)
-    seconds, basis = phases(estimate(asked, root=tmp_path, device=CPU))["evaluate krr-fc1@1 fc1 kernel"]
+    found = estimate(asked, root=tmp_path, device=CPU, budget=PLENTY)
+    seconds, basis = phases(found)["evaluate krr-fc1@1 fc1 kernel"]
     # Of students that are all alike there is one.
-    assert seconds == pytest.approx(0.002 * asked.dataset.manifest["test"]["images"], rel=0.5)
+    assert seconds == pytest.approx(0.002 * asked.dataset.manifest["test"]["images"])
     assert basis == "its predictions"
 
 
 def test_networks_that_choose_are_counted(tmp_path: Path) -> None:
     assignments = ("select=heldout", "experts=1", "start_epochs=1", "expert_span=1", "iterations=1001", "inner_steps=1")
     asked = resolve_spec(Asked("mtt", "digits", ipc=1, backbone="mlp", assignments=assignments), tmp_path)
-    seconds, basis = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=16.0))["choose by mtt@1"]
+    seconds, basis = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY))["choose by mtt@1"]
     assert seconds is not None
     assert basis.startswith("6 students x 1001 steps")
 
@@ -137,7 +158,7 @@ def test_networks_by_which_a_step_size_is_chosen_are_counted(tmp_path: Path) -> 
     native = 'name = "tiny-kip"\ntrainer = "finite-width"\nlabels = "soft"\nbackbones = ["mlp"]\nstudents = 2\n'
     (tmp_path / "kip.toml").write_text(native + "[options]\nsteps = 1000\nlr_factors = [1.0, 0.1, 0.01]\n")
     asked = resolve_spec(Asked("random", "digits", ipc=1, protocols=(str(tmp_path / "kip.toml"),)), tmp_path)
-    _, basis = phases(estimate(asked, root=tmp_path / "runs", device=CPU))["evaluate tiny-kip@1 mlp"]
+    _, basis = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY))["evaluate tiny-kip@1 mlp"]
     assert basis.startswith("2 students and 3 to choose by x 1000 steps")
 
 
@@ -158,14 +179,14 @@ def test_choosing_that_costs_nothing_beside_the_steps_is_no_phase(tmp_path: Path
 def test_a_set_is_judged_in_its_own_space(tmp_path: Path, method: str, assignments: tuple[str, ...]) -> None:
     options: dict[str, Any] = {"pixels": "zca", "backbone": "mlp", "protocols": ("quick",), "judges": ("mlp",)}
     asked = resolve_spec(Asked(method, "digits", ipc=1, assignments=assignments, **options), tmp_path)
-    told = phases(estimate(asked, root=tmp_path / "runs", device=CPU))
+    told = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY))
     assert told["evaluate quick@1 mlp"][0] is not None
     assert any(name.startswith("choose by ") for name in told)
 
 
 def test_a_length_that_is_found_while_condensing_is_not_told(tmp_path: Path) -> None:
     asked = resolve_spec(Asked("ld", "digits", ipc=1, protocols=("ld", "quick"), judges=("mlp",)), tmp_path)
-    told = phases(estimate(asked, root=tmp_path / "runs", device=CPU))
+    told = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY))
     unknown = (None, "cannot be told before the set says how long to train on it")
     assert told["choose by ld@1"] == told["evaluate ld@1 mlp"] == unknown
     assert told["evaluate quick@1 mlp"][0] is not None
