@@ -5,6 +5,7 @@ Four layers, later wins: the field's default, the presets for this dataset and i
 
 from __future__ import annotations
 
+import reprlib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,9 +106,20 @@ def explain(owner: str, error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             parts.append(f"{owner}: there is no {where!r}")
             continue
-        given = "" if item["type"] == "missing" else f" (got {item['input']!r})"
-        parts.append(f"{owner}: {where}: {item['msg'][0].lower()}{item['msg'][1:]}{given}")
+        given = "" if item["type"] == "missing" else f" (got {_shown(item['input'])})"
+        said = item["msg"].removeprefix("Value error, ")
+        parts.append(f"{owner}: {where}: {said[0].lower()}{said[1:]}{given}")
     return "; ".join(parts)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: what came from a stranger's file can be of any length and depth."""
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxstring, shown.maxother, shown.maxlong = 2, 80, 80, 80
+    try:
+        return shown.repr(value)
+    except ValueError:  # a whole number of too many digits
+        return "a number of thousands of digits"
 
 
 def parse_value(text: str) -> Any:

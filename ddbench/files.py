@@ -6,10 +6,14 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
+import re
+import stat
 import threading
 import time
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +77,62 @@ def sweep(folder: Path, name: str = "", *, spare: str = "", idle_seconds: float 
                 path.unlink()
 
 
+def sweep_dead(folder: Path, *, deep: bool = True, idle_seconds: float = math.inf) -> None:
+    """Remove what processes that are gone were writing in a folder, and in those in it where `deep`.
+
+    For folders that others may write to at this moment: a process that lives on this machine keeps its files, unless
+    they have not grown for `idle_seconds`.
+    """
+    for path in folder.rglob(".*.tmp") if deep else folder.glob(".*.tmp"):
+        match = re.fullmatch(r"\..+\.(\d+)-\d+\.tmp", path.name)
+        if match is None:
+            continue  # not one of ours
+        with contextlib.suppress(OSError):
+            if not _lives(int(match[1])) or time.time() - path.stat().st_mtime >= idle_seconds:
+                path.unlink()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with a newline at the end, whole or not at all."""
     write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A regular file, opened for reading bytes; a pipe would keep its reader waiting, and a device may have no end.
+
+    Raises: OSError with a sentence for everything else than a file, as for a file that is missing.
+    """
+    # Without waiting: opening a pipe that nobody writes to would not return.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def not_regular(path: Path) -> str:
+    """What is wrong with a path that a library will open by itself, in words; nothing where it is a regular file."""
+    try:
+        open_regular(path).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def read_json(path: Path) -> Any:
@@ -84,7 +141,10 @@ def read_json(path: Path) -> Any:
     Raises: RunError if the file is missing or damaged, or cannot be read.
     """
     try:
-        return json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            return json.loads(file.read())
+    except RecursionError:
+        raise RunError(f"{path} is damaged and cannot be read as JSON: its values lie too deep.") from None
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing.") from error
     except OSError as error:
@@ -95,7 +155,7 @@ def read_json(path: Path) -> Any:
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, as hex digits."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

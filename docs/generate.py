@@ -11,7 +11,7 @@ import statistics as statistics_of
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -429,6 +429,8 @@ def _default(field: Any) -> str:
 def _type(kind: Any) -> str:
     """A type in words."""
     origin, inside = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _type(inside[0])
     if origin in (Union, types.UnionType):
         return " or ".join(_type(part) for part in inside)
     if origin is Literal:

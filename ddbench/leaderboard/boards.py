@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddbench.errors import RunError
-from ddbench.files import write_atomically, write_json
+from ddbench.files import sweep_dead, write_atomically, write_json
 from ddbench.leaderboard.collect import collect, record_file
 from ddbench.leaderboard.published import read_published
 from ddbench.leaderboard.rank import summarise
-from ddbench.leaderboard.render import Board, board
+from ddbench.leaderboard.render import Board, board, escaped
 from ddbench.runs.record import RunRecord, json_schema, read_record
 
 if TYPE_CHECKING:
@@ -58,10 +58,12 @@ def build(leaderboards: Path) -> dict[Path, str]:
     Raises: RunError for a damaged record, naming it.
     """
     files = _generated(leaderboards)
+    for place in (leaderboards, *(leaderboards / part for part in ("records", "tables", "schema"))):
+        sweep_dead(place, deep=place != leaderboards)
     for path, text in files.items():
         write_atomically(leaderboards / path, text.encode())
     for path in _stale(leaderboards, files):
-        (leaderboards / path).unlink()
+        (leaderboards / path).unlink(missing_ok=True)
     return files
 
 
@@ -165,10 +167,11 @@ def _index(entries: Sequence[tuple[Board, Path]]) -> str:
         "|---|---|---|---|",
     ]
     for item, path in entries:
-        protocols = ", ".join(dict.fromkeys(str(p) for p in item.rows["protocol"]))
-        methods = ", ".join(sorted(set(item.rows["method"])))
+        protocols = escaped(", ".join(dict.fromkeys(str(p) for p in item.rows["protocol"])))
+        methods = escaped(", ".join(sorted(set(item.rows["method"]))))
         table, numbers = path.with_suffix(".md").as_posix(), path.with_suffix(".csv").as_posix()
-        lines.append(f"| [{item.title}]({table}) | {protocols} | {methods} | [md]({table}) [csv]({numbers}) |")
+        title = escaped(item.title, link=True)
+        lines.append(f"| [{title}]({table}) | {protocols} | {methods} | [md]({table}) [csv]({numbers}) |")
     if not entries:
         lines.append("| no records yet | | | |")
     return "\n".join([*lines, "", *_EXPLANATION]) + "\n"

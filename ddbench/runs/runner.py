@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from ddbench.data.sources import Dataset, load
 from ddbench.engine.precision import Precision
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import Protocol
-from ddbench.files import disk_is_full, write_atomically, write_json
+from ddbench.files import disk_is_full, sha256_of, write_atomically, write_json
 from ddbench.problem import Problem, fitted
 from ddbench.rng import Rng
 from ddbench.runs import provenance
@@ -345,7 +344,7 @@ def _condense(
 def _describe(folder: RunDir, dataset: Dataset, options: RunOptions, title: str) -> None:
     """What a person looks at first: the set's header as JSON, and a picture."""
     if not folder.about.is_file():
-        write_json(folder.about, {**sets.read_header(folder.synthetic), "sha256": _sha256(folder.synthetic)})
+        write_json(folder.about, {**sets.read_header(folder.synthetic), "sha256": sha256_of(folder.synthetic)})
     if not folder.preview.is_file():
         synthetic = sets.load(folder.synthetic)
         budget = f"ipc {folder.spec.ipc}" if folder.spec.ipc else "all images"
@@ -367,7 +366,7 @@ def _evaluate(
     curve: bool | None = None,
 ) -> None:
     tell.on_phase("evaluate")
-    sha256 = _sha256(folder.synthetic)
+    sha256 = sha256_of(folder.synthetic)
     judging = Judging(folder, dataset, sha256, _problems(folder, dataset, options, tell), stop, tell, retry)
     try:
         with ledger.phase("evaluate"):
@@ -405,7 +404,7 @@ def _problems(folder: RunDir, dataset: Dataset, options: RunOptions, tell: Obser
 def _record(resolution: Resolution, folder: RunDir, ledger: Ledger, options: RunOptions) -> RunRecord:
     spec, dataset, info = resolution.spec, resolution.dataset, resolution.method.info
     synthetic = sets.load(folder.synthetic)
-    sha256 = _sha256(folder.synthetic)
+    sha256 = sha256_of(folder.synthetic)
     return RunRecord(
         status="complete",
         run=RunPart(
@@ -454,8 +453,3 @@ def data_part(dataset: Dataset, name: str, pixels: PixelSpace) -> DataPart:
 
 def _space(pixels: str, dataset: Dataset, options: RunOptions) -> PixelSpace:
     return fitted(pixels, dataset.train, dataset.info, ArtifactCache(options.artifacts), options.device)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
