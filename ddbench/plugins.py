@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ddbench.errors import PluginError, closest
+from ddbench.fields import printable
 
 GROUPS = {"method": "ddbench.methods", "dataset": "ddbench.datasets", "backbone": "ddbench.backbones"}
 TRAINERS = "ddbench.trainers"
@@ -63,12 +64,17 @@ def kind_of(group: str) -> str:
     return group.rsplit(".", 1)[-1].removesuffix("s")
 
 
+def names_code(ref: str) -> bool:
+    """Whether a reference is a file of Python, which `load` would run. Only a person may say one, never a file."""
+    return ref.partition(":")[0].endswith(".py")
+
+
 def load(group: str, ref: str) -> Loaded:
     """Import what `ref` names: `dm`, `mypaper/dm`, or `./idea.py:MyMethod`.
 
     Raises: PluginError for an unknown or ambiguous name, and for a plug-in that does not import.
     """
-    if ref.partition(":")[0].endswith(".py"):
+    if names_code(ref):
         return _load_file(kind_of(group), ref)
     package, _, name = ref.rpartition("/")
     plugins = listing(group)
@@ -116,7 +122,7 @@ def _load_file(kind: str, ref: str) -> Loaded:
         raise PluginError(f"{kind} {ref!r}: {path.name} has no {attribute!r}.")
     value = getattr(module, attribute)
     name = getattr(value, "name", None) or attribute
-    return Loaded(value, str(name), path.name, hashlib.sha256(source).hexdigest())
+    return Loaded(value, str(name), printable(path.name), hashlib.sha256(source).hexdigest())
 
 
 def _import_file(path: Path, digest: str, ref: str, kind: str) -> ModuleType:

@@ -199,19 +199,21 @@ def _factory(name: str, shape: Shape, classes: int) -> Callable[[], nn.Module]:
 
 def _check_provided(name: str) -> None:
     """Raises: ConfigError, with a suggestion among ours and the installed ones, for a name that nobody provides."""
-    from ddbench.plugins import listing
+    from ddbench.plugins import listing, names_code
 
-    if name in _files or name.startswith("torchvision:") or _is_file(name) or "/" in name:
+    if name in _files or name.startswith("torchvision:") or _is_file(name):
         return
-    if ".py:" in name:
+    if names_code(name):
         raise ConfigError(f"backbone {name!r} comes from a file; give its path, as in ./{name.partition('@')[0]}")
     plugins = [plugin.name for plugin in listing(GROUP)]
-    if name not in plugins:
+    if "/" not in name and name not in plugins:
         raise ConfigError(_unknown(name, [*known(), *plugins]))
 
 
 def _is_file(name: str) -> bool:
-    return name not in _files and "@" not in name and name.partition(":")[0].endswith(".py")
+    from ddbench.plugins import names_code
+
+    return name not in _files and "@" not in name and names_code(name)
 
 
 def _label(ref: str) -> str:

@@ -24,6 +24,7 @@ from ddbench.data.catalogue import CATALOGUE, DatasetInfo, canonical, info
 from ddbench.data.folders import base_folder, read_image_folder
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import ConfigError, DataError, DdbenchError, PluginError, closest
+from ddbench.fields import MOST_NAME, PLAIN_NAME
 
 GROUP = plugins.GROUPS["dataset"]
 CHECKSUMMED = "torchvision (checksummed original files)"
@@ -368,8 +369,9 @@ def _user_info(manifest: Manifest) -> DatasetInfo:
 
 
 def _from_plugin(name: str, root: Path) -> Dataset:
-    is_file = name.partition(":")[0].endswith(".py")
-    if not is_file and name.rpartition("/")[2] not in [plugin.name for plugin in plugins.listing(GROUP)]:
+    if not plugins.names_code(name) and name.rpartition("/")[2] not in [
+        plugin.name for plugin in plugins.listing(GROUP)
+    ]:
         raise _absent(canonical(name), root)
     loaded = plugins.load(GROUP, name)
     try:
@@ -382,6 +384,11 @@ def _from_plugin(name: str, root: Path) -> Dataset:
         ) from error
     if not isinstance(dataset, Dataset):
         raise PluginError(f"dataset {name!r} of {loaded.provided_by} is {type(dataset).__name__}, not Dataset.")
+    if not re.fullmatch(PLAIN_NAME, dataset.info.name) or len(dataset.info.name) > MOST_NAME:
+        raise PluginError(
+            f"dataset {name!r} of {loaded.provided_by} calls itself {dataset.info.name!r}, which names its folders; "
+            "use letters, digits, dots, dashes and underscores."
+        )
     return dataset
 
 

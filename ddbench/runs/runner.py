@@ -110,17 +110,21 @@ def evaluate_run(
     students: int | None,
     options: RunOptions,
     curve: bool = False,
+    dataset_ref: str | None = None,
 ) -> RunRecord:
     """More evaluations of a finished run; rewrites its record. What failed before is tried again.
 
-    No judges: the backbones of each protocol. No students: as many as each protocol says.
+    No judges: the backbones of each protocol. No students: as many as each protocol says. `dataset_ref` says where the
+    dataset is that the run names, for one that is code: the folder may be somebody else's, and runs none.
     Raises: RunError if the run is not finished; DataError if the dataset is not the one it was made from.
     """
     _refuse_dirty(options)
     folder = RunDir.at(path)
     if not (folder.record.is_file() and folder.synthetic.is_file()):
         raise RunError(f"{path} is not a finished run: run its command again first, which goes on where it stopped.")
-    dataset = load(folder.spec.dataset, options.data_root)
+    dataset = load(dataset_ref or folder.spec.dataset, options.data_root)
+    if dataset.info.name != folder.spec.dataset:
+        raise DataError(f"run {folder.spec.id} was made from {folder.spec.dataset}, not from {dataset.info.name}.")
     if dataset.fingerprint != folder.spec.data_fingerprint:
         raise DataError(
             f"run {folder.spec.id} was made from {folder.spec.dataset} with fingerprint "
