@@ -9,12 +9,14 @@ import reprlib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ddbench.errors import ConfigError, closest
+from ddbench.files import open_regular
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -125,9 +127,11 @@ def _shown(value: Any) -> str:
 def parse_value(text: str) -> Any:
     """What a person types after `KEY=`: a TOML value, or else the text itself."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
         return text
+    # No option is a date, and no date is a number.
+    return text if isinstance(value, date | time) else value
 
 
 def parse_assignments(texts: Iterable[str], example: str = "--set iterations=100") -> dict[str, Any]:
@@ -145,11 +149,35 @@ def parse_assignments(texts: Iterable[str], example: str = "--set iterations=100
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file. Raises: ConfigError when it is missing or not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            values = tomllib.loads(file.read().decode("utf-8"))
+        _refuse_odd(values)
+        return values
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be used: its values lie too deep.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+    except ValueError as error:  # a value that no setting has, or a whole number of thousands of digits
+        raise ConfigError(f"{path} cannot be used: {error}.") from None
+
+
+def _refuse_odd(value: Any) -> None:
+    """Raise ValueError for what TOML has and no setting is."""
+    match value:
+        case date() | time():
+            raise ValueError(f"{value} is a date or a time, and no setting is one")
+        case bool():
+            return
+        case int() if abs(value) >= 2**63:
+            raise ValueError(f"{_shown(value)} is larger than any whole number that a setting can be")
+        case list():
+            for part in value:
+                _refuse_odd(part)
+        case dict():
+            for part in value.values():
+                _refuse_odd(part)
 
 
 def read_settings(path: Path) -> list[Setting]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import glob
 import hashlib
 import json
 import math
 import os
 import re
+import shutil
 import stat
 import threading
 import time
@@ -64,6 +67,38 @@ def write_atomically(path: Path, data: bytes | Callable[[Path], None]) -> None:
             beside.unlink()
 
 
+def put_folder(ready: Path, place: Path) -> None:
+    """Move a folder that is whole to its place, on the same disk; one that is there is replaced, and then removed.
+
+    At no moment is there neither, where the system can exchange two folders at once (Linux).
+    """
+    if not os.path.lexists(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        ready.rename(place)
+    elif exchange(ready, place):
+        shutil.rmtree(ready, ignore_errors=True)
+    else:
+        aside = ready.with_name(f"{ready.name}.replaced")
+        place.rename(aside)
+        ready.rename(place)
+        shutil.rmtree(aside, ignore_errors=True)
+    _sync_folder(place.parent)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Exchange two names on one disk at once; False, with nothing done, where the system or the disk cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    done: int = rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE)
+    return done == 0
+
+
+# Of Linux: paths are relative to the folder of the process, and both names stay.
+_HERE, _EXCHANGE = -100, 2
+
+
 def sweep(folder: Path, name: str = "", *, spare: str = "", idle_seconds: float = 0.0) -> None:
     """Remove what killed processes were writing in a folder and those in it: files of this name, or all but `spare`.
 
@@ -75,6 +110,15 @@ def sweep(folder: Path, name: str = "", *, spare: str = "", idle_seconds: float 
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime >= idle_seconds:
                 path.unlink()
+
+
+def unfinished(place: Path) -> Path:
+    """Where a folder is made before `put_folder` moves it to `place`; those of processes that are gone are removed."""
+    for path in place.parent.glob(f".{glob.escape(place.name)}.*.tmp"):
+        match = re.fullmatch(r"(\d+)-\d+\.tmp", path.name.removeprefix(f".{place.name}."))
+        if match is not None and path.is_dir() and not _lives(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+    return place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
 
 def sweep_dead(folder: Path, *, deep: bool = True, idle_seconds: float = math.inf) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from ddbench.errors import DataError
+from ddbench.files import not_regular
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
 RESERVE = 256 << 20  # bytes of the disk that unpacking leaves free
@@ -33,6 +34,8 @@ def unpack(archive: Path, target: Path) -> None:
 
     Raises: DataError if the archive is damaged, would write outside the target, has a link or a device, or is too big.
     """
+    if why := not_regular(archive):
+        raise DataError(f"{archive} cannot be read: {why}.")
     target.mkdir()
     members = _zip_members(archive) if archive.name.lower().endswith(".zip") else _tar_members(archive)
     with closing(members):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from ddbench.data.archives import ensure_space
 from ddbench.data.tensors import DatasetTensors, digest
 from ddbench.errors import DataError, RunError
-from ddbench.files import disk_is_full, read_json, write_atomically, write_json
+from ddbench.files import disk_is_full, put_folder, read_json, write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +150,9 @@ def building(root: Path, name: str) -> Iterator[Path]:
         _refuse_foreign(root / name)
         with FileLock(root / f".{name}.lock"):
             work = root / f".{name}.partial"
+            replaced = work / "ready.replaced"
+            if replaced.is_dir() and not (root / name).exists():
+                replaced.rename(root / name)  # killed between taking the old one away and putting the new one there
             shutil.rmtree(work, ignore_errors=True)  # an earlier attempt may have been killed
             work.mkdir()
             try:
@@ -183,10 +186,7 @@ def install(root: Path, work: Path, content: Content, manifest: Manifest, *, for
         tensors = {"images": data.images.contiguous(), "labels": data.labels.contiguous()}
         write_atomically(ready / f"{part}.safetensors", partial(save_file, tensors))
     write_json(ready / "manifest.json", manifest)
-    place = root / name
-    if place.exists():
-        place.rename(work / "replaced")
-    ready.rename(place)
+    put_folder(ready, root / name)
     return manifest
 
 

@@ -25,6 +25,7 @@ from ddbench.data.folders import base_folder, read_image_folder
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import ConfigError, DataError, DdbenchError, PluginError, closest
 from ddbench.fields import MOST_NAME, PLAIN_NAME
+from ddbench.files import open_regular
 
 GROUP = plugins.GROUPS["dataset"]
 CHECKSUMMED = "torchvision (checksummed original files)"
@@ -342,7 +343,7 @@ def _download(entry: DatasetInfo, target: Path, progress: Progress | None) -> No
 
 
 def _md5(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
