@@ -15,12 +15,14 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ddbench.errors import RunError
+
+R = TypeVar("R")
 
 
 def disk_is_full(error: Exception) -> bool:
@@ -146,8 +148,32 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with a newline at the end, whole or not at all."""
+SEAL = "checksum"
+
+
+def checksum(*parts: bytes | memoryview) -> str:
+    """The short fingerprint of some bytes: "b2:" and 16 hexadecimal digits of blake2b."""
+    hasher = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        hasher.update(part)
+    return f"b2:{hasher.hexdigest()}"
+
+
+def seal_of(value: Mapping[str, Any]) -> str:
+    """The checksum that a JSON document carries under `SEAL`: over all else in it, however it is laid out."""
+    rest = {name: part for name, part in value.items() if name != SEAL}
+    return checksum(json.dumps(rest, sort_keys=True).encode())
+
+
+def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
+    """Write `value` as indented JSON with a newline at the end, whole or not at all.
+
+    A document that is `sealed` carries a checksum, which `read_json` compares.
+    """
+    if sealed:
+        # As a reader sees it: tuples are lists there, and names are texts.
+        value = json.loads(json.dumps(value))
+        value |= {SEAL: seal_of(value)}
     write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
@@ -180,13 +206,18 @@ def not_regular(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file.
+    """The value in a JSON file, without the checksum that `write_json` gave it; earlier versions gave none.
 
     Raises: RunError if the file is missing or damaged, or cannot be read.
     """
     try:
         with open_regular(path) as file:
-            return json.loads(file.read())
+            value = json.loads(file.read())
+        if isinstance(value, dict) and SEAL in value:
+            if value[SEAL] != seal_of(value):
+                raise RunError(f"{path} is damaged: its content does not have the checksum that it names.")
+            del value[SEAL]
+        return value
     except RecursionError:
         raise RunError(f"{path} is damaged and cannot be read as JSON: its values lie too deep.") from None
     except FileNotFoundError as error:
@@ -198,9 +229,31 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, as hex digits."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The sha256 of a file's content, as hex digits; of a large one once in a process, while nobody writes it."""
+
+    def digest() -> str:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return once(path, "sha256", digest)
+
+
+# A clock of a file system ticks a few times in a hundredth of a second, in which small files are hashed again.
+LARGE = 16 << 20
+_known: dict[tuple[str, str], tuple[tuple[int, ...], Any]] = {}
+
+
+def once(path: Path, what: str, find: Callable[[], R]) -> R:
+    """What `find` says of a file: asked again only where the file is small or is not the same any more."""
+    now = path.stat()
+    state = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+    before = _known.get((str(path), what))
+    if before is not None and before[0] == state and now.st_size >= LARGE:
+        known: R = before[1]
+        return known
+    found = find()
+    _known[str(path), what] = (state, found)
+    return found
 
 
 def _sync_folder(folder: Path) -> None:

@@ -339,13 +339,14 @@ def public_names() -> str:
 
 def curves(method: str, records: Path = RECORDS, folder: Path = CURVES) -> str:
     """The learning curves of a method, from files that `--curve` wrote; each belongs to the record of the same set."""
+    from ddbench.files import read_json
     from ddbench.runs.judging import Curve
     from ddbench.runs.record import RunRecord, read_record
 
     by_set = {record.synthetic.sha256: record for record in map(read_record, records.rglob(f"{method}-*.json"))}
     found: dict[str, list[tuple[Curve, RunRecord]]] = {}
     for path in sorted(folder.glob(f"{method}-*.json")):
-        curve = Curve.model_validate_json(path.read_text(encoding="utf-8"))
+        curve = Curve.model_validate(read_json(path))
         if curve.synthetic not in by_set:
             raise ValueError(f"{path}: no record of {method} is of this set")
         record = by_set[curve.synthetic]

@@ -45,9 +45,15 @@ def inspect(
     from ddbench.foreign.diagnosis import Reference, diagnose
     from ddbench.foreign.readers import choose, read
     from ddbench.runs import sharing
+    from ddbench.runs.rundir import RunDir
 
     info = catalogue.info(dataset) if dataset in catalogue.CATALOGUE else None
-    file = path / "synthetic.safetensors" if (path / "spec.json").is_file() else path
+    file = path
+    if (path / "spec.json").is_file():
+        folder = RunDir.at(path)
+        file = folder.synthetic
+        if file.is_file():
+            folder.set_sha256()
     sets = read(file, info)
     found = choose(sets, entry, path)[0] if entry else sets[0]
     name = dataset or str(found.about.get("dataset", ""))

@@ -19,6 +19,7 @@ from ddbench.data.cache import Content
 from ddbench.data.folders import HELD_OUT
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import DataError
+from ddbench.fields import MOST_LINE, printable
 from ddbench.files import open_regular
 
 TRAIN_KEYS = (("x_train", "y_train"), ("train_images", "train_labels"))
@@ -100,7 +101,7 @@ def _npz_content(path: Path, arrays: Mapping[str, np.ndarray], class_names: tupl
     named = next((arrays[key].reshape(-1).tolist() for key in NAME_KEYS if key in arrays), values.tolist())
     if named == list(range(len(class_names))):
         named = class_names
-    classes = tuple(map(str, named))
+    classes = tuple(printable(str(name), MOST_LINE) for name in named)
     if len(classes) != len(values) or len(classes) < 2:
         raise DataError(
             f"{path} has {len(classes)} class names for {len(values)} different training labels; there must be one a "

@@ -21,6 +21,7 @@ from ddbench.data.cache import Content, Progress
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import DataError
+from ddbench.fields import MOST_LINE, printable
 from ddbench.files import open_regular
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
@@ -227,6 +228,12 @@ def _memory() -> float:
 def _classes(folder: Path, shown: str, info: DatasetInfo | None) -> tuple[list[str], tuple[str, ...]]:
     """The class folders in class order, and what the classes are called."""
     found = [entry.name for entry in visible(folder) if entry.is_dir()]
+    for name in found:
+        if printable(name, MOST_LINE) != name:
+            raise DataError(
+                f"{shown} has a class folder whose name is no text, {name!r}: it is of another encoding, or has "
+                "control characters. Rename it."
+            )
     if info is not None and info.wnids:
         if missing := [wnid for wnid in info.wnids if wnid not in found]:
             raise DataError(

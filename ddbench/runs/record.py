@@ -32,7 +32,7 @@ from ddbench.fields import (
     Text,
     plain,
 )
-from ddbench.files import read_json
+from ddbench.files import read_json, write_json
 
 if TYPE_CHECKING:
     from ddbench.synthetic import SyntheticSet
@@ -209,6 +209,9 @@ class RunRecord(Part):
     evaluations: tuple[EvaluationPart, ...] = ()
     cost: dict[Line, CostPart]
     attempts: tuple[Attempt, ...]
+    checksum: Line = Field(
+        default="", description="Over all else in the file, which is compared when it is read. Not in earlier records."
+    )
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -219,8 +222,13 @@ class RunRecord(Part):
         return list(dict.fromkeys(attempt.device for attempt in working))
 
     def to_json(self) -> dict[str, Any]:
-        """As written to record.json."""
-        return self.model_dump(mode="json", by_alias=True)
+        """As written to record.json, less the checksum that `write_record` adds."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"checksum"})
+
+
+def write_record(path: Path, record: RunRecord) -> None:
+    """Write a record with its checksum, whole or not at all."""
+    write_json(path, record.to_json(), sealed=True)
 
 
 def read_record(path: Path) -> RunRecord:

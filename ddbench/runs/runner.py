@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,10 +29,21 @@ from ddbench.runs.judging import Cell, Judging, cells, curve_is_drawn, evaluatio
 from ddbench.runs.ledger import Ledger
 from ddbench.runs.observers import Observer
 from ddbench.runs.preview import preview
-from ddbench.runs.record import ConfigPart, CostPart, DataPart, RunPart, RunRecord, SyntheticPart, read_record
+from ddbench.runs.record import (
+    ConfigPart,
+    CostPart,
+    DataPart,
+    RunPart,
+    RunRecord,
+    SyntheticPart,
+    read_record,
+    write_record,
+)
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import Interrupted, Stop
 from ddbench.runs.spec import Resolution
+
+logger = logging.getLogger(__name__)
 
 HOST_THREADS = 4  # of a run on a GPU
 
@@ -90,7 +102,9 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
         if options.fresh:
             folder.clear()
         ledger = Ledger(folder, options.device)
+        ledger.check()
         if folder.synthetic.is_file():
+            folder.set_sha256()
             ledger.begin(ledger.last_step)
         else:
             with _advised(resolution.method.info.memory_advice):
@@ -99,7 +113,7 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
         _evaluate(folder, dataset, asked, options, ledger, stop, tell)
         tell.on_phase("record")
         record = _record(resolution, folder, ledger, options)
-        write_json(folder.record, record.to_json())
+        write_record(folder.record, record)
         return record
 
 
@@ -133,9 +147,11 @@ def evaluate_run(
         )
     asked = cells(protocols, judges, students, dataset.info.shape, own=folder.spec.backbone)
     with _session(options) as (stop, tell), folder.lock():
-        ledger = Ledger(folder, options.device)
-        ledger.begin(ledger.last_step)
         before = _record_of(folder)
+        folder.set_sha256()
+        ledger = Ledger(folder, options.device)
+        ledger.check()
+        ledger.begin(ledger.last_step)
         _evaluate(folder, dataset, asked, options, ledger, stop, tell, retry=True, curve=curve or options.curve)
         record = before.model_copy(
             update={
@@ -144,7 +160,7 @@ def evaluate_run(
                 "attempts": ledger.attempts,
             }
         )
-        write_json(folder.record, record.to_json())
+        write_record(folder.record, record)
         return record
 
 
@@ -299,8 +315,11 @@ def _finished(folder: RunDir, asked: Sequence[Cell], options: RunOptions) -> Run
         return None
     try:
         record = read_record(folder.record)
-    except RunError:
-        return None  # everything that a damaged one is made from is still in the folder
+    except RunError as error:
+        # Everything that it is made from is still in the folder.
+        logger.warning("%s It is made again.", error)
+        return None
+    folder.set_sha256()
     there = all(cell.in_record(record) for cell in asked)
     curves = not options.curve or all(curve_is_drawn(folder, cell, record) for cell in asked)
     return record if there and curves else None
@@ -347,8 +366,9 @@ def _condense(
 
 def _describe(folder: RunDir, dataset: Dataset, options: RunOptions, title: str) -> None:
     """What a person looks at first: the set's header as JSON, and a picture."""
-    if not folder.about.is_file():
-        write_json(folder.about, {**sets.read_header(folder.synthetic), "sha256": sha256_of(folder.synthetic)})
+    if not folder.describes_its_set():
+        described = {**sets.read_header(folder.synthetic), "sha256": sha256_of(folder.synthetic)}
+        write_json(folder.about, described, sealed=True)
     if not folder.preview.is_file():
         synthetic = sets.load(folder.synthetic)
         budget = f"ipc {folder.spec.ipc}" if folder.spec.ipc else "all images"
@@ -376,10 +396,12 @@ def _evaluate(
         with ledger.phase("evaluate"):
             results = [(cell, judging.judge(cell)) for cell in asked]
     finally:
-        seconds = sum(part.seconds for part in evaluations(folder, sha256))
-        peaks = ledger.costs["evaluate"]
-        # Of students that count, in all attempts: one that was interrupted is trained again.
-        ledger.set_cost("evaluate", peaks.model_copy(update={"seconds": seconds}))
+        peaks = ledger.costs.get("evaluate")
+        # Not where the disk was full when it should have been entered: that error is the one to tell.
+        if peaks is not None:
+            # Of students that count, in all attempts: one that was interrupted is trained again.
+            seconds = sum(part.seconds for part in evaluations(folder, sha256))
+            ledger.set_cost("evaluate", peaks.model_copy(update={"seconds": seconds}))
     if options.curve if curve is None else curve:
         step = int(sets.read_header(folder.synthetic)["about"]["step"])
         for cell, result in results:

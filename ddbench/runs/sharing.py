@@ -5,6 +5,7 @@ What the maker of an imported set claims and what ddbench measured are kept apar
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -35,11 +36,15 @@ from ddbench.runs.record import (
     RunPart,
     RunRecord,
     SyntheticPart,
+    read_record,
+    write_record,
 )
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, build_problem, data_part
 from ddbench.runs.spec import NAME, RunSpec
 from ddbench.synthetic import SyntheticSet, origin
+
+logger = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
 IMPORTED = "imported"
@@ -103,6 +108,8 @@ def export_run(path: Path, kind: str, out: Path | None, data_root: Path) -> tupl
     file = RunDir.at(path).synthetic if is_run else path
     if is_run and not file.is_file():
         raise RunError(f"{path} has no set yet: run its command again first, which goes on where it stopped.")
+    if is_run:
+        RunDir.at(path).set_sha256()
     synthetic = sets.load(file)
     about = origin(sets.read_header(file).get("about"))
     if is_run:
@@ -214,7 +221,15 @@ def _plain(stem: str) -> str:
 
 
 def _whole(folder: RunDir) -> bool:
-    return folder.record.is_file() and folder.synthetic.is_file()
+    if not (folder.record.is_file() and folder.synthetic.is_file()):
+        return False
+    try:
+        read_record(folder.record)
+        folder.set_sha256()
+    except RunError as error:
+        logger.warning("%s The set is taken from its file again.", str(error).partition(" Remove the folder")[0])
+        return False
+    return True
 
 
 def _imported(found: Found, asked: Import, terms: Terms) -> ImportedPart:
@@ -247,7 +262,7 @@ def _fill(
     }
     sets.save(synthetic, folder.synthetic, about)
     sha256 = sha256_of(folder.synthetic)
-    write_json(folder.about, {**sets.read_header(folder.synthetic), "sha256": sha256})
+    write_json(folder.about, {**sets.read_header(folder.synthetic), "sha256": sha256}, sealed=True)
     heading = f"{spec.method} (imported), {dataset.title}, ipc {spec.ipc}"
     write_atomically(folder.preview, preview(synthetic, dataset.train.classes, pixels, heading))
     record = RunRecord(
@@ -282,4 +297,4 @@ def _fill(
         cost={},
         attempts=(),
     )
-    write_json(folder.record, record.to_json())
+    write_record(folder.record, record)
