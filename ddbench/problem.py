@@ -45,7 +45,7 @@ def fitted(
         started = time.perf_counter()
         space = fit_pixels(name, train, info, store, heldout=heldout, device=device)
         if not cached:
-            write_json(mark, {"pixels": space.name, "seconds": time.perf_counter() - started})
+            write_json(mark, {"pixels": space.name, "seconds": time.perf_counter() - started}, sealed=True)
     artifacts.used[key] = {
         "kind": "pixel-space",
         "key": key,
