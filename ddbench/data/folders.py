@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +162,7 @@ class _Reader:
         colour, resized, formats = False, False, set()
         for position, path in enumerate(files[start : start + DECODE_CHUNK], start):
             try:
-                with open_regular(path) as file, Image.open(file) as image:
+                with open_regular(path) as file, _compared(file) as image:
                     self._refuse_huge(image, path)
                     image.load()
                     formats.add(image.format or "unknown")
@@ -211,6 +212,16 @@ class _Reader:
     def _corrupt(self, path: Path, error: Exception) -> DataError:
         why = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         return DataError(f"{self.name(path)} cannot be decoded: {why}. Replace or remove the file.")
+
+
+def _compared(file: BufferedReader) -> Image.Image:
+    """An image whose checksums fit, where its format has any: Pillow does not look at those of a PNG's pixels."""
+    image = Image.open(file)
+    if image.format == "PNG":
+        image.verify()
+        file.seek(0)
+        image = Image.open(file)
+    return image
 
 
 def _memory() -> float:
