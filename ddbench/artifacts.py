@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from filelock import FileLock
 from safetensors import SafetensorError
 
 from ddbench.errors import ArtifactError, RunError
-from ddbench.files import not_regular, read_json, sha256_of, sweep, write_json
+from ddbench.files import locked, not_regular, read_json, sha256_of, sweep, sweep_dead, write_json
 
 if TYPE_CHECKING:
     from ddbench.problem import Problem
@@ -30,6 +29,7 @@ R = TypeVar("R")
 MARK = "artifact.json"
 COST = "cost.json"
 TELL_SECONDS = 1.0
+LEFT_SECONDS = 3600.0  # nothing takes longer to write
 
 
 def outside_identity(default: Any = dataclasses.MISSING) -> Any:
@@ -153,6 +153,7 @@ class ArtifactCache:
     root: Path
     used: dict[str, dict[str, Any]] = field(default_factory=dict)
     tell: Tell | None = None
+    _tidied: bool = field(default=False, repr=False)
 
     def get(self, artifact: Artifact[R], problem: Problem) -> R:
         """Open it, building what is missing first. One process builds, others wait; or help, where it is `shared`.
@@ -195,15 +196,23 @@ class ArtifactCache:
 
         return tick
 
+    def _tidy(self) -> None:
+        """Remove what killed processes were writing in any artefact, now that something is made anyway."""
+        if not self._tidied:
+            self._tidied = True
+            # Other machines may share the folder, and their processes are not known here.
+            sweep_dead(self.root, least_seconds=LEFT_SECONDS)
+
     def _complete(self, artifact: Artifact[Any], folder: Path, problem: Problem, broken: str = "") -> None:
         """Build what is missing; what is damaged, or `broken` as its reader found, is made anew."""
-        with contextlib.nullcontext() if artifact.shared else FileLock(folder / "lock"):
+        with contextlib.nullcontext() if artifact.shared else locked(folder / "lock"):
             if not artifact.shared:
                 sweep(folder)
             if not artifact.missing(folder) and (why := broken or artifact.damage(folder)):
                 logger.warning("%s %s is damaged: %s. It is made again.", artifact.kind, artifact.key, why)
                 artifact.discard(folder)
             if artifact.missing(folder):
+                self._tidy()
                 self._build(artifact, folder, problem)
 
     def _build(self, artifact: Artifact[Any], folder: Path, problem: Problem) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -21,6 +21,8 @@ from ddbench.files import open_regular
 M = TypeVar("M", bound=BaseModel)
 
 ANY = "*"
+MOST_FLOAT = 3.4028234663852886e38
+MOST_INTEGER = 2**63 - 1
 RUN_KEYS = ("pixels", "backbone", "protocol", "precision")
 
 
@@ -36,6 +38,19 @@ class Options(BaseModel):
         if not isinstance(values, dict):
             return values
         return {k: None if v == "none" and _takes_none_and_no_text(cls, k) else v for k, v in values.items()}
+
+    @model_validator(mode="after")
+    def _as_single_precision(self) -> Self:
+        """Networks compute in float32; what is larger there than any number would end in a traceback far from here."""
+        for name, value in self:
+            for part in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(part, float) and abs(part) > MOST_FLOAT:
+                    raise ValueError(
+                        f"{name} is {part:g}, larger than any number of single precision ({MOST_FLOAT:.2g})"
+                    )
+                if isinstance(part, int) and abs(part) > MOST_INTEGER:
+                    raise ValueError(f"{name} is a whole number of more than 63 bits")
+        return self
 
 
 class MethodConfig(Options):
@@ -110,6 +125,9 @@ def explain(owner: str, error: ValidationError) -> str:
             continue
         given = "" if item["type"] == "missing" else f" (got {_shown(item['input'])})"
         said = item["msg"].removeprefix("Value error, ")
+        if not item["loc"] and item["type"] == "value_error":
+            parts.append(f"{owner}: {said}")
+            continue
         parts.append(f"{owner}: {where}: {said[0].lower()}{said[1:]}{given}")
     return "; ".join(parts)
 

@@ -8,21 +8,28 @@ import errno
 import glob
 import hashlib
 import json
-import math
+import logging
 import os
 import re
 import shutil
+import socket
 import stat
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
+
 from ddbench.errors import RunError
 
+logger = logging.getLogger(__name__)
+
 R = TypeVar("R")
+PATIENCE_SECONDS = 1.0
 
 
 def disk_is_full(error: Exception) -> bool:
@@ -101,6 +108,72 @@ def exchange(first: Path, second: Path) -> bool:
 _HERE, _EXCHANGE = -100, 2
 
 
+@contextlib.contextmanager
+def locked(path: Path, option: str = "--runs") -> Iterator[None]:
+    """Alone with whatever a lock file stands for. Waits for others, and says so after a second.
+
+    `option` is what chooses the folder. Raises: RunError where the file system has no locks.
+    """
+    require_locks(path, option)
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=PATIENCE_SECONDS)
+        except Timeout:
+            logger.warning("waiting for %s, which works on %s ...", _holder(path), path.parent)
+            lock.acquire()
+    except OSError as error:
+        raise _not_locked(path, option, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_locks(path: Path, option: str = "--runs") -> None:
+    """Raises: RunError where locks of the system are not to be had.
+
+    filelock would take the mere existence of a file for a lock there, and any earlier command has left that file.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows, which locks otherwise
+        return
+    try:
+        disk = path.parent.stat().st_dev
+        if disk not in _lockable:
+            # Not the file itself: whoever tries it at this moment would find it taken.
+            with tempfile.TemporaryFile(dir=path.parent) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lockable.add(disk)
+    except OSError as error:
+        raise _not_locked(path, option, error) from error
+
+
+_lockable: set[int] = set()
+
+
+def _not_locked(path: Path, option: str, error: OSError) -> RunError:
+    why = "the disk is full" if disk_is_full(error) else error.strerror or str(error)
+    advice = (
+        f"Its file system has no locks, which keep two processes apart; choose a folder on another one with {option}."
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+        else "Check the folder's owner and permissions."
+    )
+    return RunError(f"{path.parent} cannot be locked: {why}. {advice}")
+
+
+def _holder(path: Path) -> str:
+    """Who holds a lock, as Linux lists them."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        inode = str(path.stat().st_ino)
+        for line in Path("/proc/locks").read_text().splitlines():
+            parts = line.split()
+            if parts[1] == "FLOCK" and parts[5].split(":")[-1] == inode:
+                return f"pid {parts[4]} on {socket.gethostname()}"
+    return "another process"
+
+
 def sweep(folder: Path, name: str = "", *, spare: str = "", idle_seconds: float = 0.0) -> None:
     """Remove what killed processes were writing in a folder and those in it: files of this name, or all but `spare`.
 
@@ -115,26 +188,27 @@ def sweep(folder: Path, name: str = "", *, spare: str = "", idle_seconds: float 
 
 
 def unfinished(place: Path) -> Path:
-    """Where a folder is made before `put_folder` moves it to `place`; those of processes that are gone are removed."""
+    """Where a file or folder is made before it is moved to `place`; what processes that are gone left is removed."""
     for path in place.parent.glob(f".{glob.escape(place.name)}.*.tmp"):
         match = re.fullmatch(r"(\d+)-\d+\.tmp", path.name.removeprefix(f".{place.name}."))
-        if match is not None and path.is_dir() and not _lives(int(match[1])):
-            shutil.rmtree(path, ignore_errors=True)
+        if match is not None and not _lives(int(match[1])):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     return place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
 
-def sweep_dead(folder: Path, *, deep: bool = True, idle_seconds: float = math.inf) -> None:
+def sweep_dead(folder: Path, *, deep: bool = True, least_seconds: float = 0.0) -> None:
     """Remove what processes that are gone were writing in a folder, and in those in it where `deep`.
 
-    For folders that others may write to at this moment: a process that lives on this machine keeps its files, unless
-    they have not grown for `idle_seconds`.
+    For folders that others may write to at this moment: a process that lives on this machine keeps its files, and so
+    does everyone for `least_seconds` after they have last grown.
     """
     for path in folder.rglob(".*.tmp") if deep else folder.glob(".*.tmp"):
         match = re.fullmatch(r"\..+\.(\d+)-\d+\.tmp", path.name)
         if match is None:
             continue  # not one of ours
         with contextlib.suppress(OSError):
-            if not _lives(int(match[1])) or time.time() - path.stat().st_mtime >= idle_seconds:
+            if not _lives(int(match[1])) and time.time() - path.stat().st_mtime >= least_seconds:
                 path.unlink()
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, int, int]
 
 GROUP = "ddbench.backbones"
+MOST = {"d": 64, "w": 16_384}  # depth and width of a ConvNet; a layer of that width has 2.4 billion weights
 
 # Where the files are that this process was given, by what their factories are called.
 _files: dict[str, str] = {}
@@ -242,6 +243,9 @@ def _family(name: str) -> str | None:
 def _field(name: str, family: str, token: str, allowed: frozenset[str]) -> tuple[str, str | int]:
     sized = re.fullmatch(r"([dw])([1-9]\d*)", token)
     if sized and family == "convnet":
+        most = MOST[sized[1]]
+        if len(sized[2]) > 9 or int(sized[2]) > most:
+            raise ConfigError(f"backbone {name!r} has {sized[1]}{sized[2][:12]}, and {sized[1]}{most} is the most.")
         return {"d": "depth", "w": "width"}[sized[1]], int(sized[2])
     for field, tokens in _TOKENS.items():
         if token in tokens and token in allowed:

@@ -41,7 +41,7 @@ def inspect(
     from ddbench.data import catalogue
     from ddbench.data.sources import load
     from ddbench.errors import DataError
-    from ddbench.files import write_atomically
+    from ddbench.files import unfinished, write_atomically
     from ddbench.foreign.diagnosis import Reference, diagnose
     from ddbench.foreign.readers import choose, read
     from ddbench.runs import sharing
@@ -69,6 +69,7 @@ def inspect(
     diagnosis = diagnose(found, reference, info, pixels)
     if picture is not None:
         shown = reference or Reference.natural(diagnosis.shape)
+        unfinished(picture)
         write_atomically(picture, sharing.picture(found, diagnosis, shown, info, path.name))
     if as_json:
         print_json(_json(found, diagnosis, [one.entry for one in sets]))

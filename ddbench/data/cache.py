@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,7 +23,7 @@ from ddbench.data.archives import ensure_space
 from ddbench.data.tensors import DatasetTensors, digest
 from ddbench.errors import DataError, RunError
 from ddbench.fields import Flag, Line, Name, Positive
-from ddbench.files import disk_is_full, not_regular, once, put_folder, read_json, write_atomically, write_json
+from ddbench.files import disk_is_full, locked, not_regular, once, put_folder, read_json, write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +214,7 @@ def building(root: Path, name: str) -> Iterator[Path]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(root / name)
-        with FileLock(root / f".{name}.lock"):
+        with locked(root / f".{name}.lock", "--data"):
             work = root / f".{name}.partial"
             replaced = work / "ready.replaced"
             if replaced.is_dir() and not (root / name).exists():

@@ -387,7 +387,9 @@ def _relative(reg: float) -> Callable[[Tensor], float]:
 def _spectrum(covariance: Tensor, shift: float) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending and larger by `shift`, and eigenvectors."""
     values, vectors = torch.linalg.eigh(covariance)
-    return values + shift, vectors
+    values = values + shift
+    # Where no image has any contrast a share of it is nothing too; such directions are left as they are.
+    return torch.where(values > 0, values, 1), vectors
 
 
 def _stored_form(**values: Tensor) -> dict[str, Tensor]:

@@ -379,10 +379,9 @@ def _from_plugin(name: str, root: Path) -> Dataset:
         dataset = loaded.value(root)
     except DdbenchError:
         raise
-    except Exception as error:
-        raise PluginError(
-            f"dataset {name!r} of {loaded.provided_by} does not load: {type(error).__name__}: {error}."
-        ) from error
+    except BaseException as error:
+        plugins.raise_stop(error)
+        raise PluginError(f"dataset {name!r} of {loaded.provided_by} does not load: {plugins.said(error)}.") from error
     if not isinstance(dataset, Dataset):
         raise PluginError(f"dataset {name!r} of {loaded.provided_by} is {type(dataset).__name__}, not Dataset.")
     if not re.fullmatch(PLAIN_NAME, dataset.info.name) or len(dataset.info.name) > MOST_NAME:

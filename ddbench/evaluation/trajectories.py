@@ -26,7 +26,7 @@ from ddbench.engine.students import footprint, students_together
 from ddbench.errors import ArtifactError, ConfigError, DivergedError
 from ddbench.evaluation.plan import Block, TrainingPlan, plan
 from ddbench.evaluation.protocol import Protocol, SGDOptions
-from ddbench.files import SEAL, checksum, once, sweep, write_atomically
+from ddbench.files import SEAL, checksum, once, require_locks, sweep, write_atomically
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import SyntheticSet
@@ -236,6 +236,7 @@ def _claim(folder: Path, short: Sequence[tuple[int, int]], together: int) -> Ite
     Where others train all of them, waits a moment for one and claims nothing. From pairs of how far and which, sorted.
     The claims of a process that dies end with it.
     """
+    require_locks(folder / "lock")
     with contextlib.ExitStack() as held:
         claimed: set[int] = set()
         far: int | None = None

@@ -61,6 +61,7 @@ def export(
 
     Raises: DataError where the layout cannot hold the set; RunError where the place cannot be written.
     """
+    unfinished(path)
     match kind:
         case "safetensors":
             sets.save(synthetic, path, about)

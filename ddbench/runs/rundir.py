@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from ddbench.errors import RunError
 from ddbench.evaluation.protocol import Protocol
-from ddbench.files import disk_is_full, read_json, sha256_of, sweep, write_json
+from ddbench.files import disk_is_full, read_json, require_locks, sha256_of, sweep, write_json
 from ddbench.runs.record import read_record
 from ddbench.runs.spec import RunSpec
 
@@ -213,6 +213,7 @@ class RunDir:
         The lock is the system's, so that none survives its process; the file `lock` says who holds it.
         Raises: RunError if another process works on the run.
         """
+        require_locks(self.path / ".lock")
         lock = FileLock(self.path / ".lock", timeout=0)
         holder = self.path / "lock"
         try:

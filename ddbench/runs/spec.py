@@ -326,7 +326,8 @@ def find_method(ref: str) -> tuple[Loaded, type[Method[Any]]]:
         if not hasattr(loaded.value, needed):
             raise PluginError(f"{ref!r}: the class {loaded.value.__name__} lacks {needed!r}, which tables print.")
     info = loaded.value.info
-    if not isinstance(info, MethodInfo) or info.kind not in get_args(Kind) or printable(info.title) != info.title:
+    titled = isinstance(info, MethodInfo) and isinstance(info.title, str) and printable(info.title) == info.title
+    if not titled or info.kind not in get_args(Kind):
         raise PluginError(
             f"{ref!r}: the info of {loaded.value.__name__} should be a ddbench.MethodInfo with a title of one line and "
             f"one of the kinds {', '.join(get_args(Kind))}."
