@@ -16,7 +16,7 @@ from typing import Any, Generic, Self, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ddbench.errors import ConfigError, closest
-from ddbench.files import open_regular
+from ddbench.files import once, open_regular
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -199,7 +199,14 @@ def _refuse_odd(value: Any) -> None:
 
 
 def read_settings(path: Path) -> list[Setting]:
-    """The settings of a preset file, in their order. Raises: ConfigError where one lacks its dataset or source."""
+    """The settings of a preset file, in their order; a file is read once in a process, while nobody writes it.
+
+    Raises: ConfigError where one lacks its dataset or source.
+    """
+    return list(once(path, "settings", lambda: _read_settings(path)))
+
+
+def _read_settings(path: Path) -> list[Setting]:
     settings = []
     for number, table in enumerate(read_toml(path).get("setting", []), start=1):
         rest = dict(table)

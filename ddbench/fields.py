@@ -27,6 +27,8 @@ def printable(text: str, most: int = MOST_TEXT, *, lines: bool = False) -> str:
     Control characters, marks that turn the direction of writing, halves of surrogate pairs, and line ends unless
     `lines`; longer texts are cut.
     """
+    if len(text) <= most and text.isprintable():
+        return text if _TURNING.isdisjoint(text) else "".join("�" if sign in _TURNING else sign for sign in text)
     shown = "".join("�" if _acts(sign, lines) else sign for sign in text[: most + 1])
     return shown if len(shown) <= most else f"{shown[: most - 2]} …"
 

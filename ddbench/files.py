@@ -303,7 +303,7 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, as hex digits; of a large one once in a process, while nobody writes it."""
+    """The sha256 of a file's content, as hex digits; once in a process, while nobody writes it."""
 
     def digest() -> str:
         with open_regular(path) as file:
@@ -312,21 +312,36 @@ def sha256_of(path: Path) -> str:
     return once(path, "sha256", digest)
 
 
-# A clock of a file system ticks a few times in a hundredth of a second, in which small files are hashed again.
-LARGE = 16 << 20
+# A clock of a file system ticks a few times in a hundredth of a second: what has just been written is not trusted to
+# have another time when it is written again.
+RACY_SECONDS = 2.0
 _known: dict[tuple[str, str], tuple[tuple[int, ...], Any]] = {}
 
 
+def state_of(*paths: Path) -> tuple[int, ...] | None:
+    """What tells that files have not been written since; None where that cannot be told yet, or one is not there."""
+    found: list[int] = []
+    for path in paths:
+        try:
+            now = path.stat()
+        except OSError:
+            return None
+        if time.time() - now.st_mtime < RACY_SECONDS:
+            return None
+        found += (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+    return tuple(found)
+
+
 def once(path: Path, what: str, find: Callable[[], R]) -> R:
-    """What `find` says of a file: asked again only where the file is small or is not the same any more."""
-    now = path.stat()
-    state = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+    """What `find` says of a file, asked again only where the file may not be the same any more."""
+    state = state_of(path)
     before = _known.get((str(path), what))
-    if before is not None and before[0] == state and now.st_size >= LARGE:
+    if state is not None and before is not None and before[0] == state:
         known: R = before[1]
         return known
     found = find()
-    _known[str(path), what] = (state, found)
+    if state is not None:
+        _known[str(path), what] = (state, found)
     return found
 
 

@@ -1,6 +1,7 @@
 """Damage to datasets in the data folder: no bit may change without a word, and what can be read is what was added."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -115,3 +116,15 @@ def test_scalars_in_an_archive_are_a_sentence(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.array(1, "uint8"), labels=np.array(1))
     with pytest.raises(DataError, match="a single number"):
         sources.add("mok", tmp_path / "a.npz", tmp_path / "data")
+
+
+def test_a_dataset_is_read_once_while_nobody_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources.add("mok", archive(tmp_path / "a.npz", 0), tmp_path)
+    for path in (tmp_path / "mok").iterdir():
+        os.utime(path, (0, 0))
+    first = sources.load("mok", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("ddbench.data.cache.read_json", lambda _: pytest.fail("it is known already"))
+        assert all(sources.load("mok", tmp_path) is first for _ in range(5))
+    sources.add("mok", archive(tmp_path / "b.npz", 1), tmp_path, force=True)
+    assert sources.load("mok", tmp_path).fingerprint != first.fingerprint
