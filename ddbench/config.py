@@ -5,19 +5,24 @@ Four layers, later wins: the field's default, the presets for this dataset and i
 
 from __future__ import annotations
 
+import reprlib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ddbench.errors import ConfigError, closest
+from ddbench.files import once, open_regular
 
 M = TypeVar("M", bound=BaseModel)
 
 ANY = "*"
+MOST_FLOAT = 3.4028234663852886e38
+MOST_INTEGER = 2**63 - 1
 RUN_KEYS = ("pixels", "backbone", "protocol", "precision")
 
 
@@ -33,6 +38,19 @@ class Options(BaseModel):
         if not isinstance(values, dict):
             return values
         return {k: None if v == "none" and _takes_none_and_no_text(cls, k) else v for k, v in values.items()}
+
+    @model_validator(mode="after")
+    def _as_single_precision(self) -> Self:
+        """Networks compute in float32; what is larger there than any number would end in a traceback far from here."""
+        for name, value in self:
+            for part in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(part, float) and abs(part) > MOST_FLOAT:
+                    raise ValueError(
+                        f"{name} is {part:g}, larger than any number of single precision ({MOST_FLOAT:.2g})"
+                    )
+                if isinstance(part, int) and abs(part) > MOST_INTEGER:
+                    raise ValueError(f"{name} is a whole number of more than 63 bits")
+        return self
 
 
 class MethodConfig(Options):
@@ -105,17 +123,33 @@ def explain(owner: str, error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             parts.append(f"{owner}: there is no {where!r}")
             continue
-        given = "" if item["type"] == "missing" else f" (got {item['input']!r})"
-        parts.append(f"{owner}: {where}: {item['msg'][0].lower()}{item['msg'][1:]}{given}")
+        given = "" if item["type"] == "missing" else f" (got {_shown(item['input'])})"
+        said = item["msg"].removeprefix("Value error, ")
+        if not item["loc"] and item["type"] == "value_error":
+            parts.append(f"{owner}: {said}")
+            continue
+        parts.append(f"{owner}: {where}: {said[0].lower()}{said[1:]}{given}")
     return "; ".join(parts)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: what came from a stranger's file can be of any length and depth."""
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxstring, shown.maxother, shown.maxlong = 2, 80, 80, 80
+    try:
+        return shown.repr(value)
+    except ValueError:  # a whole number of too many digits
+        return "a number of thousands of digits"
 
 
 def parse_value(text: str) -> Any:
     """What a person types after `KEY=`: a TOML value, or else the text itself."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
         return text
+    # No option is a date, and no date is a number.
+    return text if isinstance(value, date | time) else value
 
 
 def parse_assignments(texts: Iterable[str], example: str = "--set iterations=100") -> dict[str, Any]:
@@ -133,15 +167,46 @@ def parse_assignments(texts: Iterable[str], example: str = "--set iterations=100
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file. Raises: ConfigError when it is missing or not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            values = tomllib.loads(file.read().decode("utf-8"))
+        _refuse_odd(values)
+        return values
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be used: its values lie too deep.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+    except ValueError as error:  # a value that no setting has, or a whole number of thousands of digits
+        raise ConfigError(f"{path} cannot be used: {error}.") from None
+
+
+def _refuse_odd(value: Any) -> None:
+    """Raise ValueError for what TOML has and no setting is."""
+    match value:
+        case date() | time():
+            raise ValueError(f"{value} is a date or a time, and no setting is one")
+        case bool():
+            return
+        case int() if abs(value) >= 2**63:
+            raise ValueError(f"{_shown(value)} is larger than any whole number that a setting can be")
+        case list():
+            for part in value:
+                _refuse_odd(part)
+        case dict():
+            for part in value.values():
+                _refuse_odd(part)
 
 
 def read_settings(path: Path) -> list[Setting]:
-    """The settings of a preset file, in their order. Raises: ConfigError where one lacks its dataset or source."""
+    """The settings of a preset file, in their order; a file is read once in a process, while nobody writes it.
+
+    Raises: ConfigError where one lacks its dataset or source.
+    """
+    return list(once(path, "settings", lambda: _read_settings(path)))
+
+
+def _read_settings(path: Path) -> list[Setting]:
     settings = []
     for number, table in enumerate(read_toml(path).get("setting", []), start=1):
         rest = dict(table)

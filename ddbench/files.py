@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import glob
 import hashlib
 import json
+import logging
 import os
+import re
+import shutil
+import socket
+import stat
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
 
 from ddbench.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
+PATIENCE_SECONDS = 1.0
 
 
 def disk_is_full(error: Exception) -> bool:
@@ -60,6 +76,104 @@ def write_atomically(path: Path, data: bytes | Callable[[Path], None]) -> None:
             beside.unlink()
 
 
+def put_folder(ready: Path, place: Path) -> None:
+    """Move a folder that is whole to its place, on the same disk; one that is there is replaced, and then removed.
+
+    At no moment is there neither, where the system can exchange two folders at once (Linux).
+    """
+    if not os.path.lexists(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        ready.rename(place)
+    elif exchange(ready, place):
+        shutil.rmtree(ready, ignore_errors=True)
+    else:
+        aside = ready.with_name(f"{ready.name}.replaced")
+        place.rename(aside)
+        ready.rename(place)
+        shutil.rmtree(aside, ignore_errors=True)
+    _sync_folder(place.parent)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Exchange two names on one disk at once; False, with nothing done, where the system or the disk cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    done: int = rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE)
+    return done == 0
+
+
+# Of Linux: paths are relative to the folder of the process, and both names stay.
+_HERE, _EXCHANGE = -100, 2
+
+
+@contextlib.contextmanager
+def locked(path: Path, option: str = "--runs") -> Iterator[None]:
+    """Alone with whatever a lock file stands for. Waits for others, and says so after a second.
+
+    `option` is what chooses the folder. Raises: RunError where the file system has no locks.
+    """
+    require_locks(path, option)
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=PATIENCE_SECONDS)
+        except Timeout:
+            logger.warning("waiting for %s, which works on %s ...", _holder(path), path.parent)
+            lock.acquire()
+    except OSError as error:
+        raise _not_locked(path, option, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_locks(path: Path, option: str = "--runs") -> None:
+    """Raises: RunError where locks of the system are not to be had.
+
+    filelock would take the mere existence of a file for a lock there, and any earlier command has left that file.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows, which locks otherwise
+        return
+    try:
+        disk = path.parent.stat().st_dev
+        if disk not in _lockable:
+            # Not the file itself: whoever tries it at this moment would find it taken.
+            with tempfile.TemporaryFile(dir=path.parent) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lockable.add(disk)
+    except OSError as error:
+        raise _not_locked(path, option, error) from error
+
+
+_lockable: set[int] = set()
+
+
+def _not_locked(path: Path, option: str, error: OSError) -> RunError:
+    why = "the disk is full" if disk_is_full(error) else error.strerror or str(error)
+    advice = (
+        f"Its file system has no locks, which keep two processes apart; choose a folder on another one with {option}."
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+        else "Check the folder's owner and permissions."
+    )
+    return RunError(f"{path.parent} cannot be locked: {why}. {advice}")
+
+
+def _holder(path: Path) -> str:
+    """Who holds a lock, as Linux lists them."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        inode = str(path.stat().st_ino)
+        for line in Path("/proc/locks").read_text().splitlines():
+            parts = line.split()
+            if parts[1] == "FLOCK" and parts[5].split(":")[-1] == inode:
+                return f"pid {parts[4]} on {socket.gethostname()}"
+    return "another process"
+
+
 def sweep(folder: Path, name: str = "", *, spare: str = "", idle_seconds: float = 0.0) -> None:
     """Remove what killed processes were writing in a folder and those in it: files of this name, or all but `spare`.
 
@@ -73,18 +187,113 @@ def sweep(folder: Path, name: str = "", *, spare: str = "", idle_seconds: float 
                 path.unlink()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with a newline at the end, whole or not at all."""
+def unfinished(place: Path) -> Path:
+    """Where a file or folder is made before it is moved to `place`; what processes that are gone left is removed."""
+    for path in place.parent.glob(f".{glob.escape(place.name)}.*.tmp"):
+        match = re.fullmatch(r"(\d+)-\d+\.tmp", path.name.removeprefix(f".{place.name}."))
+        if match is not None and not _lives(int(match[1])):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+
+
+def sweep_dead(folder: Path, *, deep: bool = True, least_seconds: float = 0.0) -> None:
+    """Remove what processes that are gone were writing in a folder, and in those in it where `deep`.
+
+    For folders that others may write to at this moment: a process that lives on this machine keeps its files, and so
+    does everyone for `least_seconds` after they have last grown.
+    """
+    for path in folder.rglob(".*.tmp") if deep else folder.glob(".*.tmp"):
+        match = re.fullmatch(r"\..+\.(\d+)-\d+\.tmp", path.name)
+        if match is None:
+            continue  # not one of ours
+        with contextlib.suppress(OSError):
+            if not _lives(int(match[1])) and time.time() - path.stat().st_mtime >= least_seconds:
+                path.unlink()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
+
+
+SEAL = "checksum"
+
+
+def checksum(*parts: bytes | memoryview) -> str:
+    """The short fingerprint of some bytes: "b2:" and 16 hexadecimal digits of blake2b."""
+    hasher = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        hasher.update(part)
+    return f"b2:{hasher.hexdigest()}"
+
+
+def seal_of(value: Mapping[str, Any]) -> str:
+    """The checksum that a JSON document carries under `SEAL`: over all else in it, however it is laid out."""
+    rest = {name: part for name, part in value.items() if name != SEAL}
+    return checksum(json.dumps(rest, sort_keys=True).encode())
+
+
+def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
+    """Write `value` as indented JSON with a newline at the end, whole or not at all.
+
+    A document that is `sealed` carries a checksum, which `read_json` compares.
+    """
+    if sealed:
+        # As a reader sees it: tuples are lists there, and names are texts.
+        value = json.loads(json.dumps(value))
+        value |= {SEAL: seal_of(value)}
     write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """A regular file, opened for reading bytes; a pipe would keep its reader waiting, and a device may have no end.
+
+    Raises: OSError with a sentence for everything else than a file, as for a file that is missing.
+    """
+    # Without waiting: opening a pipe that nobody writes to would not return.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def not_regular(path: Path) -> str:
+    """What is wrong with a path that a library will open by itself, in words; nothing where it is a regular file."""
+    try:
+        open_regular(path).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
 def read_json(path: Path) -> Any:
-    """The value in a JSON file.
+    """The value in a JSON file, without the checksum that `write_json` gave it; earlier versions gave none.
 
     Raises: RunError if the file is missing or damaged, or cannot be read.
     """
     try:
-        return json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            value = json.loads(file.read())
+        if isinstance(value, dict) and SEAL in value:
+            if value[SEAL] != seal_of(value):
+                raise RunError(f"{path} is damaged: its content does not have the checksum that it names.")
+            del value[SEAL]
+        return value
+    except RecursionError:
+        raise RunError(f"{path} is damaged and cannot be read as JSON: its values lie too deep.") from None
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing.") from error
     except OSError as error:
@@ -94,9 +303,46 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, as hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The sha256 of a file's content, as hex digits; once in a process, while nobody writes it."""
+
+    def digest() -> str:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return once(path, "sha256", digest)
+
+
+# A clock of a file system ticks a few times in a hundredth of a second: what has just been written is not trusted to
+# have another time when it is written again.
+RACY_SECONDS = 2.0
+_known: dict[tuple[str, str], tuple[tuple[int, ...], Any]] = {}
+
+
+def state_of(*paths: Path) -> tuple[int, ...] | None:
+    """What tells that files have not been written since; None where that cannot be told yet, or one is not there."""
+    found: list[int] = []
+    for path in paths:
+        try:
+            now = path.stat()
+        except OSError:
+            return None
+        if time.time() - now.st_mtime < RACY_SECONDS:
+            return None
+        found += (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+    return tuple(found)
+
+
+def once(path: Path, what: str, find: Callable[[], R]) -> R:
+    """What `find` says of a file, asked again only where the file may not be the same any more."""
+    state = state_of(path)
+    before = _known.get((str(path), what))
+    if state is not None and before is not None and before[0] == state:
+        known: R = before[1]
+        return known
+    found = find()
+    if state is not None:
+        _known[str(path), what] = (state, found)
+    return found
 
 
 def _sync_folder(folder: Path) -> None:

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ddbench.errors import PluginError, closest
+from ddbench.fields import printable
 
 GROUPS = {"method": "ddbench.methods", "dataset": "ddbench.datasets", "backbone": "ddbench.backbones"}
 TRAINERS = "ddbench.trainers"
@@ -63,12 +64,17 @@ def kind_of(group: str) -> str:
     return group.rsplit(".", 1)[-1].removesuffix("s")
 
 
+def names_code(ref: str) -> bool:
+    """Whether a reference is a file of Python, which `load` would run. Only a person may say one, never a file."""
+    return ref.partition(":")[0].endswith(".py")
+
+
 def load(group: str, ref: str) -> Loaded:
     """Import what `ref` names: `dm`, `mypaper/dm`, or `./idea.py:MyMethod`.
 
     Raises: PluginError for an unknown or ambiguous name, and for a plug-in that does not import.
     """
-    if ref.partition(":")[0].endswith(".py"):
+    if names_code(ref):
         return _load_file(kind_of(group), ref)
     package, _, name = ref.rpartition("/")
     plugins = listing(group)
@@ -82,12 +88,30 @@ def load(group: str, ref: str) -> Loaded:
     plugin = fitting[0]
     try:
         value = plugin.entry.load()
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        raise_stop(error)
         raise PluginError(
-            f"{kind_of(group)} {plugin.name!r} of {plugin.provided_by} does not import: "
-            f"{type(error).__name__}: {error}. Repair or uninstall {plugin.package}; others are not affected."
+            f"{kind_of(group)} {plugin.name!r} of {plugin.provided_by} does not import: {said(error)}. Repair or "
+            f"uninstall {plugin.package}; others are not affected."
         ) from error
     return Loaded(value, plugin.name, plugin.provided_by, None)
+
+
+def raise_stop(error: BaseException) -> None:
+    """Raise what a person or a scheduler asked for, Ctrl-C or SIGTERM; anything else is an error of the plug-in."""
+    if isinstance(error, KeyboardInterrupt) or (
+        not isinstance(error, Exception) and type(error).__module__.startswith("ddbench.")
+    ):
+        raise error
+
+
+def said(error: BaseException) -> str:
+    """What an error of a plug-in says: its kind, and its text if it has one."""
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {printable(text, lines=True)}" if text else type(error).__name__
 
 
 def load_object(group: str, ref: str) -> Any:
@@ -106,17 +130,25 @@ def _unknown(group: str, ref: str, names: list[str]) -> str:
 def _load_file(kind: str, ref: str) -> Loaded:
     file, _, attribute = ref.partition(":")
     path = Path(file).expanduser()
-    if not path.is_file():
-        raise PluginError(f"{kind} {ref!r}: there is no file {path}.")
-    source = path.read_bytes()
+    try:
+        if not path.is_file():
+            raise PluginError(f"{kind} {ref!r}: there is no file {path}.")
+        source = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise PluginError(f"{kind} {ref!r}: {path} cannot be read: {said(error)}.") from None
     module = _import_file(path, hashlib.sha256(source).hexdigest(), ref, kind)
     if not attribute:
         attribute = _only_candidate(module, kind, ref)
     if not hasattr(module, attribute):
         raise PluginError(f"{kind} {ref!r}: {path.name} has no {attribute!r}.")
     value = getattr(module, attribute)
-    name = getattr(value, "name", None) or attribute
-    return Loaded(value, str(name), path.name, hashlib.sha256(source).hexdigest())
+    name = getattr(value, "name", None)
+    return Loaded(
+        value,
+        name if isinstance(name, str) and name else attribute,
+        printable(path.name),
+        hashlib.sha256(source).hexdigest(),
+    )
 
 
 def _import_file(path: Path, digest: str, ref: str, kind: str) -> ModuleType:
@@ -132,9 +164,10 @@ def _import_file(path: Path, digest: str, ref: str, kind: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise PluginError(f"{kind} {ref!r} does not import: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        sys.modules.pop(name, None)
+        raise_stop(error)
+        raise PluginError(f"{kind} {ref!r} does not import: {said(error)}") from error
     return module
 
 

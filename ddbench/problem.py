@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from ddbench.artifacts import ArtifactCache, made, seconds_in
@@ -20,7 +19,7 @@ from ddbench.data.pixels import PixelSpace, fit_pixels
 from ddbench.data.tensors import DatasetTensors, RealImages
 from ddbench.engine.precision import Precision
 from ddbench.errors import DataError
-from ddbench.files import write_json
+from ddbench.files import locked, write_json
 from ddbench.rng import Rng
 
 
@@ -40,12 +39,12 @@ def fitted(
     mark = store / f"{key}.json"
     made(store)
     # Two runs that start together would otherwise both fit, and neither would know what one fit costs.
-    with FileLock(store / f".{key}.lock"):
+    with locked(store / f".{key}.lock"):
         cached = mark.is_file()
         started = time.perf_counter()
         space = fit_pixels(name, train, info, store, heldout=heldout, device=device)
         if not cached:
-            write_json(mark, {"pixels": space.name, "seconds": time.perf_counter() - started})
+            write_json(mark, {"pixels": space.name, "seconds": time.perf_counter() - started}, sealed=True)
     artifacts.used[key] = {
         "kind": "pixel-space",
         "key": key,

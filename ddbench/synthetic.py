@@ -9,17 +9,78 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from torch import Tensor
 
+from ddbench.config import explain
 from ddbench.errors import DataError
-from ddbench.files import write_atomically
+from ddbench.fields import MOST_NAME, Count, Line, Plain, Positive, RunId
+from ddbench.files import not_regular, write_atomically
 
 FORMAT = "ddbench.synthetic/1"
 
 LabelKind = Literal["class", "probability", "logit", "regression"]
+
+
+class _RecipeHeader(BaseModel):
+    """What a file says of a recipe, less its tensors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: None = None
+    schedule: None = None
+    steps: Positive | None = None
+    batch: Positive | None = None
+    augment: Line | None = None
+
+
+class _Header(BaseModel):
+    """What a file says of a set, checked before any of it is used."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    pixels: Line
+    label_kind: LabelKind
+    decode: Line
+    recipe: _RecipeHeader
+    about: dict[str, Any] = {}
+
+
+# Of what a file says of its origin, these lead somewhere: names are looked up, numbers become parts of a file's name.
+_LookedUp = Annotated[str, Strict(), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=MOST_NAME)]
+_ORIGIN: dict[str, TypeAdapter[Any]] = {
+    "dataset": TypeAdapter(_LookedUp),
+    "backbone": TypeAdapter(_LookedUp),
+    "method": TypeAdapter(_LookedUp),
+    "ipc": TypeAdapter(Count),
+    "seed": TypeAdapter(Count),
+    "step": TypeAdapter(Count),
+    "run": TypeAdapter(RunId),
+    "data": TypeAdapter(Line),
+    "provided_by": TypeAdapter(Line),
+    "classes": TypeAdapter(list[Line]),
+}
+_OTHER: TypeAdapter[Any] = TypeAdapter(Plain)
+
+
+def origin(about: object) -> dict[str, Any]:
+    """What a file says of where it comes from, as far as it is names, numbers and texts; the rest is left out.
+
+    A dataset or a backbone may be code, `./file.py:name`, and a stranger's set must not say whose code to run.
+    """
+    said = {}
+    for name, value in about.items() if isinstance(about, Mapping) else ():
+        try:
+            _OTHER.validate_python({name: value})
+            said[name] = _ORIGIN.get(name, _OTHER).validate_python(value)
+        except ValidationError:
+            continue
+    return said
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +100,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         lr, schedule = self.lr, self.schedule
+        if lr is not None and not lr.is_floating_point():
+            raise DataError(f"the recipe's step size is a number of floating point; got {lr.dtype}.")
         if lr is not None and lr.ndim > 1:
             raise DataError(f"the recipe's step size is one number or one for each step; got shape {tuple(lr.shape)}.")
         if schedule is not None and (schedule.ndim != 2 or schedule.dtype != torch.int64 or not schedule.numel()):
@@ -101,9 +164,10 @@ class SyntheticSet:
             raise DataError(f"a synthetic set needs images of shape [N, C, H, W], got {tuple(self.images.shape)}.")
         if self.images.dtype not in (torch.float32, torch.uint8):
             raise DataError(f"synthetic images are float32, or uint8 raw pixels; got {self.images.dtype}.")
-        if len(self.labels) != len(self.images):
+        if self.labels.ndim == 0 or len(self.labels) != len(self.images):
             raise DataError(
-                f"there are {len(self.images)} images and {len(self.labels)} label rows; give one for each."
+                f"there are {len(self.images)} images and {len(self.labels) if self.labels.ndim else 0} label rows; "
+                "give one for each."
             )
         if self.label_kind not in get_args(LabelKind):
             raise DataError(f"there are no {self.label_kind!r} labels; known are {', '.join(get_args(LabelKind))}.")
@@ -124,9 +188,11 @@ class SyntheticSet:
             raise DataError(
                 f"the schedule names image {int(schedule.max())}, and there are {len(self.images)}; indices start at 0."
             )
-        if self.source_indices is not None and len(self.source_indices) != len(self.images):
+        rows = self.source_indices
+        if rows is not None and (rows.ndim != 1 or rows.dtype != torch.int64 or len(rows) != len(self.images)):
             raise DataError(
-                f"{len(self.source_indices)} source indices for {len(self.images)} images; give one for each."
+                f"source indices are int64, one for each of {len(self.images)} images; got {rows.dtype} "
+                f"{tuple(rows.shape)}."
             )
 
     def __len__(self) -> int:
@@ -197,8 +263,13 @@ def header_of(synthetic: SyntheticSet, about: Mapping[str, Any] | None = None) -
 def load(path: Path) -> SyntheticSet:
     """Read what `save` wrote. Raises: DataError for a missing, damaged or foreign file."""
     header = read_header(path)
-    with _opened(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    from safetensors import SafetensorError
+
+    try:
+        with _opened(path) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, AttributeError, ValueError) as error:  # a kind of numbers that torch does not have
+        raise DataError(f"{path} holds a tensor that cannot be read ({error}).") from None
     return assemble(header, tensors, str(path))
 
 
@@ -208,7 +279,7 @@ def read_header(path: Path) -> dict[str, Any]:
         text = (file.metadata() or {}).get("ddbench")
     try:
         header = json.loads(text) if text else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         header = {}
     found = header.get("format") if isinstance(header, dict) else None
     if found != FORMAT:
@@ -221,6 +292,10 @@ def assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor], shown: st
 
     Raises: DataError where the two do not make a set.
     """
+    try:
+        _Header.model_validate(header)
+    except ValidationError as error:
+        raise DataError(f"{explain(f'{shown} is damaged, or was made by a newer ddbench', error)}.") from None
     try:
         return _assemble(header, dict(tensors))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -250,6 +325,8 @@ def _opened(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
+        if path.exists() and (why := not_regular(path)):
+            raise OSError(why)
         return safe_open(path, framework="pt")
     except FileNotFoundError:
         raise DataError(f"there is no file {path}.") from None

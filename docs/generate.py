@@ -11,7 +11,7 @@ import statistics as statistics_of
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -339,13 +339,14 @@ def public_names() -> str:
 
 def curves(method: str, records: Path = RECORDS, folder: Path = CURVES) -> str:
     """The learning curves of a method, from files that `--curve` wrote; each belongs to the record of the same set."""
+    from ddbench.files import read_json
     from ddbench.runs.judging import Curve
     from ddbench.runs.record import RunRecord, read_record
 
     by_set = {record.synthetic.sha256: record for record in map(read_record, records.rglob(f"{method}-*.json"))}
     found: dict[str, list[tuple[Curve, RunRecord]]] = {}
     for path in sorted(folder.glob(f"{method}-*.json")):
-        curve = Curve.model_validate_json(path.read_text(encoding="utf-8"))
+        curve = Curve.model_validate(read_json(path))
         if curve.synthetic not in by_set:
             raise ValueError(f"{path}: no record of {method} is of this set")
         record = by_set[curve.synthetic]
@@ -429,6 +430,8 @@ def _default(field: Any) -> str:
 def _type(kind: Any) -> str:
     """A type in words."""
     origin, inside = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _type(inside[0])
     if origin in (Union, types.UnionType):
         return " or ".join(_type(part) for part in inside)
     if origin is Literal:

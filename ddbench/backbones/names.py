@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, int, int]
 
 GROUP = "ddbench.backbones"
+MOST = {"d": 64, "w": 16_384}  # depth and width of a ConvNet; a layer of that width has 2.4 billion weights
 
 # Where the files are that this process was given, by what their factories are called.
 _files: dict[str, str] = {}
@@ -199,19 +200,21 @@ def _factory(name: str, shape: Shape, classes: int) -> Callable[[], nn.Module]:
 
 def _check_provided(name: str) -> None:
     """Raises: ConfigError, with a suggestion among ours and the installed ones, for a name that nobody provides."""
-    from ddbench.plugins import listing
+    from ddbench.plugins import listing, names_code
 
-    if name in _files or name.startswith("torchvision:") or _is_file(name) or "/" in name:
+    if name in _files or name.startswith("torchvision:") or _is_file(name):
         return
-    if ".py:" in name:
+    if names_code(name):
         raise ConfigError(f"backbone {name!r} comes from a file; give its path, as in ./{name.partition('@')[0]}")
     plugins = [plugin.name for plugin in listing(GROUP)]
-    if name not in plugins:
+    if "/" not in name and name not in plugins:
         raise ConfigError(_unknown(name, [*known(), *plugins]))
 
 
 def _is_file(name: str) -> bool:
-    return name not in _files and "@" not in name and name.partition(":")[0].endswith(".py")
+    from ddbench.plugins import names_code
+
+    return name not in _files and "@" not in name and names_code(name)
 
 
 def _label(ref: str) -> str:
@@ -240,6 +243,9 @@ def _family(name: str) -> str | None:
 def _field(name: str, family: str, token: str, allowed: frozenset[str]) -> tuple[str, str | int]:
     sized = re.fullmatch(r"([dw])([1-9]\d*)", token)
     if sized and family == "convnet":
+        most = MOST[sized[1]]
+        if len(sized[2]) > 9 or int(sized[2]) > most:
+            raise ConfigError(f"backbone {name!r} has {sized[1]}{sized[2][:12]}, and {sized[1]}{most} is the most.")
         return {"d": "depth", "w": "width"}[sized[1]], int(sized[2])
     for field, tokens in _TOKENS.items():
         if token in tokens and token in allowed:

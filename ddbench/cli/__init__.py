@@ -10,14 +10,18 @@ import errno
 import importlib
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Mapping
+from io import TextIOWrapper
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
 from ddbench.errors import DdbenchError, closest
+from ddbench.fields import printable
 from ddbench.runs.signals import EXIT_CODES, Interrupted, heeded, importing
 
 
@@ -69,7 +73,7 @@ class Root(Group):
             where = f"{error.filename}: " if error.filename else "output could not be written: "
             message, code = f"{where}{error.strerror}.", 1
         with contextlib.suppress(OSError):  # a terminal that was closed hears nothing, and the code says it too
-            click.echo(f"Error: {message}", err=True)
+            click.echo(f"Error: {printable(message, lines=True)}", err=True)
         ctx.exit(code)
 
 
@@ -110,8 +114,29 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:
     raise Interrupted(why, which)
 
 
+def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
+    if importing(frame):
+        click.echo("Error: stopped by Ctrl-C.", err=True)
+        os._exit(EXIT_CODES[signal.SIGINT])
+    raise KeyboardInterrupt
+
+
+def _prepare_streams() -> None:
+    """Characters that a terminal's encoding lacks are replaced, not an error; what was closed takes what it gets."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as we live
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if name == "stderr" else "replace")
+
+
 def main() -> None:
     """The program `ddbench`."""
+    _prepare_streams()
+    # Ctrl-C is heard as before, but for half-imported modules, which swallow it or break.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupted)
     # While a run is at work, its own handler saves first.
     for number in heeded():
         if number is not signal.SIGINT:

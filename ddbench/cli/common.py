@@ -14,12 +14,37 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ddbench.errors import ConfigError
+from ddbench.fields import printable
+
 if TYPE_CHECKING:
     from ddbench.runs.observers import Observer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 FIRST_RUN = "ddbench run --method dm --method random --method whole --dataset digits --ipc 10"
+
+
+class Folder(click.Path):
+    """A folder that is there or can be made: nothing on the way to it is a file, and no name is too long."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        try:
+            Path(os.fsdecode(path)).stat()
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            option = f" with {param.opts[0]}" if param is not None and param.opts else ""
+            raise ConfigError(
+                f"the folder {printable(os.fsdecode(path), 120)} cannot be made: {why}. Choose another one{option}."
+            ) from None
+        return path
+
 
 data_option = click.option(
     "--data",
@@ -29,7 +54,7 @@ data_option = click.option(
     show_default=True,
     show_envvar=True,
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=Folder(),
     help="Folder of the datasets.",
 )
 runs_option = click.option(
@@ -40,7 +65,7 @@ runs_option = click.option(
     show_default=True,
     show_envvar=True,
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=Folder(),
     help="Folder of the runs.",
 )
 device_option = click.option(
@@ -90,7 +115,7 @@ def print_table(rows: Iterable[Sequence[Any]], headers: Sequence[str] = ()) -> N
     """A plain table on stdout. On a terminal its last column is wrapped to fit."""
     from tabulate import tabulate
 
-    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [["" if cell is None else printable(str(cell), lines=True) for cell in row] for row in rows]
     if not cells:
         return
     widths: list[int | None] = [None] * len(cells[0])
@@ -105,7 +130,7 @@ def print_table(rows: Iterable[Sequence[Any]], headers: Sequence[str] = ()) -> N
 def note(text: str) -> None:
     """A line on stderr. Where nobody can read it any more, it is not worth a command."""
     with contextlib.suppress(OSError):
-        click.echo(text, err=True)
+        click.echo(printable(text, lines=True), err=True)
 
 
 class Progress:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import Group
-from ddbench.cli.common import Progress, data_option, json_option, print_json, print_table, quiet_option
+from ddbench.cli.common import Progress, data_option, json_option, note, print_json, print_table, quiet_option
 
 if TYPE_CHECKING:
     from ddbench.data.cache import Manifest
@@ -48,8 +48,13 @@ def add(name: str, path: Path, size: int | None, force: bool, data_root: Path, q
 
     A folder has train/CLASS/IMAGE and test/CLASS/IMAGE. A .npz file has x_train, y_train, x_test and y_test.
     """
-    from ddbench.data import sources
+    from ddbench.data import archives, sources
 
+    if archives.without_checksums(path) and path.is_file() and not quiet:
+        note(
+            "Note: a .tar without compression has no checksums of its content, so that damage inside a file may not be "
+            "seen. Compare the fingerprint with that of another copy, or take a .tar.gz."
+        )
     _print_manifest(sources.add(name, path, data_root, size, Progress(quiet), force=force), as_json)
 
 

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from ddbench.runs.runner import RunOptions
 
 _said = stack(
-    click.option("--dataset", metavar="NAME", help="Of a file: the dataset that it was condensed from."),
+    click.option(
+        "--dataset",
+        metavar="NAME",
+        help="Of a file: the dataset that it was condensed from. Of a run: where it is code.",
+    ),
     click.option(
         "--pixels", metavar="NAME", help="Of a file: standard, zca, kip-zca, …; unit (0 to 1) or raw (0 to 255)."
     ),
@@ -96,12 +100,12 @@ def evaluate(
     from ddbench.runs.judging import cells
     from ddbench.runs.rundir import RunDir
     from ddbench.runs.runner import RunOptions, evaluate_run
-    from ddbench.runs.spec import find_method
+    from ddbench.runs.spec import find_method, protocols_of
     from ddbench.runs.states import lost_cells
 
     imported = not (path / "spec.json").is_file()
     if not imported:
-        given = [name for name, value in said.items() if value]
+        given = [name for name, value in said.items() if value and name != "dataset"]
         if given:
             raise click.UsageError(f"--{given[0].replace('_', '-')} is for a file, and {path} is a run.")
         runs_root = RunDir.at(path).root
@@ -118,8 +122,9 @@ def evaluate(
         if "native" in refs and spec.imported is not None:
             raise click.UsageError("an imported set has no native protocol here; name one, such as mtt.")
         native = find_method(spec.method)[1].info.native if "native" in refs else ""
-        protocols = [protocol(native if ref == "native" else ref) for ref in refs or spec.protocols]
-        record = evaluate_run(folder, protocols, judges, students, options, curve)
+        protocols = [protocol(native if ref == "native" else ref) for ref in refs] or protocols_of(spec)
+        own_data = None if imported else said["dataset"]
+        record = evaluate_run(folder, protocols, judges, students, options, curve, own_data)
         records.append(record)
         wanted = cells(protocols, judges, students, record.data.shape, own=record.run.backbone)
         lost += lost_cells(record, wanted)

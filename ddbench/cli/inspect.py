@@ -41,13 +41,19 @@ def inspect(
     from ddbench.data import catalogue
     from ddbench.data.sources import load
     from ddbench.errors import DataError
-    from ddbench.files import write_atomically
+    from ddbench.files import unfinished, write_atomically
     from ddbench.foreign.diagnosis import Reference, diagnose
     from ddbench.foreign.readers import choose, read
     from ddbench.runs import sharing
+    from ddbench.runs.rundir import RunDir
 
     info = catalogue.info(dataset) if dataset in catalogue.CATALOGUE else None
-    file = path / "synthetic.safetensors" if (path / "spec.json").is_file() else path
+    file = path
+    if (path / "spec.json").is_file():
+        folder = RunDir.at(path)
+        file = folder.synthetic
+        if file.is_file():
+            folder.set_sha256()
     sets = read(file, info)
     found = choose(sets, entry, path)[0] if entry else sets[0]
     name = dataset or str(found.about.get("dataset", ""))
@@ -63,6 +69,7 @@ def inspect(
     diagnosis = diagnose(found, reference, info, pixels)
     if picture is not None:
         shown = reference or Reference.natural(diagnosis.shape)
+        unfinished(picture)
         write_atomically(picture, sharing.picture(found, diagnosis, shown, info, path.name))
     if as_json:
         print_json(_json(found, diagnosis, [one.entry for one in sets]))

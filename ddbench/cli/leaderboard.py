@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ddbench.cli import Group
-from ddbench.cli.common import json_option, note, print_json, runs_option
+from ddbench.cli.common import Folder, json_option, note, print_json, runs_option
 
 _folder_option = click.option(
     "--leaderboards",
@@ -17,7 +17,7 @@ _folder_option = click.option(
     default="leaderboards",
     show_default=True,
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=Folder(),
     help="Folder of records and tables.",
 )
 

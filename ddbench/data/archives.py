@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import lzma
 import re
 import shutil
@@ -9,16 +11,21 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Self
 
 from ddbench.errors import DataError
+from ddbench.fields import printable
+from ddbench.files import not_regular
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
 RESERVE = 256 << 20  # bytes of the disk that unpacking leaves free
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError, OSError)
+DAMAGED = (
+    tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError, OSError,
+    ValueError, IndexError, KeyError, OverflowError, RuntimeError,
+)  # fmt: skip
 
 Member = tuple[str, int, IO[bytes] | None]  # name, size, content; a folder has no content
 
@@ -33,6 +40,8 @@ def unpack(archive: Path, target: Path) -> None:
 
     Raises: DataError if the archive is damaged, would write outside the target, has a link or a device, or is too big.
     """
+    if why := not_regular(archive):
+        raise DataError(f"{archive} cannot be read: {why}.")
     target.mkdir()
     members = _zip_members(archive) if archive.name.lower().endswith(".zip") else _tar_members(archive)
     with closing(members):
@@ -61,6 +70,8 @@ def _write(archive: Path, target: Path, name: str, size: int, content: IO[bytes]
     if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
         raise DataError(f"{archive} is not safe to unpack: its member {name!r} would land outside the folder.")
     path = target.joinpath(*parts)
+    if (path == target and content is not None) or printable(name) != name:
+        raise DataError(f"{archive} is not safe to unpack: {name!r} is no name of a file.")
     if content is None:
         path.mkdir(parents=True, exist_ok=True)
         return
@@ -89,10 +100,33 @@ def _damaged(archive: Path, error: Exception) -> DataError:
     return DataError(f"{archive} is damaged or only half there ({error}). Fetch it again.")
 
 
+class _Header(tarfile.TarInfo):
+    """A member's header. tarfile takes a damaged one for the end of the archive, and leaves out what follows."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"a header is damaged: {error}") from None
+
+
+_OPENERS: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".txz": lzma.open, ".bz2": bz2.open, ".tbz2": bz2.open,
+}  # fmt: skip
+
+
+def without_checksums(archive: Path) -> bool:
+    """Whether an archive has no checksums of what is in it, so that damage inside a file cannot be seen."""
+    return archive.name.lower().endswith(".tar")
+
+
 def _tar_members(archive: Path) -> Generator[Member]:
-    if archive.name.lower().endswith(".tar"):
+    if without_checksums(archive):
         _check_tar_end(archive)
-    with tarfile.open(archive, "r|*") as tar:
+    # Not by tarfile, which never looks at the checksum at the end of a compressed stream.
+    unpacked = _OPENERS.get(archive.suffix.lower(), open)
+    with unpacked(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar:
         for member in tar:
             if member.isdir():
                 yield member.name, 0, None
@@ -101,6 +135,9 @@ def _tar_members(archive: Path) -> Generator[Member]:
             else:
                 kind = "a link" if member.issym() or member.islnk() else "a device"
                 raise _refused(archive, member.name, kind)
+        while rest := stream.read(1 << 20):
+            if any(rest):
+                raise tarfile.ReadError("something follows its end")
 
 
 def _zip_members(archive: Path) -> Generator[Member]:

@@ -19,6 +19,8 @@ from ddbench.data.cache import Content
 from ddbench.data.folders import HELD_OUT
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import DataError
+from ddbench.fields import MOST_LINE, printable
+from ddbench.files import open_regular
 
 TRAIN_KEYS = (("x_train", "y_train"), ("train_images", "train_labels"))
 TEST_KEYS = (("x_test", "y_test"), ("test_images", "test_labels"), ("val_images", "val_labels"))
@@ -39,11 +41,15 @@ def read_npz(path: Path, room: Path, class_names: tuple[str, ...] = ()) -> Conte
     Raises: DataError if the file is damaged, has other arrays, or has pickled objects.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            ensure_space(room, sum(member.file_size for member in archive.infolist()), str(path))
-        with np.load(path, allow_pickle=False) as arrays:
-            return _npz_content(path, arrays, class_names)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with open_regular(path) as file:
+            with zipfile.ZipFile(file) as archive:
+                ensure_space(room, sum(member.file_size for member in archive.infolist()), str(path))
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return _npz_content(path, arrays, class_names)
+    except DataError:
+        raise
+    except Exception as error:  # whatever a stranger's bytes make of numpy's and Python's readers
         raise DataError(f"{path} cannot be read ({error}); pickled objects are never loaded. {NPZ_HELP}") from error
 
 
@@ -89,11 +95,13 @@ def _npz_content(path: Path, arrays: Mapping[str, np.ndarray], class_names: tupl
     train, test = pair(TRAIN_KEYS) or pair(WHOLE_KEYS), pair(TEST_KEYS)
     if train is None:
         raise DataError(f"{path} has {', '.join(arrays) or 'no arrays'}, not the expected ones. {NPZ_HELP}")
+    if any(array.ndim == 0 for pair_of in (train, test) if pair_of is not None for array in pair_of):
+        raise DataError(f"{path} has a single number where images or labels belong. {NPZ_HELP}")
     values = np.unique(train[1])
-    named = next((arrays[key].tolist() for key in NAME_KEYS if key in arrays), values.tolist())
+    named = next((arrays[key].reshape(-1).tolist() for key in NAME_KEYS if key in arrays), values.tolist())
     if named == list(range(len(class_names))):
         named = class_names
-    classes = tuple(map(str, named))
+    classes = tuple(printable(str(name), MOST_LINE) for name in named)
     if len(classes) != len(values) or len(classes) < 2:
         raise DataError(
             f"{path} has {len(classes)} class names for {len(values)} different training labels; there must be one a "
@@ -140,7 +148,9 @@ def _channels_first(path: Path, images: np.ndarray) -> Tensor:
 def _idx_array(path: Path, dims: int) -> np.ndarray:
     """One idx file: two zero bytes, the type, the number of axes, each axis as a big-endian int32, then the values."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with open_regular(path) as file:
+            packed = file.read()
+        content = gzip.decompress(packed) if path.suffix == ".gz" else packed
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged or only half there ({error}). Fetch it again.") from error
     header = 4 * (dims + 1)
@@ -152,5 +162,5 @@ def _idx_array(path: Path, dims: int) -> np.ndarray:
 
 
 def _md5(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -9,24 +9,52 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ddbench.config import explain
 from ddbench.data.archives import ensure_space
 from ddbench.data.tensors import DatasetTensors, digest
 from ddbench.errors import DataError, RunError
-from ddbench.files import disk_is_full, read_json, write_atomically, write_json
+from ddbench.fields import Flag, Line, Name, Positive
+from ddbench.files import disk_is_full, locked, not_regular, once, put_folder, read_json, write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = "ddbench.dataset/1"
 Progress = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
+
+
+class _PartFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    images: Positive
+    fingerprint: Line
+
+
+class _ManifestFile(BaseModel):
+    """manifest.json, checked before any of it is used."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_: Line = Field(alias="schema")
+    name: Name
+    title: Line
+    original: Flag
+    origin: Line
+    split: Line
+    preprocessing: Line
+    shape: tuple[Positive, Positive, Positive]
+    classes: list[Line] = Field(min_length=1)
+    train: _PartFile
+    test: _PartFile
+    fingerprint: Line
 
 
 class PartManifest(TypedDict):
@@ -104,8 +132,18 @@ def find(root: Path, name: str) -> Manifest | None:
         raise _damaged(path, name, str(error)) from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise _damaged(path, name, f"it is not of schema {SCHEMA}")
-    if missing := Manifest.__required_keys__ - manifest.keys():
-        raise _damaged(path, name, f"it lacks {', '.join(sorted(missing))}")
+    try:
+        _ManifestFile.model_validate(manifest)
+    except ValidationError as error:
+        raise _damaged(path, name, explain("it cannot be used", error)) from None
+    if manifest["name"] != name:
+        raise DataError(
+            f"{path} is of the dataset {manifest['name']!r}, and its folder is called {name!r}: it was copied or "
+            f"renamed. Give the folder its name back, or add the images again with `ddbench data add {name} PATH`."
+        )
+    parts = f"{manifest['train']['fingerprint']} {manifest['test']['fingerprint']}"
+    if manifest["fingerprint"] != digest(parts.encode()):
+        raise _damaged(path, name, "its fingerprint is not that of its parts")
     return Manifest(**manifest)  # type: ignore[typeddict-item]
 
 
@@ -126,17 +164,45 @@ def find_all(root: Path) -> list[Manifest]:
 def read_part(root: Path, manifest: Manifest, part: Literal["train", "test"]) -> DatasetTensors:
     """The training or the test images of a dataset in the data folder, memory-mapped.
 
-    Raises: DataError if the file is missing or damaged.
+    They are compared with the manifest's fingerprint, once in a process: a manifest that was read before the dataset
+    was replaced does not fit the new images.
+    Raises: DataError if the file is missing, damaged or of other data.
     """
     path = root / manifest["name"] / f"{part}.safetensors"
     try:
+        if why := not_regular(path):
+            raise OSError(why)
         tensors = load_file(path)
         images, labels = tensors["images"], tensors["labels"]
     except (SafetensorError, OSError, KeyError) as error:
         raise _damaged(path, manifest["name"], str(error)) from error
     if list(images.shape) != [manifest[part]["images"], *manifest["shape"]]:
         raise _damaged(path, manifest["name"], f"it has images of shape {list(images.shape)}")
-    return DatasetTensors(images, labels, tuple(manifest["classes"]), manifest[part]["fingerprint"])
+    try:
+        data = DatasetTensors(images, labels, tuple(manifest["classes"]))
+    except DataError as error:
+        raise _damaged(path, manifest["name"], str(error).rstrip(".")) from None
+    found, expected = once(path, f"images of {len(data.classes)} classes", lambda: data.fingerprint), manifest[part]
+    if found != expected["fingerprint"]:
+        _refuse_replaced(root, manifest)
+        why = f"its images and labels have the fingerprint {found}, and the manifest says {expected['fingerprint']}"
+        raise _damaged(path, manifest["name"], why)
+    return replace(data, known_fingerprint=found)
+
+
+def _refuse_replaced(root: Path, manifest: Manifest) -> None:
+    """Raise DataError if another dataset has taken the place of this one since its manifest was read."""
+    name = manifest["name"]
+    try:
+        now = find(root, name)
+    except DataError:
+        return
+    if now is not None and now["fingerprint"] != manifest["fingerprint"]:
+        raise DataError(
+            f"the dataset {name} in the data folder '{root}' has been replaced since this command began: it had the "
+            f"fingerprint {manifest['fingerprint']} and has {now['fingerprint']}. Run the same command again, which "
+            "works on the new one; or put the old one back."
+        )
 
 
 @contextmanager
@@ -148,8 +214,11 @@ def building(root: Path, name: str) -> Iterator[Path]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(root / name)
-        with FileLock(root / f".{name}.lock"):
+        with locked(root / f".{name}.lock", "--data"):
             work = root / f".{name}.partial"
+            replaced = work / "ready.replaced"
+            if replaced.is_dir() and not (root / name).exists():
+                replaced.rename(root / name)  # killed between taking the old one away and putting the new one there
             shutil.rmtree(work, ignore_errors=True)  # an earlier attempt may have been killed
             work.mkdir()
             try:
@@ -182,11 +251,8 @@ def install(root: Path, work: Path, content: Content, manifest: Manifest, *, for
     for part, data in parts.items():
         tensors = {"images": data.images.contiguous(), "labels": data.labels.contiguous()}
         write_atomically(ready / f"{part}.safetensors", partial(save_file, tensors))
-    write_json(ready / "manifest.json", manifest)
-    place = root / name
-    if place.exists():
-        place.rename(work / "replaced")
-    ready.rename(place)
+    write_json(ready / "manifest.json", manifest, sealed=True)
+    put_folder(ready, root / name)
     return manifest
 
 

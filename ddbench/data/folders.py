@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +22,19 @@ from ddbench.data.cache import Content, Progress
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import DataError
+from ddbench.fields import MOST_LINE, printable
+from ddbench.files import open_regular
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
 GREY_MODES = {"1", "L", "LA", "La"}
 COLOUR_MODES = {"RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"}
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError, MemoryError, OverflowError,
+    IndexError, KeyError, TypeError, AttributeError,
+)  # fmt: skip
 NATURE = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP"}
 DECODE_CHUNK = 256
+MOST_PIXELS = 64 * 10**6
 HELD_OUT = 0.1
 VAL_NAMES = ("val", "valid", "validation")
 
@@ -117,17 +126,22 @@ class _Reader:
 
     def decode(self, files: ClassFiles, like: Decoded | None = None) -> Decoded:
         """Decode the files of all classes; the images must be as large as those of `like`, or as the first of them."""
+        with warnings.catch_warnings():
+            # Said of images that `_refuse_huge` is about to refuse.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return self._decode(files, like)
+
+    def _decode(self, files: ClassFiles, like: Decoded | None) -> Decoded:
         flat = [path for paths in files for path in paths]
         labels = torch.repeat_interleave(torch.arange(len(files)), torch.tensor([len(paths) for paths in files]))
         height, width = self.target or (like.images.shape[2:] if like is not None else self._size(flat[0]))
-        try:
-            pixels = np.empty((len(flat), 3, height, width), dtype=np.uint8)
-        except MemoryError:
-            need = 3 * len(flat) * height * width / 1e9
+        need = 3 * len(flat) * height * width
+        if need > _memory():
             raise DataError(
-                f"{len(flat)} images of {height}x{width} pixels take {need:.0f} GB, more than the memory has. "
+                f"{len(flat)} images of {height}x{width} pixels take {need / 1e9:.0f} GB, more than the memory has. "
                 "Choose a smaller --size."
-            ) from None
+            )
+        pixels = np.empty((len(flat), 3, height, width), dtype=np.uint8)
         colour, resized, formats, done = False, False, set(), 0
         starts = range(0, len(flat), DECODE_CHUNK)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -148,7 +162,8 @@ class _Reader:
         colour, resized, formats = False, False, set()
         for position, path in enumerate(files[start : start + DECODE_CHUNK], start):
             try:
-                with Image.open(path) as image:
+                with open_regular(path) as file, _compared(file) as image:
+                    self._refuse_huge(image, path)
                     image.load()
                     formats.add(image.format or "unknown")
                     colour = colour or self._is_colour(image, path)
@@ -180,19 +195,56 @@ class _Reader:
 
     def _size(self, path: Path) -> tuple[int, int]:
         try:
-            with Image.open(path) as image:
+            with open_regular(path) as file, Image.open(file) as image:
+                self._refuse_huge(image, path)
                 return image.size[1], image.size[0]
         except BROKEN as error:
             raise self._corrupt(path, error) from error
+
+    def _refuse_huge(self, image: Image.Image, path: Path) -> None:
+        # A file of some kilobytes can say that it has any number of pixels.
+        if image.width * image.height > MOST_PIXELS:
+            raise DataError(
+                f"{self.name(path)} has {image.width}x{image.height} pixels, more than {MOST_PIXELS // 10**6} million. "
+                "Make it smaller first."
+            )
 
     def _corrupt(self, path: Path, error: Exception) -> DataError:
         why = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         return DataError(f"{self.name(path)} cannot be decoded: {why}. Replace or remove the file.")
 
 
+def _compared(file: BufferedReader) -> Image.Image:
+    """An image whose checksums fit, where its format has any: Pillow does not look at those of a PNG's pixels."""
+    image = Image.open(file)
+    if image.format == "PNG":
+        image.verify()
+        file.seek(0)
+        image = Image.open(file)
+    return image
+
+
+def _memory() -> float:
+    """Bytes that this process may have: of the machine, or less where a limit is set."""
+    try:
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (ImportError, ValueError, OSError):
+        return math.inf
+    return whole if soft == resource.RLIM_INFINITY else min(whole, soft)
+
+
 def _classes(folder: Path, shown: str, info: DatasetInfo | None) -> tuple[list[str], tuple[str, ...]]:
     """The class folders in class order, and what the classes are called."""
     found = [entry.name for entry in visible(folder) if entry.is_dir()]
+    for name in found:
+        if printable(name, MOST_LINE) != name:
+            raise DataError(
+                f"{shown} has a class folder whose name is no text, {name!r}: it is of another encoding, or has "
+                "control characters. Rename it."
+            )
     if info is not None and info.wnids:
         if missing := [wnid for wnid in info.wnids if wnid not in found]:
             raise DataError(
@@ -263,7 +315,9 @@ def _annotated_files(part: Path, names: Sequence[str], reader: _Reader) -> Class
     """The validation folder of Tiny ImageNet: all images in one folder, their classes in a text file."""
     files: dict[str, list[Path]] = {name: [] for name in names}
     listing = part / "val_annotations.txt"
-    for number, line in enumerate(listing.read_text(errors="replace").splitlines(), 1):
+    with open_regular(listing) as file:
+        lines = file.read().decode(errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
         image, _, rest = line.partition("\t")
         wnid = rest.partition("\t")[0]
         path = part / "images" / image

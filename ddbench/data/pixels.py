@@ -6,21 +6,21 @@ import logging
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.tensors import HASH_CHUNK, DatasetTensors, digest
 from ddbench.errors import ConfigError, closest
-from ddbench.files import sweep, write_atomically
+from ddbench.files import SEAL, checksum, once, sweep, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -278,13 +278,24 @@ def _fit_once(
             kept = load_file(path)
             if kept.keys() != needed:
                 raise SafetensorError(f"it holds {', '.join(sorted(kept))} and should hold {', '.join(sorted(needed))}")
+            with safe_open(path, "pt") as file:
+                known = (file.metadata() or {}).get(SEAL)
+            # Earlier versions wrote none.
+            if known is not None and once(path, SEAL, lambda: _checksum(kept)) != known:
+                raise SafetensorError("its numbers do not have the checksum that it names")
             return kept
         except (SafetensorError, OSError) as error:
             logger.warning("%s is damaged (%s); fitting %s again.", path, error, spec)
     sweep(store, path.name, idle_seconds=HALF_WRITTEN_SECONDS)
     fitted = fit()
-    write_atomically(path, lambda beside: save_file(fitted, beside))
+    write_atomically(path, lambda beside: save_file(fitted, beside, metadata={SEAL: _checksum(fitted)}))
     return fitted
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, shapes and float32 numbers on the CPU."""
+    parts = [(f"{name} {tuple(value.shape)} ".encode(), value.numpy().data) for name, value in sorted(tensors.items())]
+    return checksum(*(part for pair in parts for part in pair))
 
 
 def _kept(spec: _Spec, train: DatasetTensors, store: Path) -> Path:
@@ -376,7 +387,9 @@ def _relative(reg: float) -> Callable[[Tensor], float]:
 def _spectrum(covariance: Tensor, shift: float) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending and larger by `shift`, and eigenvectors."""
     values, vectors = torch.linalg.eigh(covariance)
-    return values + shift, vectors
+    values = values + shift
+    # Where no image has any contrast a share of it is nothing too; such directions are left as they are.
+    return torch.where(values > 0, values, 1), vectors
 
 
 def _stored_form(**values: Tensor) -> dict[str, Tensor]:

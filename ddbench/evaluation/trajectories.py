@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -25,7 +26,7 @@ from ddbench.engine.students import footprint, students_together
 from ddbench.errors import ArtifactError, ConfigError, DivergedError
 from ddbench.evaluation.plan import Block, TrainingPlan, plan
 from ddbench.evaluation.protocol import Protocol, SGDOptions
-from ddbench.files import sweep, write_atomically
+from ddbench.files import SEAL, checksum, once, require_locks, sweep, write_atomically
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import SyntheticSet
@@ -33,6 +34,7 @@ from ddbench.synthetic import SyntheticSet
 logger = logging.getLogger(__name__)
 
 EXPERT_BATCH = 256
+HASH_THREADS = 4
 
 
 def flatten(params: dict[str, Tensor]) -> Tensor:
@@ -90,10 +92,10 @@ class Trajectories:
 class ExpertTrajectories(Artifact[Trajectories]):
     """A pool of networks trained by plain SGD with a constant step size and the common augmentation.
 
-    Files: expert_0000.safetensors and so on, each with params [epochs + 1, P] float32 and the seconds [epochs + 1] that
-    it took to get there. Expert k is the same in every pool that it is part of, and goes on where it stopped when more
-    epochs are wanted. Processes that want a pool at the same time train different experts of it. `recipe` is the digest
-    of how experts are trained.
+    Files: expert_0000.safetensors and so on, each with params [epochs + 1, P] float32, the seconds [epochs + 1] that
+    it took to get there, and a checksum over both. Expert k is the same in every pool that it is part of, and goes on
+    where it stopped when more epochs are wanted. Processes that want a pool at the same time train different experts
+    of it. `recipe` is the digest of how experts are trained.
     Source: Cazenavette et al., CVPR 2022, arXiv 2203.11932.
     """
 
@@ -135,6 +137,9 @@ class ExpertTrajectories(Artifact[Trajectories]):
         )
 
     def build(self, folder: Path, problem: Problem) -> None:
+        for path in self._damaged(folder):  # before any of them goes on from there
+            logger.warning("%s is damaged (it is not what was written); training this expert again.", path)
+            path.unlink(missing_ok=True)
         rng = Rng(self.seed, (self.kind,))
         everything = torch.arange(len(problem.train))
         # A whitened copy of the images is made once, in parts; others are transformed batch by batch.
@@ -183,6 +188,20 @@ class ExpertTrajectories(Artifact[Trajectories]):
         short = sum(len(times) <= self.epochs for times in self._times(folder))
         return f"{short} of {self.experts} experts with {self.epochs} epochs" if short else ""
 
+    def damage(self, folder: Path) -> str:
+        """Which experts are not what was written; a file is hashed once in a process."""
+        damaged = [path.name for path in self._damaged(folder)]
+        return f"{', '.join(damaged)} not as written" if damaged else ""
+
+    def discard(self, folder: Path) -> None:
+        for path in self._damaged(folder):
+            path.unlink(missing_ok=True)
+
+    def _damaged(self, folder: Path) -> list[Path]:
+        files = [path for k in range(self.experts) if (path := _file(folder, k)).is_file()]
+        with ThreadPoolExecutor(HASH_THREADS) as pool:
+            return [path for path, sound in zip(files, pool.map(_sound, files), strict=True) if not sound]
+
     def seconds(self, folder: Path) -> float:
         """Of the experts and epochs that this run can read, whoever trained more of them."""
         return sum(times[: self.epochs + 1][-1] for times in self._times(folder) if times)
@@ -217,6 +236,7 @@ def _claim(folder: Path, short: Sequence[tuple[int, int]], together: int) -> Ite
     Where others train all of them, waits a moment for one and claims nothing. From pairs of how far and which, sorted.
     The claims of a process that dies end with it.
     """
+    require_locks(folder / "lock")
     with contextlib.ExitStack() as held:
         claimed: set[int] = set()
         far: int | None = None
@@ -327,4 +347,23 @@ def _write(path: Path, params: Tensor, seconds: Sequence[float]) -> None:
     from safetensors.torch import save_file
 
     tensors = {"params": params.contiguous(), "seconds": torch.tensor(seconds, dtype=torch.float64)}
-    write_atomically(path, lambda beside: save_file(tensors, beside))
+    write_atomically(path, lambda beside: save_file(tensors, beside, metadata={SEAL: _checksum(tensors)}))
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    return checksum(tensors["params"].numpy().data, tensors["seconds"].numpy().data)
+
+
+def _sound(path: Path) -> bool:
+    """Whether a file of an expert has the checksum that it names; those of earlier versions name none."""
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    try:
+        with safe_open(path, "pt") as file:
+            known = (file.metadata() or {}).get(SEAL)
+        return known is None or known == once(path, SEAL, lambda: _checksum(load_file(path)))
+    except FileNotFoundError:
+        return True  # another process is about to make it anew
+    except (SafetensorError, OSError, KeyError):
+        return False

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,8 +19,8 @@ from torch import Tensor
 
 from ddbench import synthetic as sets
 from ddbench.data.pixels import PixelSpace
-from ddbench.errors import DataError
-from ddbench.files import write_atomically, write_json
+from ddbench.errors import DataError, RunError
+from ddbench.files import disk_is_full, put_folder, read_json, unfinished, write_atomically, write_json
 from ddbench.foreign.readers import HEADER_FILE
 from ddbench.synthetic import SyntheticSet, header_of, tensors_of
 
@@ -58,12 +61,15 @@ def export(
 
     Raises: DataError where the layout cannot hold the set; RunError where the place cannot be written.
     """
+    unfinished(path)
     match kind:
         case "safetensors":
             sets.save(synthetic, path, about)
         case "pt":
-            value = _as_pt(synthetic, pixels, about)
-            write_atomically(path, lambda temporary: torch.save(value, temporary))
+            # Through memory: writing to a path, torch keeps that path in the file, and takes a full disk for a fault.
+            content = io.BytesIO()
+            torch.save(_as_pt(synthetic, pixels, about), content)
+            write_atomically(path, content.getvalue())
         case "npz":
             arrays = _as_npz(synthetic, about)
             content = io.BytesIO()
@@ -108,25 +114,56 @@ def _write_png(
     if synthetic.images.shape[1] not in (1, 3):
         raise DataError(f"png holds 1 or 3 channels, and these images have {synthetic.images.shape[1]}.")
     shown, loss = _as_bytes(synthetic, pixels)
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / HEADER_FILE).is_file():
-            raise DataError(
-                f"{folder} is not empty and was not made by ddbench, so it is left alone. Choose another --out."
-            )
-        shutil.rmtree(folder)
-    numbers: dict[int, int] = {}
-    for image, label in zip(shown, synthetic.hard_labels.tolist(), strict=True):
-        numbers[label] = numbers.get(label, -1) + 1
-        picture = Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy())
-        content = io.BytesIO()
-        picture.save(content, "PNG")
-        write_atomically(folder / str(label) / f"{numbers[label]:05d}.png", content.getvalue())
-    kept = header_of(synthetic, about)
-    if synthetic.recipe.lr is not None:
-        kept["lr"] = synthetic.recipe.lr.tolist()
-    # Last, because it says that the folder is whole and ours.
-    write_json(folder / HEADER_FILE, kept)
+    folder = folder.resolve()
+    _refuse_foreign(folder)
+    # Beside its place and then there by one rename, so that a folder of a part of the classes is never seen.
+    ready = unfinished(folder)
+    try:
+        ready.mkdir(parents=True)
+        numbers: dict[int, int] = {}
+        for image, label in zip(shown, synthetic.hard_labels.tolist(), strict=True):
+            numbers[label] = numbers.get(label, -1) + 1
+            picture = Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy())
+            content = io.BytesIO()
+            picture.save(content, "PNG")
+            write_atomically(ready / str(label) / f"{numbers[label]:05d}.png", content.getvalue())
+        kept = header_of(synthetic, about)
+        if synthetic.recipe.lr is not None:
+            kept["lr"] = synthetic.recipe.lr.tolist()
+        write_json(ready / HEADER_FILE, kept)
+        put_folder(ready, folder)
+    except OSError as error:
+        why = "the disk is full" if disk_is_full(error) else error.strerror or error
+        raise RunError(f"{folder} could not be written: {why}. Choose another --out, or make room.") from error
+    finally:
+        shutil.rmtree(ready, ignore_errors=True)
     return loss
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise DataError where something else is in the place of an export, or beside what an earlier one has written."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise DataError(f"{folder} is a file, and png becomes a folder. Choose another --out.")
+    inside = sorted(folder.rglob("*"))
+    if not inside:
+        return
+    header: Any = None
+    with contextlib.suppress(RunError):
+        header = read_json(folder / HEADER_FILE)
+    if not (isinstance(header, dict) and header.get("format") == sets.FORMAT):
+        raise DataError(
+            f"{folder} is not empty and was not made by ddbench, so it is left alone. Choose another --out."
+        )
+    for path in inside:
+        name = path.relative_to(folder).as_posix()
+        folder_of_ours = path.is_dir() and not path.is_symlink() and name.isdecimal()
+        if not (name == HEADER_FILE or folder_of_ours or re.fullmatch(r"\d+/\d{5,}\.png", name)):
+            raise DataError(
+                f"{folder} holds {name}, which an export does not write, so it is left alone. Choose another --out, or "
+                "move that away."
+            )
 
 
 def _as_bytes(synthetic: SyntheticSet, pixels: Callable[[], PixelSpace]) -> tuple[Tensor, Loss | None]:

@@ -12,7 +12,6 @@ import pickle
 import re
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,8 +25,9 @@ from ddbench import synthetic as sets
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.folders import read_class_folders
 from ddbench.errors import DataError
-from ddbench.files import sha256_of
-from ddbench.synthetic import SyntheticSet
+from ddbench.fields import MOST_COUNT, printable
+from ddbench.files import not_regular, open_regular, sha256_of
+from ddbench.synthetic import SyntheticSet, origin
 
 READS = (
     "Read are: .safetensors; .pt of the DC layout {'data': [[images, labels], …]}; images_*.pt with labels_*.pt, in "
@@ -44,9 +44,12 @@ DC = "pt of the DC layout"
 MTT = "pt files of the MTT family"
 FOLDER = "folder of images"
 HEADER_FILE = "ddbench.json"  # beside the class folders of an exported set
-LOOKED_UP = ("dataset", "backbone", "method")
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+MOST_CLASSES = 100_000  # five times those of the largest image dataset
 MOST_CLAIM = 2000  # characters of a claim that are kept
+MOST_CLAIMS = 100
+MOST_DEPTH = 8  # of values inside values in a claim
+# What a file may become in memory for each of its bytes: half precision doubles, deflate shrinks one colour a lot.
+EXPANDS, EXPANDS_PACKED, SMALL = 16, 250, 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +107,7 @@ def read(path: Path, info: DatasetInfo | None = None) -> list[Found]:
         raise DataError(f"there is no file {path}.")
     if path.is_dir():
         return _read_folder(path, info)
+    _require_regular(path)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return [_read_safetensors(path)]
@@ -118,16 +122,9 @@ def read(path: Path, info: DatasetInfo | None = None) -> list[Found]:
     raise DataError(f"{path} is no set that ddbench reads: its name ends in {suffix or 'nothing'!r}. {READS}")
 
 
-def plain_names(about: object) -> dict[str, Any]:
-    """What a file says of its origin, without names that are more than names.
-
-    A dataset or a backbone may be code, `./file.py:name`, and a stranger's set must not say whose code to run.
-    """
-    return {
-        name: value
-        for name, value in (about.items() if isinstance(about, Mapping) else ())
-        if name not in LOOKED_UP or (isinstance(value, str) and PLAIN_NAME.fullmatch(value))
-    }
+def _require_regular(path: Path) -> None:
+    if why := not_regular(path):
+        raise DataError(f"{path} cannot be read: {why}.")
 
 
 def choose(found: Sequence[Found], entry: str | None, shown: Path) -> list[Found]:
@@ -161,6 +158,7 @@ def _read_folder(folder: Path, info: DatasetInfo | None) -> list[Found]:
     beside = folder / HEADER_FILE
     if not beside.is_file():
         return [found]
+    _require_regular(beside)
     header = _json(beside, beside.read_text(encoding="utf-8", errors="replace"))
     # Pixels were rounded to bytes and labels to classes: of the description, the pixel space and the recipe are left.
     kept = {**header, "label_kind": "class", "decode": "none"}
@@ -168,7 +166,7 @@ def _read_folder(folder: Path, info: DatasetInfo | None) -> list[Found]:
     if "lr" in header:
         tensors["recipe.lr"] = _rate(beside, header["lr"])
     whole = sets.assemble(kept, tensors, str(beside))
-    return [replace(found, lr=whole.recipe.lr, ours=whole, about=plain_names(header["about"]))]
+    return [replace(found, lr=whole.recipe.lr, ours=whole, about=origin(header["about"]))]
 
 
 def _read_safetensors(path: Path) -> Found:
@@ -178,7 +176,7 @@ def _read_safetensors(path: Path) -> Found:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, AttributeError, ValueError) as error:
         raise DataError(f"{path} is not a readable safetensors file ({error}); it may be half-written.") from None
     if "ddbench" in metadata:
         header = _json(path, metadata["ddbench"])
@@ -187,8 +185,10 @@ def _read_safetensors(path: Path) -> Found:
 
 
 def _read_npz(path: Path) -> Found:
-    with _careful(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    with _careful(path), open_regular(path) as file:
+        _refuse_bomb(path, file)
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
     if "ddbench" in arrays:
         header = _json(path, str(arrays.pop("ddbench")))
         tensors = {name: _tensor(path, value) for name, value in arrays.items()}
@@ -200,7 +200,7 @@ def _read_npz(path: Path) -> Found:
 
 
 def _read_npy(path: Path) -> Found:
-    with _careful(path), path.open("rb") as file:
+    with _careful(path), open_regular(path) as file:
         images = np.load(file, allow_pickle=False)
     names = (path.name.replace("images", "labels"), f"{path.stem}_labels.npy", "labels.npy", "y.npy")
     beside = next(
@@ -208,7 +208,7 @@ def _read_npy(path: Path) -> Found:
     )
     labels = None
     if beside is not None:
-        with _careful(beside), beside.open("rb") as file:
+        with _careful(beside), open_regular(beside) as file:
             labels = np.load(file, allow_pickle=False)
     files = (path,) if beside is None else (path, beside)
     return _found(path, "npy", "0", images, labels, None, files, {})
@@ -219,7 +219,9 @@ def _read_pt(path: Path) -> list[Found]:
     if isinstance(value, Mapping) and isinstance(value.get("ddbench"), str):
         header = _json(path, value["ddbench"])
         beside = value.get("tensors", {})
-        pair = _of_pair(path, next(iter(value.get("data", [])), None), "0", {})
+        if not isinstance(beside, Mapping) or not isinstance(value.get("data"), list | tuple):
+            raise DataError(f"{path} calls itself a set of ddbench, and its tensors cannot be read.")
+        pair = _of_pair(path, next(iter(value["data"]), None), "0", {})
         if pair.labels is None:
             raise DataError(f"{path} calls itself a set of ddbench, and has no labels.")
         tensors = {"images": pair.images, "labels": pair.labels, **{k: _tensor(path, v) for k, v in beside.items()}}
@@ -229,6 +231,7 @@ def _read_pt(path: Path) -> list[Found]:
         if not pairs:
             raise DataError(f"{path} has an empty list 'data', so there is no set in it. {READS}")
         claims = _claims({name: part for name, part in value.items() if name != "data"})
+        _refuse_repeats(path, pairs)
         return [_of_pair(path, pair, str(number), claims) for number, pair in enumerate(pairs)]
     if isinstance(value, Mapping):
         return [_of_mapping(path, "pt", value)]
@@ -341,9 +344,7 @@ def _row(part: Found) -> tuple[Any, ...]:
 
 
 def _own(path: Path, layout: str, whole: SyntheticSet, about: Mapping[str, Any]) -> Found:
-    return Found(
-        whole.images, whole.labels, whole.recipe.lr, layout, "0", (path,), ours=whole, about=plain_names(about)
-    )
+    return Found(whole.images, whole.labels, whole.recipe.lr, layout, "0", (path,), ours=whole, about=origin(about))
 
 
 def _found(
@@ -394,33 +395,81 @@ def _labels(path: Path, labels: Tensor, count: int) -> Tensor:
         labels = labels[:, 0]
     if labels.ndim not in (1, 2) or len(labels) != count:
         raise DataError(f"{path} has labels of shape {tuple(labels.shape)} for {count} images; one row each is needed.")
+    if labels.is_complex():
+        raise DataError(f"{path} has labels of {labels.dtype}; classes are whole numbers.")
     if labels.ndim == 2:
         return labels.detach().float().contiguous()
-    if labels.is_floating_point():
-        if not bool(torch.isfinite(labels).all()) or bool((labels != labels.round()).any()):
-            raise DataError(f"{path} has labels that are neither whole numbers nor one row of numbers an image.")
-    elif labels.is_complex():
-        raise DataError(f"{path} has labels of {labels.dtype}; classes are whole numbers.")
+    whole = not labels.is_floating_point() or bool((torch.isfinite(labels) & (labels == labels.round())).all())
+    if not whole:
+        raise DataError(f"{path} has labels that are neither whole numbers nor one row of numbers an image.")
+    if not len(labels) or abs(int(labels.min())) > MOST_CLASSES or int(labels.max()) > MOST_CLASSES:
+        shown = f"from {int(labels.min())} to {int(labels.max())}" if len(labels) else "of no image"
+        raise DataError(f"{path} has labels {shown}; classes are counted from 0, and no dataset has {MOST_CLASSES}.")
     return labels.detach().long().contiguous()
 
 
 def _rate(path: Path, value: Any) -> Tensor:
-    rate = _tensor(path, value).detach().float().squeeze()
+    rate = _tensor(path, value).detach()
+    if rate.is_complex():
+        raise DataError(f"{path} has a step size of {rate.dtype}; it is a real number.")
+    rate = rate.float().squeeze()
     if rate.ndim > 1 or not rate.numel():
         raise DataError(f"{path} has a step size of shape {tuple(rate.shape)}; it is one number, or one for each step.")
     return rate
 
 
 def _tensor(path: Path, value: Any) -> Tensor:
+    """Numbers of a kind that torch computes with, no more of them than the file has.
+
+    A file can hold one number and a shape of millions, or a tensor that is a description and no numbers.
+    """
     if isinstance(value, Tensor):
-        return value.detach().cpu()
+        if value.is_nested or value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            what = "nested" if value.is_nested else "quantised" if value.is_quantized else str(value.layout)
+            raise DataError(
+                f"{path} has a tensor that is no plain array of numbers on the CPU ({what}, {value.device.type}). Ask "
+                "its maker for plain tensors."
+            )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise DataError(
+                f"{path} has a tensor of shape {tuple(value.shape)} and numbers for a part of it only, which are "
+                "repeated. Ask its maker for a file with all of them."
+            )
+        return _usual(value.detach())
     try:
         array = np.asarray(value)
         if array.dtype == object or array.dtype.kind not in "biufc":
             raise TypeError(f"values of type {array.dtype}")
-        return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape).astype(array.dtype.newbyteorder("=")))
-    except (TypeError, ValueError) as error:
+        native = np.ascontiguousarray(array).reshape(array.shape).astype(array.dtype.newbyteorder("="))
+        return _usual(torch.from_numpy(native))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} has something that is no array of numbers where one belongs ({error}).") from None
+
+
+def _usual(tensor: Tensor) -> Tensor:
+    # Of these torch has a type, and hardly any function.
+    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        return tensor.to(torch.int64)
+    usual = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype not in usual else tensor
+
+
+def _refuse_bomb(path: Path, file: Any) -> None:
+    """Raise DataError for an archive that would unpack to far more than its size; the file is rewound."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(file) as archive:
+        whole = sum(member.file_size for member in archive.infolist())
+    file.seek(0)
+    if whole > max(SMALL, EXPANDS_PACKED * size):
+        raise DataError(f"{path} has {size} bytes and would unpack to {whole}, so it is left alone.")
+
+
+def _refuse_repeats(path: Path, pairs: Sequence[Any]) -> None:
+    """Raise DataError where a file names the same numbers again and again, so that it becomes much more than it has."""
+    parts = [part for pair in pairs if isinstance(pair, list | tuple) for part in pair if isinstance(part, Tensor)]
+    whole = sum(part.numel() * part.element_size() for part in parts)
+    if whole > max(SMALL, EXPANDS * path.stat().st_size):
+        raise DataError(f"{path} has {path.stat().st_size} bytes and would become {whole}, so it is left alone.")
 
 
 def _is_array(value: Any) -> bool:
@@ -430,7 +479,7 @@ def _is_array(value: Any) -> bool:
 def _json(path: Path, text: str) -> dict[str, Any]:
     try:
         header = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     if not (isinstance(header, dict) and header.get("format") == sets.FORMAT and isinstance(header.get("about"), dict)):
         raise DataError(f"{path} calls itself a set of ddbench, and its description cannot be read.")
@@ -446,6 +495,10 @@ def _unpickle(path: Path) -> Any:
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     numbers = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8")]
     allowed: list[Any] = [*((scalar, name) for name in names), np.dtype, *numbers]
+    _require_regular(path)
+    if zipfile.is_zipfile(path):
+        with _careful(path), open_regular(path) as file:
+            _refuse_bomb(path, file)
     try:
         # What an old torch wrote is warned about, and the reader cannot change it.
         with warnings.catch_warnings(), safe_globals(allowed):
@@ -460,7 +513,7 @@ def _unpickle(path: Path) -> Any:
                 "ask its maker for tensors only."
             ) from None
         raise DataError(f"{path} cannot be opened: it is damaged, half there, or no file of torch.") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, zlib.error):
+    except Exception:  # whatever a stranger's bytes make of torch's reader
         raise DataError(f"{path} cannot be opened: it is damaged, half there, or no file of torch.") from None
 
 
@@ -469,35 +522,53 @@ def _careful(path: Path) -> Iterator[None]:
     """Turns what numpy raises on a damaged or dangerous file into a sentence."""
     try:
         yield
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, pickle.UnpicklingError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # whatever a stranger's bytes make of numpy's and Python's readers
         if "pickle" in str(error).lower():
             raise DataError(
                 f"{path} is refused: it holds pickled objects, and ddbench runs nothing that a foreign file names."
             ) from None
-        raise DataError(f"{path} cannot be opened: it is damaged or half there ({error}).") from None
+        why = printable(str(error), 200) or type(error).__name__
+        raise DataError(f"{path} cannot be opened: it is damaged or half there ({why}).") from None
 
 
 def _claims(values: Mapping[str, Any]) -> dict[str, Any]:
     """What else a file says, as far as it is words and numbers."""
     found = {}
-    for name, value in values.items():
-        plain = _plain(value)
+    for name, value in list(values.items())[:MOST_CLAIMS]:
+        plain = _plain(value, MOST_DEPTH)
         if plain is not None:
             text = json.dumps(plain)
-            found[str(name)] = plain if len(text) <= MOST_CLAIM else text[:MOST_CLAIM] + " …"
+            kept = plain if len(text) <= MOST_CLAIM else text[:MOST_CLAIM] + " …"
+            found[printable(str(name), 200)] = kept
     return found
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, str | bool | int | float):
-        return value
+def _plain(value: Any, depth: int) -> Any:
+    if depth < 0:
+        return None
     if isinstance(value, np.generic):
-        return value.item()
+        value = value.item()
+    if isinstance(value, str):
+        return printable(value, MOST_CLAIM, lines=True)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return value if abs(value) <= MOST_COUNT else f"{value:.3g}" if isinstance(value, float) else "a huge number"
     if isinstance(value, Tensor | np.ndarray):
-        return value.tolist() if int(np.prod(value.shape)) < 64 else None
+        few = value.ndim <= 4 and int(np.prod(value.shape)) < 64
+        return _plain(_tensor(Path(), value).tolist(), depth) if few and _readable(value) else None
     if isinstance(value, list | tuple):
-        parts = [_plain(part) for part in value]
+        parts = [_plain(part, depth - 1) for part in value[:MOST_CLAIMS]]
         return parts if all(part is not None for part in parts) else None
     if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
+        return {printable(str(name), 200): _plain(part, depth - 1) for name, part in list(value.items())[:MOST_CLAIMS]}
     return None
+
+
+def _readable(value: Tensor | np.ndarray) -> bool:
+    try:
+        return not _tensor(Path(), value).is_complex()
+    except DataError:
+        return False

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddbench.errors import RunError
-from ddbench.files import write_atomically, write_json
+from ddbench.files import sha256_of, sweep_dead, write_atomically
 from ddbench.leaderboard.collect import collect, record_file
 from ddbench.leaderboard.published import read_published
 from ddbench.leaderboard.rank import summarise
-from ddbench.leaderboard.render import Board, board
-from ddbench.runs.record import RunRecord, json_schema, read_record
+from ddbench.leaderboard.render import Board, board, escaped
+from ddbench.runs.record import RunRecord, json_schema, read_record, write_record
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,7 +40,7 @@ def add(run_paths: Iterable[Path], leaderboards: Path, *, allow_dirty: bool = Fa
             _check_replacement(file, record, place)
         checked.append((place, record))
     for place, record in checked:
-        write_json(place, record.to_json())
+        write_record(place, record)
     return [place for place, _ in checked]
 
 
@@ -58,10 +58,12 @@ def build(leaderboards: Path) -> dict[Path, str]:
     Raises: RunError for a damaged record, naming it.
     """
     files = _generated(leaderboards)
+    for place in (leaderboards, *(leaderboards / part for part in ("records", "tables", "schema"))):
+        sweep_dead(place, deep=place != leaderboards)
     for path, text in files.items():
         write_atomically(leaderboards / path, text.encode())
     for path in _stale(leaderboards, files):
-        (leaderboards / path).unlink()
+        (leaderboards / path).unlink(missing_ok=True)
     return files
 
 
@@ -165,10 +167,11 @@ def _index(entries: Sequence[tuple[Board, Path]]) -> str:
         "|---|---|---|---|",
     ]
     for item, path in entries:
-        protocols = ", ".join(dict.fromkeys(str(p) for p in item.rows["protocol"]))
-        methods = ", ".join(sorted(set(item.rows["method"])))
+        protocols = escaped(", ".join(dict.fromkeys(str(p) for p in item.rows["protocol"])))
+        methods = escaped(", ".join(sorted(set(item.rows["method"]))))
         table, numbers = path.with_suffix(".md").as_posix(), path.with_suffix(".csv").as_posix()
-        lines.append(f"| [{item.title}]({table}) | {protocols} | {methods} | [md]({table}) [csv]({numbers}) |")
+        title = escaped(item.title, link=True)
+        lines.append(f"| [{title}]({table}) | {protocols} | {methods} | [md]({table}) [csv]({numbers}) |")
     if not entries:
         lines.append("| no records yet | | | |")
     return "\n".join([*lines, "", *_EXPLANATION]) + "\n"
@@ -214,6 +217,12 @@ ddbench leaderboard build
 def _check(file: Path, record: RunRecord, *, allow_dirty: bool) -> None:
     if record.status != "complete":
         raise RunError(f"{file} is the record of a partial run. Run the same command again to finish it.")
+    beside = file.with_name("synthetic.safetensors")
+    if file.name == "record.json" and beside.is_file() and sha256_of(beside) != record.synthetic.sha256:
+        raise RunError(
+            f"{file} is of another set than {beside.name} beside it, which was damaged or replaced. The run's command "
+            "with --fresh starts the run over; or put the right file back."
+        )
     if not any(evaluation.accuracy for evaluation in record.evaluations):
         raise RunError(f"{file} has no accuracies. `ddbench evaluate` adds them.")
     dirty = [attempt.git for attempt in record.attempts if attempt.git and attempt.git.get("dirty")]

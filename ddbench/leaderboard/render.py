@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ddbench.fields import printable
 from ddbench.leaderboard.published import ZCA, belongs, printed, under
 from ddbench.leaderboard.rank import percent
 
@@ -66,12 +68,12 @@ class Board:
 
     def to_markdown(self) -> str:
         """For GitHub, with every printed published number of the dataset and ipc in a table of its own at the end."""
-        parts = [f"# {self.title}"]
+        parts = [f"# {escaped(self.title)}"]
         for table in self.tables:
-            parts += [f"## {table.title}", table.data, _grid(table, "github", _escaped)]
-            parts += ["\n".join(f"- {_escaped(note)}" for note in table.notes)] if table.notes else []
+            parts += [f"## {escaped(table.title)}", escaped(table.data, block=True), _grid(table, "github", escaped)]
+            parts += ["\n".join(f"- {escaped(note, block=True)}" for note in table.notes)] if table.notes else []
         if self.published:
-            rows = [[_escaped(cell) for cell in row] for row in self.published]
+            rows = [[escaped(cell) for cell in row] for row in self.published]
             parts += ["## Published numbers", _PUBLISHED_INTRODUCTION, _tabulate(rows, _PUBLISHED_HEADERS, "github")]
         return "\n\n".join(parts) + "\n"
 
@@ -79,16 +81,18 @@ class Board:
         """For a terminal."""
         parts = []
         for table in self.tables:
-            parts += [f"{table.title}\n{table.data}", _grid(table, "simple", str)]
-            parts += ["\n".join(table.notes)] if table.notes else []
+            parts += [f"{_one_line(table.title)}\n{_one_line(table.data)}", _grid(table, "simple", _one_line)]
+            parts += ["\n".join(printable(note, lines=True) for note in table.notes)] if table.notes else []
         return "\n\n".join(parts) + "\n"
 
     def to_latex(self) -> str:
         """One booktabs table per protocol; needs no package beside booktabs."""
         parts = []
         for table in self.tables:
-            lines = [f"% {table.title}", f"% {table.data}", _grid(table, "latex_booktabs", str)]
-            lines += [f"% {note}" for note in table.notes]
+            lines = [f"% {_one_line(table.title)}", f"% {_one_line(table.data)}"]
+            # Cells and headers are escaped by tabulate.
+            lines += [_grid(table, "latex_booktabs", _one_line)]
+            lines += [f"% {_one_line(note)}" for note in table.notes]
             text = "\n".join(lines)
             for sign, command in (
                 ("±", "$\\pm$"),
@@ -404,10 +408,26 @@ def _tabulate(rows: Sequence[Sequence[str]], headers: Sequence[str], form: str) 
     return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True)
 
 
-def _escaped(text: str) -> str:
-    for sign in ("\\", "*", "|", "_", "<"):
+def escaped(text: str, *, link: bool = False, block: bool = False) -> str:
+    """The text on one line of Markdown or HTML, where it is text and nothing else.
+
+    `link` for the inside of a link, `block` where it begins a paragraph or an item.
+    """
+    text = _one_line(text)
+    for sign in ("\\", "*", "|", "_", "`", "~"):
         text = text.replace(sign, f"\\{sign}")
-    return " ".join(text.split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    if link:
+        return text.replace("[", "\\[").replace("]", "\\]")
+    # Intervals keep their brackets: alone these mean nothing. What makes a link, an image or a note of them is taken.
+    text = re.sub(r"\]([(\[:])", r"\\]\1", text).replace("![", "!\\[").replace("[^", "\\[^").replace("[ ]", "\\[ ]")
+    text = re.sub(r"(?i)\b(https?|ftp|mailto|xmpp)(?=:)", r"\1\\", text)
+    text = re.sub(r"(?i)\bwww\.", r"www\.", text)
+    return re.sub(r"^(\d*)([#>+=.)-])", r"\1\\\2", text) if block else text
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
 
 
 def _records(frame: DataFrame) -> list[dict[str, Any]]:

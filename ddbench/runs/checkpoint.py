@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,10 @@ FORMAT = "ddbench.checkpoint/1"
 KEPT = 2
 
 # All that torch.load raises for a file that is cut short, overwritten, or not a checkpoint at all.
-_DAMAGED = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, AttributeError, pickle.UnpicklingError)
+_DAMAGED = (
+    OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, AttributeError, IndexError, OverflowError,
+    MemoryError, AssertionError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,15 +57,25 @@ def load(folder: Path, run: str, device: torch.device, note: Callable[[str], Non
     """The newest checkpoint of a run that can be read, or None. Damaged ones are passed over, with a note."""
     for path in _newest_first(folder):
         try:
+            _compare(path)
             values = torch.load(path, map_location=_to(device), weights_only=True)
             if values.pop("format") != FORMAT or values["run"] != run:
                 note(f"{path.name} is not a checkpoint of this run; it is passed over.")
                 continue
             return Checkpoint(**values)
         except _DAMAGED as error:
-            reason = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0] or type(error).__name__
             note(f"{path.name} is damaged ({reason}); going on from the one before, or from the start.")
     return None
+
+
+def _compare(path: Path) -> None:
+    """Raise ValueError unless every part of the archive has the checksum that torch wrote with it and never reads."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+        plain = all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+    if damaged is not None or not plain:
+        raise ValueError(f"{damaged or 'a part'} is not what was written")
 
 
 def last_step(folder: Path) -> int | None:

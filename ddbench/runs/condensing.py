@@ -179,6 +179,7 @@ class Condensation:
             if lost is not None:
                 raise self._diverged(f"{lost} holds a number that is not finite", state.step, {})
             sets.save(self._exported(state), path, {**self.about, "step": state.step})
+            self.folder.keep_snapshot_sum(path)
 
     def _finish(self, state: State) -> None:
         self._save(state)

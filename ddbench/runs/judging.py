@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +15,25 @@ from pydantic import Field, ValidationError
 from ddbench.backbones import names as backbones
 from ddbench.config import explain
 from ddbench.data.sources import Dataset
-from ddbench.errors import ConfigError, DivergedError, RunError
+from ddbench.errors import ConfigError, DataError, DivergedError, RunError
 from ddbench.evaluation.evaluate import Score, SealedTest, evaluate, trainer_of
 from ddbench.evaluation.protocol import KRROptions, Protocol
 from ddbench.evaluation.trainer import Job
-from ddbench.files import read_json, write_json
+from ddbench.fields import (
+    Architecture,
+    Count,
+    Flag,
+    Hex,
+    Line,
+    Number,
+    ProtocolId,
+    Seconds,
+    Sha256,
+    Share,
+    Text,
+    printable,
+)
+from ddbench.files import read_json, sha256_of, write_json
 from ddbench.problem import Problem
 from ddbench.runs import provenance
 from ddbench.runs.observers import Observer, read_log
@@ -75,21 +91,21 @@ def cells(
 class StudentScore(Part):
     """One student of an evaluation file."""
 
-    student: int
-    accuracy: float
-    seconds: float
-    device: str
-    precision: str = "fp32"
-    chose: dict[str, float] = Field(default={})
+    student: Count
+    accuracy: Share
+    seconds: Seconds
+    device: Line
+    precision: Line = "fp32"
+    chose: dict[Line, Number] = Field(default={})
 
 
 class Judged(Part):
     """Whose students a file is about. `synthetic` is the sha256 of the set's file."""
 
-    protocol: str
-    digest: str
-    backbone: str
-    synthetic: str
+    protocol: ProtocolId
+    digest: Hex
+    backbone: Architecture
+    synthetic: Sha256
 
     @classmethod
     def of(cls, cell: Cell, sha256: str) -> Self:
@@ -102,10 +118,10 @@ class Evaluated(Judged):
 
     file_schema: Literal["ddbench.evaluation/1"] = "ddbench.evaluation/1"
     scores: tuple[StudentScore, ...] = ()
-    alike: bool = False
-    failed: str = ""
-    beside_bytes: int = 0
-    chose: dict[str, float] = Field(default={})
+    alike: Flag = False
+    failed: Text = ""
+    beside_bytes: Count = 0
+    chose: dict[Line, Number] = Field(default={})
 
     @property
     def accuracy(self) -> tuple[float, ...]:
@@ -138,10 +154,10 @@ class Evaluated(Judged):
 class CurvePoint(Part):
     """A snapshot and its students. `seconds` are those of condensation up to its step."""
 
-    step: int
-    seconds: float | None
-    accuracy: tuple[float, ...] = ()
-    failed: str = ""
+    step: Count
+    seconds: Seconds | None
+    accuracy: tuple[Share, ...] = ()
+    failed: Text = ""
 
 
 class Curve(Judged):
@@ -192,17 +208,17 @@ class Judging:
             def keep(choice: dict[str, float]) -> None:
                 nonlocal done
                 done = done.model_copy(update={"chose": choice})
-                write_json(path, done.model_dump(mode="json"))
+                write_json(path, done.model_dump(mode="json"), sealed=True)
 
             for score in self._scores(self._synthetic, cell, problem, missing, "", done.known_choice, keep):
                 line = StudentScore(device=device, precision=problem.precision.on(problem.device), **vars(score))
                 done = done.model_copy(update={"scores": (*done.scores, line), "alike": alike})
-                write_json(path, done.model_dump(mode="json"))
+                write_json(path, done.model_dump(mode="json"), sealed=True)
         except (DivergedError, ConfigError) as error:
             # Boards tell a cell that went wrong from one that has no meaning, such as MTT's protocol on random images.
-            why = f"not defined: {error}" if isinstance(error, ConfigError) else str(error)
+            why = printable(f"not defined: {error}" if isinstance(error, ConfigError) else str(error), lines=True)
             done = done.model_copy(update={"failed": why})
-            write_json(path, done.model_dump(mode="json"))
+            write_json(path, done.model_dump(mode="json"), sealed=True)
             self.tell.on_note(f"{cell.protocol.id} with {cell.backbone} failed: {error}")
         return done
 
@@ -214,23 +230,29 @@ class Judging:
         students = range(len(result.accuracy))
         curve = self._read_curve(path, cell)
         known = {p.step: p for p in curve.points if p.failed or len(p.accuracy) == len(students)}
-        clock = {entry["step"]: entry["seconds"] for entry in read_log(self.folder.log)} | {0: 0.0}
+        clock = {entry["step"]: entry.get("seconds") for entry in read_log(self.folder.log)} | {0: 0.0}
+        clock = {step: known if _is_time(known) else None for step, known in clock.items()}
         known[last_step] = CurvePoint(step=last_step, seconds=seconds, accuracy=result.accuracy)
         problem = self.problem_of(self._synthetic.pixels, cell.backbone)
         for step, snapshot in snapshots(self.folder):
             if step not in known:
                 known[step] = self._point(step, snapshot, cell, problem, students, clock.get(step))
             curve = curve.model_copy(update={"points": tuple(known[s] for s in sorted(known))})
-            write_json(path, curve.model_dump(mode="json"))
+            write_json(path, curve.model_dump(mode="json"), sealed=True)
         return curve
 
     def _point(
         self, step: int, snapshot: Path, cell: Cell, problem: Problem, students: Sequence[int], seconds: float | None
     ) -> CurvePoint:
+        known = self.folder.snapshot_sums().get(snapshot.name)
+        if known is not None and sha256_of(snapshot) != known:
+            return CurvePoint(
+                step=step, seconds=seconds, failed=f"{snapshot.name} is damaged: it is not what was saved"
+            )
         try:
             scores = list(self._scores(load(snapshot), cell, problem, students, f"step {step} ", {}))
-        except (DivergedError, ConfigError) as error:
-            return CurvePoint(step=step, seconds=seconds, failed=str(error))
+        except (DivergedError, ConfigError, DataError) as error:
+            return CurvePoint(step=step, seconds=seconds, failed=printable(str(error), lines=True))
         return CurvePoint(step=step, seconds=seconds, accuracy=tuple(score.accuracy for score in scores))
 
     def _scores(
@@ -306,9 +328,14 @@ class _Progress:
             self.tell.on_student(name, self.cell.backbone, self._done / self.steps, self.networks, left)
 
 
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
 def snapshots(folder: RunDir) -> list[tuple[int, Path]]:
-    """Steps and files of the snapshots, in their order."""
-    return sorted((int(p.stem.removeprefix("step_")), p) for p in folder.snapshots.glob("step_*.safetensors"))
+    """Steps and files of the snapshots, in their order; files that are called otherwise are nobody's."""
+    matches = [(re.fullmatch(r"step_([0-9]{1,15})\.safetensors", p.name), p) for p in folder.snapshots.glob("step_*")]
+    return sorted((int(match[1]), path) for match, path in matches if match is not None)
 
 
 def curve_is_drawn(folder: RunDir, cell: Cell, record: RunRecord) -> bool:

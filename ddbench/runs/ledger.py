@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
+from ddbench.config import explain
 from ddbench.errors import RunError
+from ddbench.fields import Line
 from ddbench.files import read_json, write_json
 from ddbench.runs import provenance
-from ddbench.runs.record import Attempt, CostPart
+from ddbench.runs.record import Attempt, CostPart, Part, UsedArtifact
 from ddbench.runs.rundir import RunDir
 
 START_OVER = "The same command with --fresh starts the run over."
@@ -104,6 +107,10 @@ class Ledger:
         attempts = self._attempts()
         return int(attempts[-1]["steps"][1]) if attempts else 0
 
+    def check(self) -> None:
+        """Raises: RunError if either file is damaged or not of ddbench: now, and not when the run is over."""
+        _ = self.costs, self.attempts, self.last_step
+
     def begin(self, step: int) -> None:
         """A new attempt, from this step on."""
         self._attempt = {
@@ -115,19 +122,19 @@ class Ledger:
             "python": provenance.python_version(),
             "packages": provenance.packages(),
         }
-        write_json(self.folder.attempts, [*self._attempts(), self._attempt])
+        self._enter([*self._attempts(), self._attempt])
 
     def reached(self, step: int) -> None:
         """The attempt has got to this step."""
         assert self._attempt is not None
         self._attempt["steps"][1] = step
-        write_json(self.folder.attempts, [*self._attempts()[:-1], self._attempt])
+        self._enter([*self._attempts()[:-1], self._attempt])
 
     def set_cost(self, phase: str, part: CostPart) -> None:
         """What a phase has cost over all attempts."""
         value = self._cost()
         value["cost"][phase] = part.model_dump(mode="json")
-        write_json(self.folder.cost, value)
+        write_json(self.folder.cost, value, sealed=True)
 
     def set_artifacts(self, used: Mapping[str, dict[str, Any]]) -> None:
         """Enter what was read. What an earlier attempt had to build was not in the cache for this run."""
@@ -135,7 +142,7 @@ class Ledger:
         for key, entry in used.items():
             earlier = value["artifacts"].get(key, {}).get("from_cache", True)
             value["artifacts"][key] = {**entry, "from_cache": entry["from_cache"] and earlier}
-        write_json(self.folder.cost, value)
+        write_json(self.folder.cost, value, sealed=True)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -159,17 +166,39 @@ class Ledger:
         if not self.folder.cost.is_file():
             return {"cost": {}, "artifacts": {}}
         value = _read(self.folder.cost)
-        if not isinstance(value, dict) or not {"cost", "artifacts"} <= value.keys():
-            raise RunError(f"{self.folder.cost} was not written by ddbench. {START_OVER}")
-        return value
+        try:
+            _CostFile.model_validate(value)
+        except ValidationError as error:
+            raise _foreign(self.folder.cost, error) from None
+        return dict(value)
 
     def _attempts(self) -> list[dict[str, Any]]:
         if not self.folder.attempts.is_file():
             return []
         value = _read(self.folder.attempts)
-        if not isinstance(value, list) or not all(isinstance(entry, dict) and "steps" in entry for entry in value):
-            raise RunError(f"{self.folder.attempts} was not written by ddbench. {START_OVER}")
-        return value
+        # Earlier versions wrote the list alone, which has no room for a checksum.
+        value = {"attempts": value} if isinstance(value, list) else value
+        try:
+            _AttemptsFile.model_validate(value)
+        except ValidationError as error:
+            raise _foreign(self.folder.attempts, error) from None
+        return list(value["attempts"])
+
+    def _enter(self, attempts: Sequence[dict[str, Any]]) -> None:
+        write_json(self.folder.attempts, {"attempts": attempts}, sealed=True)
+
+
+class _CostFile(Part):
+    cost: dict[Line, CostPart]
+    artifacts: dict[Line, UsedArtifact]
+
+
+class _AttemptsFile(Part):
+    attempts: tuple[Attempt, ...]
+
+
+def _foreign(path: Path, error: ValidationError) -> RunError:
+    return RunError(f"{explain(f'{path} was not written by ddbench, or is damaged', error)}. {START_OVER}")
 
 
 def _read(path: Path) -> Any:

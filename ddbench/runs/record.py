@@ -9,13 +9,30 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ddbench.config import explain
 from ddbench.errors import RunError
-from ddbench.files import read_json
+from ddbench.fields import (
+    Architecture,
+    Count,
+    Flag,
+    Hex,
+    Line,
+    Name,
+    Number,
+    PlainDict,
+    ProtocolId,
+    RunId,
+    Seconds,
+    Sha256,
+    Share,
+    Text,
+    plain,
+)
+from ddbench.files import read_json, write_json
 
 if TYPE_CHECKING:
     from ddbench.synthetic import SyntheticSet
@@ -32,62 +49,62 @@ class Part(BaseModel):
 class RunPart(Part):
     """Which run this is."""
 
-    id: str = Field(description="Eight hex digits over the resolved spec.")
-    method: str
-    title: str = Field(description="The method's name as papers print it.")
+    id: RunId = Field(description="Eight hex digits over the resolved spec.")
+    method: Name
+    title: Line = Field(description="The method's name as papers print it.")
     kind: Literal["condensation", "coreset", "ceiling", "imported"]
-    provided_by: str = Field(description="Package and version, or the file name of a method given by path.")
-    method_sha256: str | None = Field(default=None, description="Of the method's file when it was given by path.")
-    dataset: str
-    ipc: int = Field(ge=0, description="Images per class; 0 for the whole dataset.")
-    backbone: str
-    seed: int
-    preset: str
-    precision: str
-    native: str = Field(description="The protocol of the method's own paper.")
+    provided_by: Line = Field(description="Package and version, or the file name of a method given by path.")
+    method_sha256: Sha256 | None = Field(default=None, description="Of the method's file when it was given by path.")
+    dataset: Name
+    ipc: Count = Field(description="Images per class; 0 for the whole dataset.")
+    backbone: Architecture
+    seed: Count
+    preset: Name
+    precision: Name
+    native: Line = Field(description="The protocol of the method's own paper.")
 
 
 class ConfigPart(Part):
     """The method's options and the layer that each came from."""
 
-    values: dict[str, Any]
-    sources: dict[str, str]
+    values: PlainDict
+    sources: dict[Line, Text]
 
 
 class DataPart(Part):
     """Which data, in which pixel space."""
 
-    title: str = Field(description='As boards print it: "CIFAR-10, JPEG copy".')
-    fingerprint: str = Field(description="Over all uint8 images and labels, train and test.")
-    original: bool
-    train: int
-    test: int
-    classes: int
-    shape: tuple[int, int, int]
-    pixels: str
-    pixels_fingerprint: str
+    title: Line = Field(description='As boards print it: "CIFAR-10, JPEG copy".')
+    fingerprint: Line = Field(description="Over all uint8 images and labels, train and test.")
+    original: Flag
+    train: Count
+    test: Count
+    classes: Count
+    shape: tuple[Count, Count, Count]
+    pixels: Line
+    pixels_fingerprint: Line
 
 
 class ChoicePart(Part):
     """How a method has chosen the step after which its set was taken. No test image took part."""
 
-    step: int
-    accuracy: float = Field(description="Fraction of the held-out images, the mean of the students.")
-    images: int = Field(description="Training images that were held out to choose.")
-    students: int
-    protocol: str = Field(description="Under which the students were trained: mtt@1.")
+    step: Count
+    accuracy: Share = Field(description="Fraction of the held-out images, the mean of the students.")
+    images: Count = Field(description="Training images that were held out to choose.")
+    students: Count
+    protocol: Line = Field(description="Under which the students were trained: mtt@1.")
 
 
 class SyntheticPart(Part):
     """The set itself, by content."""
 
-    sha256: str
-    images: int
+    sha256: Sha256
+    images: Count
     labels: Literal["class", "probability", "logit", "regression"]
     stored: Literal["float32", "uint8"]
-    decode: str
-    learned: tuple[str, ...]
-    bytes: int = Field(description="What a receiver must store: images, labels, step sizes, a stored start.")
+    decode: Line
+    learned: tuple[Line, ...]
+    bytes: Count = Field(description="What a receiver must store: images, labels, step sizes, a stored start.")
     choice: ChoicePart | None = Field(default=None, description="None where the run chose no step: the last.")
 
     @classmethod
@@ -106,22 +123,36 @@ class SyntheticPart(Part):
         )
 
 
+def _used(entry: dict[str, Any]) -> dict[str, Any]:
+    """An artefact as a record has it: what it is, and what it cost whoever made it."""
+    plain(entry)
+    seconds = entry.get("seconds", 0.0)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
+        raise ValueError("the seconds of an artefact should be a number that is not below 0")
+    if not isinstance(entry.get("kind", ""), str) or not isinstance(entry.get("key", ""), str):
+        raise ValueError("the kind and the key of an artefact should be texts")
+    return entry
+
+
+UsedArtifact = Annotated[dict[str, Any], AfterValidator(_used)]
+
+
 class EvaluationPart(Part):
     """Fresh students on the set, under one protocol, with one backbone."""
 
-    protocol: str = Field(description="As printed: dsa@1.")
-    digest: str = Field(description="Of the protocol's fields; two recipes never share it.")
-    backbone: str
-    accuracy: tuple[float, ...] = Field(description="Student 0, 1, …; fractions of the test set.")
-    seconds: float = Field(description="All students together, testing included.")
-    device: str
-    precision: str = Field("fp32", description="In which the students were trained; they answer in fp32.")
-    alike: bool = Field(False, description="There is one student: the set leaves nothing to chance.")
-    failed: str = Field(default="", description="Why there is no accuracy, if there is none.")
-    beside_bytes: int = Field(
+    protocol: ProtocolId = Field(description="As printed: dsa@1.")
+    digest: Hex = Field(description="Of the protocol's fields; two recipes never share it.")
+    backbone: Architecture
+    accuracy: tuple[Share, ...] = Field(description="Student 0, 1, …; fractions of the test set.")
+    seconds: Seconds = Field(description="All students together, testing included.")
+    device: Line
+    precision: Line = Field("fp32", description="In which the students were trained; they answer in fp32.")
+    alike: Flag = Field(False, description="There is one student: the set leaves nothing to chance.")
+    failed: Text = Field(default="", description="Why there is no accuracy, if there is none.")
+    beside_bytes: Count = Field(
         default=0, description="What the protocol needs stored beside the set, such as a teacher."
     )
-    chose: dict[str, float] = Field(
+    chose: dict[Line, Number] = Field(
         default={}, description="Options that trials before the students chose by training images, such as a step size."
     )
 
@@ -129,11 +160,11 @@ class EvaluationPart(Part):
 class CostPart(Part):
     """What one phase cost, over all attempts; evaluation, checkpoints and logs are not part of condensation."""
 
-    seconds: float
-    peak_device_bytes: int | None = Field(
+    seconds: Seconds
+    peak_device_bytes: Count | None = Field(
         default=None, description="Most memory allocated on the device; none on a CPU."
     )
-    peak_host_bytes: int | None = Field(
+    peak_host_bytes: Count | None = Field(
         default=None,
         description="Most resident memory of the process so far, earlier phases included.",
     )
@@ -142,26 +173,26 @@ class CostPart(Part):
 class Attempt(Part):
     """One process that worked on the run."""
 
-    started: str
-    steps: tuple[int, int] = Field(description="First and last step that it reached.")
-    device: str
-    cpu: str
-    git: dict[str, Any] | None = Field(description="Commit and whether the checkout was clean; none for a release.")
-    python: str
-    packages: dict[str, str]
+    started: Line
+    steps: tuple[Count, Count] = Field(description="First and last step that it reached.")
+    device: Line
+    cpu: Line
+    git: PlainDict | None = Field(description="Commit and whether the checkout was clean; none for a release.")
+    python: Line
+    packages: dict[Line, Line]
 
 
 class ImportedPart(Part):
     """Where a set came from that somebody else made. Nothing here was measured by ddbench."""
 
-    file: str = Field(description="Name of the file or folder, without its path.")
-    sha256: str = Field(description="Of the file; of names and contents where there are several.")
-    bytes: int = Field(description="Size of the file.")
-    layout: str = Field(description="In which form it was published.")
-    entry: str = Field(description="Which set in the file.")
-    terms: dict[str, Any] = Field(description="Pixel space, kind of labels, step size, augmentation.")
-    sources: dict[str, str] = Field(description="Whether each term came from a flag, the file, or was guessed.")
-    claims: dict[str, Any] = Field(description="What its maker says, in the file or through whoever imported it.")
+    file: Line = Field(description="Name of the file or folder, without its path.")
+    sha256: Sha256 = Field(description="Of the file; of names and contents where there are several.")
+    bytes: Count = Field(description="Size of the file.")
+    layout: Line = Field(description="In which form it was published.")
+    entry: Line = Field(description="Which set in the file.")
+    terms: PlainDict = Field(description="Pixel space, kind of labels, step size, augmentation.")
+    sources: dict[Line, Line] = Field(description="Whether each term came from a flag, the file, or was guessed.")
+    claims: PlainDict = Field(description="What its maker says, in the file or through whoever imported it.")
 
 
 class RunRecord(Part):
@@ -174,10 +205,13 @@ class RunRecord(Part):
     data: DataPart
     synthetic: SyntheticPart
     imported: ImportedPart | None = Field(default=None, description="None for a set that this run has condensed.")
-    artifacts: tuple[dict[str, Any], ...] = ()
+    artifacts: tuple[UsedArtifact, ...] = ()
     evaluations: tuple[EvaluationPart, ...] = ()
-    cost: dict[str, CostPart]
+    cost: dict[Line, CostPart]
     attempts: tuple[Attempt, ...]
+    checksum: Line = Field(
+        default="", description="Over all else in the file, which is compared when it is read. Not in earlier records."
+    )
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -188,8 +222,13 @@ class RunRecord(Part):
         return list(dict.fromkeys(attempt.device for attempt in working))
 
     def to_json(self) -> dict[str, Any]:
-        """As written to record.json."""
-        return self.model_dump(mode="json", by_alias=True)
+        """As written to record.json, less the checksum that `write_record` adds."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"checksum"})
+
+
+def write_record(path: Path, record: RunRecord) -> None:
+    """Write a record with its checksum, whole or not at all."""
+    write_json(path, record.to_json(), sealed=True)
 
 
 def read_record(path: Path) -> RunRecord:

@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 
 from ddbench.errors import RunError
 from ddbench.evaluation.protocol import Protocol
-from ddbench.files import disk_is_full, read_json, sweep, write_json
+from ddbench.files import disk_is_full, read_json, require_locks, sha256_of, sweep, write_json
+from ddbench.runs.record import read_record
 from ddbench.runs.spec import RunSpec
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class RunDir:
                 "another --runs folder."
             )
         else:
-            write_json(path / SPEC, spec.to_json())
+            write_json(path / SPEC, spec.to_json(), sealed=True)
         return cls(path, spec)
 
     @classmethod
@@ -149,6 +150,67 @@ class RunDir:
         """The set as it was after a step."""
         return self.snapshots / f"step_{step:06d}.safetensors"
 
+    def set_sha256(self) -> str:
+        """The sha256 of the set's file, which is that of the record; of the description where there is no record yet.
+
+        Raises: RunError if the set has been damaged or replaced since, or cannot be read.
+        """
+        try:
+            found = sha256_of(self.synthetic)
+        except OSError as error:
+            raise RunError(f"{self.synthetic} cannot be read: {error.strerror or error}.") from None
+        for path, known in ((self.record, self._recorded), (self.about, self._described)):
+            expected = known() if path.is_file() else None
+            if expected is None:
+                continue
+            if expected != found:
+                again = (
+                    "Remove the folder and import the set again"
+                    if self.spec.imported
+                    else "The run's command with --fresh starts the run over"
+                )
+                raise RunError(
+                    f"{self.synthetic} is not the set of this run: it has sha256 {found[:16]}…, and {path.name} says "
+                    f"{expected[:16]}…. It was damaged or replaced, so nothing is done with it. {again}; or put the "
+                    "right file back."
+                )
+            break
+        return found
+
+    def describes_its_set(self) -> bool:
+        """Whether synthetic.json is there and about the set that is there."""
+        return self.about.is_file() and self._described() == sha256_of(self.synthetic)
+
+    def _recorded(self) -> str | None:
+        try:
+            return read_record(self.record).synthetic.sha256
+        except RunError:
+            return None  # a damaged record is made again
+
+    def _described(self) -> str | None:
+        try:
+            value = read_json(self.about)
+        except RunError:
+            return None
+        sha256 = value.get("sha256") if isinstance(value, dict) else None
+        return sha256 if isinstance(sha256, str) else None
+
+    def snapshot_sums(self) -> dict[str, str]:
+        """The sha256 of every snapshot, by its file's name; of those of earlier versions nobody knows it."""
+        with contextlib.suppress(RunError):
+            value = read_json(self._sums)
+            if isinstance(value, dict):
+                return {name: known for name, known in value.items() if isinstance(known, str)}
+        return {}
+
+    def keep_snapshot_sum(self, path: Path) -> None:
+        """Remember what has been saved as a snapshot."""
+        write_json(self._sums, {**self.snapshot_sums(), path.name: sha256_of(path)}, sealed=True)
+
+    @property
+    def _sums(self) -> Path:
+        return self.snapshots / "sha256.json"
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Work on the run alone.
@@ -156,6 +218,7 @@ class RunDir:
         The lock is the system's, so that none survives its process; the file `lock` says who holds it.
         Raises: RunError if another process works on the run.
         """
+        require_locks(self.path / ".lock")
         # Not at once: `holder` takes the lock for a moment where a killed process has left its name.
         lock = FileLock(self.path / ".lock", timeout=HOLDER_SECONDS, poll_interval=HOLDER_SECONDS / 4)
         holder = self.path / "lock"
@@ -211,7 +274,7 @@ class RunDir:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-        write_json(self.path / SPEC, self.spec.to_json())
+        write_json(self.path / SPEC, self.spec.to_json(), sealed=True)
 
 
 def _who(holder: Path) -> str:

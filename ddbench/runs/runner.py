@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from ddbench.data.sources import Dataset, load
 from ddbench.engine.precision import Precision
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import Protocol
-from ddbench.files import disk_is_full, write_atomically, write_json
+from ddbench.files import disk_is_full, sha256_of, write_atomically, write_json
 from ddbench.problem import Problem, fitted
 from ddbench.rng import Rng
 from ddbench.runs import provenance
@@ -30,11 +30,22 @@ from ddbench.runs.judging import Cell, Judging, cells, curve_is_drawn, evaluatio
 from ddbench.runs.ledger import Ledger
 from ddbench.runs.observers import Observer
 from ddbench.runs.preview import preview
-from ddbench.runs.record import ConfigPart, CostPart, DataPart, RunPart, RunRecord, SyntheticPart, read_record
+from ddbench.runs.record import (
+    ConfigPart,
+    CostPart,
+    DataPart,
+    RunPart,
+    RunRecord,
+    SyntheticPart,
+    read_record,
+    write_record,
+)
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import Interrupted, Stop
 from ddbench.runs.spec import Resolution
 from ddbench.runs.states import kept_failure
+
+logger = logging.getLogger(__name__)
 
 HOST_THREADS = 4  # of a run on a GPU
 
@@ -95,7 +106,9 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
         if options.fresh:
             folder.clear()
         ledger = Ledger(folder, options.device)
+        ledger.check()
         if folder.synthetic.is_file():
+            folder.set_sha256()
             ledger.begin(ledger.last_step)
         else:
             with _advised(resolution.method.info.memory_advice):
@@ -104,7 +117,7 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
         _evaluate(folder, dataset, asked, options, ledger, stop, tell)
         tell.on_phase("record")
         record = _record(resolution, folder, ledger, options)
-        write_json(folder.record, record.to_json())
+        write_record(folder.record, record)
         return record
 
 
@@ -115,17 +128,21 @@ def evaluate_run(
     students: int | None,
     options: RunOptions,
     curve: bool = False,
+    dataset_ref: str | None = None,
 ) -> RunRecord:
     """More evaluations of a finished run; rewrites its record. What failed before is tried again.
 
-    No judges: the backbones of each protocol. No students: as many as each protocol says.
+    No judges: the backbones of each protocol. No students: as many as each protocol says. `dataset_ref` says where the
+    dataset is that the run names, for one that is code: the folder may be somebody else's, and runs none.
     Raises: RunError if the run is not finished; DataError if the dataset is not the one it was made from.
     """
     _refuse_dirty(options)
     folder = RunDir.at(path)
     if not (folder.record.is_file() and folder.synthetic.is_file()):
         raise RunError(f"{path} is not a finished run: run its command again first, which goes on where it stopped.")
-    dataset = load(folder.spec.dataset, options.data_root)
+    dataset = load(dataset_ref or folder.spec.dataset, options.data_root)
+    if dataset.info.name != folder.spec.dataset:
+        raise DataError(f"run {folder.spec.id} was made from {folder.spec.dataset}, not from {dataset.info.name}.")
     if dataset.fingerprint != folder.spec.data_fingerprint:
         raise DataError(
             f"run {folder.spec.id} was made from {folder.spec.dataset} with fingerprint "
@@ -134,9 +151,11 @@ def evaluate_run(
         )
     asked = cells(protocols, judges, students, dataset.info.shape, own=folder.spec.backbone)
     with _session(options) as (stop, tell), folder.lock():
-        ledger = Ledger(folder, options.device)
-        ledger.begin(ledger.last_step)
         before = _record_of(folder)
+        folder.set_sha256()
+        ledger = Ledger(folder, options.device)
+        ledger.check()
+        ledger.begin(ledger.last_step)
         _evaluate(folder, dataset, asked, options, ledger, stop, tell, retry=True, curve=curve or options.curve)
         record = before.model_copy(
             update={
@@ -145,7 +164,7 @@ def evaluate_run(
                 "attempts": ledger.attempts,
             }
         )
-        write_json(folder.record, record.to_json())
+        write_record(folder.record, record)
         return record
 
 
@@ -307,8 +326,11 @@ def _finished(folder: RunDir, asked: Sequence[Cell], options: RunOptions) -> Run
         return None
     try:
         record = read_record(folder.record)
-    except RunError:
-        return None  # everything that a damaged one is made from is still in the folder
+    except RunError as error:
+        # Everything that it is made from is still in the folder.
+        logger.warning("%s It is made again.", error)
+        return None
+    folder.set_sha256()
     there = all(cell.in_record(record) for cell in asked)
     curves = not options.curve or all(curve_is_drawn(folder, cell, record) for cell in asked)
     return record if there and curves else None
@@ -355,8 +377,9 @@ def _condense(
 
 def _describe(folder: RunDir, dataset: Dataset, options: RunOptions, title: str) -> None:
     """What a person looks at first: the set's header as JSON, and a picture."""
-    if not folder.about.is_file():
-        write_json(folder.about, {**sets.read_header(folder.synthetic), "sha256": _sha256(folder.synthetic)})
+    if not folder.describes_its_set():
+        described = {**sets.read_header(folder.synthetic), "sha256": sha256_of(folder.synthetic)}
+        write_json(folder.about, described, sealed=True)
     if not folder.preview.is_file():
         synthetic = sets.load(folder.synthetic)
         budget = f"ipc {folder.spec.ipc}" if folder.spec.ipc else "all images"
@@ -378,16 +401,18 @@ def _evaluate(
     curve: bool | None = None,
 ) -> None:
     tell.on_phase("evaluate")
-    sha256 = _sha256(folder.synthetic)
+    sha256 = sha256_of(folder.synthetic)
     judging = Judging(folder, dataset, sha256, _problems(folder, dataset, options, tell), stop, tell, retry)
     try:
         with ledger.phase("evaluate"):
             results = [(cell, judging.judge(cell)) for cell in asked]
     finally:
-        seconds = sum(part.seconds for part in evaluations(folder, sha256))
-        peaks = ledger.costs["evaluate"]
-        # Of students that count, in all attempts: one that was interrupted is trained again.
-        ledger.set_cost("evaluate", peaks.model_copy(update={"seconds": seconds}))
+        peaks = ledger.costs.get("evaluate")
+        # Not where the disk was full when it should have been entered: that error is the one to tell.
+        if peaks is not None:
+            # Of students that count, in all attempts: one that was interrupted is trained again.
+            seconds = sum(part.seconds for part in evaluations(folder, sha256))
+            ledger.set_cost("evaluate", peaks.model_copy(update={"seconds": seconds}))
     if options.curve if curve is None else curve:
         step = int(sets.read_header(folder.synthetic)["about"]["step"])
         for cell, result in results:
@@ -416,7 +441,7 @@ def _problems(folder: RunDir, dataset: Dataset, options: RunOptions, tell: Obser
 def _record(resolution: Resolution, folder: RunDir, ledger: Ledger, options: RunOptions) -> RunRecord:
     spec, dataset, info = resolution.spec, resolution.dataset, resolution.method.info
     synthetic = sets.load(folder.synthetic)
-    sha256 = _sha256(folder.synthetic)
+    sha256 = sha256_of(folder.synthetic)
     return RunRecord(
         status="complete",
         run=RunPart(
@@ -465,8 +490,3 @@ def data_part(dataset: Dataset, name: str, pixels: PixelSpace) -> DataPart:
 
 def _space(pixels: str, dataset: Dataset, options: RunOptions) -> PixelSpace:
     return fitted(pixels, dataset.train, dataset.info, ArtifactCache(options.artifacts), options.device)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

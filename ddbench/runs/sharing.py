@@ -5,6 +5,7 @@ What the maker of an imported set claims and what ddbench measured are kept apar
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -22,10 +23,11 @@ from ddbench.data.sources import Dataset, load
 from ddbench.engine.precision import usual
 from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.evaluation.plan import fit
+from ddbench.fields import MOST_LINE, MOST_NAME, printable
 from ddbench.files import sha256_of, write_atomically, write_json
 from ddbench.foreign.diagnosis import Diagnosis, Reference, diagnose, hard
 from ddbench.foreign.export import FORMATS, Format, Loss, export
-from ddbench.foreign.readers import Found, plain_names
+from ddbench.foreign.readers import Found
 from ddbench.foreign.terms import Said, Terms, complete, settle
 from ddbench.runs.preview import preview
 from ddbench.runs.record import (
@@ -34,11 +36,15 @@ from ddbench.runs.record import (
     RunPart,
     RunRecord,
     SyntheticPart,
+    read_record,
+    write_record,
 )
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, build_problem, data_part
 from ddbench.runs.spec import NAME, RunSpec
-from ddbench.synthetic import SyntheticSet
+from ddbench.synthetic import SyntheticSet, origin
+
+logger = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
 IMPORTED = "imported"
@@ -102,8 +108,10 @@ def export_run(path: Path, kind: str, out: Path | None, data_root: Path) -> tupl
     file = RunDir.at(path).synthetic if is_run else path
     if is_run and not file.is_file():
         raise RunError(f"{path} has no set yet: run its command again first, which goes on where it stopped.")
+    if is_run:
+        RunDir.at(path).set_sha256()
     synthetic = sets.load(file)
-    about = plain_names(sets.read_header(file).get("about"))
+    about = origin(sets.read_header(file).get("about"))
     if is_run:
         spec = RunDir.at(path).spec
         about |= {"method": spec.method, "seed": spec.seed, "backbone": spec.backbone, "provided_by": spec.provided_by}
@@ -115,8 +123,10 @@ def export_run(path: Path, kind: str, out: Path | None, data_root: Path) -> tupl
         store = RunDir.at(path).root / "artifacts" / "pixels" if is_run else None
         return fit_pixels(synthetic.pixels, dataset.train, dataset.info, store)
 
-    name = f"{about.get('method', file.stem)}-{about.get('dataset', 'set')}-ipc{about.get('ipc', 0)}"
+    name = f"{about.get('method', _plain(file.stem))}-{about.get('dataset', 'set')}-ipc{about.get('ipc', 0)}"
     name += f"-s{about['seed']}" if "seed" in about else ""
+    if out is not None and out.name in ("", ".."):
+        raise RunError(f"--out {str(out)!r} names no file and no new folder. Say what the set should be called.")
     place = out or Path(name if kind == "png" else f"{name}.{kind}")
     if place.resolve() == file.resolve():
         raise RunError(f"{place} is the set itself. Choose another --out.")
@@ -202,21 +212,33 @@ def _spec(found: Found, asked: Import, dataset: Dataset, terms: Terms, ipc: int,
 def _name(found: Found, said: str) -> str:
     if said and not NAME.fullmatch(said):
         raise ConfigError(f"a set cannot be called {said!r}; use letters, digits, dots, dashes and underscores.")
-    stem = Path(found.source).stem
-    return said or str(found.about.get("method") or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "set")
+    return (said or str(found.about.get("method") or _plain(Path(found.source).stem)))[:MOST_NAME]
+
+
+def _plain(stem: str) -> str:
+    """A file's name as the name of what is in it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "set"
 
 
 def _whole(folder: RunDir) -> bool:
-    return folder.record.is_file() and folder.synthetic.is_file()
+    if not (folder.record.is_file() and folder.synthetic.is_file()):
+        return False
+    try:
+        read_record(folder.record)
+        folder.set_sha256()
+    except RunError as error:
+        logger.warning("%s The set is taken from its file again.", str(error).partition(" Remove the folder")[0])
+        return False
+    return True
 
 
 def _imported(found: Found, asked: Import, terms: Terms) -> ImportedPart:
     return ImportedPart(
-        file=found.source,
+        file=printable(found.source, MOST_LINE),
         sha256=found.sha256,
         bytes=found.nbytes,
         layout=found.layout,
-        entry=found.entry,
+        entry=printable(found.entry, MOST_LINE),
         terms=terms.to_json(),
         sources=dict(terms.sources),
         claims={**found.claims, **asked.claims}
@@ -240,7 +262,7 @@ def _fill(
     }
     sets.save(synthetic, folder.synthetic, about)
     sha256 = sha256_of(folder.synthetic)
-    write_json(folder.about, {**sets.read_header(folder.synthetic), "sha256": sha256})
+    write_json(folder.about, {**sets.read_header(folder.synthetic), "sha256": sha256}, sealed=True)
     heading = f"{spec.method} (imported), {dataset.title}, ipc {spec.ipc}"
     write_atomically(folder.preview, preview(synthetic, dataset.train.classes, pixels, heading))
     record = RunRecord(
@@ -275,4 +297,4 @@ def _fill(
         cost={},
         attempts=(),
     )
-    write_json(folder.record, record.to_json())
+    write_record(folder.record, record)

@@ -9,12 +9,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ddbench.backbones import names as backbones
-from ddbench.config import ANY, Layer, MethodConfig, Setting, parse_assignments, preset_layers, read_toml, resolve
+from ddbench.config import (
+    ANY,
+    Layer,
+    MethodConfig,
+    Setting,
+    explain,
+    parse_assignments,
+    preset_layers,
+    read_toml,
+    resolve,
+)
 from ddbench.data import catalogue
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.pixels import canonical_name
@@ -22,8 +33,9 @@ from ddbench.data.sources import Dataset, load
 from ddbench.engine.precision import Precision, usual
 from ddbench.errors import ConfigError, PluginError, RunError
 from ddbench.evaluation.protocol import Protocol, protocol
-from ddbench.method import Method
-from ddbench.plugins import GROUPS, Loaded
+from ddbench.fields import Architecture, Count, Line, Name, PlainDict, Positive, Sha256, Text, printable
+from ddbench.method import Kind, Method, MethodInfo
+from ddbench.plugins import GROUPS, Loaded, names_code
 from ddbench.plugins import load as load_plugin
 
 SCHEMA = "ddbench.spec/1"
@@ -135,15 +147,46 @@ class RunSpec:
         if not isinstance(value, dict) or value.get("schema") != SCHEMA:
             raise RunError(f"this is not a ddbench run specification of schema {SCHEMA!r}.")
         rest = {k: v for k, v in value.items() if k not in ("schema", "id")}
-        rest |= {name: tuple(rest.get(name) or ()) for name in ("protocols", "judges")}
+        rest |= {name: rest.get(name) or () for name in ("protocols", "judges")}
         try:
-            spec = cls(**rest)
-            same = spec.id == value.get("id")
-        except TypeError as error:
-            raise RunError(f"this run specification cannot be read: {error}.") from None
-        if not same:
+            _SpecFile.model_validate(rest)
+        except ValidationError as error:
+            raise RunError(f"{explain('this run specification cannot be read', error)}.") from None
+        spec = cls(**{**rest, "protocols": tuple(rest["protocols"]), "judges": tuple(rest["judges"])})
+        # A file of one's own becomes a name with the digest of its content before it gets here.
+        for ref in (spec.backbone, *spec.judges):
+            if names_code(ref) and "@" not in ref:
+                raise RunError(
+                    f"this run specification names code, {ref!r}. ddbench runs code only where you name it yourself."
+                )
+        if spec.id != value.get("id"):
             raise RunError(f"this run specification says id {value.get('id')!r} and its values give {spec.id!r}.")
         return spec
+
+
+class _SpecFile(BaseModel):
+    """spec.json less its schema and id: what becomes a path, an import or a number is one of a kind."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: Name
+    provided_by: Line
+    method_sha256: Sha256 | None
+    dataset: Name
+    data_fingerprint: Line
+    ipc: Count
+    backbone: Architecture
+    pixels: Line
+    seed: Count
+    precision: Name
+    config: PlainDict
+    conventions: PlainDict = {}
+    preset: Name = "paper"
+    protocols: tuple[Line, ...] = ()
+    judges: tuple[Architecture, ...] = ()
+    students: Positive | None = None
+    sources: dict[Line, Text] = {}
+    imported: PlainDict | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +230,8 @@ def _resolve(
         raise ConfigError(f"there is no preset {preset!r}; choose {' or '.join(PRESETS)}.")
     if asked.ipc < 1:
         raise ConfigError(f"ipc is {asked.ipc}; it is a number of images per class, at least 1.")
+    if asked.seed < 0:
+        raise ConfigError(f"the seed is {asked.seed}; it is a whole number, at least 0.")
     settings = [QUICK, *kind.settings()]
     option_layers, run_layers = preset_layers(settings, preset, info.name, asked.ipc)
     layers = list(option_layers)
@@ -245,6 +290,23 @@ def asked_ref(chosen: Protocol, ref: str) -> str:
     return ref if ref.endswith(".toml") else chosen.id
 
 
+def protocols_of(spec: RunSpec) -> list[Protocol]:
+    """The protocols that a run's folder names.
+
+    Raises: ConfigError where one is a file that names code in its turn: the folder may be somebody else's.
+    """
+    found = [protocol(ref) for ref in spec.protocols]
+    for ref, one in zip(spec.protocols, found, strict=True):
+        said = [*one.backbones, *one.options.model_dump(mode="json").values()]
+        code = next((text for text in said if isinstance(text, str) and names_code(text)), None)
+        if code is not None:
+            raise ConfigError(
+                f"the protocol {ref}, which the run's folder names, names code: {code!r}. ddbench runs code only where "
+                f"you name it yourself. If you trust it, say --protocol {ref}."
+            )
+    return found
+
+
 def _protocol(ref: str, kind: type[Method[Any]]) -> Protocol:
     return protocol(kind.info.native if ref == "native" else ref)
 
@@ -263,7 +325,14 @@ def find_method(ref: str) -> tuple[Loaded, type[Method[Any]]]:
     for needed in ("name", "info"):
         if not hasattr(loaded.value, needed):
             raise PluginError(f"{ref!r}: the class {loaded.value.__name__} lacks {needed!r}, which tables print.")
-    if not NAME.fullmatch(loaded.value.name):
+    info = loaded.value.info
+    titled = isinstance(info, MethodInfo) and isinstance(info.title, str) and printable(info.title) == info.title
+    if not titled or info.kind not in get_args(Kind):
+        raise PluginError(
+            f"{ref!r}: the info of {loaded.value.__name__} should be a ddbench.MethodInfo with a title of one line and "
+            f"one of the kinds {', '.join(get_args(Kind))}."
+        )
+    if not isinstance(loaded.value.name, str) or not NAME.fullmatch(loaded.value.name):
         raise PluginError(
             f"{ref!r}: a method cannot be called {loaded.value.name!r}, which names its folders; use letters, digits, "
             "dots, dashes and underscores."

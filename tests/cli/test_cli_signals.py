@@ -61,7 +61,7 @@ def test_a_run_that_is_told_twice_says_so_and_has_saved(tmp_path: Path) -> None:
     assert process.returncode == 75
     (stopped_after,) = re.findall(r"after step (\d+) of", err)
     (attempts,) = tmp_path.glob("*/*/*/*/attempts.json")
-    assert json.loads(attempts.read_text())[-1]["steps"] == [0, int(stopped_after)]
+    assert json.loads(attempts.read_text())["attempts"][-1]["steps"] == [0, int(stopped_after)]
 
 
 def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:

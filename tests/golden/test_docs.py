@@ -358,7 +358,7 @@ def test_curves_end_at_the_results_of_their_records(generate: ModuleType) -> Non
 
 
 def test_a_curve_of_no_record_is_refused(generate: ModuleType, tmp_path: Path) -> None:
-    curve = {"protocol": "mtt@1", "digest": "", "backbone": "convnet-d3", "synthetic": "f" * 64, "points": []}
+    curve = {"protocol": "mtt@1", "digest": "0", "backbone": "convnet-d3", "synthetic": "f" * 64, "points": []}
     (tmp_path / "mtt-lost.json").write_text(json.dumps(curve))
     with pytest.raises(ValueError, match="no record of mtt"):
         generate.curves("mtt", folder=tmp_path)

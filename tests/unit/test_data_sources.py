@@ -495,7 +495,7 @@ def test_a_killed_add_can_be_run_again(folder: Path, root: Path) -> None:
     import os, signal
     from pathlib import Path
     from ddbench.data import cache, sources
-    cache.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    cache.write_json = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
     sources.add("mine", Path({str(folder)!r}), Path({str(root)!r}))
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False, env=os.environ)

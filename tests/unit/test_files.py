@@ -1,6 +1,9 @@
 """Files are whole or absent."""
 
 import errno
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +12,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ddbench import files
 from ddbench.errors import RunError
-from ddbench.files import disk_is_full, read_json, sweep, write_atomically, write_json
+from ddbench.files import (
+    disk_is_full,
+    not_regular,
+    put_folder,
+    read_json,
+    sweep,
+    sweep_dead,
+    unfinished,
+    write_atomically,
+    write_json,
+)
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -89,3 +103,96 @@ def test_damaged_and_missing_json_name_the_file(tmp_path: Path) -> None:
         read_json(tmp_path / "x.json")
     with pytest.raises(RunError, match=r"y\.json is missing"):
         read_json(tmp_path / "y.json")
+
+
+@pytest.fixture(scope="module")
+def gone() -> int:
+    """The number of a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+def test_what_a_dead_process_was_writing_goes_and_what_others_write_stays(tmp_path: Path, gone: int) -> None:
+    (tmp_path / "deep").mkdir()
+    dead = [tmp_path / f".README.md.{gone}-1.tmp", tmp_path / "deep" / f".a.json.{gone}-12.tmp"]
+    kept = [tmp_path / f".b.{os.getpid()}-1.tmp", tmp_path / ".mine.tmp", tmp_path / ".mine.5.tmp", tmp_path / "c.tmp"]
+    for path in (*dead, *kept):
+        path.touch()
+    sweep_dead(tmp_path, least_seconds=3600)
+    assert all(path.exists() for path in dead)
+    sweep_dead(tmp_path, deep=False)
+    assert [path.exists() for path in dead] == [False, True]
+    sweep_dead(tmp_path)
+    assert not any(path.exists() for path in dead)
+    assert all(path.exists() for path in kept)
+
+
+def test_what_a_dead_process_was_making_of_one_name_goes(tmp_path: Path, gone: int) -> None:
+    (tmp_path / f".set[1].{gone}-1.tmp").mkdir()
+    (tmp_path / f".set[1].{gone}-2.tmp").touch()
+    (tmp_path / f".other.{gone}-1.tmp").touch()
+    ready = unfinished(tmp_path / "set[1]")
+    assert ready.parent == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == [f".other.{gone}-1.tmp"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_folder_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
+    if not at_once:
+        monkeypatch.setattr(files, "exchange", lambda *_: False)
+    for number in (1, 2):
+        ready = tmp_path / "work" / "ready"
+        ready.mkdir(parents=True)
+        (ready / "a").write_text(str(number))
+        put_folder(ready, tmp_path / "place")
+        assert (tmp_path / "place" / "a").read_text() == str(number)
+        assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_two_names_are_exchanged_or_left(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    done = files.exchange(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "b").exists() == done
+    assert files.exchange(tmp_path / "a", tmp_path / "absent") is False
+    assert (tmp_path / "a").is_dir()
+
+
+def test_only_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "file").write_text("{}")
+    assert not_regular(tmp_path / "file") == ""
+    for name in ("pipe", "zero"):
+        assert "no file" in not_regular(tmp_path / name)
+        with pytest.raises(RunError, match="no file"):
+            read_json(tmp_path / name)
+    assert not_regular(tmp_path) == "Is a directory"
+    assert not_regular(tmp_path / "absent") == "No such file or directory"
+
+
+def test_a_sealed_document_is_compared_when_it_is_read(tmp_path: Path) -> None:
+    value = {"b": (1, 2.5), "a": {"x": None, "ü": "−"}}
+    write_json(tmp_path / "a.json", value, sealed=True)
+    assert read_json(tmp_path / "a.json") == {"b": [1, 2.5], "a": {"x": None, "ü": "−"}}
+    text = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(" ".join(text.split()))  # laid out otherwise
+    assert read_json(tmp_path / "a.json")["b"] == [1, 2.5]
+    (tmp_path / "a.json").write_text(text.replace("2.5", "2.4"))
+    with pytest.raises(RunError, match="checksum"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_file_is_looked_at_once_while_nobody_writes_it(tmp_path: Path) -> None:
+    path, looked = tmp_path / "a", []
+    path.write_bytes(b"12345")
+    os.utime(path, (0, 0))
+    for _ in range(3):
+        files.once(path, "size", lambda: looked.append(path.stat().st_size))
+    assert len(looked) == 1
+    path.write_bytes(b"123456")
+    for _ in range(2):  # just written: it may be written again before the clock ticks
+        files.once(path, "size", lambda: looked.append(path.stat().st_size))
+    assert looked == [5, 6, 6]

@@ -46,11 +46,19 @@ def test_records_are_kept_by_dataset_and_budget(leaderboard: Path) -> None:
     assert read_record(placed[0]) == read_record(RECORDS / "dm-s1.json")
 
 
-def test_names_cannot_leave_the_folder(write: Write, leaderboard: Path) -> None:
-    odd = write("odd.json", run=lambda run: run | {"dataset": "my/../set", "backbone": "nets.py:tiny"})
-    placed = add([odd], leaderboard)[0]
-    assert placed.parent == leaderboard / "records" / "my-..-set" / "ipc10"
-    assert placed.name == "dm-nets.py-tiny-s0-00000d00.json"
+def test_a_factory_of_a_file_names_a_file(write: Write, leaderboard: Path) -> None:
+    placed = add([write("odd.json", run=lambda run: run | {"backbone": "nets.py:tiny@1a2b3c4d"})], leaderboard)[0]
+    assert placed.relative_to(leaderboard / "records" / "cifar10").as_posix() == (
+        "ipc10/dm-nets.py-tiny-1a2b3c4d-s0-00000d00.json"
+    )
+
+
+@pytest.mark.parametrize("name", ["..", "my/../set", "a/b", "", ".hidden", "a\nb", "x" * 101, 5])
+@pytest.mark.parametrize("key", ["dataset", "method", "id"])
+def test_names_cannot_leave_the_folder(write: Write, leaderboard: Path, key: str, name: object) -> None:
+    with pytest.raises(RunError, match=rf"run\.{key}"):
+        add([write("odd.json", run=lambda run: run | {key: name})], leaderboard)
+    assert not leaderboard.exists()
 
 
 def test_partial_and_dirty_runs_are_refused_and_nothing_is_copied(write: Write, leaderboard: Path) -> None:

@@ -31,7 +31,10 @@ SOFT = torch.full((4, 2), 0.5)
         ({"labels": SOFT, "label_kind": "probabilities"}, "no 'probabilities' labels; known are class, probability"),
         ({"label_kind": "logit"}, r"logit labels are float32 of shape \[N, K\]; got torch\.int64 \(4,\)"),
         ({"labels": SOFT.double(), "label_kind": "logit"}, r"logit labels are float32.*got torch\.float64"),
-        ({"source_indices": torch.arange(3)}, "3 source indices for 4 images; give one for each"),
+        (
+            {"source_indices": torch.arange(3)},
+            r"source indices are int64, one for each of 4 images; got torch\.int64 \(3,\)",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parts: dict[str, Any], why: str) -> None:

@@ -1,0 +1,121 @@
+"""Kinds of values that come from files, each checked in one place before anything is done with them.
+
+Names become parts of paths, counts become sizes, and texts are printed: whatever a model of ours reads from a file is
+of one of these kinds. No coercion: true is no number, and "5" is none either.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, Strict
+
+MOST_COUNT = 2**53  # the largest whole number that every reader of JSON keeps
+MOST_DEPTH = 32  # of values inside values
+MOST_LINE = 1000
+MOST_TEXT = 20_000
+MOST_NAME = 100
+
+PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+def printable(text: str, most: int = MOST_TEXT, *, lines: bool = False) -> str:
+    """The text without what a terminal or a table would act on; such characters become "�".
+
+    Control characters, marks that turn the direction of writing, halves of surrogate pairs, and line ends unless
+    `lines`; longer texts are cut.
+    """
+    if len(text) <= most and text.isprintable():
+        return text if _TURNING.isdisjoint(text) else "".join("�" if sign in _TURNING else sign for sign in text)
+    shown = "".join("�" if _acts(sign, lines) else sign for sign in text[: most + 1])
+    return shown if len(shown) <= most else f"{shown[: most - 2]} …"
+
+
+# Marks that turn the direction of writing, so that a text can look like another one.
+_TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _acts(sign: str, lines: bool) -> bool:
+    if sign in _TURNING:
+        return True
+    # Zl and Zp are line ends of Unicode's own.
+    return unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") and not (lines and sign in "\n\t")
+
+
+def _line(text: str) -> str:
+    if any(_acts(sign, lines=False) for sign in text):
+        raise ValueError("it should be one line without control characters")
+    return text
+
+
+def _text(text: str) -> str:
+    if any(_acts(sign, lines=True) for sign in text):
+        raise ValueError("it should be text without control characters")
+    return text
+
+
+def _architecture(name: str) -> str:
+    _line(name)
+    if name.startswith((".", "/", "~")) or ".." in name or "\\" in name or name.count("/") > 1 or not name:
+        raise ValueError("it should be the name of an architecture, without a path")
+    return name
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can hold, checked to the bottom: finite numbers, whole ones that fit, printable texts.
+
+    Raises: ValueError for anything else, and for values that lie too deep.
+    """
+    _check_plain(value, MOST_DEPTH)
+    return value
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    if depth < 0:
+        raise ValueError(f"its values lie more than {MOST_DEPTH} deep")
+    match value:
+        case None | bool():
+            return
+        case int():
+            if abs(value) > MOST_COUNT:
+                raise ValueError("it holds a whole number that is too large")
+        case float():
+            if not math.isfinite(value):
+                raise ValueError("it holds a number that is not finite")
+        case str():
+            _text(value)
+        case list() | tuple():
+            for part in value:
+                _check_plain(part, depth - 1)
+        case dict():
+            for name, part in value.items():
+                if not isinstance(name, str):
+                    raise ValueError("it holds a name that is no text")
+                _line(name)
+                _check_plain(part, depth - 1)
+        case _:
+            raise ValueError(f"it holds a {type(value).__name__}")
+
+
+Name = Annotated[str, Strict(), Field(pattern=PLAIN_NAME, max_length=MOST_NAME)]
+"""Becomes a part of a path: letters, digits, dots, dashes and underscores, and no dot in front."""
+
+Architecture = Annotated[str, Strict(), Field(max_length=200), AfterValidator(_architecture)]
+"""A backbone, as `backbones.names.canonical` spells it: of ours, of a package, or of a file by its name alone."""
+
+Line = Annotated[str, Strict(), Field(max_length=MOST_LINE), AfterValidator(_line)]
+Text = Annotated[str, Strict(), Field(max_length=MOST_TEXT), AfterValidator(_text)]
+Flag = Annotated[bool, Strict()]
+Count = Annotated[int, Strict(), Field(ge=0, le=MOST_COUNT)]
+Positive = Annotated[int, Strict(), Field(ge=1, le=MOST_COUNT)]
+Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+RunId = Annotated[str, Strict(), Field(pattern=r"^[0-9a-f]{8}$")]
+Sha256 = Annotated[str, Strict(), Field(pattern=r"^[0-9a-f]{64}$")]
+Hex = Annotated[str, Strict(), Field(pattern=r"^[0-9a-f]+$", max_length=64)]
+ProtocolId = Annotated[str, Strict(), Field(pattern=r"^[a-z][a-z0-9-]*@[1-9][0-9]*$", max_length=MOST_NAME)]
+Plain = Annotated[Any, AfterValidator(plain)]
+PlainDict = Annotated[dict[str, Any], AfterValidator(plain)]
