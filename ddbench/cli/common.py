@@ -63,6 +63,22 @@ students_option = click.option(
 )
 
 
+yes_option = click.option("--yes", is_flag=True, help="Delete without a question, also where no terminal can ask.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Name what would go, and delete nothing.")
+wanted_options = (
+    click.option("--method", "methods", multiple=True, metavar="NAME", help="Only runs of this method. Repeatable."),
+    click.option("--dataset", "datasets", multiple=True, metavar="NAME", help="Only runs on this dataset. Repeatable."),
+    click.option(
+        "--ipc", "ipcs", multiple=True, type=click.IntRange(0), metavar="N",
+        help="Only runs of this budget; 0 for those on the whole dataset. Repeatable.",
+    ),
+    click.option(
+        "--state", "states", multiple=True,
+        type=click.Choice(["done", "failed", "running", "interrupted", "damaged"]), help="Repeatable.",
+    ),
+)  # fmt: skip
+
+
 def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Several options as one decorator, in the order in which help shows them."""
 
@@ -102,10 +118,27 @@ def print_table(rows: Iterable[Sequence[Any]], headers: Sequence[str] = ()) -> N
     click.echo(tabulate(cells, headers, tablefmt=style, disable_numparse=True, maxcolwidths=widths))
 
 
+def size(count: int) -> str:
+    """Bytes as boards print them."""
+    from ddbench.leaderboard.render import size as printed  # needs numpy
+
+    return printed(count)
+
+
 def note(text: str) -> None:
     """A line on stderr. Where nobody can read it any more, it is not worth a command."""
     with contextlib.suppress(OSError):
         click.echo(text, err=True)
+
+
+def agreed(question: str, *, yes: bool) -> bool:
+    """Whether to go on with something that cannot be undone: said beforehand, or asked on a terminal."""
+    return yes or (at_a_terminal() and click.confirm(question, err=True))
+
+
+def at_a_terminal() -> bool:
+    """Whether somebody is there who can answer."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 class Progress:
