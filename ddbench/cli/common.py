@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +16,7 @@ import click
 
 if TYPE_CHECKING:
     from ddbench.runs.observers import Observer
+    from ddbench.runs.removal import Piece, Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -139,6 +140,60 @@ def agreed(question: str, *, yes: bool) -> bool:
 def at_a_terminal() -> bool:
     """Whether somebody is there who can answer."""
     return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def carry_out(
+    ctx: click.Context,
+    plan: Plan,
+    removing: Iterator[Piece | str],
+    *,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+    beside: Mapping[str, Any] | None = None,
+) -> None:
+    """Name what would go, ask, and let it go. The code is 1 where something stays that should have gone.
+
+    `beside` is what the JSON document says beside that.
+    """
+    if not as_json:
+        if plan.pieces:
+            print_table(((p.path, p.what, size(p.bytes)) for p in plan.pieces), ("what goes", "", "size"))
+        else:
+            click.echo("There is nothing to delete.")
+        for kept in plan.kept:
+            note(f"Kept: {kept.what}, {size(kept.bytes)}: {kept.why}.")
+    elif plan.pieces and yes and not dry_run:
+        for piece in plan.pieces:
+            note(f"{piece.path}: {piece.what}, {size(piece.bytes)}")
+    gone, errors = [], []
+    wanted = bool(plan.pieces) and not dry_run
+    go = wanted and (yes if as_json else agreed(f"Delete this, {size(plan.bytes)}?", yes=yes))
+    if go:
+        for result in removing:
+            if isinstance(result, str):
+                errors.append(result)
+                note(f"Error: {result}")
+            else:
+                gone.append(result)
+    if as_json:
+        print_json(
+            {
+                "deleted": [piece.to_json() for piece in gone],
+                "left": [piece.to_json() for piece in plan.pieces if piece not in gone],
+                "kept": [vars(kept) for kept in plan.kept],
+                "errors": errors,
+                **(beside or {}),
+                "bytes": sum(piece.bytes for piece in gone),
+            }
+        )
+    elif go:
+        click.echo(f"Deleted {len(gone)} of {len(plan.pieces)}: {size(sum(piece.bytes for piece in gone))}.")
+    if wanted and not go:
+        note(f"Nothing was deleted: {size(plan.bytes)} would go. Say --yes to delete it.")
+        ctx.exit(1)
+    if errors:
+        ctx.exit(1)
 
 
 class Progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from ddbench.cli import Group
 from ddbench.cli.common import (
-    agreed,
+    carry_out,
     dry_run_option,
     json_option,
     note,
@@ -28,7 +28,6 @@ from ddbench.cli.common import (
 
 if TYPE_CHECKING:
     from ddbench.runs.listing import Listed
-    from ddbench.runs.removal import Piece, Plan
 
 _WHY = 100  # letters of a reason in the list
 
@@ -202,55 +201,6 @@ def clean(
 
     plan = removal.plan_cleaning(runs_root, snapshots=snapshots, artifacts=artifacts)
     carry_out(ctx, plan, removal.clean(runs_root, plan), yes=yes, dry_run=dry_run, as_json=as_json)
-
-
-def carry_out(
-    ctx: click.Context,
-    plan: Plan,
-    removing: Iterator[Piece | str],
-    *,
-    yes: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    """Name what would go, ask, and let it go. The code is 1 where something stays that should have gone."""
-    if not as_json:
-        if plan.pieces:
-            print_table(((p.path, p.what, size(p.bytes)) for p in plan.pieces), ("what goes", "", "size"))
-        else:
-            click.echo("There is nothing to delete.")
-        for kept in plan.kept:
-            note(f"Kept: {kept.what}, {size(kept.bytes)}: {kept.why}.")
-    elif plan.pieces and yes and not dry_run:
-        for piece in plan.pieces:
-            note(f"{piece.path}: {piece.what}, {size(piece.bytes)}")
-    gone, errors = [], []
-    wanted = bool(plan.pieces) and not dry_run
-    go = wanted and (yes if as_json else agreed(f"Delete this, {size(plan.bytes)}?", yes=yes))
-    if go:
-        for result in removing:
-            if isinstance(result, str):
-                errors.append(result)
-                note(f"Error: {result}")
-            else:
-                gone.append(result)
-    if as_json:
-        print_json(
-            {
-                "deleted": [piece.to_json() for piece in gone],
-                "left": [piece.to_json() for piece in plan.pieces if piece not in gone],
-                "kept": [vars(kept) for kept in plan.kept],
-                "errors": errors,
-                "bytes": sum(piece.bytes for piece in gone),
-            }
-        )
-    elif go:
-        click.echo(f"Deleted {len(gone)} of {len(plan.pieces)}: {size(sum(piece.bytes for piece in gone))}.")
-    if wanted and not go:
-        note(f"Nothing was deleted: {size(plan.bytes)} would go. Say --yes to delete it.")
-        ctx.exit(1)
-    if errors:
-        ctx.exit(1)
 
 
 def _print_run(run: Listed, found: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -188,6 +188,42 @@ def install(root: Path, work: Path, content: Content, manifest: Manifest, *, for
         place.rename(work / "replaced")
     ready.rename(place)
     return manifest
+
+
+def remains(root: Path, name: str) -> list[Path]:
+    """What the data folder has of a dataset: its folder, and what a process left that was killed while adding it.
+
+    Raises: DataError where something else is in its place.
+    """
+    try:
+        _refuse_foreign(root / name)
+    except OSError as error:
+        raise DataError(
+            f"'{root / name}' cannot be read: {error.strerror}. Check its owner and permissions."
+        ) from error
+    return [path for path in (root / name, root / f".{name}.partial") if path.is_symlink() or path.exists()]
+
+
+def remove(root: Path, name: str) -> None:
+    """Remove a dataset from the data folder, whole or not at all. Where a link is in its place, only the link goes.
+
+    Raises: DataError while another process adds it, and in place of the system's errors.
+    """
+    place, work = root / name, root / f".{name}.partial"
+    try:
+        with FileLock(root / f".{name}.lock", blocking=False):
+            remains(root, name)
+            if work.exists():
+                shutil.rmtree(work)
+            if place.is_symlink():
+                place.unlink()
+            elif place.exists():
+                place.rename(work)  # from here on it is not there any more
+                shutil.rmtree(work)
+    except Timeout:
+        raise DataError(f"{name} is being added by another process. Wait for it, or stop that process.") from None
+    except OSError as error:
+        raise DataError(f"{name} could not be removed: {error.filename or root}: {error.strerror or error}.") from error
 
 
 def _refuse_foreign(place: Path) -> None:

@@ -28,6 +28,7 @@ from ddbench.errors import ConfigError, DataError, DdbenchError, PluginError, cl
 GROUP = plugins.GROUPS["dataset"]
 CHECKSUMMED = "torchvision (checksummed original files)"
 DIGITS_HELD_OUT = 0.2
+NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 DOWNLOAD_CHUNK = 1 << 18
 
 # The class of torchvision.datasets, and a file or folder that marks its original files.
@@ -174,6 +175,31 @@ def add(
     with cache.building(root, known) as work:
         content = _read(path, entry, size, work, progress)
         return _install(known, entry, content, root, work, force=force)
+
+
+def removable(name: str, root: Path) -> tuple[str, list[Path], Manifest | None]:
+    """What can be removed of a dataset: its canonical name, its paths, and its manifest where that can be read.
+
+    Raises: ConfigError if it is not a dataset of the data folder; DataError if it is not there, or something else is.
+    """
+    known = canonical(name)
+    entry = CATALOGUE.get(known)
+    if known == "toy" or (entry is not None and entry.how == "embedded"):
+        raise ConfigError(f"{known} is built in: it takes no room in the data folder, and cannot be removed.")
+    paths = cache.remains(root, known) if NAME.fullmatch(known) else []
+    if not paths:
+        for plugin in plugins.listing(GROUP):
+            if plugin.name == name.rpartition("/")[2]:
+                raise ConfigError(f"{name} comes with {plugin.provided_by}, and is not in the data folder '{root}'.")
+        there = [manifest["name"] for manifest in installed(root)]
+        raise DataError(
+            f"{known} is not in the data folder '{root}'. {closest(known, there)}`ddbench data list` shows what is "
+            "there."
+        )
+    try:
+        return known, paths, cache.find(root, known)
+    except DataError:
+        return known, paths, None
 
 
 def _install(
@@ -346,7 +372,7 @@ def _md5(path: Path) -> str:
 
 
 def _own_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+    if not NAME.fullmatch(name):
         raise ConfigError(f"a dataset cannot be called {name!r}: use lower-case letters, digits and dashes.")
     if name == "toy" or any(plugin.name == name for plugin in plugins.listing(GROUP)):
         raise ConfigError(f"{name!r} is the name of a built-in dataset or of a plug-in. Choose another one.")
