@@ -30,6 +30,7 @@ SET = "synthetic.safetensors"
 # killed while writing its spec.
 LOCKS = (".lock", "lock")
 FAILURE = "failure.json"
+EVALUATIONS = "evaluations"
 # What is removed before all else: without its record a run is unfinished, without its set and checkpoints not begun. A
 # set without the rest, such as its costs, would get a record that lacks them.
 _FIRST = (RECORD, SET, "checkpoints")
@@ -140,11 +141,11 @@ class RunDir:
 
     @property
     def evaluations(self) -> Path:
-        return self.path / "evaluations"
+        return self.path / EVALUATIONS
 
     def evaluation(self, protocol: Protocol, backbone: str) -> Path:
         """Accuracies of students of one backbone under one protocol."""
-        return self.evaluations / protocol.id / f"{_safe(backbone)}.json"
+        return evaluation_file(self.path, protocol.id, backbone)
 
     def curve(self, protocol: Protocol, backbone: str) -> Path:
         """The same for the snapshots."""
@@ -186,6 +187,11 @@ class RunDir:
         """Remove everything but the spec and the locks, so that the run starts over. Only under the lock."""
         _empty(self.path)
         write_json(self.path / SPEC, self.spec.to_json())
+
+
+def evaluation_file(path: Path, protocol: str, backbone: str) -> Path:
+    """Where a run keeps the accuracies of students of one backbone under the protocol of this id."""
+    return path / EVALUATIONS / protocol / f"{_safe(backbone)}.json"
 
 
 @contextlib.contextmanager
