@@ -54,7 +54,9 @@ def get(name: str, force: bool, data_root: Path, quiet: bool, as_json: bool) -> 
     """Download a dataset of the catalogue."""
     from ddbench.data import sources
 
-    _print_manifest(sources.get(name, data_root, Progress(quiet), force=force), as_json)
+    with Progress(quiet) as progress:
+        manifest = sources.get(name, data_root, progress, force=force)
+    _print_manifest(manifest, as_json)
 
 
 @click.command(short_help="Add a folder, an archive or a .npz file.")
@@ -72,7 +74,9 @@ def add(name: str, path: Path, size: int | None, force: bool, data_root: Path, q
     """
     from ddbench.data import sources
 
-    _print_manifest(sources.add(name, path, data_root, size, Progress(quiet), force=force), as_json)
+    with Progress(quiet) as progress:
+        manifest = sources.add(name, path, data_root, size, progress, force=force)
+    _print_manifest(manifest, as_json)
 
 
 @click.command("list")

@@ -9,7 +9,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import IO
@@ -28,14 +28,19 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def unpack(archive: Path, target: Path) -> None:
-    """Unpack regular files and folders into the new folder `target`.
+def unpack(archive: Path, target: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Unpack regular files and folders into the new folder `target`. `progress` hears how far into the archive it is.
 
     Raises: DataError if the archive is damaged, would write outside the target, has a link or a device, or is too big.
     """
     target.mkdir()
-    members = _zip_members(archive) if archive.name.lower().endswith(".zip") else _tar_members(archive)
-    with closing(members):
+    try:
+        file, size = archive.open("rb"), archive.stat().st_size
+    except OSError as error:
+        raise _damaged(archive, error) from error
+    is_zip = archive.name.lower().endswith(".zip")
+    members = _zip_members(archive, file) if is_zip else _tar_members(archive, file)
+    with file, closing(members):
         while True:
             try:
                 member = next(members, None)
@@ -43,7 +48,9 @@ def unpack(archive: Path, target: Path) -> None:
                 raise _damaged(archive, error) from error
             if member is None:
                 return
-            _write(archive, target, *member)
+            for _ in _write(archive, target, *member):
+                if progress is not None:
+                    progress(file.tell(), size)
 
 
 def ensure_space(folder: Path, needed: int, what: str) -> None:
@@ -56,7 +63,8 @@ def ensure_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def _write(archive: Path, target: Path, name: str, size: int, content: IO[bytes] | None) -> None:
+def _write(archive: Path, target: Path, name: str, size: int, content: IO[bytes] | None) -> Iterator[None]:
+    """Write a member, and yield after each part of it."""
     parts = re.split(r"[\\/]", name)
     if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
         raise DataError(f"{archive} is not safe to unpack: its member {name!r} would land outside the folder.")
@@ -74,6 +82,7 @@ def _write(archive: Path, target: Path, name: str, size: int, content: IO[bytes]
         written = 0
         while chunk := _read(archive, content):
             written += file.write(chunk)
+            yield
     if written != size:
         raise DataError(f"{archive} is damaged: its member {name!r} has {written} of {size} bytes. Fetch it again.")
 
@@ -89,10 +98,10 @@ def _damaged(archive: Path, error: Exception) -> DataError:
     return DataError(f"{archive} is damaged or only half there ({error}). Fetch it again.")
 
 
-def _tar_members(archive: Path) -> Generator[Member]:
+def _tar_members(archive: Path, file: IO[bytes]) -> Generator[Member]:
     if archive.name.lower().endswith(".tar"):
         _check_tar_end(archive)
-    with tarfile.open(archive, "r|*") as tar:
+    with tarfile.open(fileobj=file, mode="r|*") as tar:
         for member in tar:
             if member.isdir():
                 yield member.name, 0, None
@@ -103,9 +112,9 @@ def _tar_members(archive: Path) -> Generator[Member]:
                 raise _refused(archive, member.name, kind)
 
 
-def _zip_members(archive: Path) -> Generator[Member]:
-    with zipfile.ZipFile(archive) as file:
-        for member in file.infolist():
+def _zip_members(archive: Path, file: IO[bytes]) -> Generator[Member]:
+    with zipfile.ZipFile(file) as zipped:
+        for member in zipped.infolist():
             mode = member.external_attr >> 16
             if stat.S_ISLNK(mode):
                 raise _refused(archive, member.filename, "a link")
@@ -114,7 +123,7 @@ def _zip_members(archive: Path) -> Generator[Member]:
             if member.is_dir():
                 yield member.filename, 0, None
             else:
-                with file.open(member) as content:
+                with zipped.open(member) as content:
                     yield member.filename, member.file_size, content
 
 

@@ -140,15 +140,17 @@ def read_part(root: Path, manifest: Manifest, part: Literal["train", "test"]) ->
 
 
 @contextmanager
-def building(root: Path, name: str) -> Iterator[Path]:
+def building(root: Path, name: str, progress: Progress | None = None) -> Iterator[Path]:
     """A locked, empty folder in which to build a dataset; it is gone afterwards, also after a failure.
+
+    Waits while another process builds it.
 
     Raises: DataError in place of the system's errors.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(root / name)
-        with FileLock(root / f".{name}.lock"):
+        with _turn(root / f".{name}.lock", name, progress):
             work = root / f".{name}.partial"
             shutil.rmtree(work, ignore_errors=True)  # an earlier attempt may have been killed
             work.mkdir()
@@ -166,6 +168,21 @@ def building(root: Path, name: str) -> Iterator[Path]:
             ) from error
         where = error.filename or root
         raise DataError(f"{name} could not be stored: {where}: {error.strerror or error}.") from error
+
+
+@contextmanager
+def _turn(path: Path, name: str, progress: Progress | None) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if progress is not None:
+            progress(f"waiting for another process that adds {name}", 0, 1)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def install(root: Path, work: Path, content: Content, manifest: Manifest, *, force: bool) -> Manifest:
