@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -207,15 +208,10 @@ def find_run(root: Path, ref: str) -> Path:
     return found[0]
 
 
-def off_the_board(root: Path) -> dict[str, int]:
+def off_the_board(root: Path) -> dict[ListedState, int]:
     """How many runs have no record that a board could show, by state and in the order of the states."""
-    counts: dict[str, int] = {}
-    for path in folders(root):
-        if not (path / RECORD).is_file() or _lacks_judges(path / RECORD):
-            run = listed(path)
-            if run is not None:
-                counts[run.state] = counts.get(run.state, 0) + 1
-    return {state: counts[state] for state in LISTED_STATES if state in counts}
+    counts = Counter(run.state for path in folders(root) if not _on_boards(path) and (run := listed(path)) is not None)
+    return {state: counts[state] for state in LISTED_STATES if counts[state]}
 
 
 def usage(path: Path) -> tuple[int, float]:
@@ -304,9 +300,11 @@ def _read(path: Path) -> Any:
         return None
 
 
-def _lacks_judges(record: Path) -> bool:
-    value = _read(record)
-    return isinstance(value, dict) and not value.get("evaluations")
+def _on_boards(path: Path) -> bool:
+    try:
+        return bool(read_record(path / RECORD).evaluations)
+    except RunError:
+        return False
 
 
 def _inside(folder: Path) -> list[Path]:

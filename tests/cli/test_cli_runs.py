@@ -240,6 +240,25 @@ def test_clean_names_takes_and_leaves_a_run_that_can_be_judged_again(place: Path
     assert (folder_of(place, "dm") / "evaluations" / "tiny@1" / "mlp.curve.json").is_file()
 
 
+def test_a_board_says_which_runs_are_not_on_it(place: Path) -> None:
+    def board(*arguments: str) -> Result:
+        return CliRunner(env={"DDBENCH_RUNS": str(place / "runs")}).invoke(root, ["leaderboard", *arguments])
+
+    said = "Not on this board: 1 failed, 1 damaged; `ddbench runs` lists them.\n"
+    result = board()
+    assert (result.exit_code, result.stderr) == (0, said)
+    assert "dm" in result.stdout
+    as_json = board("--json")
+    assert as_json.stderr == said
+    assert len(json.loads(as_json.stdout)) == 2
+    (folder_of(place, "dm") / "record.json").write_text("{")
+    fewer = board("--runs", str(place / "runs"))
+    assert fewer.exit_code == 0
+    assert fewer.stderr.startswith("Not on this board: 1 failed, 2 damaged; `ddbench runs --runs ")
+    assert call(place, "delete", "--state", "failed", "--state", "damaged", "--yes").exit_code == 0
+    assert board().stderr == ""
+
+
 @pytest.mark.parametrize("arguments", ["runs", "runs --json", "runs clean --dry-run", "runs show --help"])
 def test_nothing_slow_is_imported(place: Path, arguments: str) -> None:
     code = (

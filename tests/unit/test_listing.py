@@ -243,6 +243,8 @@ def test_runs_that_no_board_can_show_are_counted_by_state(root: Path) -> None:
     RunDir.open(root, replace(spec, seed=9))
     RunDir.open(root, replace(spec, seed=8))
     assert off_the_board(root) == {"failed": 1, "interrupted": 2}
+    break_record(path)
+    assert off_the_board(root) == {"failed": 1, "interrupted": 2, "damaged": 1}
 
 
 def test_a_folder_that_vanishes_meanwhile_is_left_out(root: Path) -> None:
