@@ -138,7 +138,13 @@ def note(text: str) -> None:
 
 def agreed(question: str, *, yes: bool) -> bool:
     """Whether to go on with something that cannot be undone: said beforehand, or asked on a terminal."""
-    return yes or (at_a_terminal() and click.confirm(question, err=True))
+    if yes or not at_a_terminal():
+        return yes
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:  # Ctrl-C or the end of the input is an answer too
+        click.echo(err=True)
+        return False
 
 
 def at_a_terminal() -> bool:
@@ -174,12 +180,15 @@ def carry_out(
     wanted = bool(plan.pieces) and not dry_run
     go = wanted and (yes if as_json else agreed(f"Delete this, {size(plan.bytes)}?", yes=yes))
     if go:
-        for result in removing:
-            if isinstance(result, str):
-                errors.append(result)
-                note(f"Error: {result}")
-            else:
-                gone.append(result)
+        with Progress(False, at_once=False) as progress:
+            for result in removing:
+                if isinstance(result, str):
+                    errors.append(result)
+                else:
+                    gone.append(result)
+                progress("deleting", len(gone) + len(errors), len(plan.pieces))
+        for error in errors:
+            note(f"Error: {error}")
     if as_json:
         print_json(
             {
@@ -204,10 +213,18 @@ class Progress:
     """What a long operation on files is doing, on stderr, between `with` and its end: a moving line on a terminal;
     elsewhere a line for each new thing, and one every ten seconds while it lasts, also where nothing is reported.
 
-    A stderr that is gone is no reason to end the operation. `clock` counts seconds.
+    Not `at_once`, nothing is said of what is over before that. A stderr that is gone is no reason to end the operation.
+    `clock` counts seconds.
     """
 
-    def __init__(self, quiet: bool, every_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        quiet: bool,
+        every_seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        at_once: bool = True,
+    ) -> None:
         from ddbench.runs.observers import Patient
 
         # As it is now: whoever is called may put something else in its place for a while.
@@ -219,7 +236,9 @@ class Progress:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._doing, self._done, self._of = "", 0, 0
-        self._since = self._shown = -math.inf
+        self._since = -math.inf
+        self._at_once = at_once
+        self._shown = -math.inf if at_once else clock()
 
     def __enter__(self) -> Self:
         if self._stream is not None:
@@ -241,7 +260,7 @@ class Progress:
             self._doing, self._done, self._of = what, done, of
             if new:
                 self._since = self._clock()
-        self.show(at_once=new)
+        self.show(at_once=new and self._at_once)
 
     def show(self, *, at_once: bool = False) -> None:
         """Say what is being done, unless that was said a moment ago."""

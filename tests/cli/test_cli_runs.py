@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -171,6 +172,9 @@ def test_delete_asks_on_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert call(place, "delete", "--state", "failed").exit_code == 0
     assert len(asked) == 2
     assert len(json.loads(call(place, "--json").stdout)) == 3
+    # Ctrl-C is a no.
+    monkeypatch.setattr("click.confirm", lambda *_, **__: (_ for _ in ()).throw(click.Abort()))
+    assert "Nothing was deleted" in call(place, "delete", "--state", "damaged").stderr
     # A program that reads JSON is not asked.
     assert call(place, "delete", "--state", "damaged", "--json").exit_code == 1
     assert len(asked) == 2

@@ -66,6 +66,17 @@ def test_what_reports_nothing_is_said_to_last(monkeypatch: pytest.MonkeyPatch) -
     assert stream.getvalue().splitlines() == ["storing ...", "storing ... 10 s", "storing ... 1 min 15 s"]
 
 
+def test_of_what_is_over_soon_nothing_need_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    progress, clock = on(stream, monkeypatch, at_once=False)
+    for clock.now in (1.0, 9.0):
+        progress("deleting", int(clock.now), 20)
+    assert stream.getvalue() == ""
+    clock.now = 11.0
+    progress("deleting", 11, 20)
+    assert stream.getvalue() == "deleting 55 %\n"
+
+
 def test_while_it_is_entered_somebody_looks_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     progress, clock = on(stream, monkeypatch, every_seconds=0.01)
