@@ -109,8 +109,8 @@ _HERE, _EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
-def locked(path: Path, option: str = "--runs") -> Iterator[None]:
-    """Alone with whatever a lock file stands for. Waits for others, and says so after a second.
+def locked(path: Path, option: str = "--runs", waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Alone with whatever a lock file stands for. Waits for others, and says so after a second, by `waiting` if given.
 
     `option` is what chooses the folder. Raises: RunError where the file system has no locks.
     """
@@ -120,7 +120,10 @@ def locked(path: Path, option: str = "--runs") -> Iterator[None]:
         try:
             lock.acquire(timeout=PATIENCE_SECONDS)
         except Timeout:
-            logger.warning("waiting for %s, which works on %s ...", _holder(path), path.parent)
+            if waiting is None:
+                logger.warning("waiting for %s, which works on %s ...", _holder(path), path.parent)
+            else:
+                waiting()
             lock.acquire()
     except OSError as error:
         raise _not_locked(path, option, error) from error

@@ -83,6 +83,7 @@ class Root(Group):
         "run": "ddbench.cli.run:run",
         "prepare": "ddbench.cli.run:prepare",
         "evaluate": "ddbench.cli.evaluate:evaluate",
+        "runs": "ddbench.cli.runs:runs",
         "inspect": "ddbench.cli.inspect:inspect",
         "export": "ddbench.cli.export:export",
         "data": "ddbench.cli.data:data",

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddbench.cli import Group
-from ddbench.cli.common import Progress, data_option, json_option, note, print_json, print_table, quiet_option
+from ddbench.cli.common import (
+    Progress,
+    carry_out,
+    data_option,
+    dry_run_option,
+    json_option,
+    note,
+    print_json,
+    print_table,
+    quiet_option,
+    runs_option,
+    stack,
+    yes_option,
+)
 
 if TYPE_CHECKING:
     from ddbench.data.cache import Manifest
+    from ddbench.runs.removal import Piece
+
+SHOWN_RUNS = 10
 
 
 @click.group(
     cls=Group,
-    homes={"get": "ddbench.cli.data:get", "add": "ddbench.cli.data:add", "list": "ddbench.cli.data:list_"},
+    homes={
+        "get": "ddbench.cli.data:get",
+        "add": "ddbench.cli.data:add",
+        "list": "ddbench.cli.data:list_",
+        "rm": "ddbench.cli.data:rm",
+    },
 )
 def data() -> None:
-    """Datasets: download, bring your own, what is there."""
+    """Datasets: download, bring your own, what is there, remove."""
 
 
 @click.command()
@@ -32,7 +54,9 @@ def get(name: str, force: bool, data_root: Path, quiet: bool, as_json: bool) -> 
     """Download a dataset of the catalogue."""
     from ddbench.data import sources
 
-    _print_manifest(sources.get(name, data_root, Progress(quiet), force=force), as_json)
+    with Progress(quiet) as progress:
+        manifest = sources.get(name, data_root, progress, force=force)
+    _print_manifest(manifest, as_json)
 
 
 @click.command(short_help="Add a folder, an archive or a .npz file.")
@@ -55,7 +79,9 @@ def add(name: str, path: Path, size: int | None, force: bool, data_root: Path, q
             "Note: a .tar without compression has no checksums of its content, so that damage inside a file may not be "
             "seen. Compare the fingerprint with that of another copy, or take a .tar.gz."
         )
-    _print_manifest(sources.add(name, path, data_root, size, Progress(quiet), force=force), as_json)
+    with Progress(quiet) as progress:
+        manifest = sources.add(name, path, data_root, size, progress, force=force)
+    _print_manifest(manifest, as_json)
 
 
 @click.command("list")
@@ -92,6 +118,67 @@ def list_(data_root: Path, as_json: bool) -> None:
         ),
         ("name", "title", "here", "train", "test", "origin"),
     )
+
+
+@click.command(short_help="Remove a dataset from the data folder.")
+@click.argument("name")
+@stack(yes_option, dry_run_option, data_option, runs_option, json_option)
+@click.pass_context
+def rm(
+    ctx: click.Context, name: str, yes: bool, dry_run: bool, data_root: Path, runs_root: Path, as_json: bool
+) -> None:
+    """Remove a dataset from the data folder. What would go is named first, with its size.
+
+    Says which runs under the runs folder were made from it: without it they keep their sets and records, and cannot be
+    judged again. What is built in cannot be removed.
+    """
+    from ddbench.data import cache, sources
+    from ddbench.data.catalogue import CATALOGUE
+    from ddbench.errors import DataError
+    from ddbench.runs.listing import Wanted, list_runs, usage
+    from ddbench.runs.removal import Piece, Plan
+
+    known, paths, manifest = sources.removable(name, data_root)
+    title = "damaged" if manifest is None else manifest["title"]
+    whats = [
+        "left by a process that was killed" if path.name.startswith(".")
+        else f"only the link, which leads to {path.resolve()}" if path.is_symlink()
+        else title
+        for path in paths
+    ]  # fmt: skip
+    sizes = [0 if path.is_symlink() else usage(path)[0] for path in paths]
+    plan = Plan(tuple(Piece(path, what, count) for path, what, count in zip(paths, whats, sizes, strict=True)))
+    made = [
+        run
+        for run in list_runs(runs_root, Wanted(datasets=(known,)))
+        if manifest is None or run.spec is None or run.spec.data_fingerprint == manifest["fingerprint"]
+    ]
+    for run in made:
+        if run.state == "running":
+            raise DataError(
+                f"{known} is not removed: run {run.id} is being worked on {run.why}, and reads it. Wait for it, or "
+                "stop that process."
+            )
+    if made:
+        ids = ", ".join(run.id for run in made[:SHOWN_RUNS]) + (", …" if len(made) > SHOWN_RUNS else "")
+        note(
+            f"{len(made)} run{'' if len(made) == 1 else 's'} under {runs_root} made from it cannot be judged again "
+            f"without it: {ids}. `ddbench runs --dataset {known}` lists them."
+        )
+    entry = CATALOGUE.get(known)
+    if manifest is not None and manifest["original"] and entry is not None and entry.how != "imagenet-folder":
+        note(f"`ddbench data get {known}` downloads it again.")
+
+    def removing() -> Iterator[Piece | str]:
+        try:
+            cache.remove(data_root, known)
+            yield from plan.pieces
+        except DataError as error:
+            yield str(error)
+
+    fingerprint = None if manifest is None else manifest["fingerprint"]
+    beside = {"name": known, "fingerprint": fingerprint, "runs": [run.to_json() for run in made]}
+    carry_out(ctx, plan, removing(), yes=yes, dry_run=dry_run, as_json=as_json, beside=beside)
 
 
 def _origin(row: dict[str, Any]) -> str:

@@ -68,6 +68,13 @@ _said = stack(
 )  # fmt: skip
 @students_option
 @click.option("--curve", is_flag=True, help="Judge the snapshots of a run too; in JSON they are `curves`.")
+@click.option(
+    "--forget",
+    "forgotten",
+    multiple=True,
+    metavar="PROTOCOL[/JUDGE]",
+    help="Judge nothing, but take off a judge that failed; `failed` for all such. Repeatable.",
+)
 @_said
 @device_option
 @data_option
@@ -82,6 +89,7 @@ def evaluate(
     judges: Sequence[str],
     students: int | None,
     curve: bool,
+    forgotten: Sequence[str],
     device: str,
     data_root: Path,
     runs_root: Path,
@@ -93,7 +101,19 @@ def evaluate(
 
     Or judge a set that somebody else made: RUN|FILE is then what was downloaded. It becomes a run without a
     condensation, and the options marked "of a file" say what the file does not.
+
+    --forget takes judges off a run that came to no result, so that boards have no column for them. One that has
+    accuracies stays: choosing which results to show would be choosing on test data. A judge that was forgotten and is
+    asked for again, also by the command of the run, is tried again.
     """
+    if forgotten:
+        others = {"protocol": refs, "judge": judges, "students": students, "curve": curve, **said}
+        for name, value in others.items():
+            if value:
+                option = f"--{name.replace('_', '-')}"
+                raise click.UsageError(f"--forget judges nothing; leave out {option}, or say it in a second command.")
+        _forget(path, forgotten, as_json)
+        return
     from ddbench.cli.curves import print_curves, with_curves
     from ddbench.evaluation.protocol import protocol
     from ddbench.runs.devices import choose_device
@@ -145,6 +165,26 @@ def evaluate(
         note(f"{'Error' if nothing else 'Note'}: {message}")
     if nothing:
         ctx.exit(1)
+
+
+def _forget(path: Path, refs: Sequence[str], as_json: bool) -> None:
+    from ddbench.runs.forgetting import choose, forget, name
+    from ddbench.runs.record import read_record
+
+    chosen = choose(path, refs)
+    for part in chosen.kept:
+        note(f"{name(part)} stays, because it has accuracies.")
+    for part in chosen.failed:
+        note(f"Forgotten: {name(part)}, which failed: {part.failed}")
+    if not chosen.failed:
+        note("No judge of this run has failed.")
+    record = forget(path, chosen.failed) if chosen.failed else read_record(path / "record.json")
+    if not record.evaluations:
+        note(f"No judge is left; `ddbench evaluate {path} --protocol NAME` adds one.")
+    if as_json:
+        print_json(record.to_json())
+    else:
+        _print(record)
 
 
 def _bring_in(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from ddbench.cli import Group
 from ddbench.cli.common import Folder, json_option, note, print_json, runs_option
@@ -32,7 +33,10 @@ _folder_option = click.option(
 @json_option
 @click.pass_context
 def leaderboard(ctx: click.Context, runs_root: Path, as_json: bool) -> None:
-    """The board of the local runs; or the committed tables, with a command."""
+    """The board of the local runs; or the committed tables, with a command.
+
+    Runs that are not on it, because they failed, run or were interrupted, are counted below it.
+    """
     if ctx.invoked_subcommand is not None:
         return
     from ddbench.leaderboard.boards import local_board, local_summary
@@ -41,6 +45,18 @@ def leaderboard(ctx: click.Context, runs_root: Path, as_json: bool) -> None:
         print_json(json.loads(local_summary(runs_root).to_json(orient="records")))
     else:
         click.echo(local_board(runs_root))
+    _say_what_is_missing(ctx, runs_root)
+
+
+def _say_what_is_missing(ctx: click.Context, runs_root: Path) -> None:
+    from ddbench.runs.listing import off_the_board
+
+    counts = off_the_board(runs_root)
+    if counts:
+        elsewhere = ctx.get_parameter_source("runs_root") is ParameterSource.COMMANDLINE
+        command = f"ddbench runs --runs {runs_root}" if elsewhere else "ddbench runs"
+        said = ", ".join(f"{count} {state}" for state, count in counts.items())
+        note(f"Not on this board: {said}; `{command}` lists {'it' if sum(counts.values()) == 1 else 'them'}.")
 
 
 @click.command(short_help="Copy the records of finished runs into the leaderboard.")

@@ -11,8 +11,8 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -35,16 +35,21 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def unpack(archive: Path, target: Path) -> None:
-    """Unpack regular files and folders into the new folder `target`.
+def unpack(archive: Path, target: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Unpack regular files and folders into the new folder `target`. `progress` hears how far into the archive it is.
 
     Raises: DataError if the archive is damaged, would write outside the target, has a link or a device, or is too big.
     """
     if why := not_regular(archive):
         raise DataError(f"{archive} cannot be read: {why}.")
     target.mkdir()
-    members = _zip_members(archive) if archive.name.lower().endswith(".zip") else _tar_members(archive)
-    with closing(members):
+    try:
+        file, size = archive.open("rb"), archive.stat().st_size
+    except OSError as error:
+        raise _damaged(archive, error) from error
+    is_zip = archive.name.lower().endswith(".zip")
+    members = _zip_members(archive, file) if is_zip else _tar_members(archive, file)
+    with file, closing(members):
         while True:
             try:
                 member = next(members, None)
@@ -52,7 +57,9 @@ def unpack(archive: Path, target: Path) -> None:
                 raise _damaged(archive, error) from error
             if member is None:
                 return
-            _write(archive, target, *member)
+            for _ in _write(archive, target, *member):
+                if progress is not None:
+                    progress(file.tell(), size)
 
 
 def ensure_space(folder: Path, needed: int, what: str) -> None:
@@ -65,7 +72,8 @@ def ensure_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def _write(archive: Path, target: Path, name: str, size: int, content: IO[bytes] | None) -> None:
+def _write(archive: Path, target: Path, name: str, size: int, content: IO[bytes] | None) -> Iterator[None]:
+    """Write a member, and yield after each part of it."""
     parts = re.split(r"[\\/]", name)
     if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
         raise DataError(f"{archive} is not safe to unpack: its member {name!r} would land outside the folder.")
@@ -85,6 +93,7 @@ def _write(archive: Path, target: Path, name: str, size: int, content: IO[bytes]
         written = 0
         while chunk := _read(archive, content):
             written += file.write(chunk)
+            yield
     if written != size:
         raise DataError(f"{archive} is damaged: its member {name!r} has {written} of {size} bytes. Fetch it again.")
 
@@ -121,12 +130,13 @@ def without_checksums(archive: Path) -> bool:
     return archive.name.lower().endswith(".tar")
 
 
-def _tar_members(archive: Path) -> Generator[Member]:
+def _tar_members(archive: Path, file: IO[bytes]) -> Generator[Member]:
     if without_checksums(archive):
         _check_tar_end(archive)
     # Not by tarfile, which never looks at the checksum at the end of a compressed stream.
-    unpacked = _OPENERS.get(archive.suffix.lower(), open)
-    with unpacked(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar:
+    unpacked = _OPENERS.get(archive.suffix.lower())
+    opened = nullcontext(file) if unpacked is None else unpacked(file, "rb")
+    with opened as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar:
         for member in tar:
             if member.isdir():
                 yield member.name, 0, None
@@ -140,9 +150,9 @@ def _tar_members(archive: Path) -> Generator[Member]:
                 raise tarfile.ReadError("something follows its end")
 
 
-def _zip_members(archive: Path) -> Generator[Member]:
-    with zipfile.ZipFile(archive) as file:
-        for member in file.infolist():
+def _zip_members(archive: Path, file: IO[bytes]) -> Generator[Member]:
+    with zipfile.ZipFile(file) as zipped:
+        for member in zipped.infolist():
             mode = member.external_attr >> 16
             if stat.S_ISLNK(mode):
                 raise _refused(archive, member.filename, "a link")
@@ -151,7 +161,7 @@ def _zip_members(archive: Path) -> Generator[Member]:
             if member.is_dir():
                 yield member.filename, 0, None
             else:
-                with file.open(member) as content:
+                with zipped.open(member) as content:
                     yield member.filename, member.file_size, content
 
 

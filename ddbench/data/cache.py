@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -206,15 +207,17 @@ def _refuse_replaced(root: Path, manifest: Manifest) -> None:
 
 
 @contextmanager
-def building(root: Path, name: str) -> Iterator[Path]:
+def building(root: Path, name: str, progress: Progress | None = None) -> Iterator[Path]:
     """A locked, empty folder in which to build a dataset; it is gone afterwards, also after a failure.
+
+    Waits while another process builds it.
 
     Raises: DataError in place of the system's errors.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(root / name)
-        with locked(root / f".{name}.lock", "--data"):
+        with locked(root / f".{name}.lock", "--data", _waiting(name, progress)):
             work = root / f".{name}.partial"
             replaced = work / "ready.replaced"
             if replaced.is_dir() and not (root / name).exists():
@@ -237,6 +240,10 @@ def building(root: Path, name: str) -> Iterator[Path]:
         raise DataError(f"{name} could not be stored: {where}: {error.strerror or error}.") from error
 
 
+def _waiting(name: str, progress: Progress | None) -> Callable[[], None] | None:
+    return None if progress is None else lambda: progress(f"waiting for another process that adds {name}", 0, 1)
+
+
 def install(root: Path, work: Path, content: Content, manifest: Manifest, *, force: bool) -> Manifest:
     """Write a dataset inside `work` and move it to its place in the data folder.
 
@@ -254,6 +261,42 @@ def install(root: Path, work: Path, content: Content, manifest: Manifest, *, for
     write_json(ready / "manifest.json", manifest, sealed=True)
     put_folder(ready, root / name)
     return manifest
+
+
+def remains(root: Path, name: str) -> list[Path]:
+    """What the data folder has of a dataset: its folder, and what a process left that was killed while adding it.
+
+    Raises: DataError where something else is in its place.
+    """
+    try:
+        _refuse_foreign(root / name)
+    except OSError as error:
+        raise DataError(
+            f"'{root / name}' cannot be read: {error.strerror}. Check its owner and permissions."
+        ) from error
+    return [path for path in (root / name, root / f".{name}.partial") if path.is_symlink() or path.exists()]
+
+
+def remove(root: Path, name: str) -> None:
+    """Remove a dataset from the data folder, whole or not at all. Where a link is in its place, only the link goes.
+
+    Raises: DataError while another process adds it, and in place of the system's errors.
+    """
+    place, work = root / name, root / f".{name}.partial"
+    try:
+        with FileLock(root / f".{name}.lock", blocking=False):
+            remains(root, name)
+            if work.exists():
+                shutil.rmtree(work)
+            if place.is_symlink():
+                place.unlink()
+            elif place.exists():
+                place.rename(work)  # from here on it is not there any more
+                shutil.rmtree(work)
+    except Timeout:
+        raise DataError(f"{name} is being added by another process. Wait for it, or stop that process.") from None
+    except OSError as error:
+        raise DataError(f"{name} could not be removed: {error.filename or root}: {error.strerror or error}.") from error
 
 
 def _refuse_foreign(place: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import re
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +33,9 @@ from ddbench.files import open_regular, state_of
 GROUP = plugins.GROUPS["dataset"]
 CHECKSUMMED = "torchvision (checksummed original files)"
 DIGITS_HELD_OUT = 0.2
+NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 DOWNLOAD_CHUNK = 1 << 18
+DOWNLOAD_SECONDS = 1.0  # between two looks at what is there
 
 # The class of torchvision.datasets, and a file or folder that marks its original files.
 TORCHVISION = {
@@ -138,7 +143,7 @@ def get(name: str, root: Path, progress: Progress | None = None, *, force: bool 
             f"{entry.name} cannot be downloaded by ddbench: the terms of ImageNet do not allow it. Get ImageNet from "
             f"{entry.homepage}, then `ddbench data add {entry.name} FOLDER`; the folder has train/WNID and val/WNID."
         )
-    with cache.building(root, entry.name) as work:
+    with cache.building(root, entry.name, progress) as work:
         there = None if force else cache.find(root, entry.name)
         if there is not None and there["original"]:
             return there
@@ -150,11 +155,13 @@ def get(name: str, root: Path, progress: Progress | None = None, *, force: bool 
         downloads = work / "downloads"
         downloads.mkdir()
         if entry.how == "torchvision":
-            content = _from_torchvision(entry, downloads, download=True)
+            with _watched(downloads, entry, progress or _silent):
+                content = _from_torchvision(entry, downloads, download=True)
         else:
             archive = downloads / entry.url.rpartition("/")[2]
             _download(entry, archive, progress)
             content = _read(archive, entry, None, work, progress)
+        (progress or _silent)("storing", 0, 1)
         return _install(entry.name, entry, content, root, work, force=force)
 
 
@@ -184,9 +191,36 @@ def add(
         raise ConfigError(f"{known} has images of {entry.shape[1]} pixels, not {size}. Choose a name of your own.")
     if not path.exists():
         raise DataError(f"'{path}' does not exist, so it cannot be added as {known}.")
-    with cache.building(root, known) as work:
+    with cache.building(root, known, progress) as work:
+        (progress or _silent)("reading", 0, 1)
         content = _read(path, entry, size, work, progress)
+        (progress or _silent)("storing", 0, 1)
         return _install(known, entry, content, root, work, force=force)
+
+
+def removable(name: str, root: Path) -> tuple[str, list[Path], Manifest | None]:
+    """What can be removed of a dataset: its canonical name, its paths, and its manifest where that can be read.
+
+    Raises: ConfigError if it is not a dataset of the data folder; DataError if it is not there, or something else is.
+    """
+    known = canonical(name)
+    entry = CATALOGUE.get(known)
+    if known == "toy" or (entry is not None and entry.how == "embedded"):
+        raise ConfigError(f"{known} is built in: it takes no room in the data folder, and cannot be removed.")
+    paths = cache.remains(root, known) if NAME.fullmatch(known) else []
+    if not paths:
+        for plugin in plugins.listing(GROUP):
+            if plugin.name == name.rpartition("/")[2]:
+                raise ConfigError(f"{name} comes with {plugin.provided_by}, and is not in the data folder '{root}'.")
+        there = [manifest["name"] for manifest in installed(root)]
+        raise DataError(
+            f"{known} is not in the data folder '{root}'. {closest(known, there)}`ddbench data list` shows what is "
+            "there."
+        )
+    try:
+        return known, paths, cache.find(root, known)
+    except DataError:
+        return known, paths, None
 
 
 def _install(
@@ -243,14 +277,18 @@ def _read(path: Path, entry: DatasetInfo | None, size: int | None, work: Path, p
         raise DataError(
             f"'{path}' is neither a folder, nor an archive (.tar, .tar.gz, .tar.xz, .tar.bz2, .zip), nor a .npz file."
         )
-    if progress is not None:
-        progress("unpacking", 0, 1)
     folder = work / "unpacked"
-    unpack(path, folder)
+    tell = partial(progress or _silent, "unpacking")
+    tell(0, 1)
+    unpack(path, folder, tell)
     content = _read_folder(folder, shown, entry, size, work, progress)
     if entry is not None and entry.md5 and _md5(path) == entry.md5:
         return replace(content, origin="zip (checksummed original file)", original=True)
     return content
+
+
+def _silent(what: str, done: int, of: int) -> None:
+    """Whoever asked for no progress hears none."""
 
 
 def _read_folder(
@@ -330,6 +368,32 @@ def _torchvision_part(entry: DatasetInfo, part: Any) -> DatasetTensors:
     return DatasetTensors.sort(images, labels, entry.class_names)
 
 
+@contextlib.contextmanager
+def _watched(folder: Path, entry: DatasetInfo, progress: Progress) -> Iterator[None]:
+    """Tell how much of a download is there while torchvision fetches it, whose own bar minds neither --quiet nor a
+    stderr that is gone."""
+    number, unit = entry.download.split()
+    total = int(float(number) * {"kB": 10**3, "MB": 10**6, "GB": 10**9}[unit])
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(DOWNLOAD_SECONDS):
+            with contextlib.suppress(OSError):  # a file may go between being found and being looked at
+                there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                # The size in the catalogue is a round number, and what is unpacked lies beside the download.
+                progress("downloading", min(there, total - 1), total)
+
+    progress("downloading", 0, total)
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _download(entry: DatasetInfo, target: Path, progress: Progress | None) -> None:
     hasher = hashlib.md5(usedforsecurity=False)
     try:
@@ -359,7 +423,7 @@ def _md5(path: Path) -> str:
 
 
 def _own_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+    if not NAME.fullmatch(name):
         raise ConfigError(f"a dataset cannot be called {name!r}: use lower-case letters, digits and dashes.")
     if name == "toy" or any(plugin.name == name for plugin in plugins.listing(GROUP)):
         raise ConfigError(f"{name!r} is the name of a built-in dataset or of a plug-in. Choose another one.")

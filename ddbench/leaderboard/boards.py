@@ -98,12 +98,12 @@ def check(leaderboards: Path) -> list[str]:
 def local_board(runs: Path) -> str:
     """The boards of all finished runs below a runs folder, as text; a sentence where there is none.
 
-    Raises: RunError for a damaged record, naming it.
+    A damaged record is left out, so that it hides no other; `runs.listing.off_the_board` counts what is not shown.
     """
-    paths = _finished(runs)
-    if not paths:
+    summary = local_summary(runs)
+    if summary.empty:
         return f"There is no finished run under {runs} yet. `ddbench run --method dm --dataset digits` makes one."
-    return board_of(paths)
+    return _text(summary)
 
 
 def board_of(paths: Iterable[Path]) -> str:
@@ -111,13 +111,16 @@ def board_of(paths: Iterable[Path]) -> str:
 
     Raises: RunError for a path without a record and for a damaged record, naming it.
     """
-    summary = summarise(collect(paths))
-    return "\n".join(item.to_text() for item in _boards(summary, read_published())).rstrip("\n")
+    return _text(summarise(collect(paths)))
 
 
 def local_summary(runs: Path) -> DataFrame:
     """The rows behind `local_board`, as `rank.summarise` gives them; none where there is no finished run."""
-    return summarise(collect(_finished(runs)))
+    return summarise(collect(_finished(runs), lost=[]))
+
+
+def _text(summary: DataFrame) -> str:
+    return "\n".join(item.to_text() for item in _boards(summary, read_published())).rstrip("\n")
 
 
 def _finished(runs: Path) -> list[Path]:

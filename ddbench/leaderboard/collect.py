@@ -22,16 +22,24 @@ COLUMNS = (
 NO_STUDENT = -1
 
 
-def collect(paths: Iterable[Path]) -> DataFrame:
+def collect(paths: Iterable[Path], lost: list[str] | None = None) -> DataFrame:
     """Read records into a table with the columns above; accuracies stay fractions.
 
     A path is a record or a run folder with one. An evaluation that failed is one row without a student. Where the same
     evaluation of the same run comes twice, the one with more students is kept.
-    Raises: RunError for a path without a record and for a damaged record, naming it.
+    Raises: RunError for a path without a record and for a damaged record, naming it; with `lost`, such sentences go
+    there, and the others are collected.
     """
     import pandas as pd
 
-    records = [read_record(record_file(path)) for path in paths]
+    records = []
+    for path in paths:
+        try:
+            records.append(read_record(record_file(path)))
+        except RunError as error:
+            if lost is None:
+                raise
+            lost.append(str(error))
     rows = [row for record, evaluation in _without_repeats(records) for row in _rows(record, evaluation)]
     rows.sort(key=lambda row: (row["run"], row["digest"], row["judge"], row["student"]))
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -20,15 +20,21 @@ from ddbench.errors import RunError
 from ddbench.evaluation.protocol import Protocol
 from ddbench.files import disk_is_full, read_json, require_locks, sha256_of, sweep, write_json
 from ddbench.runs.record import read_record
-from ddbench.runs.spec import RunSpec
+from ddbench.runs.runspec import RunSpec
 
 logger = logging.getLogger(__name__)
 
 SPEC = "spec.json"
+RECORD = "record.json"
+SET = "synthetic.safetensors"
 # What a folder may hold before it belongs to a run: the locks, why it failed before it began, and files of a process
 # killed while writing its spec.
-_LOCKS = (".lock", "lock")
+LOCKS = (".lock", "lock")
 FAILURE = "failure.json"
+EVALUATIONS = "evaluations"
+# What is removed before all else: without its record a run is unfinished, without its set and checkpoints not begun. A
+# set without the rest, such as its costs, would get a record that lacks them.
+_FIRST = (RECORD, SET, "checkpoints")
 # Nobody takes so long to write a spec.
 SPEC_SECONDS = 60.0
 HOLDER_SECONDS = 0.2
@@ -50,7 +56,7 @@ class RunDir:
         path = root / spec.folder
         try:
             there = sorted(
-                p.name for p in path.iterdir() if p.name not in (*_LOCKS, FAILURE) and not p.name.endswith(".tmp")
+                p.name for p in path.iterdir() if p.name not in (*LOCKS, FAILURE) and not p.name.endswith(".tmp")
             )
         except (FileNotFoundError, NotADirectoryError):
             there = []
@@ -112,7 +118,7 @@ class RunDir:
 
     @property
     def synthetic(self) -> Path:
-        return self.path / "synthetic.safetensors"
+        return self.path / SET
 
     @property
     def about(self) -> Path:
@@ -124,7 +130,7 @@ class RunDir:
 
     @property
     def record(self) -> Path:
-        return self.path / "record.json"
+        return self.path / RECORD
 
     @property
     def attempts(self) -> Path:
@@ -136,11 +142,11 @@ class RunDir:
 
     @property
     def evaluations(self) -> Path:
-        return self.path / "evaluations"
+        return self.path / EVALUATIONS
 
     def evaluation(self, protocol: Protocol, backbone: str) -> Path:
         """Accuracies of students of one backbone under one protocol."""
-        return self.evaluations / protocol.id / f"{_safe(backbone)}.json"
+        return evaluation_file(self.path, protocol.id, backbone)
 
     def curve(self, protocol: Protocol, backbone: str) -> Path:
         """The same for the snapshots."""
@@ -218,28 +224,10 @@ class RunDir:
         The lock is the system's, so that none survives its process; the file `lock` says who holds it.
         Raises: RunError if another process works on the run.
         """
-        require_locks(self.path / ".lock")
-        # Not at once: `holder` takes the lock for a moment where a killed process has left its name.
-        lock = FileLock(self.path / ".lock", timeout=HOLDER_SECONDS, poll_interval=HOLDER_SECONDS / 4)
-        holder = self.path / "lock"
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunError(
-                f"run {self.spec.id} is being worked on by {_who(holder)}. Wait for it, or stop that process."
-            ) from None
-        except OSError as error:
-            why = "the disk is full" if disk_is_full(error) else error.strerror
-            raise RunError(f"{self.path} cannot be locked: {why}.") from error
-        try:
-            self._sweep()
-            started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            write_json(holder, {"host": socket.gethostname(), "pid": os.getpid(), "started": started})
+        with alone(self.path, self.spec.id):
+            if not (self.path / SPEC).is_file():
+                raise RunError(f"{self.path} was deleted by another process just now. Run the same command again.")
             yield
-        finally:
-            with contextlib.suppress(OSError):
-                holder.unlink()
-            lock.release()
 
     @staticmethod
     def holder(path: Path) -> str | None:
@@ -257,24 +245,73 @@ class RunDir:
         lock.release()
         return None
 
-    def _sweep(self) -> None:
-        """Remove what killed processes were writing."""
-        sweep(self.path, spare=SPEC)
-        # Whoever opens the folder at this moment writes the spec, without a lock.
-        sweep(self.path, SPEC, idle_seconds=SPEC_SECONDS)
-
     def clear(self) -> None:
         """Remove everything but the spec and the locks, so that the run starts over. Only under the lock."""
-        # The record first: without it the run counts as unfinished, wherever this is interrupted.
-        self.record.unlink(missing_ok=True)
-        for entry in sorted(self.path.iterdir()):
-            if entry.name in (SPEC, *_LOCKS):
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+        _empty(self.path)
         write_json(self.path / SPEC, self.spec.to_json(), sealed=True)
+
+
+def evaluation_file(path: Path, protocol: str, backbone: str) -> Path:
+    """Where a run keeps the accuracies of students of one backbone under the protocol of this id."""
+    return path / EVALUATIONS / protocol / f"{_safe(backbone)}.json"
+
+
+@contextlib.contextmanager
+def alone(path: Path, run: str, *, named: bool = True) -> Iterator[None]:
+    """The lock of the folder of a run, which may be damaged; `run` is what an error calls it. See `RunDir.lock`.
+
+    Not `named`, it writes nothing: what frees a disk that is full needs no space.
+    """
+    require_locks(path / ".lock")
+    # Not at once: `holder` takes the lock for a moment where a killed process has left its name.
+    lock = FileLock(path / ".lock", timeout=HOLDER_SECONDS, poll_interval=HOLDER_SECONDS / 4)
+    holder = path / "lock"
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"run {run} is being worked on by {_who(holder)}. Wait for it, or stop that process.") from None
+    except OSError as error:
+        why = "the disk is full" if disk_is_full(error) else error.strerror
+        raise RunError(f"{path} cannot be locked: {why}.") from error
+    try:
+        _sweep(path)
+        started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        if named:
+            write_json(holder, {"host": socket.gethostname(), "pid": os.getpid(), "started": started})
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            holder.unlink()
+        lock.release()
+
+
+def remove(path: Path) -> None:
+    """Remove the folder of a run, which may be damaged. Links in it are removed and not followed. Only under the lock.
+
+    Wherever this is interrupted, what is left counts as less than it is, and can be removed or run again.
+    """
+    _empty(path)
+    for name in (SPEC, *reversed(LOCKS)):
+        (path / name).unlink(missing_ok=True)
+    # Of a network disk the lock lives on, by another name, while it is open; and somebody may begin the run again.
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
+def _empty(path: Path) -> None:
+    there = {entry.name: entry for entry in path.iterdir() if entry.name not in (SPEC, *LOCKS)}
+    for name in [name for name in _FIRST if name in there] + sorted(there.keys() - set(_FIRST)):
+        if there[name].is_dir() and not there[name].is_symlink():
+            shutil.rmtree(there[name])
+        else:
+            there[name].unlink()
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes were writing."""
+    sweep(path, spare=SPEC)
+    # Whoever opens the folder at this moment writes the spec, without a lock.
+    sweep(path, SPEC, idle_seconds=SPEC_SECONDS)
 
 
 def _who(holder: Path) -> str:

@@ -7,15 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
 from ddbench.errors import DdbenchError, RunError
 from ddbench.files import read_json, write_json
-from ddbench.runs.judging import Cell
 from ddbench.runs.record import Part, RunRecord, read_record
-from ddbench.runs.rundir import FAILURE, RunDir
+from ddbench.runs.rundir import FAILURE, SET, SPEC, RunDir
+
+if TYPE_CHECKING:
+    from ddbench.runs.judging import Cell
 
 RunState = Literal["done", "failed", "running", "interrupted", "missing"]
 STATES: tuple[RunState, ...] = ("done", "failed", "running", "interrupted", "missing")
@@ -97,19 +99,27 @@ def status_of(path: Path, asked: Sequence[Cell] | None = None) -> Status:
 
     A finished run that lacks an evaluation that is asked for now is interrupted: its command goes on with that.
     """
+    record = None
+    with contextlib.suppress(RunError):
+        record = read_record(path / "record.json")
+    return status_from(path, record, asked)
+
+
+def status_from(path: Path, record: RunRecord | None, asked: Sequence[Cell] | None = None) -> Status:
+    """The same for whoever has read the record; None where there is none, or none that can be read."""
     if not path.is_dir():
         return Status("missing")
     holder = RunDir.holder(path)
     if holder is not None:
         return Status("running", f"by {holder}")
-    failure = read_failure(path)
-    with contextlib.suppress(RunError):
-        record = read_record(path / "record.json")
+    # Without its set a run is done again, whatever its record says.
+    if record is not None and (path / SET).is_file():
         if asked is None and any(e.accuracy or e.failed for e in record.evaluations):
             lost = [f"{e.protocol} with {e.backbone}: {e.failed}" for e in record.evaluations if e.failed]
             return Status("failed" if len(lost) == len(record.evaluations) else "done", "\n".join(lost))
         if asked is not None and all(cell.in_record(record) for cell in asked):
             return judged(record, asked)
+    failure = read_failure(path)
     if failure is not None:
         return Status("failed", failure.message)
-    return Status("interrupted") if (path / "spec.json").is_file() else Status("missing")
+    return Status("interrupted") if (path / SPEC).is_file() else Status("missing")

@@ -84,3 +84,128 @@ def test_progress_is_on_stderr_and_can_be_turned_off(own: Path, tmp_path: Path) 
     quiet = call(tmp_path / "data", "add", "quiet", str(tmp_path / "images.tar.gz"), "--quiet", "--json")
     assert quiet.stderr == ""
     assert json.loads(quiet.stdout)["shape"] == [1, 4, 4]
+
+
+def rm(data: Path, *arguments: str) -> Result:
+    return CliRunner(env={"DDBENCH_DATA": str(data), "DDBENCH_RUNS": str(data.parent / "runs")}).invoke(
+        root, ["data", "rm", *arguments]
+    )
+
+
+def test_a_dataset_is_named_before_it_is_removed_and_not_removed_without_a_yes(own: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert call(data, "add", "mine", str(own)).exit_code == 0
+    held = sum(path.stat().st_size for path in (data / "mine").iterdir())
+    looked = rm(data, "mine")
+    assert looked.exit_code == 1
+    assert str(data / "mine") in looked.stdout
+    assert "Nothing was deleted" in looked.stderr
+    document = json.loads(rm(data, "mine", "--json", "--dry-run").stdout)
+    assert [(piece["path"], piece["bytes"]) for piece in document["left"]] == [(str(data / "mine"), held)]
+    assert (document["deleted"], document["name"], document["runs"]) == ([], "mine", [])
+    gone = rm(data, "mine", "--yes")
+    assert gone.exit_code == 0, gone.output
+    assert not (data / "mine").exists()
+    assert not list(data.glob(".mine.partial"))
+    again = rm(data, "mine", "--yes")
+    assert again.exit_code == 1
+    assert "mine is not in the data folder" in again.stderr
+
+
+def test_runs_that_were_made_from_a_dataset_are_told_before_it_goes(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    assert call(data, "add", "mine", str(own)).exit_code == 0
+    (tmp_path / "tiny.toml").write_text('name = "tiny"\nbackbones = ["mlp"]\nstudents = 1\n[options]\nsteps = 1\n')
+    arguments = ["run", "--method", "random", "--dataset", "mine", "--ipc", "1", "--backbone", "mlp", "--quiet"]
+    done = CliRunner().invoke(
+        root,
+        [
+            *(*arguments, "--protocol", str(tmp_path / "tiny.toml"), "--device", "cpu"),
+            *("--data", str(data), "--runs", str(tmp_path / "runs")),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    (path,) = (tmp_path / "runs").glob("*/*/*/*")
+    looked = rm(data, "mine", "--dry-run")
+    assert f"cannot be judged again without it: {path.name[-8:]}" in looked.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr("ddbench.runs.rundir.RunDir.holder", staticmethod(lambda _: "pid 7 on host since now"))
+        busy = rm(data, "mine", "--yes")
+    assert busy.exit_code == 1
+    assert "is being worked on by pid 7" in busy.stderr
+    assert (data / "mine" / "manifest.json").is_file()
+    # Other data of that name: those runs do not need it.
+    spec = json.loads((data / "mine" / "manifest.json").read_text())
+    (data / "mine" / "manifest.json").write_text(json.dumps(spec | {"fingerprint": "b2:other"}))
+    assert "cannot be judged" not in rm(data, "mine", "--dry-run").stderr
+    # Whether they do cannot be told where the manifest is damaged, which does not keep it from being removed.
+    (data / "mine" / "manifest.json").write_text("{")
+    damaged = rm(data, "mine", "--yes")
+    assert damaged.exit_code == 0, damaged.output
+    assert "cannot be judged" in damaged.stderr
+    assert path.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("digits", "digits is built in"),
+        ("toy", "toy is built in"),
+        ("cifar10", "cifar10 is not in the data folder"),
+        ("../precious", "is not in the data folder"),
+        (".", "is not in the data folder"),
+        ("", "is not in the data folder"),
+        ("miine", "Did you mean 'mine'?"),
+        ("foreign", "was not made by ddbench, so it is left alone"),
+    ],
+)
+def test_what_is_not_a_dataset_of_the_data_folder_is_not_removed(
+    own: Path, tmp_path: Path, name: str, why: str
+) -> None:
+    data = tmp_path / "data"
+    assert call(data, "add", "mine", str(own)).exit_code == 0
+    for folder in (tmp_path / "precious", data / "foreign"):
+        folder.mkdir()
+        (folder / "thesis.txt").write_text("keep me")
+    result = rm(data, name, "--yes")
+    assert result.exit_code == 1
+    assert why in result.stderr
+    assert (tmp_path / "precious" / "thesis.txt").is_file()
+    assert (data / "foreign" / "thesis.txt").is_file()
+    assert (data / "mine" / "manifest.json").is_file()
+
+
+def test_of_a_dataset_behind_a_link_only_the_link_goes(own: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert call(data, "add", "mine", str(own)).exit_code == 0
+    (data / "mine").rename(tmp_path / "shared")
+    (data / "mine").symlink_to(tmp_path / "shared")
+    result = rm(data, "mine", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "only the link" in result.stdout
+    assert not (data / "mine").is_symlink()
+    assert (tmp_path / "shared" / "manifest.json").is_file()
+
+
+def test_what_a_killed_process_left_of_a_dataset_can_be_removed(own: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / ".mine.partial" / "unpacked").mkdir(parents=True)
+    (data / ".mine.partial" / "unpacked" / "0.png").write_bytes(bytes(100))
+    result = rm(data, "mine", "--yes", "--json")
+    assert result.exit_code == 0, result.output
+    assert [piece["bytes"] for piece in json.loads(result.stdout)["deleted"]] == [100]
+    assert not (data / ".mine.partial").exists()
+
+
+def test_a_dataset_that_is_being_added_is_not_removed(own: Path, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    data = tmp_path / "data"
+    assert call(data, "add", "mine", str(own)).exit_code == 0
+    with FileLock(data / ".mine.lock"):
+        result = rm(data, "mine", "--yes")
+    assert result.exit_code == 1
+    assert "is being added by another process" in result.stderr
+    assert (data / "mine" / "manifest.json").is_file()

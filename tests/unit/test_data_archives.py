@@ -63,6 +63,17 @@ def test_an_archive_gives_back_its_files(pack: Pack, tmp_path: Path, suffix: str
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_unpacking_tells_how_far_it_is(pack: Pack, tmp_path: Path, suffix: str) -> None:
+    path = pack(suffix, {f"train/a/{k}": random.Random(k).randbytes(100_000) for k in range(30)})
+    seen: list[tuple[int, int]] = []
+    unpack(path, tmp_path / "out", lambda *step: seen.append(step))
+    done = [far for far, _ in seen]
+    assert {of for _, of in seen} == {path.stat().st_size}
+    assert done == sorted(done)
+    assert 0 < done[0] < done[-1] <= path.stat().st_size
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("kept", [0.3, 0.6])
 def test_half_an_archive_is_noticed(pack: Pack, tmp_path: Path, suffix: str, kept: float) -> None:
     path = pack(suffix, FILES)

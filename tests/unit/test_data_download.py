@@ -93,7 +93,7 @@ def test_a_download_is_checked_decoded_and_loadable_without_network(tiny: Path, 
     manifest = sources.get("tinyimagenet", root, lambda *step: seen.append(step))
     assert manifest["original"]
     assert manifest["title"] == "Tiny ImageNet"
-    assert {what for what, _, _ in seen} == {"downloading", "unpacking", "decoding images"}
+    assert {what for what, _, _ in seen} == {"downloading", "unpacking", "decoding images", "storing"}
     assert all(done <= total for _, done, total in seen)
     assert leftovers(root) == ["tiny-imagenet"]
     tiny.unlink()
@@ -186,6 +186,18 @@ def mnist_mirror(served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.setattr(datasets.MNIST, "mirrors", [f"{address}/"])
     monkeypatch.setattr(datasets.MNIST, "resources", resources)
     return folder
+
+
+def test_how_much_torchvision_has_downloaded_is_told_and_its_own_bar_is_silent(
+    mnist_mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sources, "DOWNLOAD_SECONDS", 0.0001)
+    seen: list[tuple[str, int, int]] = []
+    sources.get("mnist", tmp_path / "data", lambda *step: seen.append(step))
+    assert seen[0] == ("downloading", 0, 12_000_000)
+    assert len([what for what, _, _ in seen if what == "downloading"]) > 1
+    assert seen[-1] == ("storing", 0, 1)
+    assert capsys.readouterr().err == ""
 
 
 def test_torchvision_downloads_are_decoded_once(mnist_mirror: Path, tmp_path: Path) -> None:

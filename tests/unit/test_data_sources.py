@@ -664,4 +664,21 @@ def test_a_dataset_of_another_package_is_found_by_its_entry_point(
 def test_progress_is_told_up_to_the_end(folder: Path, root: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     sources.add("mine", folder, root, progress=lambda *step: seen.append(step))
-    assert seen == [("decoding images", 8, 8), ("decoding images", 6, 6)]
+    assert seen == [("reading", 0, 1), ("decoding images", 8, 8), ("decoding images", 6, 6), ("storing", 0, 1)]
+
+
+def test_who_waits_for_another_process_says_so(folder: Path, root: Path) -> None:
+    from filelock import FileLock
+
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".mine.lock", thread_local=False)
+    seen: list[str] = []
+
+    def told(what: str, done: int, of: int) -> None:
+        seen.append(what)
+        lock.release()
+
+    with lock:
+        sources.add("mine", folder, root, progress=told)
+    assert seen[0] == "waiting for another process that adds mine"
+    assert seen[-1] == "storing"

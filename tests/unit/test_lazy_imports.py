@@ -8,7 +8,7 @@ import pytest
 
 import ddbench
 
-# Read by `ddbench list` and `ddbench --help`.
+# Read by `ddbench list`, `ddbench runs` and `ddbench --help`.
 LIGHT = [
     "ddbench",
     "ddbench.errors",
@@ -20,6 +20,8 @@ LIGHT = [
     "ddbench.backbones.names",
     "ddbench.evaluation.protocol",
     "ddbench.runs.record",
+    "ddbench.runs.listing",
+    "ddbench.runs.removal",
     "ddbench.cli",
 ]
 # All that condensing and judging needs.

@@ -145,3 +145,9 @@ def test_local_runs_are_found_by_their_records(write: Write, tmp_path: Path) -> 
     assert "48.8 ± 0.2†" in local_board(runs)
     assert local_board(runs) == board_of([folder])
     assert len(local_summary(runs)) == 2
+    torn = runs / "cifar10" / "ipc10" / "dm" / "convnet-d3-s2-00000d02" / "record.json"
+    torn.parent.mkdir()
+    torn.write_text("{")
+    assert local_board(runs) == board_of([folder])
+    (folder / "record.json").unlink()
+    assert "There is no finished run" in local_board(runs)

@@ -104,6 +104,9 @@ def test_a_damaged_record_is_named(write: Write, tmp_path: Path) -> None:
     wrong = write("wrong.json", run=lambda run: run | {"ipc": -1})
     with pytest.raises(RunError, match=r"wrong\.json: run\.ipc"):
         collect([wrong])
+    lost: list[str] = []
+    assert collect([wrong, RECORDS / "dm-s1.json", torn], lost).equals(collect([RECORDS / "dm-s1.json"]))
+    assert [sentence.partition(" ")[0] for sentence in lost] == [f"{wrong}:", str(torn)]
 
 
 def test_a_folder_without_a_record_is_an_unfinished_run(tmp_path: Path) -> None:
