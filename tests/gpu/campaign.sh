@@ -65,7 +65,7 @@ fi
 mkdir -p "$CAMPAIGN/taken"
 
 work() { # the number of the worker, its GPU
-    local number=0 kind rest seconds
+    local number=0 kind rest seconds taken
     cd "$repo" || exit 1
     if [ "$2" = cpu ]; then export CUDA_VISIBLE_DEVICES=; else export CUDA_VISIBLE_DEVICES=$2; fi
     while read -r kind rest <&3; do
@@ -74,8 +74,10 @@ work() { # the number of the worker, its GPU
         case $kind in
         sweep) timeout --signal=TERM --kill-after=20 "$seconds" "$python" -m ddbench sweep "$rest" --quiet ;;
         once)
-            mkdir "$CAMPAIGN/taken/$(echo "$rest" | md5sum | cut -c1-12)" 2>/dev/null || continue
-            timeout --signal=TERM --kill-after=20 "$seconds" bash -c "$rest"
+            taken=$CAMPAIGN/taken/$(echo "$rest" | md5sum | cut -c1-12)
+            mkdir "$taken" 2>/dev/null || continue
+            # What was stopped is for the next call, what failed is not.
+            timeout --signal=TERM --kill-after=20 "$seconds" bash -c "$rest" || { [ $? -lt 124 ] || rmdir "$taken"; }
             ;;
         *) continue ;;
         esac
@@ -104,5 +106,6 @@ say "workers have ended"
 
 "$python" "$repo/tests/gpu/pack_runs.py" "$runs" "$OUT"
 tar cJf "$OUT/logs.tar.xz" -C "$CAMPAIGN" logs
+find "$CAMPAIGN" -maxdepth 1 -name '*.json' -exec cp {} "$OUT" \;
 grep -hE '^==|Error|busy|failed' "$logs"/worker-*.log | grep -v 'is being worked on' | sort | uniq -c | sort -rn | tail -n 40
 say "done"
