@@ -37,7 +37,7 @@ export PYTHONPATH=$repo:$repo/methods:$site PYTHONUNBUFFERED=1 OMP_NUM_THREADS=$
 export DDBENCH_DATA=$data DDBENCH_RUNS=$runs
 ddbench() { "$python" -m ddbench "$@"; }
 
-for part in "${PARTS:-/nowhere}"/*.tar; do
+for part in "${PARTS:-/nowhere}"/*.*of*.tar; do
     [ -e "$part" ] || continue
     file=$(basename "$part" .tar)
     name=${file%%.*} of=${file##*of}
