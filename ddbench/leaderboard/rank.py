@@ -48,8 +48,8 @@ def summarise(frame: DataFrame) -> DataFrame:
 
 
 _COLUMNS = (
-    *TABLE, "judge", "method", "label", *DESCRIPTION, *VARIANT, "variant", "sets", "students_min", "students_max",
-    "mean", "ci95", "sd", "sd_between", "sd_within", "provisional", "rank", "difference_random",
+    *TABLE, "judge", "method", "label", *DESCRIPTION, *VARIANT, "variant", "overridden", "sets", "students_min",
+    "students_max", "mean", "ci95", "sd", "sd_between", "sd_within", "provisional", "rank", "difference_random",
     "difference_random_ci95", "difference_random_provisional", "best_coreset", "difference_coreset",
     "difference_coreset_ci95", "difference_coreset_provisional", "bytes", "seconds", "cost", "failed_sets", "failed",
 )  # fmt: skip
