@@ -306,6 +306,20 @@ def datasets() -> str:
     )
 
 
+def copies() -> str:
+    """Copies of datasets that are known by their images."""
+    from ddbench.data.catalogue import CATALOGUE
+
+    return _table(
+        ("dataset", "on boards", "what it is", "fingerprint", "in any order"),
+        (
+            (_code(d.name), copy.title or "the original", copy.about, _code(copy.fingerprint), _code(copy.contents))
+            for d in CATALOGUE.values()
+            for copy in d.copies
+        ),
+    )
+
+
 def statistics() -> str:
     """Means and standard deviations by dataset and name."""
     from ddbench.data.catalogue import CATALOGUE
@@ -405,6 +419,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "results": results,
     "side-by-side": side_by_side,
     "curves": curves,
+    "copies": copies,
     "statistics": statistics,
     "backbones": backbones,
     "command-line": command_line,

@@ -36,8 +36,8 @@ class PartManifest(TypedDict):
     fingerprint: str
 
 
-class Manifest(TypedDict):
-    """What a dataset in the data folder is and where it came from."""
+class _Manifest(TypedDict):
+    """What every manifest has."""
 
     schema: str
     name: str
@@ -51,6 +51,12 @@ class Manifest(TypedDict):
     train: PartManifest
     test: PartManifest
     fingerprint: str
+
+
+class Manifest(_Manifest, total=False):
+    """What a dataset in the data folder is and where it came from."""
+
+    contents: str  # as the fingerprint, whatever the order of the images; older manifests lack it
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +88,18 @@ def make_manifest(name: str, title: str, content: Content, original: bool) -> Ma
         train=PartManifest(images=len(train), fingerprint=train.fingerprint),
         test=PartManifest(images=len(test), fingerprint=test.fingerprint),
         fingerprint=whole_fingerprint(train, test),
+        contents=whole_contents(train, test),
     )
 
 
 def whole_fingerprint(train: DatasetTensors, test: DatasetTensors) -> str:
     """What both parts together are."""
     return digest(f"{train.fingerprint} {test.fingerprint}".encode())
+
+
+def whole_contents(train: DatasetTensors, test: DatasetTensors) -> str:
+    """What both parts together are, whatever the order of the images inside either."""
+    return digest(f"{train.contents} {test.contents}".encode())
 
 
 def find(root: Path, name: str) -> Manifest | None:

@@ -178,7 +178,7 @@ _EXPLANATION = """\
 ## How to read a table
 
 - **One table is one protocol on one dataset.** Results under other recipes, or on other copies of the data,
-  never share a column. Data are told apart by a fingerprint over all images and labels.
+  never share a column. Data are told apart by a fingerprint over all images and labels, whatever their order.
 - **A cell** is the mean over synthetic sets of the mean over freshly trained students, ± the standard
   deviation over all students of all sets (the field's habit), and the 95 % interval of the mean in brackets.
 - **The interval covers other sets and other students.** Student k starts from the same seed on every set, so

@@ -59,6 +59,7 @@ class DataPart(Part):
 
     title: str = Field(description='As boards print it: "CIFAR-10, JPEG copy".')
     fingerprint: str = Field(description="Over all uint8 images and labels, train and test.")
+    contents: str = Field(default="", description="The same whatever the order of the images; records before had none.")
     original: bool
     train: int
     test: int
