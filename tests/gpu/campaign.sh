@@ -8,11 +8,12 @@
 #   once COMMAND      for the first worker that comes by; $CAMPAIGN is the state folder, $OUT what comes back
 # Without it: all of leaderboards/sweeps/board.
 #
-# PARTS   *.tar of datasets, NAME.KofN.tar, each with strips (tests/gpu/strips.py) or with what `ddbench data add` takes.
-#         A dataset is added when all its parts have come, be it in several calls.
+# PARTS   a folder with datasets in parts: NAME.KofN.tar has what `ddbench data add` takes, NAME.strips.KofN.tar has strips
+#         (tests/gpu/strips.py). A dataset is added when all its parts have come, be it in several calls.
 # WHEELS  packages that the machine lacks, ddbench's own among them, without its code: that is this checkout's.
 # PACKS   what an earlier call has packed.
-# LIMIT   seconds for everything but packing; WORKERS processes a GPU (2); GPUS, as in "0 1", or "cpu cpu" without one.
+# LIMIT   seconds for everything but packing; WORKERS processes a GPU (1: three were no faster together, and each took three
+#         times as long by the clock); GPUS, as in "0 1", or "cpu cpu" without one.
 # CAMPAIGN is where all that lies between calls (/tmp/ddbench-campaign), OUT where packs go.
 set -u
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -20,7 +21,7 @@ export CAMPAIGN=${CAMPAIGN:-/tmp/ddbench-campaign}
 export OUT=${OUT:-$CAMPAIGN/out}
 started=$(date +%s)
 limit=${LIMIT:-540}
-workers=${WORKERS:-2}
+workers=${WORKERS:-1}
 python=${PYTHON:-python3}
 data=$CAMPAIGN/data runs=$CAMPAIGN/runs site=$CAMPAIGN/site logs=$CAMPAIGN/logs
 mkdir -p "$OUT" "$data" "$runs" "$logs" "$CAMPAIGN/parts"
@@ -47,8 +48,9 @@ for part in "${PARTS:-/nowhere}"/*.*of*.tar; do
     there=$(find "$CAMPAIGN/parts" -maxdepth 1 -name "$name.$name.*" | wc -l)
     if [ "$there" -lt "$of" ] || [ -e "$data/$name/manifest.json" ]; then continue; fi
     source=$place
-    if [ -n "$(find "$place" -name '*.webp' -size +40k -print -quit)" ] && [ -z "$(find "$place" -name '*.idx*' -print -quit)" ]; then
-        "$python" "$repo/tests/gpu/strips.py" unpack "$place" "$CAMPAIGN/parts/$name.npz" && source=$CAMPAIGN/parts/$name.npz
+    if [[ $file == *.strips.* ]]; then
+        source=$CAMPAIGN/parts/$name.npz
+        "$python" "$repo/tests/gpu/strips.py" unpack "$place" "$source" || exit 1
     fi
     ddbench data add "$name" "$source" --quiet | grep -E 'title|fingerprint'
     say "$name is there"
