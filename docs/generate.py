@@ -161,27 +161,48 @@ def results(dataset: str, title: str, protocol: str, judge: str, records: Path =
 
     Best first at the ipc that most methods have. The title's spaces are written as underscores.
     """
-    rows = [
-        row
-        for row in _measured(dataset, records)
-        if (row["data_title"], row["protocol"], row["judge"]) == (title.replace("_", " "), protocol, judge)
-    ]
-    budgets = sorted({row["ipc"] for row in rows})
+    rows = _column(dataset, title, protocol, judge, records)
     by_label: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         by_label.setdefault(row["label"], {})[row["ipc"]] = row
-    usual = max(budgets, key=lambda ipc: sum(ipc in of for of in by_label.values()), default=0)
-    cells = {
-        (label, ipc): f"{100 * row['mean']:.1f} ± {100 * row['sd']:.1f}"
-        for label, of in by_label.items()
-        for ipc, row in of.items()
-    }
+    return _by_budget({_code(label): of for label, of in by_label.items()})
+
+
+def side_by_side(dataset: str, title: str, protocol: str, judge: str, records: Path = RECORDS) -> str:
+    """As `results`, with one row a method, and the options that were set by hand beside an accuracy.
+
+    Of several settings of a method the one with the fewest such options is taken, then the one with the most sets, and
+    never one by its accuracy.
+    """
+    by_method: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in sorted(
+        _column(dataset, title, protocol, judge, records),
+        key=lambda row: (len(row["overridden"]), -row["sets"], row["variant"]),
+    ):
+        by_method.setdefault(row["method"], {}).setdefault(row["ipc"], row)
+    return _by_budget({_code(method): of for method, of in by_method.items()}, say_options=True)
+
+
+def _column(dataset: str, title: str, protocol: str, judge: str, records: Path) -> list[dict[str, Any]]:
+    """The rows of one copy of a dataset, one protocol and one judge."""
+    wanted = (title.replace("_", " "), protocol, judge)
+    return [row for row in _measured(dataset, records) if (row["data_title"], row["protocol"], row["judge"]) == wanted]
+
+
+def _by_budget(named: dict[str, dict[int, dict[str, Any]]], *, say_options: bool = False) -> str:
+    """A row a name, a column an ipc; best first at the ipc that most rows have, then at the next."""
+    budgets = sorted({ipc for of in named.values() for ipc in of})
+    usual = sorted(budgets, key=lambda ipc: -sum(ipc in of for of in named.values()))
+
+    def text(row: dict[str, Any]) -> str:
+        options = [f"{key}={row['config'].get(key)}" for key in row["overridden"]] if say_options else []
+        note = f" ({', '.join(map(_code, options))})" if options else ""
+        return f"{100 * row['mean']:.1f} ± {100 * row['sd']:.1f}{note}"
+
+    order = sorted(named, key=lambda name: [-named[name].get(ipc, {"mean": 0.0})["mean"] for ipc in usual])
     return _table(
         ("method", *(f"ipc {ipc}" for ipc in budgets)),
-        (
-            (_code(label), *(cells.get((label, ipc), "–") for ipc in budgets))
-            for label in sorted(by_label, key=lambda name: -by_label[name].get(usual, {"mean": 0.0})["mean"])
-        ),
+        ((name, *(text(named[name][ipc]) if ipc in named[name] else "–" for ipc in budgets)) for name in order),
     )
 
 
@@ -285,6 +306,20 @@ def datasets() -> str:
     )
 
 
+def copies() -> str:
+    """Copies of datasets that are known by their images."""
+    from ddbench.data.catalogue import CATALOGUE
+
+    return _table(
+        ("dataset", "on boards", "what it is", "fingerprint", "in any order"),
+        (
+            (_code(d.name), copy.title or "the original", copy.about, _code(copy.fingerprint), _code(copy.contents))
+            for d in CATALOGUE.values()
+            for copy in d.copies
+        ),
+    )
+
+
 def statistics() -> str:
     """Means and standard deviations by dataset and name."""
     from ddbench.data.catalogue import CATALOGUE
@@ -383,7 +418,9 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "datasets": datasets,
     "fidelity": fidelity,
     "results": results,
+    "side-by-side": side_by_side,
     "curves": curves,
+    "copies": copies,
     "statistics": statistics,
     "backbones": backbones,
     "command-line": command_line,

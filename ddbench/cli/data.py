@@ -200,5 +200,6 @@ def _print_manifest(manifest: Manifest, as_json: bool) -> None:
             ("split", manifest["split"]),
             ("preprocessing", manifest["preprocessing"]),
             ("fingerprint", manifest["fingerprint"]),
+            ("in any order", manifest.get("contents", "")),
         ]
     )

@@ -175,14 +175,17 @@ def protocol(ref: str, as_json: bool) -> None:
 def dataset(name: str, data_root: Path, as_json: bool) -> None:
     """A dataset: shape, classes, statistics, licence, and what is in the data folder."""
     from ddbench.data import cache
-    from ddbench.data.catalogue import CATALOGUE, canonical, info
+    from ddbench.data.catalogue import CATALOGUE, canonical, info, known_copy
 
     known = canonical(name)
     manifest = cache.find(data_root, known)
     entry = CATALOGUE.get(known)
     if entry is None and manifest is None:
         entry = info(name)
-    described = {} if entry is None else vars(entry) | {"statistics": dict(entry.statistics)}
+    described: dict[str, Any] = {}
+    if entry is not None:
+        copies = [asdict(copy) | {"original": copy.original} for copy in entry.copies]
+        described = vars(entry) | {"statistics": dict(entry.statistics), "copies": copies}
     if as_json:
         print_json({"name": known, **described, "here": manifest})
         return
@@ -208,7 +211,11 @@ def dataset(name: str, data_root: Path, as_json: bool) -> None:
             ("split", manifest["split"]),
             ("preprocessing", manifest["preprocessing"]),
             ("fingerprint", manifest["fingerprint"]),
+            ("in any order", manifest.get("contents", "not computed; adding the dataset again does")),
         ]
+        copy = known_copy(manifest["name"], fingerprint=manifest["fingerprint"], contents=manifest.get("contents", ""))
+        if copy is not None:
+            rows.append(("what it is", copy.about))
     elif entry is not None:
         rows.append(("here", "built in" if entry.how == "embedded" else "no"))
     print_table(rows)

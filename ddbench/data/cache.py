@@ -56,6 +56,7 @@ class _ManifestFile(BaseModel):
     train: _PartFile
     test: _PartFile
     fingerprint: Line
+    contents: Line = ""  # older manifests lack it
 
 
 class PartManifest(TypedDict):
@@ -65,8 +66,8 @@ class PartManifest(TypedDict):
     fingerprint: str
 
 
-class Manifest(TypedDict):
-    """What a dataset in the data folder is and where it came from."""
+class _Manifest(TypedDict):
+    """What every manifest has."""
 
     schema: str
     name: str
@@ -80,6 +81,12 @@ class Manifest(TypedDict):
     train: PartManifest
     test: PartManifest
     fingerprint: str
+
+
+class Manifest(_Manifest, total=False):
+    """What a dataset in the data folder is and where it came from."""
+
+    contents: str  # as the fingerprint, whatever the order of the images; older manifests lack it
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +118,18 @@ def make_manifest(name: str, title: str, content: Content, original: bool) -> Ma
         train=PartManifest(images=len(train), fingerprint=train.fingerprint),
         test=PartManifest(images=len(test), fingerprint=test.fingerprint),
         fingerprint=whole_fingerprint(train, test),
+        contents=whole_contents(train, test),
     )
 
 
 def whole_fingerprint(train: DatasetTensors, test: DatasetTensors) -> str:
     """What both parts together are."""
     return digest(f"{train.fingerprint} {test.fingerprint}".encode())
+
+
+def whole_contents(train: DatasetTensors, test: DatasetTensors) -> str:
+    """What both parts together are, whatever the order of the images inside either."""
+    return digest(f"{train.contents} {test.contents}".encode())
 
 
 def find(root: Path, name: str) -> Manifest | None:
@@ -130,7 +143,7 @@ def find(root: Path, name: str) -> Manifest | None:
     try:
         manifest = read_json(path)
     except RunError as error:
-        raise _damaged(path, name, str(error)) from error
+        raise _damaged(path, name, str(error).rstrip(".")) from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise _damaged(path, name, f"it is not of schema {SCHEMA}")
     try:

@@ -16,6 +16,25 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard de
 
 
 @dataclass(frozen=True)
+class Copy:
+    """Images of a dataset that somebody has had, by the fingerprints of training and test images together.
+
+    `contents` is the fingerprint that does not depend on order. `title` is what boards add to the dataset's title;
+    nothing for the original, whose images may come in another order than the authors'.
+    """
+
+    fingerprint: str
+    contents: str
+    about: str
+    title: str = ""
+
+    @property
+    def original(self) -> bool:
+        """Whether these are the images that the authors published, each of them and no other."""
+        return not self.title
+
+
+@dataclass(frozen=True)
 class DatasetInfo:
     """What is known about a dataset before any of its files is read.
 
@@ -38,7 +57,7 @@ class DatasetInfo:
     download: str = ""
     url: str = ""
     md5: str = ""
-    originals: tuple[str, ...] = ()  # fingerprints of the original files' images, train and test together
+    copies: tuple[Copy, ...] = ()
     aliases: tuple[str, ...] = ()
 
 
@@ -182,6 +201,23 @@ def _statistics(**named: Statistics) -> Mapping[str, Statistics]:
     return MappingProxyType(named)
 
 
+# Made by others from the full-size files, and not with ddbench's resizing.
+SUBSET_COPIES = {
+    "imagenette": Copy(
+        "b2:bd0b641dfbdee220",
+        "b2:ff77b954e5b1ad8f",
+        "the second split, resized to 128 px and re-encoded as WebP of quality 80",
+        title="WebP copy, 9469 + 3925 images",
+    ),
+    "imagewoof": Copy(
+        "b2:32d946ed55a483fd",
+        "b2:1642f1f8e0828e08",
+        "the second split, short side 128 px and centre crop, re-encoded as WebP of quality 75",
+        title="WebP copy, 9025 + 3929 images",
+    ),
+}
+
+
 def _imagenet_subset(name: str) -> DatasetInfo:
     title, classes = SUBSETS[name]
     return DatasetInfo(
@@ -197,6 +233,7 @@ def _imagenet_subset(name: str) -> DatasetInfo:
         homepage="https://www.image-net.org",
         test=500,
         download="no download: made from a folder of ImageNet classes",
+        copies=tuple(copy for subset, copy in SUBSET_COPIES.items() if subset == name),
     )
 
 
@@ -232,6 +269,8 @@ CATALOGUE: dict[str, DatasetInfo] = {
             train=60_000,
             test=10_000,
             download="12 MB",
+            # Not from the gzipped files whose checksums torchvision has: the four files inside them.
+            copies=(Copy("b2:2213507c978fad73", "b2:c7797d683de3d0fb", "the original"),),
         ),
         DatasetInfo(
             name="fashion-mnist",
@@ -246,7 +285,7 @@ CATALOGUE: dict[str, DatasetInfo] = {
             train=60_000,
             test=10_000,
             download="31 MB",
-            originals=("b2:b21a80da2c90aa3b",),
+            copies=(Copy("b2:b21a80da2c90aa3b", "b2:682f3dca75994be1", "the original"),),
             aliases=("fashionmnist", "fmnist"),
         ),
         DatasetInfo(
@@ -281,7 +320,15 @@ CATALOGUE: dict[str, DatasetInfo] = {
             train=50_000,
             test=10_000,
             download="170 MB",
-            originals=("b2:08b598556be91aaf",),
+            copies=(
+                Copy("b2:08b598556be91aaf", "b2:9838821f160f0825", "the original"),
+                Copy(
+                    "b2:a24a95f78f15a23b",
+                    "b2:67d582b78d9125f9",
+                    "re-encoded as JPEG of quality 75 with halved colour resolution",
+                    title="JPEG copy",
+                ),
+            ),
             aliases=("cifar-10",),
         ),
         DatasetInfo(
@@ -301,6 +348,12 @@ CATALOGUE: dict[str, DatasetInfo] = {
             train=50_000,
             test=10_000,
             download="169 MB",
+            # From PNG files of the authors' file names; mean and deviation of the channels are those published.
+            copies=(
+                Copy(
+                    "b2:7a4d6ddedda99476", "b2:1b03edec096d4548", "lossless, class by class in the order of file names"
+                ),
+            ),
             aliases=("cifar-100",),
         ),
         DatasetInfo(
@@ -317,11 +370,27 @@ CATALOGUE: dict[str, DatasetInfo] = {
             download="248 MB",
             url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
             md5="90528d7ca1a48142e341f4ef8d21d0de",
+            copies=(
+                Copy(
+                    "b2:c34d1888803d62f0",
+                    "b2:f90052e2d202342a",
+                    "original files of 150 training and 25 validation images a class",
+                    title="subset of 150 + 25 images a class",
+                ),
+            ),
             aliases=("tinyimagenet", "tiny", "tiny-imagenet-200"),
         ),
         *map(_imagenet_subset, SUBSETS),
     )
 }
+
+
+def known_copy(name: str, *, fingerprint: str = "", contents: str = "") -> Copy | None:
+    """The copy of a dataset with this fingerprint, or else one of the same images in another order; None if none is."""
+    entry = CATALOGUE.get(name)
+    copies = entry.copies if entry is not None else ()
+    same = (copy for copy in copies if copy.fingerprint == fingerprint)
+    return next(same, None) or next((copy for copy in copies if contents and copy.contents == contents), None)
 
 
 def canonical(name: str) -> str:

@@ -23,7 +23,7 @@ from ddbench.data import cache
 from ddbench.data.archives import ensure_space, is_archive, unpack
 from ddbench.data.arrays import find_idx, read_idx, read_npz
 from ddbench.data.cache import Content, Manifest, Progress
-from ddbench.data.catalogue import CATALOGUE, DatasetInfo, canonical, info
+from ddbench.data.catalogue import CATALOGUE, DatasetInfo, canonical, info, known_copy
 from ddbench.data.folders import base_folder, read_image_folder
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import ConfigError, DataError, DdbenchError, PluginError, closest
@@ -86,6 +86,12 @@ class Dataset:
     def fingerprint(self) -> str:
         """What the training and test images together are."""
         return self.manifest["fingerprint"]
+
+    @property
+    def contents(self) -> str:
+        """The same as the fingerprint, whatever the order of the images; empty where nobody has looked."""
+        known = known_copy(self.manifest["name"], fingerprint=self.fingerprint)
+        return self.manifest.get("contents") or (known.contents if known else "")
 
     @property
     def original(self) -> bool:
@@ -230,8 +236,10 @@ def _install(
     if entry is not None:
         _check(entry, content)
     fingerprint = cache.whole_fingerprint(content.train, content.test)
-    original = content.original or (entry is not None and fingerprint in entry.originals)
-    manifest = cache.make_manifest(name, _title(name, entry, content, original), content, original)
+    copy = known_copy(name, fingerprint=fingerprint, contents=cache.whole_contents(content.train, content.test))
+    original = content.original or (copy is not None and copy.original)
+    title = f"{entry.title}, {copy.title}" if entry and copy and copy.title else _title(name, entry, content, original)
+    manifest = cache.make_manifest(name, title, content, original)
     return cache.install(root, work, content, manifest, force=force)
 
 

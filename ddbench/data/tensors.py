@@ -92,6 +92,16 @@ class DatasetTensors:
             hasher.update(np.ascontiguousarray(images.numpy()).data)
         return f"b2:{hasher.hexdigest()}"
 
+    @cached_property
+    def contents(self) -> str:
+        """The same whatever the order of the images: over the sorted digests of each image with its label."""
+        alone = sorted(
+            hashlib.blake2b(label.tobytes() + image.tobytes(), digest_size=16).digest()
+            for images, labels in zip(self.images.split(HASH_CHUNK), self.labels.split(HASH_CHUNK), strict=True)
+            for image, label in zip(images.numpy(), labels.numpy().astype("<i8"), strict=True)
+        )
+        return digest(repr((len(self), *self.shape, len(self.classes))).encode(), *alone)
+
     def subset(self, indices: Tensor) -> DatasetTensors:
         """The images at these positions, class by class."""
         return DatasetTensors.sort(self.images[indices], self.labels[indices], self.classes)

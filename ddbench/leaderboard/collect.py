@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddbench.data.catalogue import known_copy
 from ddbench.errors import RunError
 from ddbench.evaluation.protocol import judged_by
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record
@@ -40,7 +41,8 @@ def collect(paths: Iterable[Path], lost: list[str] | None = None) -> DataFrame:
             if lost is None:
                 raise
             lost.append(str(error))
-    rows = [row for record, evaluation in _without_repeats(records) for row in _rows(record, evaluation)]
+    data = _same_data(records)
+    rows = [row | data[row["fingerprint"]] for r, e in _without_repeats(records) for row in _rows(r, e)]
     rows.sort(key=lambda row: (row["run"], row["digest"], row["judge"], row["student"]))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -57,6 +59,34 @@ def record_file(path: Path) -> Path:
             "Run the same command again to finish it, or name a folder under runs/ that has a record.json."
         )
     return file
+
+
+def _same_data(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
+    """What a table says of the data of each fingerprint: the same of data that differ only in the order of images.
+
+    That of the original where the catalogue knows it, else that of the smallest fingerprint. A record that does not say
+    what its data are whatever the order is taken to have data of their own, unless the catalogue knows them.
+    """
+    known: dict[str, str] = {}
+    for record in records:
+        copy = known_copy(record.run.dataset, fingerprint=record.data.fingerprint)
+        if contents := record.data.contents or (copy.contents if copy else ""):
+            known[record.data.fingerprint] = contents
+    alike: dict[tuple[str, str], list[RunRecord]] = {}
+    for record in records:
+        fingerprint = record.data.fingerprint
+        alike.setdefault((record.run.dataset, known.get(fingerprint, fingerprint)), []).append(record)
+    found: dict[str, dict[str, Any]] = {}
+    for (dataset, _), group in alike.items():
+
+        def place(record: RunRecord, dataset: str = dataset) -> tuple[bool, str]:
+            fingerprint = record.data.fingerprint
+            return known_copy(dataset, fingerprint=fingerprint) is None, fingerprint
+
+        data = min(group, key=place).data
+        columns = {"data_title": data.title, "fingerprint": data.fingerprint, "original": data.original}
+        found |= {record.data.fingerprint: columns for record in group}
+    return found
 
 
 def _without_repeats(records: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, EvaluationPart]]:

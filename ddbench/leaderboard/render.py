@@ -29,7 +29,8 @@ REASON_LENGTH = 48
 
 _MARKS = {
     WHITENED: "the set lives in a ZCA-whitened pixel space",
-    PROVISIONAL: "provisional: from one set or one student, so the interval does not cover other sets or students",
+    PROVISIONAL: "provisional: from one set, which says nothing of others and whose interval covers other students "
+    "alone; or from one student a set",
     IMPORTED: "imported: condensed by others, and here only judged; what its maker claims is in the record",
 }
 _PERCENTAGES = (

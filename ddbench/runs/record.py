@@ -76,6 +76,7 @@ class DataPart(Part):
 
     title: Line = Field(description='As boards print it: "CIFAR-10, JPEG copy".')
     fingerprint: Line = Field(description="Over all uint8 images and labels, train and test.")
+    contents: Line = Field(default="", description="The same whatever the order of the images; old records lack it.")
     original: Flag
     train: Count
     test: Count

@@ -478,6 +478,7 @@ def data_part(dataset: Dataset, name: str, pixels: PixelSpace) -> DataPart:
     return DataPart(
         title=dataset.title,
         fingerprint=dataset.fingerprint,
+        contents=dataset.contents,
         original=dataset.original,
         train=len(dataset.train),
         test=dataset.manifest["test"]["images"],

@@ -121,6 +121,25 @@ def test_results_are_those_of_one_copy_protocol_and_judge_best_first(generate: M
     assert generate.results("cifar10", "none", "dsa@1", "convnet-d3", tmp_path).splitlines()[2:] == []
 
 
+def test_side_by_side_a_method_has_one_row_of_the_fewest_options_set_by_hand(
+    generate: ModuleType, tmp_path: Path
+) -> None:
+    shutil.copytree(ROOT / "tests" / "golden" / "records", tmp_path / "cifar10")
+    table = generate.side_by_side("cifar10", "CIFAR-10,_JPEG_copy", "dsa@1", "convnet-d3", tmp_path)
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    # The setting with fewer steps, set by hand, gives way to the preset's, however well it does.
+    assert rows == [
+        ["`mtt`", "63.1 ± 0.2"],
+        ["`dm`", "49.1 ± 0.3"],
+        ["`herding`", "33.3 ± 0.3"],
+        ["`random`", "30.6 ± 0.5"],
+    ]
+    for path in (tmp_path / "cifar10").glob("dm-s[01].json"):
+        path.unlink()
+    alone = generate.side_by_side("cifar10", "CIFAR-10,_JPEG_copy", "dsa@1", "convnet-d3", tmp_path)
+    assert "| `dm` | 40.3 ± 0.2 (`iterations=100`) |" in alone
+
+
 def test_a_block_that_was_edited_is_made_anew(generate: ModuleType, tmp_path: Path) -> None:
     page = DOCS / "pages" / "methods" / "dm.md"
     edited = tmp_path / "dm.md"

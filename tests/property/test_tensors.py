@@ -103,3 +103,18 @@ def test_sorting_by_class_keeps_the_order_inside_a_class(counts: list[int], seed
     for label in range(len(counts)):
         expected = data.images[[index for index in order.tolist() if data.labels[index] == label]]
         assert torch.equal(shuffled.images[shuffled.labels == label], expected)
+
+
+@few
+@given(counts=counts_strategy, seed=st.integers(0, 2**31), data=st.data())
+def test_contents_are_the_same_in_any_order_and_change_with_any_pixel_or_label(
+    counts: list[int], seed: int, data: st.DataObject
+) -> None:
+    original = make(counts)
+    order = torch.randperm(len(original), generator=torch.Generator().manual_seed(seed))
+    shuffled = DatasetTensors.sort(original.images[order], original.labels[order], original.classes)
+    assert shuffled.contents == original.contents
+    images = original.images.clone()
+    place = data.draw(st.integers(0, images.numel() - 1))
+    images.view(-1)[place] += 1
+    assert DatasetTensors(images, original.labels, original.classes).contents != original.contents

@@ -1,11 +1,12 @@
 """The catalogue names every shared dataset, and reading it costs nothing."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from ddbench.data.catalogue import CATALOGUE, canonical, info
+from ddbench.data.catalogue import CATALOGUE, canonical, info, known_copy
 from ddbench.errors import ConfigError
 
 NAMES = """digits mnist fashion-mnist svhn cifar10 cifar100 tiny-imagenet imagenette imagewoof imagefruit imagemeow
@@ -76,3 +77,16 @@ def test_other_spellings_are_understood(alias: str, name: str) -> None:
 def test_a_mistyped_name_gets_the_closest_one() -> None:
     with pytest.raises(ConfigError, match=r"no dataset 'cifar1'. Did you mean 'cifar10'\?"):
         info("cifar1")
+
+
+def test_every_known_copy_has_fingerprints_of_its_own_and_says_what_it_is() -> None:
+    copies = [copy for entry in CATALOGUE.values() for copy in entry.copies]
+    prints = [text for copy in copies for text in (copy.fingerprint, copy.contents)]
+    assert len(set(prints)) == len(prints) >= 16
+    assert all(re.fullmatch(r"b2:[0-9a-f]{16}", text) for text in prints)
+    assert all(copy.about for copy in copies)
+    assert known_copy("cifar10", fingerprint="b2:08b598556be91aaf", contents="") == CATALOGUE["cifar10"].copies[0]
+    # In another order: known by what is in it.
+    assert known_copy("cifar100", fingerprint="b2:0", contents="b2:1b03edec096d4548") == CATALOGUE["cifar100"].copies[0]
+    assert known_copy("cifar10", fingerprint="b2:0") is None
+    assert known_copy("flowers", fingerprint="b2:08b598556be91aaf") is None

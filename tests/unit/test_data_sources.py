@@ -1,6 +1,7 @@
 """Bringing your own images, and loading what is there: the good cases and the planted bad ones."""
 
 import gzip
+import json
 import logging
 import os
 import shutil
@@ -25,6 +26,7 @@ from ddbench import plugins
 from ddbench.data import archives, cache, catalogue, sources
 from ddbench.data.toy import toy
 from ddbench.errors import ConfigError, DataError, PluginError
+from ddbench.files import SEAL
 
 COUNTS = {"train": (5, 3), "test": (2, 4)}
 
@@ -236,12 +238,49 @@ def test_a_copy_of_cifar10_takes_its_place_and_says_so(tmp_path: Path, root: Pat
     assert dataset.train.classes == catalogue.CIFAR10_CLASSES
 
 
+def test_the_same_images_in_another_order_are_the_same_data(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "x", catalogue.CIFAR10_CLASSES, same_counts(10, train=3), size=(32, 32))
+    first = sources.add("cifar10", folder, tmp_path / "elsewhere")
+    for place in (folder / "train").iterdir():
+        (place / "0.png").rename(place / "9.png")
+    entry = replace(
+        catalogue.CATALOGUE["cifar10"], train=30, test=10,
+        copies=(catalogue.Copy(first["fingerprint"], first["contents"], "the original"),),
+    )  # fmt: skip
+    monkeypatch.setitem(catalogue.CATALOGUE, "cifar10", entry)
+    second = sources.add("cifar10", folder, root)
+    assert second["fingerprint"] != first["fingerprint"]
+    assert second["contents"] == first["contents"]
+    assert (second["original"], second["title"]) == (True, "CIFAR-10")
+    assert sources.load("cifar10", root).contents == first["contents"]
+
+
+def test_a_known_copy_is_called_what_it_is(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(tmp_path / "x", catalogue.CIFAR10_CLASSES, same_counts(10), size=(32, 32), suffix=".jpg")
+    first = sources.add("cifar10", folder, tmp_path / "elsewhere")
+    copy = catalogue.Copy(first["fingerprint"], first["contents"], "two images a class", title="subset of 20 images")
+    monkeypatch.setitem(catalogue.CATALOGUE, "cifar10", replace(catalogue.CATALOGUE["cifar10"], copies=(copy,)))
+    manifest = sources.add("cifar10", folder, root)
+    assert (manifest["title"], manifest["original"]) == ("CIFAR-10, subset of 20 images", False)
+
+
+def test_a_manifest_from_before_contents_is_read(folder: Path, root: Path) -> None:
+    sources.add("mine", folder, root)
+    path = root / "mine" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["contents"], manifest[SEAL]
+    path.write_text(json.dumps(manifest))
+    assert sources.load("mine", root).contents == ""
+
+
 def test_images_with_the_fingerprint_of_the_original_are_the_original(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_folder(tmp_path / "x", catalogue.CIFAR10_CLASSES, same_counts(10), size=(32, 32))
-    known = sources.add("cifar10", folder, tmp_path / "elsewhere")["fingerprint"]
-    entry = replace(catalogue.CATALOGUE["cifar10"], train=20, test=10, originals=(known,))
+    known = catalogue.Copy(sources.add("cifar10", folder, tmp_path / "elsewhere")["fingerprint"], "", "the original")
+    entry = replace(catalogue.CATALOGUE["cifar10"], train=20, test=10, copies=(known,))
     monkeypatch.setitem(catalogue.CATALOGUE, "cifar10", entry)
     manifest = sources.add("cifar10", folder, root)
     assert manifest["original"]

@@ -131,3 +131,18 @@ def test_sampling_leaves_the_global_generators_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[1]
     assert random.getstate() == before[2]
+
+
+def test_an_image_that_changes_its_class_changes_the_contents() -> None:
+    two = torch.stack([images(1)[0], images(1)[0] + 1])
+    one = DatasetTensors(two, torch.tensor([0, 1]), ("a", "b"))
+    other = DatasetTensors(two.flip(0), torch.tensor([0, 1]), ("a", "b"))
+    assert one.contents != other.contents
+
+
+def test_an_image_that_is_there_twice_counts_twice() -> None:
+    once, twice = images(1), images(1).repeat(2, 1, 1, 1)
+    assert (
+        DatasetTensors(once, torch.tensor([0]), ("a",)).contents
+        != DatasetTensors(twice, torch.tensor([0, 0]), ("a",)).contents
+    )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ddbench.data.catalogue import CATALOGUE
 from ddbench.errors import RunError
 from ddbench.leaderboard.collect import COLUMNS, NO_STUDENT, collect
 
@@ -118,3 +119,45 @@ def test_no_records_give_an_empty_table() -> None:
     frame = collect([])
     assert frame.empty
     assert tuple(frame.columns) == COLUMNS
+
+
+def data_of(fingerprint: str, contents: str = "", **more: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda data: data | {"fingerprint": fingerprint, "contents": contents} | more
+
+
+def test_data_that_differ_in_order_alone_share_a_column(write: Write) -> None:
+    frame = collect(
+        [
+            write("a.json", data=data_of("b2:bbbb", "b2:same", title="In one order")),
+            write("b.json", like="dm-s1.json", data=data_of("b2:aaaa", "b2:same", title="In another")),
+            write("c.json", like="herding-s0.json", data=data_of("b2:cccc", "b2:others")),
+        ]
+    )
+    assert set(frame[frame["method"] == "dm"]["fingerprint"]) == {"b2:aaaa"}
+    assert set(frame[frame["method"] == "dm"]["data_title"]) == {"In another"}
+    assert set(frame[frame["method"] == "herding"]["fingerprint"]) == {"b2:cccc"}
+
+
+def test_the_column_is_that_of_the_original_where_the_catalogue_knows_it(write: Write) -> None:
+    original = CATALOGUE["cifar10"].copies[0]
+    frame = collect(
+        [
+            # A record from before, which says nothing of its data in any order.
+            write("a.json", data=data_of(original.fingerprint, title="CIFAR-10", original=True)),
+            write("b.json", like="dm-s1.json", data=data_of("b2:0000", original.contents, title="CIFAR-10, my copy")),
+        ]
+    )
+    assert set(frame["fingerprint"]) == {original.fingerprint}
+    assert set(frame["data_title"]) == {"CIFAR-10"}
+    assert set(frame["original"]) == {True}
+
+
+def test_an_old_record_of_unknown_data_joins_the_new_ones_of_the_same_fingerprint(write: Write) -> None:
+    frame = collect(
+        [
+            write("a.json", data=data_of("b2:bbbb", title="Old")),
+            write("b.json", like="dm-s1.json", data=data_of("b2:bbbb", "b2:same", title="New")),
+            write("c.json", like="herding-s0.json", data=data_of("b2:aaaa", "b2:same", title="Another order")),
+        ]
+    )
+    assert set(frame["fingerprint"]) == {"b2:aaaa"}

@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# The board's campaign on a machine with GPUs, until a time limit; the next call goes on where this one stopped.
+#
+#   LIMIT=540 OUT=/tmp/out PARTS=parts WHEELS=wheels PACKS=packs tests/gpu/campaign.sh TASKS
+#
+# TASKS is a file with one task a line. Every worker goes through all of them, in order:
+#   sweep FILE        runs that are finished, or that another worker has, are left out
+#   once COMMAND      for the first worker that comes by; $CAMPAIGN is the state folder, $OUT what comes back
+# Without it: all of leaderboards/sweeps/board.
+#
+# PARTS   a folder with datasets in parts: NAME.KofN.tar has what `ddbench data add` takes, NAME.strips.KofN.tar has strips
+#         (tests/gpu/strips.py). A dataset is added when all its parts have come, be it in several calls.
+# WHEELS  packages that the machine lacks, ddbench's own among them, without its code: that is this checkout's.
+# PACKS   what an earlier call has packed.
+# LIMIT   seconds for everything but packing; WORKERS processes a GPU (1: three were no faster together, and each took three
+#         times as long by the clock); GPUS, as in "0 1", or "cpu cpu" without one.
+# CAMPAIGN is where all that lies between calls (/tmp/ddbench-campaign), OUT where packs go.
+set -u
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+export CAMPAIGN=${CAMPAIGN:-/tmp/ddbench-campaign}
+export OUT=${OUT:-$CAMPAIGN/out}
+started=$(date +%s)
+limit=${LIMIT:-540}
+workers=${WORKERS:-1}
+python=${PYTHON:-python3}
+data=$CAMPAIGN/data runs=$CAMPAIGN/runs site=$CAMPAIGN/site logs=$CAMPAIGN/logs
+mkdir -p "$OUT" "$data" "$runs" "$logs" "$CAMPAIGN/parts"
+
+say() { echo "$(($(date +%s) - started)) s: $*"; }
+left() { echo $((limit - $(date +%s) + started)); }
+
+if [ -n "${WHEELS:-}" ] && [ ! -d "$site" ]; then
+    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl || exit 1
+    # The entry points are the wheel's; the code is the checkout's, whose commit the records name.
+    rm -rf "$site/ddbench" "$site/ddbench_methods"
+fi
+export PYTHONPATH=$repo:$repo/methods:$site PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
+export DDBENCH_DATA=$data DDBENCH_RUNS=$runs
+ddbench() { "$python" -m ddbench "$@"; }
+
+for part in "${PARTS:-/nowhere}"/*.*of*.tar; do
+    [ -e "$part" ] || continue
+    file=$(basename "$part" .tar)
+    name=${file%%.*} of=${file##*of}
+    place=$CAMPAIGN/parts/$name
+    mkdir -p "$place"
+    [ -e "$place.$file" ] || { tar xf "$part" -C "$place" && touch "$place.$file"; } || exit 1
+    there=$(find "$CAMPAIGN/parts" -maxdepth 1 -name "$name.$name.*" | wc -l)
+    if [ "$there" -lt "$of" ] || [ -e "$data/$name/manifest.json" ]; then continue; fi
+    source=$place
+    if [[ $file == *.strips.* ]]; then
+        source=$CAMPAIGN/parts/$name.npz
+        "$python" "$repo/tests/gpu/strips.py" unpack "$place" "$source" || exit 1
+    fi
+    ddbench data add "$name" "$source" --quiet | grep -E 'title|fingerprint'
+    say "$name is there"
+done
+for pack in "${PACKS:-/nowhere}"/runs-*.tar.*; do
+    if [ -e "$pack" ]; then tar xf "$pack" -C "$runs" --skip-old-files; fi
+done
+
+tasks=${1:+$(realpath "$1")}
+if [ -z "$tasks" ]; then
+    tasks=$CAMPAIGN/tasks
+    for file in "$repo"/leaderboards/sweeps/board/*.toml; do echo "sweep $file"; done >"$tasks"
+fi
+mkdir -p "$CAMPAIGN/taken"
+
+work() { # the number of the worker, its GPU
+    local number=0 kind rest seconds taken
+    cd "$repo" || exit 1
+    if [ "$2" = cpu ]; then export CUDA_VISIBLE_DEVICES=; else export CUDA_VISIBLE_DEVICES=$2; fi
+    while read -r kind rest <&3; do
+        number=$((number + 1)) seconds=$(left)
+        if [ "$seconds" -le 5 ]; then break; fi
+        case $kind in
+        sweep) timeout --signal=TERM --kill-after=20 "$seconds" "$python" -m ddbench sweep "$rest" --quiet ;;
+        once)
+            taken=$CAMPAIGN/taken/$(echo "$rest" | md5sum | cut -c1-12)
+            mkdir "$taken" 2>/dev/null || continue
+            # What was stopped is for the next call, what failed is not.
+            timeout --signal=TERM --kill-after=20 "$seconds" bash -c "$rest" || { [ $? -lt 124 ] || rmdir "$taken"; }
+            ;;
+        *) continue ;;
+        esac
+        echo "== $kind $rest: $? after $(($(date +%s) - started)) s"
+    done 3<"$tasks" >>"$logs/worker-$1.log" 2>&1
+}
+
+gpus=${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader | tr '\n' ' ')}
+number=0
+for ((w = 0; w < workers; w++)); do
+    for gpu in $gpus; do
+        work "$number" "$gpu" &
+        number=$((number + 1))
+    done
+done
+say "$number workers on GPUs $gpus, $(left) s left"
+if command -v nvidia-smi >/dev/null; then
+    nvidia-smi --query-gpu=index,utilization.gpu,memory.used --format=csv,noheader,nounits -l 5 >>"$logs/gpus.csv" &
+    watcher=$!
+fi
+for job in $(jobs -p); do
+    if [ "$job" != "${watcher:-}" ]; then wait "$job"; fi
+done
+if [ -n "${watcher:-}" ]; then kill "$watcher"; fi
+say "workers have ended"
+
+"$python" "$repo/tests/gpu/pack_runs.py" "$runs" "$OUT"
+tar cJf "$OUT/logs.tar.xz" -C "$CAMPAIGN" logs
+find "$CAMPAIGN" -maxdepth 1 -name '*.json' -exec cp {} "$OUT" \;
+grep -hE '^==|Error|busy|failed' "$logs"/worker-*.log | grep -v 'is being worked on' | sort | uniq -c | sort -rn | tail -n 40
+say "done"

@@ -1,0 +1,84 @@
+"""What carries the board's campaign: its sweeps can be resolved, and data and runs travel whole."""
+
+import importlib.util
+import tarfile
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ddbench.data import sources
+from ddbench.runs.spec import foresee
+from ddbench.sweep.grid import read_sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+SWEEPS = sorted((ROOT / "leaderboards" / "sweeps" / "board").glob("*.toml"))
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "gpu" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=[path.stem for path in SWEEPS])
+def test_every_run_of_the_campaign_can_be_resolved_and_says_its_precision(path: Path) -> None:
+    requests = read_sweep(path)
+    assert requests
+    assert all(asked.precision for asked in requests)
+    # Settings that no paper has would be resolved to defaults without a word.
+    assert {foresee(asked).preset for asked in requests} == {"paper"}
+
+
+def test_strips_bring_a_dataset_over_whole(tmp_path: Path) -> None:
+    strips, rng = script("strips"), np.random.default_rng(0)
+    labels = {"train": np.repeat([1, 0, 2], [120, 101, 3])[rng.permutation(224)], "test": np.array([2, 0, 1, 1])}
+    images = {part: rng.integers(0, 256, (len(y), 8, 8, 3), dtype=np.uint8) for part, y in labels.items()}
+    before, after = tmp_path / "before.npz", tmp_path / "after.npz"
+    arrays = {f"x_{part}": images[part] for part in images} | {f"y_{part}": labels[part] for part in labels}
+    np.savez(before, class_names=np.array(["ant", "bee", "cat"]), **arrays)
+    for command in (["pack", str(before), str(tmp_path / "strips")], ["unpack", str(tmp_path / "strips"), str(after)]):
+        result = CliRunner().invoke(strips.main, command)
+        assert result.exit_code == 0, result.output
+    prints = [sources.add("mine", path, tmp_path / path.stem)["fingerprint"] for path in (before, after)]
+    assert prints[0] == prints[1]
+
+
+def test_packs_hold_records_first_and_the_last_checkpoint_of_what_was_interrupted(tmp_path: Path) -> None:
+    packing = script("pack_runs")
+    runs = tmp_path / "runs"
+    sizes = {
+        "cifar10/ipc1/dm/a/spec.json": 100,
+        "cifar10/ipc1/dm/a/record.json": 100,
+        "cifar10/ipc1/dm/a/synthetic.safetensors": 300_000,
+        "cifar10/ipc1/dm/a/snapshots/step_000001.safetensors": 300_000,
+        "cifar10/ipc1/random/b/spec.json": 100,
+        "cifar10/ipc1/random/b/record.json": 100,
+        "cifar10/ipc1/random/b/synthetic.safetensors": 300_000,
+        "cifar10/ipc1/dc/c/spec.json": 100,
+        "cifar10/ipc1/dc/c/checkpoints/step_000100.pt": 300_000,
+        "cifar10/ipc1/dc/c/.lock": 0,
+    }
+    rng = np.random.default_rng(0)
+    for name, size in sizes.items():
+        path = runs / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(rng.bytes(size))
+    result = CliRunner().invoke(
+        packing.main, [str(runs), str(tmp_path / "out"), "--files", "2", "--mebibytes", "0.4"], catch_exceptions=False
+    )
+    # Room for two of the three large files: the checkpoint, then what a method has learned, before a coreset.
+    assert "left out: cifar10/ipc1/random/b/synthetic.safetensors" in result.output
+    names: set[str] = set()
+    for pack in sorted((tmp_path / "out").iterdir()):
+        assert pack.stat().st_size < 0.4 * 2**20
+        with tarfile.open(pack) as archive:
+            names |= set(archive.getnames())
+    assert names == {
+        name for name in sizes if "snapshots" not in name and "random/b/synthetic" not in name and ".lock" not in name
+    }
