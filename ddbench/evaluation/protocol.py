@@ -64,6 +64,9 @@ class RidgeHeadOptions(TrainerOptions):
     lr_scale: float = Field(0.01, gt=0, description="Adam step size on the factor of the head.")
     ridge: float = Field(1.0, gt=0, description="Regularisation of the head.")
     head_rate: float = Field(0.01, gt=0, le=1, description="Share of each step's solution in the running head.")
+    through_head: bool = Field(
+        False, description="Whether features also learn through the step's solution, as in the authors' code."
+    )
 
 
 class DistillOptions(SGDOptions):
@@ -225,6 +228,11 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             name="ld-ridge", trainer="ridge-head", augment="none", labels="soft", backbones=("own",), students=20,
             options=RidgeHeadOptions(),
+            source="as ld-ridge@2, with a head that is a constant to the features, unlike in the authors' code",
+        ),
+        Protocol(
+            name="ld-ridge", version=2, trainer="ridge-head", augment="none", labels="soft", backbones=("own",),
+            students=20, options=RidgeHeadOptions(through_head=True),
             source="as ld@1, with the ridge regression head of the paper's second variant",
         ),
         Protocol(
