@@ -231,6 +231,9 @@ def plan(synthetic: SyntheticSet, protocol: Protocol, problem: Problem, rng: Rng
         options = options.model_copy(update={"steps": _own(synthetic, "steps", protocol)})
     if options.batch is None:
         options = options.model_copy(update={"batch": _own(synthetic, "batch", protocol)})
+    if options.lr_pixels is not None:
+        share = options.lr_pixels / math.prod(problem.shape[1:])
+        options = options.model_copy(update={"lr": options.lr * min(1.0, share)})
     strategy, legacy = _augment(protocol, problem)
     epochs = options.epochs or 0
     if legacy != "none" and options.epochs_augmented is not None:

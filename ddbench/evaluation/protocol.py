@@ -50,6 +50,9 @@ class SGDOptions(TrainerOptions):
     align_corners: bool = Field(
         False, description="Which coordinates rotations take; square images come out the same either way."
     )
+    lr_pixels: int | None = Field(
+        None, ge=1, description="Pixels of an image up to which the step size holds; with more it falls in proportion."
+    )
 
 
 class ReplayOptions(TrainerOptions):
@@ -270,6 +273,15 @@ PROTOCOLS: dict[str, Protocol] = {
             backbones=("convnet-w32", "mlp"),
             students=5,
             source="ddbench: a short look, not comparable with published numbers",
+        ),
+        Protocol(
+            name="quick-large",
+            options=SGDOptions(
+                epochs=None, steps=300, batch=64, lr=0.02, lr_pixels=64 * 64, schedule="cosine", warmup=0.1
+            ),
+            backbones=("convnet-w32", "mlp"),
+            students=5,
+            source="ddbench: as quick@1, with a step size for images larger than 64 x 64",
         ),
         Protocol(
             name="krr",

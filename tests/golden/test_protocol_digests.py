@@ -24,6 +24,7 @@ DIGESTS = {
     "distill@1": "31f71bd1dab2bb34",
     "distill-given@1": "fceb6763e5d33e7b",
     "quick@1": "383b3eb967c29315",
+    "quick-large@1": "035ff63f8e6c6023",
     "krr@1": "6802c059565f7bee",
     "krr-fc1@1": "17746601b748d268",
     "native-kip@1": "1efe8d95b464aebc",
@@ -45,6 +46,7 @@ COMMON: dict[str, Any] = {
     "schedule": "step",
     "warmup": 0.0,
     "align_corners": False,
+    "lr_pixels": None,
 }
 DISTILL: dict[str, Any] = {
     "trainer": "distill",
@@ -110,6 +112,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         "steps": 300,
         "batch": 64,
         "lr": 0.02,
+        "schedule": "cosine",
+        "warmup": 0.1,
+        "backbones": ["convnet-w32", "mlp"],
+    },
+    "quick-large@1": {
+        "epochs": None,
+        "steps": 300,
+        "batch": 64,
+        "lr": 0.02,
+        "lr_pixels": 4096,
         "schedule": "cosine",
         "warmup": 0.1,
         "backbones": ["convnet-w32", "mlp"],
