@@ -122,4 +122,5 @@ def test_no_judge_diverges_on_any_dataset(dataset: str, judge: str) -> None:
         pytest.skip(str(error))
     largest, share = trained(job, STEPS)
     assert largest < 10
-    assert share < 1
+    # One that has learned nothing yet has the loss of a guess; one that diverges many times as much.
+    assert share < 2
