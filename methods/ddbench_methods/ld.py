@@ -399,7 +399,8 @@ def note(state: LDState, error: Tensor) -> None:
     """Take one more error, a fraction, into the moving sum of the restart rule."""
     recent = state.recent
     errors, lowest, since, taken = (recent[name] for name in ("errors", "lowest", "since", "taken"))
-    errors.index_copy_(0, (taken % len(errors)).view(1), 100 * error.view(1))
+    # Of numbers this short the sum in float64 is exact, so that a tie is one in whichever order they lie.
+    errors.index_copy_(0, (taken % len(errors)).view(1), (100 * error).float().double().view(1))
     taken.add_(1)
     total, full = errors.sum(), taken >= len(errors)
     better = full & (total < lowest)

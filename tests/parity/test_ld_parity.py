@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -112,7 +113,8 @@ class Rule:
         self.lowest, self.best = float("inf"), 0
 
     def restarts(self, error: float) -> bool:
-        self.errors.append(error)
+        # An error is a float32 in the authors' code.
+        self.errors.append(float(np.float32(error)))
         if len(self.errors) < self.window:
             return False
         total = sum(self.errors[-self.window :])
@@ -348,6 +350,24 @@ def test_a_network_ends_one_step_after_a_whole_window_without_a_new_minimum(
     while not state.drawn:
         advance(method, problem, state, 1)
     assert (state.drawn, state.lengths) == (step, [length])
+
+
+def test_an_equal_mean_is_no_new_minimum_in_whichever_order_its_errors_came(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    _, state = started(problem, window=7)
+    # Thirds and the like, as the smaller last batch of a pass has them, whose sums depend on the order in float64.
+    errors = [k / 968 for k in (711, 703, 695, 698, 640, 655, 677)]
+    dice = random.Random(3)
+    for error in errors:
+        MODULE.note(state, torch.tensor(error, dtype=torch.float64))
+    for again in range(1, 200):
+        # Two of the window change places: the same errors in another order.
+        first, second = dice.sample(range(7), 2)
+        kept = state.recent["errors"]
+        kept[[first, second]] = kept[[second, first]]
+        oldest = int(state.recent["taken"]) % 7
+        MODULE.note(state, kept[oldest].clone() / 100)
+        assert int(state.recent["since"]) == again
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 9])
