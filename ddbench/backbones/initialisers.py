@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from ddbench.errors import ConfigError
 from ddbench.rng import Rng
 
-Initialiser = Literal["torch", "xavier", "kip"]
+Initialiser = Literal["torch", "xavier", "kip", "he"]
 
 
 class Draw(NamedTuple):
@@ -77,6 +77,9 @@ def _draw_of(layer: nn.Module, leaf: str, parameter: Tensor, initialiser: Initia
     match layer:
         case _ConvNd() | nn.Linear():
             fan_in, fan_out = _fans(layer.weight)
+            if initialiser == "he" and (leaf != "weight" or isinstance(layer, nn.Linear)):
+                # Bohdal et al. draw convolutions like this, by fan-out, and leave the rest to torch.
+                initialiser = "torch"
             return _draw_of_weighted(leaf, fan_in, fan_out, initialiser)
         case _NormBase() | nn.GroupNorm() | nn.LayerNorm() | nn.RMSNorm():
             return Draw("constant", 1.0 if leaf == "weight" else 0.0)
@@ -97,6 +100,8 @@ def _draw_of_weighted(leaf: str, fan_in: int, fan_out: int, initialiser: Initial
             return Draw("normal", math.sqrt(2 / (fan_in + fan_out)))
         case "xavier", _:
             return Draw("constant", 0.0)
+        case "he", _:
+            return Draw("normal", math.sqrt(2 / fan_out))
         case _, "weight":
             return Draw("normal", math.sqrt(2 / fan_in))
         case _:

@@ -1,7 +1,7 @@
 """What architectures are called: "convnet-d3-w256-bn", "resnet18-ap", "torchvision:resnet18", "nets.py:factory".
 
 A name of ours is a family and tokens in any order; its canonical form leaves out what is the default and keeps the
-depth. Parsing and listing import no torch.
+depth, and the initialiser of a family that does not begin as torch's layers do. Parsing and listing import no torch.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ _TOKENS: dict[str, tuple[str, ...]] = {
     "norm": ("in", "bn", "gn", "ln", "nn"),
     "activation": ("relu", "sigmoid", "leaky", "swish"),
     "pooling": ("avg", "max", "np", "ap"),
-    "initialiser": ("xavier", "kip"),
+    "initialiser": ("xavier", "kip", "he", "torch"),
 }
 
 _XAVIER = frozenset({"xavier"})
-_CONVNET = frozenset(token for tokens in _TOKENS.values() for token in tokens) - {"ap"}
+_CONVNET = frozenset(token for tokens in _TOKENS.values() for token in tokens) - {"ap", "he", "torch"}
 _FAMILIES: dict[str, tuple[Fields, frozenset[str]]] = {
     "alexcifarnet": (Fields("alexcifarnet", norm="nn", pooling="max"), _XAVIER),
     "alexnet": (Fields("alexnet", norm="nn", pooling="max"), _XAVIER | {"nn", "bn"}),
     "convnet": (Fields("convnet"), _CONVNET),
     "lenet": (Fields("lenet", norm="nn", pooling="max"), _XAVIER),
     "mlp": (Fields("mlp", norm="nn", pooling="np"), _XAVIER),
-    "resnet-16-32-64": (Fields("resnet-16-32-64", norm="bn"), _XAVIER),
+    "resnet-16-32-64": (Fields("resnet-16-32-64", norm="bn", initialiser="he"), _XAVIER | {"he", "torch"}),
     "resnet18": (Fields("resnet18"), _XAVIER | {"in", "bn", "ap"}),
     "vgg11": (Fields("vgg11", pooling="max"), _XAVIER | {"in", "bn"}),
 }
 
 
 def known() -> list[str]:
-    """The architectures that come with ddbench, without their initialisers and without ConvNet's many variants."""
+    """The architectures that come with ddbench, without other initialisers and without ConvNet's many variants."""
     variants = ["alexnet-bn", "resnet18-ap", "resnet18-bn", "resnet18-bn-ap", "vgg11-bn"]
-    return sorted([*_FAMILIES, *variants])
+    return sorted([*(_spell(default) for default, _ in _FAMILIES.values()), *variants])
 
 
 def parse(name: str) -> Fields:
@@ -272,5 +272,12 @@ def _spell(fields: Fields) -> str:
         parts.append(f"d{fields.depth}")
     if fields.width != default.width:
         parts.append(f"w{fields.width}")
-    parts += [getattr(fields, field) for field in _TOKENS if getattr(fields, field) != getattr(default, field)]
+    # A network that is not drawn as torch draws its layers always says so: the one of LD once was drawn like that, and
+    # what was measured then must not share a name with what is measured now.
+    parts += [
+        getattr(fields, field)
+        for field in _TOKENS
+        if getattr(fields, field) != getattr(default, field)
+        or (field == "initialiser" and default.initialiser != "torch")
+    ]
     return "-".join(parts)

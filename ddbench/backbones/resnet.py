@@ -41,7 +41,8 @@ def resnet18(shape: Shape, classes: int, *, norm: str, flat: bool) -> Chain:
 
 
 def resnet_16_32_64(shape: Shape, classes: int) -> Chain:
-    """Three stages of two blocks, with batch norm."""
+    """Three stages of two blocks, with batch norm. In LD, and so by default here, its convolutions begin He-normal by
+    fan-out."""
     return _resnet(shape, classes, (16, 32, 64), norm="bn", flat=False)
 
 

@@ -1,7 +1,7 @@
 """The augmentation of Dataset Condensation, for networks that train on a finished set.
 
 Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021, arXiv 2006.05929: crop_scale_rotate on
-MNIST, crop_noise for networks with batch norm. Not differentiable.
+MNIST, crop_noise for the network that its code calls ConvNetBN. Not differentiable.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def _crop(images: Tensor, mean: Tensor, rng: Rng) -> Tensor:
 def _scale(images: Tensor, rng: Rng) -> Tensor:
     n, _, height, width = images.shape
     factors = 1 + SCALE_CHANGE * (2 * torch.rand(2, n, 1, generator=rng.torch(), dtype=torch.float64) - 1)
-    rows, columns = (_nearest(factor, length) for factor, length in zip(factors, (height, width), strict=True))
+    resized = [(factor * length).long() for factor, length in zip(factors, (height, width), strict=True)]
+    square = torch.maximum(*resized).clamp(min=max(height, width))
+    rows, columns = (_nearest(new, length, square) for new, length in zip(resized, (height, width), strict=True))
     picked = images[
         torch.arange(n, device=images.device)[:, None, None],
         :,
@@ -86,10 +88,13 @@ def _scale(images: Tensor, rng: Rng) -> Tensor:
     return picked.movedim(-1, 1).masked_fill(outside[:, None], 0)
 
 
-def _nearest(factors: Tensor, length: int) -> Tensor:
-    """Which pixel each pixel of the frame shows when images are resized around their centre, [n, length]; -1: none."""
-    resized = (factors * length).long()
-    pixels = torch.arange(length) + torch.div(resized - length, 2, rounding_mode="trunc")
+def _nearest(resized: Tensor, length: int, square: Tensor) -> Tensor:
+    """Which pixel each pixel of the frame shows, [n, length], of images resized to [n, 1]; -1: none.
+
+    Each lies in the middle of a square [n, 1] that holds it and the frame, and the frame is cut out of the middle of
+    that. Both middles are rounded down, so that the one pixel more or less of odd differences depends on the square.
+    """
+    pixels = torch.arange(length) + (square - length) // 2 - (square - resized) // 2
     return (pixels * length // resized).masked_fill((pixels < 0) | (pixels >= resized), -1)
 
 

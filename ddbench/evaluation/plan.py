@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddbench.backbones.base import Backbone
 from ddbench.engine.augment import Draw, draw_many, join, resolve_strategy
 from ddbench.engine.decode import decode
 from ddbench.errors import ConfigError, DataError
-from ddbench.evaluation.protocol import Protocol, SGDOptions
+from ddbench.evaluation.protocol import PROTOCOLS, Protocol, SGDOptions
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import SyntheticSet
@@ -27,6 +28,9 @@ from ddbench.synthetic import SyntheticSet
 # A block of this many images is drawn at once: large enough that drawing costs nothing beside training, small enough
 # for a whole dataset. Part of the definition of a student: another value gives other draws.
 BLOCK_IMAGES = 1 << 16
+
+# What the network is called here that DC's code calls ConvNetBN, at whatever size of images.
+CONVNET_BN = "convnet-d3-bn"
 
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -227,6 +231,9 @@ def plan(synthetic: SyntheticSet, protocol: Protocol, problem: Problem, rng: Rng
         options = options.model_copy(update={"steps": _own(synthetic, "steps", protocol)})
     if options.batch is None:
         options = options.model_copy(update={"batch": _own(synthetic, "batch", protocol)})
+    if options.lr_pixels is not None:
+        share = options.lr_pixels / math.prod(problem.shape[1:])
+        options = options.model_copy(update={"lr": options.lr * min(1.0, share)})
     strategy, legacy = _augment(protocol, problem)
     epochs = options.epochs or 0
     if legacy != "none" and options.epochs_augmented is not None:
@@ -313,14 +320,32 @@ def _own(synthetic: SyntheticSet, wish: Literal["steps", "batch"], protocol: Pro
 
 def _augment(protocol: Protocol, problem: Problem) -> tuple[str, str]:
     """DiffAugment strategy and legacy strategy; at most one of them is not "none"."""
-    if protocol.augment != "dc":
+    if protocol.augment not in ("dc", "dc@2"):
         return resolve_strategy(protocol.augment, problem.info.digits), "none"
-    # The DC papers augment students that are ConvNets with batch norm, and those on MNIST; nothing else (DC, CAFE).
-    if problem.backbone.name.startswith("convnet") and not problem.backbone.per_sample:
-        return "none", "crop_noise"
-    if problem.info.name == "mnist":
-        return "none", "crop_scale_rotate"
-    return "none", "none"
+    net, mnist = problem.backbone, problem.info.name == "mnist"
+    # The code of DC and CAFE augments students that are its ConvNetBN, and those on MNIST; nothing else.
+    found = "crop_noise" if net.name == CONVNET_BN else "crop_scale_rotate" if mnist else "none"
+    if protocol.augment == "dc":
+        _refuse_what_was_mistaken(protocol, net, found)
+    return "none", found
+
+
+def _refuse_what_was_mistaken(protocol: Protocol, net: Backbone, found: str) -> None:
+    """Rule "dc" took every ConvNet with batch norm for ConvNetBN, and put scaled images of MNIST beside their place.
+
+    Raises: ConfigError where it would train otherwise than "dc@2".
+    """
+    what = ""
+    if net.name.startswith("convnet") and not net.per_sample and found != "crop_noise":
+        what = f"{net.name} was augmented, and in DC's code only {CONVNET_BN} is"
+    elif found == "crop_scale_rotate":
+        what = "images of MNIST that it scaled were often one pixel beside their place"
+    if what:
+        instead = f"Use {protocol.name}@2" if protocol.id in PROTOCOLS else 'Use augment = "dc@2"'
+        raise ConfigError(
+            f"protocol {protocol.id} is kept for what was measured under it, where its augmentation is that of DC's "
+            f"code. Here it is not: {what}. {instead} instead."
+        )
 
 
 def _sizes(n: int, batch: int) -> tuple[int, ...]:

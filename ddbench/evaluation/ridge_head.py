@@ -65,15 +65,15 @@ class RidgeHeadTrainer(Trainer):
                 x = step.transform(schedule.take(step.indices))
                 y = _probabilities(schedule.targets(x, step.indices, step.rng)[0], job.problem.classes)
                 embedded = with_ones(net.embed(network, x[0]))
-                with torch.no_grad():
-                    solved = (ridge_map(embedded, options.ridge).T @ y.double()).to(y.dtype)
-                    head = options.head_rate * solved if head is None else head.lerp(solved, options.head_rate)
+                solving = embedded if options.through_head else embedded.detach()
+                solved = (ridge_map(solving, options.ridge).T @ y.double()).to(y.dtype)
+                head = options.head_rate * solved if head is None else head.detach().lerp(solved, options.head_rate)
                 optimizer.zero_grad()
                 F.cross_entropy(embedded @ (scale * head), y).backward()
                 optimizer.step()
                 tick(1)
         assert head is not None
-        return network.detach(), head
+        return network.detach(), head.detach()
 
 
 def _probabilities(targets: Tensor, classes: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ QUICK = Setting(
     options={},
     run={"backbone": "convnet-w32", "protocol": "quick@1"},
 )
+# Where images have more pixels than this, the preset takes the second of these protocols for the first.
+QUICK_PIXELS, QUICK_PROTOCOLS = 64 * 64, ("quick@1", "quick-large@1")
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,9 @@ def _resolve(
             run[name] = value
             sources[name] = f"--{name}"
     refs = run["protocol"] if isinstance(run["protocol"], list) else [run["protocol"]]
+    if not asked.protocols and math.prod(info.shape[1:]) > QUICK_PIXELS:
+        small, large = QUICK_PROTOCOLS
+        refs = [large if ref == small else ref for ref in refs]
     judged_by = tuple(_protocol(ref, kind) for ref in refs)
     sources |= {f"config.{name}": source for name, source in resolved.sources.items()}
     sources["preset"] = "--preset" if asked.preset else "default"

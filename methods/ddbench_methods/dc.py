@@ -80,7 +80,7 @@ class DC(Method[DCState]):
         year=2021,
         arxiv="2006.05929",
         learns=("images",),
-        native="dc@1",
+        native="dc@2",
         advice="A smaller step size usually helps: --set lr_images=0.01",
         trial={"inner_loop": 1, "batch_real": 8},
     )

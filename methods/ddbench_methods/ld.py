@@ -65,8 +65,8 @@ class LDConfig(MethodConfig):
         None, ge=1, description="Labelled images per step. none: half of them, but from 10 to 50."
     )
     window: int | None = Field(
-        None, ge=1, description="Steps without a better mean error, over as many, until the network is drawn anew. "
-        "none: 200 for more than 100 images, else 50.",
+        None, ge=1, description="Steps of the moving mean error. After more than as many without a better one the "
+        "network is drawn anew. none: 200 for more than 100 images, else 50.",
     )  # fmt: skip
     heldout: float = Field(0.1, gt=0, lt=1, description="Share of the training set that chooses labels and length.")
     validate_every: int = Field(5, ge=1, description="Passes over the real images from one such choice to the next.")
@@ -155,7 +155,7 @@ class LD(Method[LDState]):
                 "taken": torch.zeros((), dtype=torch.int64, device=device),
             },
             drawn=0,
-            due=2 * window,
+            due=earliest(window),
             lengths=[],
             chosen=labels.clone(),
             chosen_steps=0,
@@ -238,19 +238,21 @@ class LD(Method[LDState]):
 
         def step(chosen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             inside = embed(state.network, state.images.index_select(0, chosen))
+            solution = ridge_map(inside, config.ridge)
+            # The network learns through the solution too, which is one of labels before this update.
+            local = solution.T @ state.labels.index_select(0, chosen).double()
+            mixed = weight.lerp(local.to(weight.dtype), config.head_rate)
             with torch.no_grad():
                 outside, y = embed(state.network, real.take(rows)), real.labels.index_select(0, rows)
-                solution = ridge_map(inside, config.ridge)
-                local = solution.T @ state.labels.index_select(0, chosen).double()
-                weight.lerp_(local.to(weight.dtype), config.head_rate)
-            head = (scale * weight).detach().requires_grad_()
+                weight.copy_(mixed)
+            head = (scale * mixed).detach().requires_grad_()
             logits = outside @ head
             target, error = F.cross_entropy(logits, y), misses(logits, y).double() / len(rows)
             (slope,) = torch.autograd.grad(target, head)
             with torch.no_grad():
                 slope = config.head_rate * scale * (solution @ slope.double())
                 move_labels(state, chosen, slope.to(state.labels.dtype))
-            loss = F.cross_entropy(inside @ (scale * weight), state.labels.index_select(0, chosen))
+            loss = F.cross_entropy(inside @ (scale * mixed), state.labels.index_select(0, chosen))
             moved = [*state.network.params.values(), scale]
             # The last layer of the network takes no part: zero gradients leave it where it is.
             slopes = torch.autograd.grad(loss, moved, materialize_grads=True)
@@ -278,13 +280,13 @@ class LD(Method[LDState]):
         return {"loss": loss, "error": error}
 
     def restart_if_settled(self, problem: Problem, state: LDState, rng: Rng, done: int) -> None:
-        """Draw a fresh network once the mean error has had no new minimum for a whole window of steps."""
+        """Draw a fresh network once the mean error has had no new minimum for a whole window of steps and one more."""
         window, since = len(state.recent["errors"]), int(state.recent["since"])
-        if since < window:
-            state.due = done + window - since
+        if since <= window:
+            state.due = done + window + 1 - since
             return
         state.lengths = [*state.lengths, done - state.drawn - since][-AVERAGED:]
-        state.drawn, state.due = done, done + 2 * window
+        state.drawn, state.due = done, done + earliest(window)
         fresh = problem.backbone.init(rng, problem.device)
         with torch.no_grad():
             for old, new in ((state.network.params, fresh.params), (state.network.buffers, fresh.buffers)):
@@ -311,8 +313,9 @@ class LD(Method[LDState]):
             state.chosen_steps, state.choice = steps, asdict(found)
 
     def length(self, state: LDState, done: int) -> int:
-        """How long a network should train: the mean of the last restarts, or the age of the first network."""
-        return round(mean(state.lengths)) if state.lengths else done - state.drawn
+        """How long a network should train: the mean of the last restarts without its fraction, as in the authors' code,
+        or the age of the first network."""
+        return int(mean(state.lengths)) if state.lengths else done - state.drawn
 
     def export(self, problem: Problem, state: LDState) -> SyntheticSet:
         # Until the end the set is the iterate, so that a learning curve shows what was learned and not what was chosen.
@@ -339,7 +342,7 @@ class LD(Method[LDState]):
     @property
     def judge(self) -> Protocol:
         """The protocol of the variant; validation is judged as the final set is."""
-        return PROTOCOLS["ld@1" if self.config.variant == "second-order" else "ld-ridge@1"]
+        return PROTOCOLS["ld@1" if self.config.variant == "second-order" else "ld-ridge@2"]
 
     def validation(self, problem: Problem) -> Validation | None:
         rest, _ = problem.heldout(self.config.heldout)
@@ -357,6 +360,12 @@ class LD(Method[LDState]):
     def per_pass(self, real: RealImages) -> int:
         """Steps in a pass over the real images."""
         return -(-len(real) // self.config.batch_real)
+
+
+def earliest(window: int) -> int:
+    """The first step at which a network may have to be drawn anew: its first mean is one of `window` steps, and as many
+    and one more without a better one must follow."""
+    return 2 * window + 1
 
 
 def misses(logits: Tensor, classes: Tensor) -> Tensor:
@@ -390,7 +399,8 @@ def note(state: LDState, error: Tensor) -> None:
     """Take one more error, a fraction, into the moving sum of the restart rule."""
     recent = state.recent
     errors, lowest, since, taken = (recent[name] for name in ("errors", "lowest", "since", "taken"))
-    errors.index_copy_(0, (taken % len(errors)).view(1), 100 * error.view(1))
+    # Of numbers this short the sum in float64 is exact, so that a tie is one in whichever order they lie.
+    errors.index_copy_(0, (taken % len(errors)).view(1), (100 * error).float().double().view(1))
     taken.add_(1)
     total, full = errors.sum(), taken >= len(errors)
     better = full & (total < lowest)

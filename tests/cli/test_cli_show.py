@@ -73,7 +73,7 @@ def test_show_method_says_when_there_are_no_options() -> None:
 
 def test_show_protocol_has_its_digest_and_every_option() -> None:
     text = call("show", "protocol", "dc").stdout
-    protocol = PROTOCOLS["dc@1"]
+    protocol = PROTOCOLS["dc@2"]
     assert protocol.digest in text
     assert set(type(protocol.options).model_fields) <= {line.split()[0] for line in text.splitlines() if line}
     assert json.loads(call("show", "protocol", "dc@1", "--json").stdout)["options"]["epochs"] == 300

@@ -390,14 +390,16 @@ def shifted_by_hand(image, down, right, mean):
 
 
 def resized_by_hand(image, height, width):
-    out, size = np.zeros_like(image), image.shape[-1]
-    row_shift, column_shift = int((height - size) / 2), int((width - size) / 2)
-    for i in range(size):
-        for j in range(size):
-            row, column = i + row_shift, j + column_shift
-            if 0 <= row < height and 0 <= column < width:
-                out[:, i, j] = image[:, math.floor(row * size / height), math.floor(column * size / width)]
-    return out
+    """Resized, laid into the middle of a square of zeros that holds it and the frame, and the frame cut out of that."""
+    size = image.shape[-1]
+    whole = max(height, width, size)
+    square = np.zeros((len(image), whole, whole), dtype=image.dtype)
+    top, left, start = int((whole - height) / 2), int((whole - width) / 2), int((whole - size) / 2)
+    for row in range(height):
+        for column in range(width):
+            from_row, from_column = math.floor(row * size / height), math.floor(column * size / width)
+            square[:, top + row, left + column] = image[:, from_row, from_column]
+    return square[:, start : start + size, start : start + size]
 
 
 def turned_by_hand(image, degrees, fill):
@@ -441,6 +443,24 @@ def test_legacy_scale_fills_with_zeros_and_crop_with_the_batch_mean():
     assert set(shrunk[shrunk < 1].tolist()) == {0.0}
     corner = legacy("crop", images, Rng(0))[:, :, 0, 0]
     assert torch.isclose(corner, images.mean((0, 2, 3)), rtol=1e-12).all(1).any()
+
+
+def test_each_scaled_image_is_the_one_of_its_factors():
+    # Told apart by their positions: all pairs of lengths that 28 pixels can have give different images.
+    size, count = 28, 60
+    position = (
+        torch.arange(1.0 + size * size, dtype=torch.float64)[1:].reshape(1, 1, size, size).expand(count, 1, -1, -1)
+    )
+    found = legacy("scale", position, Rng(0)).numpy()
+    factors = torch.rand(2, count, 1, generator=Rng(0).fold("scale").torch(), dtype=torch.float64).squeeze(-1).tolist()
+    odd = 0
+    for image, out, u, v in zip(position.numpy(), found, *factors, strict=True):
+        height, width = (int((0.8 + 0.4 * part) * size) for part in (u, v))
+        np.testing.assert_array_equal(out, resized_by_hand(image, height, width))
+        whole = max(height, width, size)
+        # Where resized images would lie if no square were between them and the frame.
+        odd += any(int((whole - size) / 2) - int((whole - n) / 2) != int((n - size) / 2) for n in (height, width))
+    assert odd > count / 10
 
 
 def test_legacy_noise_is_small_and_normal():

@@ -1,4 +1,4 @@
-"""Students of ld@1 and ld-ridge@1 against plain float64 loops, written down from the paper's description."""
+"""Students of ld@1, ld-ridge@1 and ld-ridge@2 against plain float64 loops, written down from the description."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +86,9 @@ def by_hand(job: Job, student: int, images: Tensor, labels: Tensor, rows: list[T
     return p
 
 
-def ridge_by_hand(job: Job, student: int, images: Tensor, labels: Tensor, rows: list[Tensor]) -> tuple[Tensors, Tensor]:
+def ridge_by_hand(
+    job: Job, student: int, images: Tensor, labels: Tensor, rows: list[Tensor], *, constant: bool
+) -> tuple[Tensors, Tensor]:
     rng = job.rng.fold("student", student, "network")
     p, adam, adam_scale = job.problem.backbone.init(rng).to(torch.float64).params, Adam(1e-3), Adam(0.01)
     names = [name for name in p if not name.startswith("logits")]
@@ -95,14 +97,14 @@ def ridge_by_hand(job: Job, student: int, images: Tensor, labels: Tensor, rows: 
         leaves = {name: p[name].clone().requires_grad_() for name in names}
         factor = scale.clone().requires_grad_()
         features = ones(embed(leaves, images[chosen]))
-        z = features.detach()
+        z = features.detach() if constant else features
         local = z.T @ torch.linalg.inv(z @ z.T + torch.eye(len(z), dtype=torch.float64)) @ labels[chosen]
-        head = 0.99 * head + 0.01 * local
+        head = 0.99 * head.detach() + 0.01 * local
         loss = cross_entropy(features @ (factor * head), labels[chosen])
         *grads, grad = torch.autograd.grad(loss, [*leaves.values(), factor])
         p = adam(p, dict(zip(names, grads, strict=True)))
         scale = adam_scale({"s": scale}, {"s": grad})["s"]
-    return p, head
+    return p, head.detach()
 
 
 def in_double(job: Job) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,10 +133,11 @@ def test_students_of_ld_take_adam_steps_on_random_subsets(tmp_path: Path, hard: 
         assert torch.allclose(scores[k].double(), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("hard", [False, True])
-def test_students_of_ld_ridge_have_a_running_head_that_is_solved_for(tmp_path: Path, hard: bool) -> None:
+def test_students_of_ld_ridge_have_a_running_head_that_is_solved_for(tmp_path: Path, hard: bool, version: int) -> None:
     parts = {"labels": torch.arange(3).repeat_interleave(3), "label_kind": "class"} if hard else {}
-    job = job_of("ld-ridge@1", tmp_path, **parts)
+    job = job_of(f"ld-ridge@{version}", tmp_path, **parts)
     images, labels, unseen = in_double(job)
     trainer = trainer_of(job.protocol)
     ticks: list[int] = []
@@ -143,5 +146,7 @@ def test_students_of_ld_ridge_have_a_running_head_that_is_solved_for(tmp_path: P
     plain = PROTOCOLS["ld@1"]  # of the same recipe, as far as it says which images make a step
     for k, student in enumerate(STUDENTS):
         rows = drawn(plan(job.synthetic, plain, job.problem, job.rng), student)
-        p, head = ridge_by_hand(job, student, images, labels, rows)
+        p, head = ridge_by_hand(job, student, images, labels, rows, constant=version == 1)
         assert torch.allclose(scores[k].double(), ones(embed(p, unseen.double())) @ head, atol=1e-5)
+        other, wrong = ridge_by_hand(job, student, images, labels, rows, constant=version == 2)
+        assert not torch.allclose(scores[k].double(), ones(embed(other, unseen.double())) @ wrong, atol=1e-5)

@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 import torch
 from scipy import stats
@@ -81,6 +83,44 @@ def test_other_initialisers_have_their_moments(name, weight_std, bias_std):
     assert weight.std().item() == pytest.approx(weight_std, rel=0.01)
     assert stats.kstest((weight / weight_std).flatten()[:20_000], "norm").pvalue > 0.001
     assert bias.std().item() == pytest.approx(bias_std, rel=0.1)
+
+
+def test_the_residual_network_of_ld_begins_he_normal_by_fan_out():
+    v = build("resnet-16-32-64", (3, 32, 32), 10).init(RNG, copies=40)
+    convolutions = {key: weight for key, weight in v.params.items() if weight.ndim == 5}
+    # Stem, six blocks of two, two shortcuts of 1x1.
+    assert len(convolutions) == 15
+    for key, weight in convolutions.items():
+        out, _, height, width = weight.shape[1:]
+        std = (2 / (height * width * out)) ** 0.5
+        assert weight.std().item() == pytest.approx(std, rel=0.02), key
+        assert stats.kstest((weight / std).flatten()[:20_000], "norm").pvalue > 0.001
+    # 2.4 times torch's 1 / sqrt(3 * fan-in) where channels in and out are as many.
+    other = build("resnet-16-32-64-torch", (3, 32, 32), 10).init(RNG, copies=40)
+    inside = "stage3.1.main.0.weight"
+    assert (v.params[inside].std() / other.params[inside].std()).item() == pytest.approx(6**0.5, rel=0.02)
+    for leaf in ("weight", "bias"):
+        assert v.params[f"logits.{leaf}"].abs().max() <= 64**-0.5
+        assert v.params[f"logits.{leaf}"].std().item() == pytest.approx((3 * 64) ** -0.5, rel=0.1)
+    assert v.params["stem.1.weight"].unique().tolist() == [1.0]
+    assert v.params["stem.1.bias"].unique().tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "hashed"),
+    [
+        ("alexcifarnet", "912b70d07677afbe"),
+        ("convnet-d3-kip", "4453283ff98e15ac"),
+        ("convnet-d3-w32-bn", "6c732d4847dd4af3"),
+        ("mlp", "925aef4078aa3ff2"),
+        ("resnet-16-32-64-torch", "c095db912cfc5689"),
+        ("resnet-16-32-64-xavier", "8f7b43694ea74e93"),
+        ("resnet18", "8b73195668761ebe"),
+    ],
+)
+def test_no_other_network_was_drawn_anew(name, hashed):
+    values = build(name, (3, 32, 32), 10).init(Rng(7)).params.values()
+    assert hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()[:16] == hashed
 
 
 def test_the_numbers_of_a_seed_do_not_move():

@@ -66,6 +66,9 @@ def test_parameter_counts_are_the_published_ones(name, shape, classes, parameter
         ("alexnet-nn-xavier", "alexnet-xavier"),
         ("resnet18-ap-bn", "resnet18-bn-ap"),
         ("resnet-16-32-64-xavier", "resnet-16-32-64-xavier"),
+        ("resnet-16-32-64", "resnet-16-32-64-he"),
+        ("resnet-16-32-64-he", "resnet-16-32-64-he"),
+        ("resnet-16-32-64-torch", "resnet-16-32-64-torch"),
     ],
 )
 def test_a_name_has_one_canonical_spelling(given_name, expected):
@@ -109,6 +112,8 @@ def test_the_order_of_tokens_does_not_matter(depth, width, norm, activation, poo
         ("convnet-", "no variant ''"),
         ("mlp-bn", "mlp has no variant 'bn'"),
         ("mlp-d3", "mlp has no variant 'd3'"),
+        ("convnet-he", "convnet has no variant 'he'"),
+        ("resnet-16-32-64-he-torch", "two things about its initialiser: he and torch"),
         ("convnet-d3-bn-gn", "two things about its norm: bn and gn"),
         ("convnet-w6-gn", "Use a multiple of 4"),
     ],

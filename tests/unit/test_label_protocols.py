@@ -70,7 +70,7 @@ def test_length_and_batch_are_those_of_the_set(tmp_path: Path) -> None:
     assert plan(set_of(problem, steps=123, batch=4), PROTOCOLS["quick@1"], problem, RNG).steps == 300
 
 
-@pytest.mark.parametrize("name", ["ld@1", "ld-ridge@1"])
+@pytest.mark.parametrize("name", ["ld@1", "ld-ridge@1", "ld-ridge@2"])
 @pytest.mark.parametrize(
     ("recipe", "why"),
     [
@@ -98,8 +98,8 @@ def test_a_step_size_of_adam_is_not_taken_for_one_of_sgd(tmp_path: Path) -> None
 
 def test_a_head_is_not_solved_for_on_embeddings_that_depend_on_the_batch(tmp_path: Path) -> None:
     problem = replace(problem_for_checks(tmp_path), backbone=build("convnet-d2-w8-bn", (3, 8, 8), 3))
-    job = Job(set_of(problem, steps=5, batch=4), PROTOCOLS["ld-ridge@1"], problem)
-    with pytest.raises(ConfigError, match=r"ld-ridge@1 solves for a head.* batch norm of convnet-d2-w8-bn"):
+    job = Job(set_of(problem, steps=5, batch=4), PROTOCOLS["ld-ridge@2"], problem)
+    with pytest.raises(ConfigError, match=r"ld-ridge@2 solves for a head.* batch norm of convnet-d2-w8-bn"):
         trainer_of(job.protocol).train(job, [0], lambda _: None)
 
 

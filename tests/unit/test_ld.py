@@ -216,6 +216,8 @@ def test_the_length_is_the_mean_of_the_last_three_restarts(tmp_path: Path) -> No
     state.lengths, state.drawn = [10, 20, 33], 60
     assert method.length(state, 70) == 21
     assert method.export(problem, state).recipe.steps == 21
+    state.lengths = [10, 20, 35]  # 21 and two thirds: the fraction is dropped, not rounded
+    assert method.length(state, 70) == 21
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -242,10 +242,21 @@ def test_a_recipe_without_length_is_refused(tmp_path: Path) -> None:
         ("dc", {}, "convnet-d2-w8", "none", "none", 300),
         ("dc", {"name": "svhn", "digits": True}, "convnet-d2-w8", "none", "none", 300),
         ("dc", {"name": "mnist", "digits": True}, "convnet-d2-w8", "none", "crop_scale_rotate", 1000),
-        ("dc", {}, "convnet-d2-w8-bn", "none", "crop_noise", 1000),
-        ("dc", {"name": "mnist"}, "convnet-d2-w8-bn", "none", "crop_noise", 1000),
+        # ConvNetBN is one network: three blocks of 128 channels with batch norm and ReLU.
+        ("dc", {}, "convnet-d3-bn", "none", "crop_noise", 1000),
+        ("dc", {"name": "mnist"}, "convnet-d3-bn", "none", "crop_noise", 1000),
+        ("dc", {}, "convnet-d2-bn", "none", "none", 300),
+        ("dc", {}, "convnet-d3-w64-bn", "none", "none", 300),
+        ("dc", {}, "convnet-d3-bn-swish", "none", "none", 300),
+        ("dc", {}, "alexnet-bn", "none", "none", 300),
+        ("dc", {"name": "mnist"}, "convnet-d3-w64-bn", "none", "crop_scale_rotate", 1000),
         ("cafe", {}, "convnet-d2-w8", "none", "none", 600),
-        ("cafe", {}, "convnet-d2-w8-bn", "none", "crop_noise", 1000),
+        ("cafe", {}, "convnet-d3-bn", "none", "crop_noise", 1000),
+        ("dc@1", {}, "convnet-d2-w8", "none", "none", 300),
+        ("dc@1", {}, "alexnet-bn", "none", "none", 300),
+        ("dc@1", {}, "convnet-d3-bn", "none", "crop_noise", 1000),
+        ("dc@1", {"name": "mnist"}, "convnet-d3-bn", "none", "crop_noise", 1000),
+        ("cafe@1", {}, "convnet-d2-w8", "none", "none", 600),
     ],
 )
 def test_augmentation_and_length_follow_dataset_and_backbone(
@@ -255,6 +266,30 @@ def test_augmentation_and_length_follow_dataset_and_backbone(
     problem = replace(problem, info=replace(problem.info, **dataset), backbone=build(backbone, problem.shape, 3))
     training = planned(problem, set_of(problem), name)
     assert (training.strategy, training.legacy, training.epochs) == (strategy, legacy, epochs)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "backbone", "why"),
+    [
+        ("cifar10", "convnet-d3-w64-bn", r"convnet-d3-w64-bn was augmented, and in DC's code only convnet-d3-bn is"),
+        ("mnist", "convnet-d3-w64-bn", "only convnet-d3-bn is"),
+        ("mnist", "convnet-d2-w8", "images of MNIST that it scaled were often one pixel beside their place"),
+        ("mnist", "alexnet-bn", "one pixel beside their place"),
+    ],
+)
+def test_the_first_version_is_refused_where_it_was_not_the_authors_recipe(
+    tmp_path: Path, dataset: str, backbone: str, why: str
+) -> None:
+    problem = problem_for_checks(tmp_path)
+    info = replace(problem.info, name=dataset)
+    problem = replace(problem, info=info, backbone=build(backbone, problem.shape, 3))
+    for name in ("dc@1", "cafe@1"):
+        newer = name.replace("1", "2")
+        with pytest.raises(ConfigError, match=f"{name} is kept for what was measured.*{why}. Use {newer} instead"):
+            planned(problem, set_of(problem), name)
+        planned(problem, set_of(problem), newer)
+    with pytest.raises(ConfigError, match=r'mine@1 is kept .* Use augment = "dc@2" instead'):
+        planned(problem, set_of(problem), Protocol(name="mine", augment="dc"))
 
 
 def test_stored_pixels_are_normalised_when_they_are_taken(tmp_path: Path) -> None:
