@@ -97,12 +97,22 @@ def judged(record: RunRecord, asked: Sequence[Cell]) -> Status:
 def status_of(path: Path, asked: Sequence[Cell] | None = None) -> Status:
     """The state of the run in a folder; `asked` are the evaluations that count, else those that its record has.
 
-    A finished run that lacks an evaluation that is asked for now is interrupted: its command goes on with that.
+    A finished run that lacks an evaluation that is asked for now is interrupted: its command goes on with that. Where
+    evaluations are asked for, the set is compared with the record, which a list of many runs would wait for.
     """
     record = None
     with contextlib.suppress(RunError):
         record = read_record(path / "record.json")
     return status_from(path, record, asked)
+
+
+def _damage(path: Path) -> str:
+    """Why set and record of a finished run do not belong together; nothing where they do."""
+    try:
+        RunDir.at(path).set_sha256()
+    except RunError as error:
+        return str(error)
+    return ""
 
 
 def status_from(path: Path, record: RunRecord | None, asked: Sequence[Cell] | None = None) -> Status:
@@ -118,7 +128,9 @@ def status_from(path: Path, record: RunRecord | None, asked: Sequence[Cell] | No
             lost = [f"{e.protocol} with {e.backbone}: {e.failed}" for e in record.evaluations if e.failed]
             return Status("failed" if len(lost) == len(record.evaluations) else "done", "\n".join(lost))
         if asked is not None and all(cell.in_record(record) for cell in asked):
-            return judged(record, asked)
+            # Whoever asks leaves out what is done, so that nobody else would notice.
+            damage = _damage(path)
+            return Status("failed", damage) if damage else judged(record, asked)
     failure = read_failure(path)
     if failure is not None:
         return Status("failed", failure.message)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ddbench.errors import DataError, DivergedError, RunError
+from ddbench.files import SEAL
 from ddbench.runs import runner
 from ddbench.runs.batch import asked_of, run_one, status_in
 from ddbench.runs.rundir import RunDir
@@ -127,7 +128,7 @@ def test_a_run_is_running_while_a_process_works_on_it_and_interrupted_after_its_
 def test_one_judge_without_a_result_is_a_note_and_all_of_them_a_failure(resolution: Resolution, tmp_path: Path) -> None:
     assert run_one(resolution, options(tmp_path)).state == "done"
     path = folder(resolution, tmp_path) / "record.json"
-    record = json.loads(path.read_text())
+    record = {name: value for name, value in json.loads(path.read_text()).items() if name != SEAL}
     (judged,) = record["evaluations"]
     path.write_text(json.dumps(record | {"evaluations": [judged | {"accuracy": [], "failed": "it diverged"}]}))
     assert status_of(path.parent).state == "failed"
@@ -136,6 +137,18 @@ def test_one_judge_without_a_result_is_a_note_and_all_of_them_a_failure(resoluti
     path.write_text(json.dumps(record | {"evaluations": [judged, other]}))
     status = status_of(path.parent)
     assert (status.state, status.why) == ("done", "tiny@1 with lenet: it diverged")
+
+
+def test_a_finished_run_whose_set_was_damaged_is_not_done(resolution: Resolution, tmp_path: Path) -> None:
+    assert run_one(resolution, options(tmp_path)).state == "done"
+    path = folder(resolution, tmp_path) / "synthetic.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    status = status_in(resolution, tmp_path / "runs")
+    assert status.state == "failed"
+    assert "is not the set of this run" in status.why
+    assert run_one(resolution, options(tmp_path)).message == status.why
 
 
 def test_a_run_that_lacks_a_judge_that_is_asked_for_is_not_done(resolution: Resolution, tmp_path: Path) -> None:
