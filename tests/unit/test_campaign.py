@@ -4,6 +4,7 @@ import importlib.util
 import tarfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +34,27 @@ def test_every_run_of_the_campaign_can_be_resolved_and_says_its_precision(path: 
     assert all(asked.precision for asked in requests)
     # Settings that no paper has would be resolved to defaults without a word.
     assert {foresee(asked).preset for asked in requests} == {"paper"}
+
+
+def test_a_precision_is_accepted_by_forty_pairs_whose_interval_lies_inside_the_bound() -> None:
+    verdicts = script("measure_precision").verdicts
+    rng = np.random.default_rng(0)
+    tf32 = {f"set {k}": (0.5 + 0.01 * rng.normal(size=5)).tolist() for k in range(8)}
+
+    def other(shift: float, spread: float, sets: int = 8) -> dict[str, list[float]]:
+        names = list(tf32)[:sets]
+        return {name: (np.array(tf32[name]) + shift + spread * rng.normal(size=5)).tolist() for name in names}
+
+    def judge(bf16: dict[str, list[float]]) -> dict[str, Any]:
+        found: dict[str, Any] = verdicts({"tf32": tf32, "bf16": bf16}, "tf32")["less_tf32"]["bf16"]
+        return found
+
+    exact = judge(other(0.001, 0.0))
+    assert (exact["pairs"], exact["mean_points"], exact["ci95_points"]) == (40, 0.1, [0.1, 0.1])
+    assert exact["accepted"]
+    assert not judge(other(0.0029, 0.002))["accepted"]  # close by, and the interval reaches beyond 0.3 points
+    assert not judge(other(-0.004, 0.0))["accepted"]
+    assert not judge(other(0.0, 0.0, sets=7))["accepted"]
 
 
 def test_strips_bring_a_dataset_over_whole(tmp_path: Path) -> None:
