@@ -36,6 +36,7 @@ from ddbench.runs.record import (
     RunPart,
     RunRecord,
     SyntheticPart,
+    as_a_record,
     read_record,
     write_record,
 )
@@ -91,7 +92,7 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
     fit(synthetic, problem)
     # Only now, so that nothing is kept of a set that was refused.
     folder = RunDir.open(options.root, spec)
-    with folder.lock():
+    with folder.lock(), as_a_record():
         if not _whole(folder):
             _fill(folder, synthetic, problem.pixels, dataset, _imported(found, asked, terms))
     return folder.path, notes
