@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ddbench.errors import ConfigError
-from ddbench.fields import printable
+from ddbench.text import printable
 
 if TYPE_CHECKING:
     from ddbench.runs.observers import Observer

@@ -204,7 +204,8 @@ def _bring_in(
 
 def _claims(values: Mapping[str, Any]) -> dict[str, Any]:
     """As a record can hold them: finite numbers, and texts that a board can print."""
-    from ddbench.fields import MOST_COUNT, printable
+    from ddbench.fields import MOST_COUNT
+    from ddbench.text import printable
 
     def kept(value: Any) -> Any:
         number = isinstance(value, int | float) and abs(value) <= MOST_COUNT

@@ -24,8 +24,8 @@ from ddbench.data.catalogue import CATALOGUE, DatasetInfo, canonical, info
 from ddbench.data.folders import base_folder, read_image_folder
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import ConfigError, DataError, DdbenchError, PluginError, closest
-from ddbench.fields import MOST_NAME, PLAIN_NAME
 from ddbench.files import open_regular, state_of
+from ddbench.text import MOST_NAME, PLAIN_NAME
 
 GROUP = plugins.GROUPS["dataset"]
 CHECKSUMMED = "torchvision (checksummed original files)"

@@ -15,11 +15,11 @@ from torch import Tensor
 from ddbench.config import MOST_FLOAT
 from ddbench.data.pixels import PixelSpace, canonical_name
 from ddbench.errors import ConfigError, DataError
-from ddbench.fields import MOST_LINE, printable
 from ddbench.foreign.diagnosis import Diagnosis, hard
 from ddbench.foreign.diagnosis import label_kind as kind_of
 from ddbench.foreign.readers import Found
 from ddbench.synthetic import Recipe, SyntheticSet
+from ddbench.text import MOST_LINE, printable
 
 LABELS = ("class", "probability", "logit", "regression", "hard", "sorted", "from-1")
 SCALES = ("unit", "raw")

@@ -23,7 +23,6 @@ from ddbench.data.sources import Dataset, load
 from ddbench.engine.precision import usual
 from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.evaluation.plan import fit
-from ddbench.fields import MOST_LINE, MOST_NAME, printable
 from ddbench.files import sha256_of, write_atomically, write_json
 from ddbench.foreign.diagnosis import Diagnosis, Reference, diagnose, hard
 from ddbench.foreign.export import FORMATS, Format, Loss, export
@@ -44,6 +43,7 @@ from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, build_problem, data_part
 from ddbench.runs.spec import NAME, RunSpec
 from ddbench.synthetic import SyntheticSet, origin
+from ddbench.text import MOST_LINE, MOST_NAME, printable
 
 logger = logging.getLogger(__name__)
 

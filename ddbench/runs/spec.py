@@ -33,10 +33,11 @@ from ddbench.data.sources import Dataset, load
 from ddbench.engine.precision import Precision, usual
 from ddbench.errors import ConfigError, PluginError, RunError
 from ddbench.evaluation.protocol import Protocol, protocol
-from ddbench.fields import Architecture, Count, Line, Name, PlainDict, Positive, Sha256, Text, printable
+from ddbench.fields import Architecture, Count, Line, Name, PlainDict, Positive, Sha256, Text
 from ddbench.method import Kind, Method, MethodInfo
 from ddbench.plugins import GROUPS, Loaded, names_code
 from ddbench.plugins import load as load_plugin
+from ddbench.text import printable
 
 SCHEMA = "ddbench.spec/1"
 PRESETS = ("paper", "quick")
