@@ -29,6 +29,13 @@ def _text(text: str) -> str:
     return text
 
 
+def _no_file(name: str) -> str:
+    # A reference of this form is a file of Python, which would be run.
+    if name.endswith(".py"):
+        raise ValueError("it should be a name, and no file of Python")
+    return name
+
+
 def _architecture(name: str) -> str:
     _line(name)
     if name.startswith((".", "/", "~")) or ".." in name or "\\" in name or name.count("/") > 1 or not name:
@@ -72,8 +79,8 @@ def _check_plain(value: Any, depth: int) -> None:
             raise ValueError(f"it holds a {type(value).__name__}")
 
 
-Name = Annotated[str, Strict(), Field(pattern=PLAIN_NAME, max_length=MOST_NAME)]
-"""Becomes a part of a path: letters, digits, dots, dashes and underscores, and no dot in front."""
+Name = Annotated[str, Strict(), Field(pattern=PLAIN_NAME, max_length=MOST_NAME), AfterValidator(_no_file)]
+"""Becomes a part of a path, or is looked up: letters, digits, dots, dashes and underscores, no dot in front, no .py."""
 
 Architecture = Annotated[str, Strict(), Field(max_length=200), AfterValidator(_architecture)]
 """A backbone, as `backbones.names.canonical` spells it: of ours, of a package, or of a file by its name alone."""

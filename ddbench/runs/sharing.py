@@ -28,6 +28,7 @@ from ddbench.foreign.diagnosis import Diagnosis, Reference, diagnose, hard
 from ddbench.foreign.export import FORMATS, Format, Loss, export
 from ddbench.foreign.readers import Found
 from ddbench.foreign.terms import Said, Terms, complete, settle
+from ddbench.plugins import names_code
 from ddbench.runs.preview import preview
 from ddbench.runs.record import (
     ConfigPart,
@@ -211,14 +212,14 @@ def _spec(found: Found, asked: Import, dataset: Dataset, terms: Terms, ipc: int,
 
 
 def _name(found: Found, said: str) -> str:
-    if said and not NAME.fullmatch(said):
+    if said and (not NAME.fullmatch(said) or names_code(said)):
         raise ConfigError(f"a set cannot be called {said!r}; use letters, digits, dots, dashes and underscores.")
     return (said or str(found.about.get("method") or _plain(Path(found.source).stem)))[:MOST_NAME]
 
 
 def _plain(stem: str) -> str:
     """A file's name as the name of what is in it."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "set"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).removesuffix(".py").strip("-._") or "set"
 
 
 def _whole(folder: RunDir) -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -37,7 +37,7 @@ from ddbench.fields import Architecture, Count, Line, Name, PlainDict, Positive,
 from ddbench.method import Kind, Method, MethodInfo
 from ddbench.plugins import GROUPS, Loaded, names_code
 from ddbench.plugins import load as load_plugin
-from ddbench.text import printable
+from ddbench.text import MOST_NAME, printable
 
 SCHEMA = "ddbench.spec/1"
 PRESETS = ("paper", "quick")
@@ -298,14 +298,29 @@ def protocols_of(spec: RunSpec) -> list[Protocol]:
     """
     found = [protocol(ref) for ref in spec.protocols]
     for ref, one in zip(spec.protocols, found, strict=True):
-        said = [*one.backbones, *one.options.model_dump(mode="json").values()]
-        code = next((text for text in said if isinstance(text, str) and names_code(text)), None)
+        code = next(
+            (text for text in _texts(one.model_dump(mode="json", exclude={"source"})) if names_code(text)), None
+        )
         if code is not None:
             raise ConfigError(
                 f"the protocol {ref}, which the run's folder names, names code: {code!r}. ddbench runs code only where "
                 f"you name it yourself. If you trust it, say --protocol {ref}."
             )
     return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            for part in value.values():
+                yield from _texts(part)
+        case list() | tuple():
+            for part in value:
+                yield from _texts(part)
+        case BaseModel():
+            yield from _texts(value.model_dump(mode="json"))
 
 
 def _protocol(ref: str, kind: type[Method[Any]]) -> Protocol:
@@ -333,7 +348,8 @@ def find_method(ref: str) -> tuple[Loaded, type[Method[Any]]]:
             f"{ref!r}: the info of {loaded.value.__name__} should be a ddbench.MethodInfo with a title of one line and "
             f"one of the kinds {', '.join(get_args(Kind))}."
         )
-    if not isinstance(loaded.value.name, str) or not NAME.fullmatch(loaded.value.name):
+    name = loaded.value.name
+    if not isinstance(name, str) or not NAME.fullmatch(name) or names_code(name) or len(name) > MOST_NAME:
         raise PluginError(
             f"{ref!r}: a method cannot be called {loaded.value.name!r}, which names its folders; use letters, digits, "
             "dots, dashes and underscores."

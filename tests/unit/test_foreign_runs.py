@@ -43,6 +43,16 @@ def test_a_spec_that_names_code_is_refused(tmp_path: Path, trap: Path, key: str,
     assert not (tmp_path / "EXECUTED").exists()
 
 
+@pytest.mark.parametrize("key", ["dataset", "method", "backbone", "judges"])
+def test_a_bare_name_of_a_file_is_code_too(
+    tmp_path: Path, trap: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=r"spec\.json"):
+        RunDir.at(kept(tmp_path, **{key: [trap.name] if key == "judges" else trap.name}))
+    assert not (tmp_path / "EXECUTED").exists()
+
+
 @pytest.mark.parametrize("name", ["{}:net@1a2b3c4d", "{}:net@", "x/../{}:net@1a2b3c4d", "{}:net/@"])
 def test_the_name_of_a_factory_does_not_lead_to_its_file(
     tmp_path: Path, trap: Path, monkeypatch: pytest.MonkeyPatch, name: str
