@@ -34,6 +34,7 @@ from ddbench.engine.precision import Precision, usual
 from ddbench.errors import ConfigError, PluginError, RunError
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.fields import Architecture, Count, Line, Name, PlainDict, Positive, Sha256, Text
+from ddbench.files import SEAL
 from ddbench.method import Kind, Method, MethodInfo
 from ddbench.plugins import GROUPS, Loaded, names_code
 from ddbench.plugins import load as load_plugin
@@ -81,7 +82,8 @@ class RunSpec:
 
     `conventions` is what the catalogue says of the dataset beside its images: pixel statistics, whether it may be
     flipped. `judges` are the backbones of the students; empty means those of each protocol. `imported` is there where
-    the set came from a file: its hash, and the terms on which it is read.
+    the set came from a file: its hash, and the terms on which it is read. `checksum` is there so that all values of a
+    spec.json make a spec; it is compared and taken away when the file is read.
     """
 
     method: str
@@ -102,6 +104,7 @@ class RunSpec:
     students: int | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
     imported: Mapping[str, Any] | None = None
+    checksum: str = ""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -140,7 +143,9 @@ class RunSpec:
 
     def to_json(self) -> dict[str, Any]:
         """As written to spec.json."""
-        return {"schema": SCHEMA, "id": self.id, **dataclasses.asdict(self)}
+        values = dataclasses.asdict(self)
+        del values[SEAL]
+        return {"schema": SCHEMA, "id": self.id, **values}
 
     @classmethod
     def from_json(cls, value: Any) -> RunSpec:
