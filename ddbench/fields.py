@@ -7,53 +7,33 @@ of one of these kinds. No coercion: true is no number, and "5" is none either.
 from __future__ import annotations
 
 import math
-import unicodedata
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, Strict
 
+from ddbench.text import MOST_LINE, MOST_NAME, MOST_TEXT, PLAIN_NAME, acts
+
 MOST_COUNT = 2**53  # the largest whole number that every reader of JSON keeps
 MOST_DEPTH = 32  # of values inside values
-MOST_LINE = 1000
-MOST_TEXT = 20_000
-MOST_NAME = 100
-
-PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-
-
-def printable(text: str, most: int = MOST_TEXT, *, lines: bool = False) -> str:
-    """The text without what a terminal or a table would act on; such characters become "�".
-
-    Control characters, marks that turn the direction of writing, halves of surrogate pairs, and line ends unless
-    `lines`; longer texts are cut.
-    """
-    if len(text) <= most and text.isprintable():
-        return text if _TURNING.isdisjoint(text) else "".join("�" if sign in _TURNING else sign for sign in text)
-    shown = "".join("�" if _acts(sign, lines) else sign for sign in text[: most + 1])
-    return shown if len(shown) <= most else f"{shown[: most - 2]} …"
-
-
-# Marks that turn the direction of writing, so that a text can look like another one.
-_TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def _acts(sign: str, lines: bool) -> bool:
-    if sign in _TURNING:
-        return True
-    # Zl and Zp are line ends of Unicode's own.
-    return unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") and not (lines and sign in "\n\t")
 
 
 def _line(text: str) -> str:
-    if any(_acts(sign, lines=False) for sign in text):
+    if any(acts(sign, lines=False) for sign in text):
         raise ValueError("it should be one line without control characters")
     return text
 
 
 def _text(text: str) -> str:
-    if any(_acts(sign, lines=True) for sign in text):
+    if any(acts(sign, lines=True) for sign in text):
         raise ValueError("it should be text without control characters")
     return text
+
+
+def _no_file(name: str) -> str:
+    # A reference of this form is a file of Python, which would be run.
+    if name.endswith(".py"):
+        raise ValueError("it should be a name, and no file of Python")
+    return name
 
 
 def _architecture(name: str) -> str:
@@ -99,8 +79,8 @@ def _check_plain(value: Any, depth: int) -> None:
             raise ValueError(f"it holds a {type(value).__name__}")
 
 
-Name = Annotated[str, Strict(), Field(pattern=PLAIN_NAME, max_length=MOST_NAME)]
-"""Becomes a part of a path: letters, digits, dots, dashes and underscores, and no dot in front."""
+Name = Annotated[str, Strict(), Field(pattern=PLAIN_NAME, max_length=MOST_NAME), AfterValidator(_no_file)]
+"""Becomes a part of a path, or is looked up: letters, digits, dots, dashes and underscores, no dot in front, no .py."""
 
 Architecture = Annotated[str, Strict(), Field(max_length=200), AfterValidator(_architecture)]
 """A backbone, as `backbones.names.canonical` spells it: of ours, of a package, or of a file by its name alone."""

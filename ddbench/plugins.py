@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ddbench.errors import PluginError, closest
-from ddbench.fields import printable
+from ddbench.text import printable
 
 GROUPS = {"method": "ddbench.methods", "dataset": "ddbench.datasets", "backbone": "ddbench.backbones"}
 TRAINERS = "ddbench.trainers"

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ddbench.config import explain
 from ddbench.errors import DataError
-from ddbench.fields import MOST_NAME, Count, Line, Plain, Positive, RunId
+from ddbench.fields import Count, Line, Plain, Positive, RunId
 from ddbench.files import not_regular, write_atomically
+from ddbench.text import MOST_NAME
 
 FORMAT = "ddbench.synthetic/1"
 

@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 import click
 
 from ddbench.errors import DdbenchError, closest
-from ddbench.fields import printable
 from ddbench.runs.signals import EXIT_CODES, Interrupted, heeded, importing
+from ddbench.text import printable
 
 
 class Group(click.Group):

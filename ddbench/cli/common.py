@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar, cast
 import click
 
 from ddbench.errors import ConfigError
-from ddbench.fields import printable
+from ddbench.text import printable
 
 if TYPE_CHECKING:
     from ddbench.runs.observers import Observer

@@ -248,9 +248,15 @@ def _bring_in(
 
 
 def _claims(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value if isinstance(value, str | int | float | bool) else str(value) for name, value in values.items()
-    }
+    """As a record can hold them: finite numbers, and texts that a board can print."""
+    from ddbench.fields import MOST_COUNT
+    from ddbench.text import printable
+
+    def kept(value: Any) -> Any:
+        number = isinstance(value, int | float) and abs(value) <= MOST_COUNT
+        return value if number or isinstance(value, bool) else printable(str(value))
+
+    return {printable(name, 200): kept(value) for name, value in values.items()}
 
 
 def _print(record: RunRecord) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from ddbench.errors import DataError
-from ddbench.fields import printable
 from ddbench.files import not_regular
+from ddbench.text import printable
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
 RESERVE = 256 << 20  # bytes of the disk that unpacking leaves free

@@ -19,8 +19,8 @@ from ddbench.data.cache import Content
 from ddbench.data.folders import HELD_OUT
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import DataError
-from ddbench.fields import MOST_LINE, printable
 from ddbench.files import open_regular
+from ddbench.text import MOST_LINE, printable
 
 TRAIN_KEYS = (("x_train", "y_train"), ("train_images", "train_labels"))
 TEST_KEYS = (("x_test", "y_test"), ("test_images", "test_labels"), ("val_images", "val_labels"))

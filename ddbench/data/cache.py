@@ -232,9 +232,7 @@ def building(root: Path, name: str, progress: Progress | None = None) -> Iterato
         _refuse_foreign(root / name)
         with locked(root / f".{name}.lock", "--data", _waiting(name, progress)):
             work = root / f".{name}.partial"
-            replaced = work / "ready.replaced"
-            if replaced.is_dir() and not (root / name).exists():
-                replaced.rename(root / name)  # killed between taking the old one away and putting the new one there
+            _put_back(root, name)
             shutil.rmtree(work, ignore_errors=True)  # an earlier attempt may have been killed
             work.mkdir()
             try:
@@ -255,6 +253,22 @@ def building(root: Path, name: str, progress: Progress | None = None) -> Iterato
 
 def _waiting(name: str, progress: Progress | None) -> Callable[[], None] | None:
     return None if progress is None else lambda: progress(f"waiting for another process that adds {name}", 0, 1)
+
+
+def put_back(root: Path, name: str) -> None:
+    """A dataset that was taken away for another one, by a process that was killed before the other one was there."""
+    if _replaced(root, name).is_dir() and not (root / name).exists():
+        with locked(root / f".{name}.lock", "--data"):
+            _put_back(root, name)
+
+
+def _put_back(root: Path, name: str) -> None:
+    if _replaced(root, name).is_dir() and not (root / name).exists():
+        _replaced(root, name).rename(root / name)
+
+
+def _replaced(root: Path, name: str) -> Path:
+    return root / f".{name}.partial" / "ready.replaced"
 
 
 def install(root: Path, work: Path, content: Content, manifest: Manifest, *, force: bool) -> Manifest:

@@ -22,8 +22,8 @@ from ddbench.data.cache import Content, Progress
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import DataError
-from ddbench.fields import MOST_LINE, printable
 from ddbench.files import open_regular
+from ddbench.text import MOST_LINE, printable
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
 GREY_MODES = {"1", "L", "LA", "La"}

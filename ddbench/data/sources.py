@@ -27,8 +27,8 @@ from ddbench.data.catalogue import CATALOGUE, DatasetInfo, canonical, info, know
 from ddbench.data.folders import base_folder, read_image_folder
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import ConfigError, DataError, DdbenchError, PluginError, closest
-from ddbench.fields import MOST_NAME, PLAIN_NAME
 from ddbench.files import open_regular, state_of
+from ddbench.text import MOST_NAME, PLAIN_NAME
 
 GROUP = plugins.GROUPS["dataset"]
 CHECKSUMMED = "torchvision (checksummed original files)"
@@ -116,6 +116,7 @@ def load(name: str, root: Path) -> Dataset:
     state, (before, kept) = state_of(*files), _loaded.get((str(root), known), (None, None))
     if kept is not None and state == before:
         return kept
+    cache.put_back(root, known)
     manifest = cache.find(root, known)
     if manifest is None:
         return _from_plugin(name, root)
@@ -467,7 +468,8 @@ def _from_plugin(name: str, root: Path) -> Dataset:
         raise PluginError(f"dataset {name!r} of {loaded.provided_by} does not load: {plugins.said(error)}.") from error
     if not isinstance(dataset, Dataset):
         raise PluginError(f"dataset {name!r} of {loaded.provided_by} is {type(dataset).__name__}, not Dataset.")
-    if not re.fullmatch(PLAIN_NAME, dataset.info.name) or len(dataset.info.name) > MOST_NAME:
+    own = dataset.info.name
+    if not re.fullmatch(PLAIN_NAME, own) or plugins.names_code(own) or len(own) > MOST_NAME:
         raise PluginError(
             f"dataset {name!r} of {loaded.provided_by} calls itself {dataset.info.name!r}, which names its folders; "
             "use letters, digits, dots, dashes and underscores."

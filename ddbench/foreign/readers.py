@@ -25,9 +25,10 @@ from ddbench import synthetic as sets
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.folders import read_class_folders
 from ddbench.errors import DataError
-from ddbench.fields import MOST_COUNT, printable
+from ddbench.fields import MOST_COUNT
 from ddbench.files import not_regular, open_regular, sha256_of
 from ddbench.synthetic import SyntheticSet, origin
+from ddbench.text import printable
 
 READS = (
     "Read are: .safetensors; .pt of the DC layout {'data': [[images, labels], …]}; images_*.pt with labels_*.pt, in "

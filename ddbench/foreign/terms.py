@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddbench.config import MOST_FLOAT
 from ddbench.data.pixels import PixelSpace, canonical_name
 from ddbench.errors import ConfigError, DataError
 from ddbench.foreign.diagnosis import Diagnosis, hard
 from ddbench.foreign.diagnosis import label_kind as kind_of
 from ddbench.foreign.readers import Found
 from ddbench.synthetic import Recipe, SyntheticSet
+from ddbench.text import MOST_LINE, printable
 
 LABELS = ("class", "probability", "logit", "regression", "hard", "sorted", "from-1")
 SCALES = ("unit", "raw")
@@ -44,6 +46,10 @@ class Said:
             raise ConfigError(f"there are no {self.labels!r} labels; choose one of {', '.join(LABELS)}.")
         if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"a step size is above 0, and --lr is {self.lr}.")
+        if self.lr is not None and self.lr > MOST_FLOAT:
+            raise ConfigError(f"--lr is {self.lr:g}, larger than any number of single precision.")
+        if self.augment is not None and printable(self.augment, MOST_LINE) != self.augment:
+            raise ConfigError("--augment is one line of text without control characters.")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ddbench.fields import printable
 from ddbench.leaderboard.published import ZCA, belongs, printed, under
 from ddbench.leaderboard.rank import percent
+from ddbench.text import printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame

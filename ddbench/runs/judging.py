@@ -19,20 +19,7 @@ from ddbench.errors import ConfigError, DataError, DivergedError, RunError
 from ddbench.evaluation.evaluate import Score, SealedTest, evaluate, trainer_of
 from ddbench.evaluation.protocol import KRROptions, Protocol
 from ddbench.evaluation.trainer import Job
-from ddbench.fields import (
-    Architecture,
-    Count,
-    Flag,
-    Hex,
-    Line,
-    Number,
-    ProtocolId,
-    Seconds,
-    Sha256,
-    Share,
-    Text,
-    printable,
-)
+from ddbench.fields import Architecture, Count, Flag, Hex, Line, Number, ProtocolId, Seconds, Sha256, Share, Text
 from ddbench.files import read_json, sha256_of, write_json
 from ddbench.problem import Problem
 from ddbench.runs import provenance
@@ -42,6 +29,7 @@ from ddbench.runs.record import EvaluationPart, Part, RunRecord
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import Stop
 from ddbench.synthetic import SyntheticSet, load
+from ddbench.text import printable
 
 SHOW_SECONDS = 0.5
 OWN = "own"

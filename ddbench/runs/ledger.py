@@ -198,7 +198,7 @@ class _AttemptsFile(Part):
 
 
 def _foreign(path: Path, error: ValidationError) -> RunError:
-    return RunError(f"{explain(f'{path} was not written by ddbench, or is damaged', error)}. {START_OVER}")
+    return RunError(f"{path} was not written by ddbench, or is damaged ({explain(path.name, error)}). {START_OVER}")
 
 
 def _read(path: Path) -> Any:

@@ -6,7 +6,9 @@ names, no user names, no paths.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
@@ -225,6 +227,18 @@ class RunRecord(Part):
     def to_json(self) -> dict[str, Any]:
         """As written to record.json, less the checksum that `write_record` adds."""
         return self.model_dump(mode="json", by_alias=True, exclude={"checksum"})
+
+
+@contextlib.contextmanager
+def as_a_record() -> Iterator[None]:
+    """What a record cannot hold becomes a sentence. Raises: RunError in place of pydantic's error."""
+    try:
+        yield
+    except ValidationError as error:
+        raise RunError(
+            f"{explain('no record can be written of this run', error)}. Method, dataset or set say something of "
+            "themselves that a record does not hold; once that is mended, the same command goes on from here."
+        ) from None
 
 
 def write_record(path: Path, record: RunRecord) -> None:

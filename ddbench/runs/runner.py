@@ -37,6 +37,7 @@ from ddbench.runs.record import (
     RunPart,
     RunRecord,
     SyntheticPart,
+    as_a_record,
     read_record,
     write_record,
 )
@@ -116,7 +117,8 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
         _describe(folder, dataset, options, resolution.method.info.title)
         _evaluate(folder, dataset, asked, options, ledger, stop, tell)
         tell.on_phase("record")
-        record = _record(resolution, folder, ledger, options)
+        with as_a_record():
+            record = _record(resolution, folder, ledger, options)
         write_record(folder.record, record)
         return record
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ddbench.config import explain
 from ddbench.errors import RunError
 from ddbench.fields import Architecture, Count, Line, Name, PlainDict, Positive, Sha256, Text
+from ddbench.files import SEAL
 from ddbench.plugins import names_code
 
 SCHEMA = "ddbench.spec/1"
@@ -26,7 +27,8 @@ class RunSpec:
 
     `conventions` is what the catalogue says of the dataset beside its images: pixel statistics, whether it may be
     flipped. `judges` are the backbones of the students; empty means those of each protocol. `imported` is there where
-    the set came from a file: its hash, and the terms on which it is read.
+    the set came from a file: its hash, and the terms on which it is read. `checksum` is there so that all values of a
+    spec.json make a spec; it is compared and taken away when the file is read.
     """
 
     method: str
@@ -47,6 +49,7 @@ class RunSpec:
     students: int | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
     imported: Mapping[str, Any] | None = None
+    checksum: str = ""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -85,7 +88,9 @@ class RunSpec:
 
     def to_json(self) -> dict[str, Any]:
         """As written to spec.json."""
-        return {"schema": SCHEMA, "id": self.id, **dataclasses.asdict(self)}
+        values = dataclasses.asdict(self)
+        del values[SEAL]
+        return {"schema": SCHEMA, "id": self.id, **values}
 
     @classmethod
     def from_json(cls, value: Any) -> RunSpec:

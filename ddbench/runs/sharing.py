@@ -23,12 +23,12 @@ from ddbench.data.sources import Dataset, load
 from ddbench.engine.precision import usual
 from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.evaluation.plan import fit
-from ddbench.fields import MOST_LINE, MOST_NAME, printable
 from ddbench.files import sha256_of, write_atomically, write_json
 from ddbench.foreign.diagnosis import Diagnosis, Reference, diagnose, hard
 from ddbench.foreign.export import FORMATS, Format, Loss, export
 from ddbench.foreign.readers import Found
 from ddbench.foreign.terms import Said, Terms, complete, settle
+from ddbench.plugins import names_code
 from ddbench.runs.preview import preview
 from ddbench.runs.record import (
     ConfigPart,
@@ -36,6 +36,7 @@ from ddbench.runs.record import (
     RunPart,
     RunRecord,
     SyntheticPart,
+    as_a_record,
     read_record,
     write_record,
 )
@@ -43,6 +44,7 @@ from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, build_problem, data_part
 from ddbench.runs.spec import NAME, RunSpec
 from ddbench.synthetic import SyntheticSet, origin
+from ddbench.text import MOST_LINE, MOST_NAME, printable
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
     fit(synthetic, problem)
     # Only now, so that nothing is kept of a set that was refused.
     folder = RunDir.open(options.root, spec)
-    with folder.lock():
+    with folder.lock(), as_a_record():
         if not _whole(folder):
             _fill(folder, synthetic, problem.pixels, dataset, _imported(found, asked, terms))
     return folder.path, notes
@@ -210,14 +212,14 @@ def _spec(found: Found, asked: Import, dataset: Dataset, terms: Terms, ipc: int,
 
 
 def _name(found: Found, said: str) -> str:
-    if said and not NAME.fullmatch(said):
+    if said and (not NAME.fullmatch(said) or names_code(said)):
         raise ConfigError(f"a set cannot be called {said!r}; use letters, digits, dots, dashes and underscores.")
     return (said or str(found.about.get("method") or _plain(Path(found.source).stem)))[:MOST_NAME]
 
 
 def _plain(stem: str) -> str:
     """A file's name as the name of what is in it."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "set"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).removesuffix(".py").strip("-._") or "set"
 
 
 def _whole(folder: RunDir) -> bool:

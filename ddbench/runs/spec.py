@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from pydantic import BaseModel
 
 from ddbench.backbones import names as backbones
 from ddbench.config import (
@@ -29,11 +30,11 @@ from ddbench.data.sources import Dataset, load
 from ddbench.engine.precision import Precision, usual
 from ddbench.errors import ConfigError, PluginError
 from ddbench.evaluation.protocol import Protocol, protocol
-from ddbench.fields import printable
 from ddbench.method import Kind, Method, MethodInfo
 from ddbench.plugins import GROUPS, Loaded, names_code
 from ddbench.plugins import load as load_plugin
 from ddbench.runs.runspec import RunSpec
+from ddbench.text import MOST_NAME, printable
 
 PRESETS = ("paper", "quick")
 UNKNOWN = "unknown"
@@ -183,14 +184,29 @@ def protocols_of(spec: RunSpec) -> list[Protocol]:
     """
     found = [protocol(ref) for ref in spec.protocols]
     for ref, one in zip(spec.protocols, found, strict=True):
-        said = [*one.backbones, *one.options.model_dump(mode="json").values()]
-        code = next((text for text in said if isinstance(text, str) and names_code(text)), None)
+        code = next(
+            (text for text in _texts(one.model_dump(mode="json", exclude={"source"})) if names_code(text)), None
+        )
         if code is not None:
             raise ConfigError(
                 f"the protocol {ref}, which the run's folder names, names code: {code!r}. ddbench runs code only where "
                 f"you name it yourself. If you trust it, say --protocol {ref}."
             )
     return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            for part in value.values():
+                yield from _texts(part)
+        case list() | tuple():
+            for part in value:
+                yield from _texts(part)
+        case BaseModel():
+            yield from _texts(value.model_dump(mode="json"))
 
 
 def _protocol(ref: str, kind: type[Method[Any]]) -> Protocol:
@@ -218,7 +234,8 @@ def find_method(ref: str) -> tuple[Loaded, type[Method[Any]]]:
             f"{ref!r}: the info of {loaded.value.__name__} should be a ddbench.MethodInfo with a title of one line and "
             f"one of the kinds {', '.join(get_args(Kind))}."
         )
-    if not isinstance(loaded.value.name, str) or not NAME.fullmatch(loaded.value.name):
+    name = loaded.value.name
+    if not isinstance(name, str) or not NAME.fullmatch(name) or names_code(name) or len(name) > MOST_NAME:
         raise PluginError(
             f"{ref!r}: a method cannot be called {loaded.value.name!r}, which names its folders; use letters, digits, "
             "dots, dashes and underscores."

@@ -128,3 +128,17 @@ def test_a_dataset_is_read_once_while_nobody_writes_it(tmp_path: Path, monkeypat
         assert all(sources.load("mok", tmp_path) is first for _ in range(5))
     sources.add("mok", archive(tmp_path / "b.npz", 1), tmp_path, force=True)
     assert sources.load("mok", tmp_path).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("next_command", ["load", "add"])
+def test_a_dataset_that_was_taken_away_is_put_back(tmp_path: Path, next_command: str) -> None:
+    """Where two folders cannot be exchanged at once, a kill between two renames leaves none for a moment."""
+    added = sources.add("mok", archive(tmp_path / "a.npz", 0), tmp_path)
+    (tmp_path / ".mok.partial").mkdir()
+    (tmp_path / "mok").rename(tmp_path / ".mok.partial" / "ready.replaced")
+    if next_command == "load":
+        assert sources.load("mok", tmp_path).fingerprint == added["fingerprint"]
+    else:
+        with pytest.raises(DataError, match="has other data called mok"):
+            sources.add("mok", archive(tmp_path / "b.npz", 1), tmp_path)
+    assert find(tmp_path, "mok") == added

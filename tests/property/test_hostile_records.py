@@ -12,7 +12,10 @@ from markdown_it import MarkdownIt
 
 from ddbench.errors import RunError
 from ddbench.leaderboard import boards
-from ddbench.leaderboard.render import escaped
+from ddbench.leaderboard.collect import collect
+from ddbench.leaderboard.published import read_published
+from ddbench.leaderboard.rank import summarise
+from ddbench.leaderboard.render import board, escaped
 from ddbench.runs.record import read_record
 
 RECORD = Path(__file__).parents[1] / "golden" / "records" / "dm-s0.json"
@@ -107,3 +110,13 @@ def test_a_record_brings_no_link_into_a_board_or_its_readme(tmp_path: Path) -> N
             hrefs = [str(token.attrs["href"]) for token in tokens if token.type == "link_open"]
             assert all(href.startswith("tables/") for href in hrefs), hrefs
             assert not any(token.type in ("image", "html_inline", "html_block") for token in tokens)
+
+
+def test_a_reason_of_several_lines_brings_no_command_into_latex(tmp_path: Path) -> None:
+    record = changed(("run", "title"), r"\input{x} $a$ 5 % & more_")
+    record["evaluations"] = [record["evaluations"][0] | {"accuracy": [], "failed": "a\n\\input{/etc/passwd} % $x$ &"}]
+    (tmp_path / "odd.json").write_text(json.dumps(record))
+    summary = summarise(collect([tmp_path / "odd.json"]))
+    text = board(summary, read_published(), "cifar10", 10).to_latex()
+    for line in text.splitlines():
+        assert line.startswith("%") or "\\input" not in line

@@ -16,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ddbench.cli.evaluate import _claims as claims
 from ddbench.data import folders
-from ddbench.errors import DataError, DdbenchError
+from ddbench.errors import ConfigError, DataError, DdbenchError
 from ddbench.foreign.diagnosis import diagnose
 from ddbench.foreign.export import FORMATS, export
 from ddbench.foreign.readers import read
+from ddbench.foreign.terms import Said
 from ddbench.runs.sharing import export_run
 from ddbench.synthetic import Recipe, SyntheticSet, header_of, origin, save
 
@@ -252,3 +254,15 @@ def test_two_exports_of_a_set_are_equal_in_their_bytes(tmp_path: Path) -> None:
     for kind in ("pt", "npz", "safetensors"):
         (tmp_path / "b").mkdir(exist_ok=True)
         assert content(kind, tmp_path) == content(kind, tmp_path / "b")
+
+
+def test_what_somebody_claims_is_kept_as_a_record_can_hold_it() -> None:
+    values = {"accuracy": float("nan"), "more": 10**400, "a\x1b": "b\x1b", "fine": 0.5, "true": True}
+    kept = claims(values)
+    assert kept == {"accuracy": "nan", "more": str(10**400)[:20_000], "a�": "b�", "fine": 0.5, "true": True}
+
+
+@pytest.mark.parametrize("said", [{"augment": "a\nb"}, {"augment": "\x1b"}, {"lr": 1e300}, {"lr": float("nan")}])
+def test_what_a_person_says_of_a_set_is_what_a_record_can_hold(said: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Said(**said)

@@ -1,5 +1,6 @@
 """Run folders of somebody else: nothing that their files name is executed, and nothing in them becomes a path."""
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def trap(tmp_path: Path) -> Path:
 def kept(folder: Path, **changes: Any) -> Path:
     """spec.json with the id that its values give, as whoever wants to deceive would write it."""
     values = {**asdict(SPEC), **changes}
+    del values["checksum"]
     spec = RunSpec(**{**values, "protocols": tuple(values["protocols"]), "judges": tuple(values["judges"])})
     write_json(folder / "spec.json", {"schema": SCHEMA, "id": spec.id, **values})
     return folder
@@ -41,6 +43,16 @@ def test_a_spec_that_names_code_is_refused(tmp_path: Path, trap: Path, key: str,
     ref = form.format(trap)
     with pytest.raises(RunError, match=r"spec\.json"):
         RunDir.at(kept(tmp_path, **{key: [ref] if key == "judges" else ref}))
+    assert not (tmp_path / "EXECUTED").exists()
+
+
+@pytest.mark.parametrize("key", ["dataset", "method", "backbone", "judges"])
+def test_a_bare_name_of_a_file_is_code_too(
+    tmp_path: Path, trap: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=r"spec\.json"):
+        RunDir.at(kept(tmp_path, **{key: [trap.name] if key == "judges" else trap.name}))
     assert not (tmp_path / "EXECUTED").exists()
 
 
@@ -89,3 +101,15 @@ def test_protocols_that_name_no_code_are_taken() -> None:
 def test_values_that_no_run_writes_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(RunError, match=r"spec\.json"):
         RunDir.at(kept(tmp_path, **change))
+
+
+def test_all_values_of_a_file_make_a_spec(tmp_path: Path) -> None:
+    folder = RunDir.open(tmp_path, SPEC)
+    values = json.loads((folder.path / "spec.json").read_text())
+    assert values["checksum"].startswith("b2:")
+    again = RunSpec(**{name: value for name, value in values.items() if name not in ("schema", "id")})
+    assert again.id == SPEC.id
+    assert "checksum" not in SPEC.to_json()
+    write_json(folder.path / "spec.json", {**values, "preset": "quick"})
+    with pytest.raises(RunError, match=r"spec\.json.*checksum"):
+        RunDir.at(folder.path)

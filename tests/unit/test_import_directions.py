@@ -18,7 +18,7 @@ ROWS = [
     {"driver", "initial"},
     {"method", "synthetic", "problem", "artifacts"},
     {"engine", "backbones", "data"},
-    {"plugins", "files", "fields", "rng", "config", "errors"},
+    {"plugins", "files", "fields", "text", "rng", "config", "errors"},
 ]
 HEIGHT = {unit: -row for row, units in enumerate(ROWS) for unit in units}
 STRANGERS = [("sweep", "leaderboard"), ("sweep", "testing"), ("leaderboard", "testing")]
