@@ -284,6 +284,15 @@ PROTOCOLS: dict[str, Protocol] = {
             source="ddbench: as quick@1, with a step size for images larger than 64 x 64",
         ),
         Protocol(
+            name="quick-slow",
+            options=SGDOptions(
+                epochs=None, steps=300, batch=64, lr=0.005, lr_pixels=32 * 32, schedule="cosine", warmup=0.1
+            ),
+            backbones=("convnet-w32", "mlp"),
+            students=5,
+            source="ddbench: as quick@1, with a step size for AlexNet",
+        ),
+        Protocol(
             name="krr",
             trainer="krr",
             labels="soft",

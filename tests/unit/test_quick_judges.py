@@ -59,9 +59,9 @@ def job_for(dataset: str, judge: str, protocol: str) -> Job:
     return Job(SyntheticSet(train.images, train.labels), PROTOCOLS[protocol], problem)
 
 
-def chosen(dataset: str) -> str:
+def chosen(dataset: str, *judges: str) -> str:
     """The protocol of the preset."""
-    return foresee(Asked("random", dataset, ipc=1, preset="quick")).protocols[0]
+    return foresee(Asked("random", dataset, ipc=1, preset="quick", judges=judges)).protocols[0]
 
 
 def trained(job: Job, steps: int, student: int = 0) -> tuple[float, float]:
@@ -93,6 +93,22 @@ def test_large_images_have_a_protocol_of_their_own() -> None:
     assert foresee(Asked("ld", "imagenette", preset="quick", protocols=("quick",))).protocols == ("quick@1",)
 
 
+def test_alexnet_has_a_protocol_of_its_own() -> None:
+    for dataset in CATALOGUE:
+        assert chosen(dataset, "alexnet") == chosen(dataset, "convnet", "alexnet-xavier") == "quick-slow@1"
+        for judge in sorted({"convnet-w32", *known()} - {"alexnet"}):
+            assert chosen(dataset, judge) == chosen(dataset), judge
+
+
+@pytest.mark.slow
+def test_alexnet_diverges_with_the_step_size_of_the_others_and_not_with_its_own() -> None:
+    largest, _ = trained(job_for("svhn", "alexnet", "quick@1"), STEPS)
+    assert not largest < 10
+    largest, share = trained(job_for("svhn", "alexnet", chosen("svhn", "alexnet")), STEPS)
+    assert largest < 0.5
+    assert share < 0.2
+
+
 def test_the_step_size_falls_with_the_pixels_beyond_those_of_tiny_imagenet() -> None:
     def highest(dataset: str, protocol: str) -> float:
         job = job_for(dataset, "convnet-w32", protocol)
@@ -117,7 +133,7 @@ def test_an_mlp_on_large_images_diverges_with_the_step_size_of_small_ones_and_no
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_no_judge_diverges_on_any_dataset(dataset: str, judge: str) -> None:
     try:
-        job = job_for(dataset, judge, chosen(dataset))
+        job = job_for(dataset, judge, chosen(dataset, judge))
     except ConfigError as error:
         pytest.skip(str(error))
     largest, share = trained(job, STEPS)
