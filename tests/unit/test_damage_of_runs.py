@@ -13,13 +13,14 @@ from ddbench.cli import root as ddbench
 from ddbench.errors import DdbenchError, RunError
 from ddbench.evaluation.protocol import Protocol, SGDOptions
 from ddbench.files import read_json, write_json
+from ddbench.foreign.readers import read
 from ddbench.leaderboard import boards
 from ddbench.runs.judging import read_evaluation
 from ddbench.runs.ledger import Ledger
 from ddbench.runs.record import RunRecord, read_record
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, evaluate_run, run
-from ddbench.runs.sharing import export_run
+from ddbench.runs.sharing import Import, bring_in, export_run
 from ddbench.runs.spec import Asked, Resolution, resolve_spec
 
 TINY = Protocol(name="tiny", augment="none", backbones=("mlp",), students=1, options=SGDOptions(epochs=0, batch=4))
@@ -181,3 +182,22 @@ def test_a_record_holds_its_checksum_on_the_leaderboard_too(finished: Path, tmp_
     place.write_text(place.read_text().replace(record.data.title, record.data.title + "x"))
     with pytest.raises(RunError, match=r"checksum"):
         boards.build(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["synthetic.safetensors", "record.json"])
+def test_a_damaged_imported_set_is_taken_from_its_file_again(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    place, _ = export_run(finished, "npz", tmp_path / "a.npz", tmp_path)
+    dataset = asked().dataset
+
+    def taken() -> Path:
+        (found,) = read(place)
+        return bring_in(found, Import(protocols=("dsa@1",)), dataset, options(tmp_path / "runs"))[0]
+
+    folder = taken()
+    whole = (folder / name).read_bytes()
+    flip(folder / name)
+    assert taken() == folder
+    assert (folder / name).read_bytes() == whole
+    assert "taken from its file again" in caplog.text
