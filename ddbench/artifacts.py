@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from safetensors import SafetensorError
-
 from ddbench.errors import ArtifactError, RunError
 from ddbench.files import locked, not_regular, read_json, sha256_of, sweep, sweep_dead, write_json
 
@@ -160,6 +158,8 @@ class ArtifactCache:
 
         Raises: ArtifactError when the build did not make what was asked for.
         """
+        from safetensors import SafetensorError  # lists of runs import this module and no library
+
         folder = self.root / artifact.kind / artifact.key
         made(folder)
         cached = not artifact.missing(folder) and not artifact.damage(folder)

@@ -269,6 +269,7 @@ def _attempts(run: Listed) -> list[Any]:
     if run.record is not None:
         return [attempt.model_dump(mode="json") for attempt in run.record.attempts]
     found = _read(run.folder / "attempts.json")
+    found = found.get("attempts") if isinstance(found, Mapping) else found  # earlier versions wrote the list alone
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 

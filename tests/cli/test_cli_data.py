@@ -8,6 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ddbench.cli import root
+from ddbench.data.tensors import digest
+from ddbench.files import read_json, write_json
 
 
 @pytest.fixture
@@ -137,8 +139,10 @@ def test_runs_that_were_made_from_a_dataset_are_told_before_it_goes(
     assert "is being worked on by pid 7" in busy.stderr
     assert (data / "mine" / "manifest.json").is_file()
     # Other data of that name: those runs do not need it.
-    spec = json.loads((data / "mine" / "manifest.json").read_text())
-    (data / "mine" / "manifest.json").write_text(json.dumps(spec | {"fingerprint": "b2:other"}))
+    spec = read_json(data / "mine" / "manifest.json")
+    spec["train"]["fingerprint"] = "b2:other"
+    spec["fingerprint"] = digest(f"b2:other {spec['test']['fingerprint']}".encode())
+    write_json(data / "mine" / "manifest.json", spec, sealed=True)
     assert "cannot be judged" not in rm(data, "mine", "--dry-run").stderr
     # Whether they do cannot be told where the manifest is damaged, which does not keep it from being removed.
     (data / "mine" / "manifest.json").write_text("{")

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ddbench.files import read_json
 from ddbench.synthetic import load
 
 pytestmark = pytest.mark.slurm
@@ -93,8 +95,13 @@ def folder_of(place: Path, file: str) -> Path:
     return place / Path(json.loads(done.stdout)[0]["folder"])
 
 
+def attempts_of(path: Path) -> list[dict[str, Any]]:
+    attempts: list[dict[str, Any]] = read_json(path)["attempts"]
+    return attempts
+
+
 def steps_of(folder: Path) -> list[list[int]]:
-    return [attempt["steps"] for attempt in json.loads((folder / "attempts.json").read_text())]
+    return [attempt["steps"] for attempt in attempts_of(folder / "attempts.json")]
 
 
 def uninterrupted(place: Path, iterations: int, other: Path) -> torch.Tensor:
@@ -145,7 +152,7 @@ def test_an_array_does_each_run_in_a_job_and_one_that_fails_says_why(place: Path
     assert "loss became nan" in log_of(place, jobs[-1])
     assert "done after" in log_of(place, jobs[0])
     assert not any("Traceback" in log_of(place, job) for job in jobs)
-    attempts = [json.loads(path.read_text()) for path in (place / "runs").glob("digits/*/random/*/attempts.json")]
+    attempts = [attempts_of(path) for path in (place / "runs").glob("digits/*/random/*/attempts.json")]
     assert [len(some) for some in attempts] == [1] * 4
 
 
@@ -179,10 +186,10 @@ def test_jobs_that_share_a_list_repeat_nothing(place: Path, told: str) -> None:
     assert len(jobs) == 2
     wait_for(lambda: not queue() & set(jobs), "both jobs are done")
     assert [state for state, _ in states(place, "shared.toml")] == ["done"] * 3 + ["failed"]
-    attempts = [json.loads(path.read_text()) for path in (place / "runs").glob("digits/*/herding/*/attempts.json")]
+    attempts = [attempts_of(path) for path in (place / "runs").glob("digits/*/herding/*/attempts.json")]
     assert [len(some) for some in attempts] == [1] * 3
     (failed,) = (place / "runs").glob("digits/ipc2/dm/*/attempts.json")
-    assert len(json.loads(failed.read_text())) == 1
+    assert len(attempts_of(failed)) == 1
 
 
 def test_a_run_that_is_told_of_its_limit_twice_finishes_with_equal_bits(place: Path, told: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from ddbench.cli import root
 from ddbench.errors import RunError
+from ddbench.files import read_json, write_json
 from ddbench.leaderboard.boards import add, board_of
 from ddbench.runs.forgetting import choose, forget, name
 from ddbench.runs.record import read_record
@@ -80,24 +81,24 @@ def test_a_judge_with_a_result_stays(path: Path) -> None:
             choose(path, [ref])
     # Of a protocol by which one judge failed and one did not, the one that failed is meant.
     file = path / "evaluations" / "tiny@1" / "mlp.json"
-    kept = json.loads(file.read_text())
-    file.write_text(json.dumps(kept | {"failed": "it diverged"}))
+    kept = read_json(file)
+    write_json(file, kept | {"failed": "it diverged"}, sealed=True)
     chosen = choose(path, ["tiny"])
     assert ([name(p) for p in chosen.failed], [name(p) for p in chosen.kept]) == (
         ["tiny@1/mlp"],
         ["tiny@1/convnet-d2-w8"],
     )
     # It may come to a result before it is forgotten.
-    file.write_text(json.dumps(kept))
+    write_json(file, kept, sealed=True)
     forget(path, chosen.failed)
     assert judges(path) == BOTH
     assert file.is_file()
 
 
 def test_what_an_interrupted_evaluation_left_is_known_too(path: Path) -> None:
-    record = json.loads((path / "record.json").read_text())
+    record = read_json(path / "record.json")
     record["evaluations"] = [e for e in record["evaluations"] if e["protocol"] != "mtt@1"]
-    (path / "record.json").write_text(json.dumps(record))
+    write_json(path / "record.json", record, sealed=True)
     forget(path, choose(path, ["failed"]).failed)
     assert not [file for file in files(path) if file.startswith("mtt")]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ddbench.errors import DataError, RunError
+from ddbench.files import read_json, write_json
 from ddbench.runs.listing import (
     Listed,
     Wanted,
@@ -58,7 +59,7 @@ def only(root: Path) -> Listed:
 
 def test_a_finished_run_is_listed_with_what_it_is(root: Path) -> None:
     found = only(root)
-    record = json.loads((found.folder / "record.json").read_text())
+    record = read_json(found.folder / "record.json")
     scores = record["evaluations"][0]["accuracy"]
     assert (found.method, found.dataset, found.ipc, found.seed, found.state) == ("dm", "digits", 1, 0, "done")
     assert found.id == record["run"]["id"] == found.folder.name[-8:]
@@ -101,8 +102,8 @@ def lose_spec(path: Path) -> None:
 
 
 def other_id(path: Path) -> None:
-    spec = json.loads((path / "spec.json").read_text())
-    (path / "spec.json").write_text(json.dumps(spec | {"seed": 5}))
+    spec = read_json(path / "spec.json")
+    write_json(path / "spec.json", spec | {"seed": 5}, sealed=True)
 
 
 def break_record(path: Path) -> None:
@@ -146,8 +147,8 @@ def test_a_damaged_run_is_listed_as_one_with_the_reason(root: Path, damage: Call
 
 def test_a_record_that_can_be_made_again_is_damage_and_one_of_no_judge_is_not(root: Path) -> None:
     path = only(root).folder
-    record = json.loads((path / "record.json").read_text())
-    (path / "record.json").write_text(json.dumps(record | {"evaluations": []}))
+    record = read_json(path / "record.json")
+    write_json(path / "record.json", record | {"evaluations": []}, sealed=True)
     assert (only(root).state, only(root).condensed) == ("interrupted", True)
     assert "No judge" in only(root).why
     (path / "record.json").unlink()
@@ -230,8 +231,8 @@ def test_a_run_says_which_artefacts_it_reads_once_it_has_prepared(root: Path) ->
     assert artifacts_of(only(root)) == []
     (path / "attempts.json").unlink()
     assert artifacts_of(only(root)) is None
-    cost = json.loads((path / "cost.json").read_text())
-    (path / "cost.json").write_text(json.dumps(cost | {"artifacts": {"k": {"key": "k", "kind": "expert"}}}))
+    cost = read_json(path / "cost.json")
+    write_json(path / "cost.json", cost | {"artifacts": {"k": {"key": "k", "kind": "expert"}}}, sealed=True)
     assert artifacts_of(only(root)) == [{"key": "k", "kind": "expert"}]
 
 

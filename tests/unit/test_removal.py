@@ -1,6 +1,5 @@
 """What can go from a runs folder: planned with sizes, never outside it, never half of something that looks whole."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ import torch
 
 from ddbench.errors import RunError
 from ddbench.evaluation.trained import TrainedNetwork
+from ddbench.files import read_json, write_json
 from ddbench.runs import removal, rundir
 from ddbench.runs.listing import Listed, list_runs, listed
 from ddbench.runs.removal import Piece, Plan, clean, delete, plan_cleaning, plan_deletion
@@ -279,20 +279,20 @@ def test_half_written_files_go_and_those_of_a_living_process_stay(root: Path) ->
 def artefact(root: Path, kind: str, key: str = KEY, seconds: float = 7200.0) -> Path:
     folder = root / "artifacts" / kind / key
     folder.mkdir(parents=True)
-    (folder / "artifact.json").write_text(json.dumps({"kind": kind, "identity": {}}))
-    (folder / "cost.json").write_text(json.dumps({"seconds": seconds}))
+    write_json(folder / "artifact.json", {"kind": kind, "identity": {}}, sealed=True)
+    write_json(folder / "cost.json", {"seconds": seconds}, sealed=True)
     (folder / "expert_0000.safetensors").write_bytes(bytes(1000))
     return folder
 
 
 def reads(path: Path, key: str) -> None:
     """Let a run have read an artefact."""
-    cost = json.loads((path / "cost.json").read_text())
+    cost = read_json(path / "cost.json")
     cost["artifacts"][key] = {"kind": "experts", "key": key}
-    (path / "cost.json").write_text(json.dumps(cost))
-    record = json.loads((path / "record.json").read_text())
+    write_json(path / "cost.json", cost, sealed=True)
+    record = read_json(path / "record.json")
     record["artifacts"] = [{"kind": "experts", "key": key}]
-    (path / "record.json").write_text(json.dumps(record))
+    write_json(path / "record.json", record, sealed=True)
 
 
 def test_artefacts_go_on_demand_once_no_unfinished_run_needs_them(root: Path) -> None:

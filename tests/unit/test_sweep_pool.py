@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ddbench.errors import ConfigError, RunError
+from ddbench.files import read_json
 from ddbench.runs import spec
 from ddbench.runs.batch import resolve_all, settled
 from ddbench.runs.devices import choose_device, visible_devices
@@ -297,7 +298,7 @@ def nobody_holds(place: Path) -> bool:
 
 
 def saved_steps(place: Path) -> list[int]:
-    return [json.loads(path.read_text())[-1]["steps"][1] for path in place.glob("runs/*/*/*/*/attempts.json")]
+    return [read_json(path)["attempts"][-1]["steps"][1] for path in place.glob("runs/*/*/*/*/attempts.json")]
 
 
 @pytest.mark.parametrize(
