@@ -79,58 +79,43 @@ def sweep(
         raise click.UsageError("--slurm needs --cluster slurm.")
     likely = likely_devices(device) if cluster == "local" and not dry_run and file.is_file() else []
     places = [place_of(likely[number % len(likely)]) for number in range(jobs or len(likely)) if likely]
+    # Before torch, which both take seconds to load.
     with started_ahead(places, runs_root / "jobs" / file.stem) as ahead:
-        _sweep(ctx, file, part, cluster, settings, jobs, dry_run, device, data_root, runs_root, as_json, quiet, ahead)
+        from ddbench.config import parse_assignments
+        from ddbench.runs.batch import settled
+        from ddbench.runs.devices import choose_device, visible_devices
+        from ddbench.sweep.grid import read_sweep, shard
+        from ddbench.sweep.tasks import tasks_of
 
-
-def _sweep(
-    ctx: click.Context,
-    file: Path,
-    part: str | None,
-    cluster: str,
-    settings: Sequence[str],
-    jobs: int | None,
-    dry_run: bool,
-    device: str,
-    data_root: Path,
-    runs_root: Path,
-    as_json: bool,
-    quiet: bool,
-    ahead: list[Process],
-) -> None:
-    from ddbench.config import parse_assignments
-    from ddbench.runs.batch import settled
-    from ddbench.runs.devices import choose_device, visible_devices
-    from ddbench.sweep.grid import read_sweep, shard
-    from ddbench.sweep.tasks import tasks_of
-
-    slurm = {
-        key.removeprefix("slurm_"): value for key, value in parse_assignments(settings, "--slurm KEY=VALUE").items()
-    }
-    requests = read_sweep(file)
-    if part is not None:
-        requests = shard(requests, part)
-    # Jobs of a cluster find their devices where they run.
-    here = choose_device(device if cluster == "local" else "auto")
-    if cluster == "local":
-        requests = settled(requests, data_root, here)
-    elif here.type == "cpu" and any(asked.precision is None for asked in requests):
-        note(
-            "Some runs leave the precision open, and this machine has no GPU: runs that were done on GPUs are not "
-            'recognised. Say precision = "tf32", or another, in the file.'
+        slurm = {
+            key.removeprefix("slurm_"): value for key, value in parse_assignments(settings, "--slurm KEY=VALUE").items()
+        }
+        requests = read_sweep(file)
+        if part is not None:
+            requests = shard(requests, part)
+        # Jobs of a cluster find their devices where they run.
+        here = choose_device(device if cluster == "local" else "auto")
+        if cluster == "local":
+            requests = settled(requests, data_root, here)
+        elif here.type == "cpu" and any(asked.precision is None for asked in requests):
+            note(
+                "Some runs leave the precision open, and this machine has no GPU: runs that were done on GPUs are not "
+                'recognised. Say precision = "tf32", or another, in the file.'
+            )
+        tasks = tasks_of(requests, data_root, here)
+        states = [task.status(runs_root) for task in tasks]
+        if cluster == "slurm":
+            _on_slurm(file, tasks, states, slurm, jobs, dry_run, device, data_root, runs_root, as_json)
+            return
+        if dry_run:
+            _print_states(tasks, states, runs_root, as_json)
+            return
+        outcomes = _here(
+            tasks, states, visible_devices(device), jobs, file, data_root, writable(runs_root), quiet, ahead
         )
-    tasks = tasks_of(requests, data_root, here)
-    states = [task.status(runs_root) for task in tasks]
-    if cluster == "slurm":
-        _on_slurm(file, tasks, states, slurm, jobs, dry_run, device, data_root, runs_root, as_json)
-        return
-    if dry_run:
-        _print_states(tasks, states, runs_root, as_json)
-        return
-    outcomes = _here(tasks, states, visible_devices(device), jobs, file, data_root, writable(runs_root), quiet, ahead)
-    _report(outcomes, as_json, ctx)
-    if any(outcome.state != "done" for outcome in outcomes):
-        ctx.exit(1)
+        _report(outcomes, as_json, ctx)
+        if any(outcome.state != "done" for outcome in outcomes):
+            ctx.exit(1)
 
 
 def _here(

@@ -68,8 +68,11 @@ class Process:
 @contextlib.contextmanager
 def started_ahead(places: Sequence[Place], logs: Path) -> Iterator[list[Process]]:
     """Processes that load while the sweep itself still does. Whoever takes one removes it from the list; the rest is
-    sent away at the end."""
-    processes = [Process.start(place, logs / f"worker-{number}.log") for number, place in enumerate(places)]
+    sent away at the end. None where their logs cannot be written, which the sweep finds out by itself."""
+    processes: list[Process] = []
+    with contextlib.suppress(OSError):
+        for number, place in enumerate(places):
+            processes.append(Process.start(place, logs / f"worker-{number}.log"))
     try:
         yield processes
     finally:

@@ -63,21 +63,27 @@ def label_look() -> Protocol:
     return native.model_copy(update={"options": native.options.model_copy(update={"steps": 100, "batch": 10})})
 
 
+def problem_of(seed: int, backbone: str, root: Path) -> Problem:
+    """One image per class of the digits."""
+    data = digits()
+    return Problem(
+        info=data.info,
+        train=data.train,
+        pixels=fit_pixels("standard", data.train, data.info),
+        backbone=build(backbone, data.train.shape, len(data.train.classes)),
+        ipc=1,
+        rng=Rng(seed),
+        device=torch.device("cpu"),
+        artifacts=ArtifactCache(root),
+    )
+
+
 def accuracy(method: str, root: Path, protocol: Protocol | None = None, backbone: str = "convnet-w16") -> float:
     """Mean over five sets of one image per class."""
     kind, data = load_object(GROUPS["method"], method), digits()
     sets = []
     for seed in SEEDS:
-        problem = Problem(
-            info=data.info,
-            train=data.train,
-            pixels=fit_pixels("standard", data.train, data.info),
-            backbone=build(backbone, data.train.shape, len(data.train.classes)),
-            ipc=1,
-            rng=Rng(seed),
-            device=torch.device("cpu"),
-            artifacts=ArtifactCache(root),
-        )
+        problem = problem_of(seed, backbone, root)
         synthetic = condense(kind(kind.Config(**OPTIONS.get(method, {}))), problem)
         scores = evaluate(synthetic, protocol or short_look(), problem, SealedTest(data.test), students=STUDENTS)
         sets.append(mean(score.accuracy for score in scores))
@@ -105,16 +111,7 @@ def test_learned_labels_beat_the_true_ones_on_the_same_images(tmp_path: Path) ->
     kind, data = load_object(GROUPS["method"], "ld"), digits()
     gains = []
     for seed in SEEDS:
-        problem = Problem(
-            info=data.info,
-            train=data.train,
-            pixels=fit_pixels("standard", data.train, data.info),
-            backbone=build("mlp", data.train.shape, len(data.train.classes)),
-            ipc=1,
-            rng=Rng(seed),
-            device=torch.device("cpu"),
-            artifacts=ArtifactCache(tmp_path),
-        )
+        problem = problem_of(seed, "mlp", tmp_path)
         learned = condense(kind(kind.Config(**OPTIONS["ld"])), problem)
         true = replace(learned, labels=one_hot(problem.class_labels().long(), problem.classes).float())
         means = [

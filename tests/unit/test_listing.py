@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from ddbench.errors import DataError, RunError
 from ddbench.files import read_json, write_json
@@ -28,28 +27,7 @@ from ddbench.runs.listing import (
 )
 from ddbench.runs.record import EvaluationPart
 from ddbench.runs.rundir import RunDir
-from ddbench.runs.runner import RunOptions, run
-from ddbench.runs.spec import Asked, resolve_spec
 from ddbench.runs.states import write_failure
-
-PROTOCOL = 'name = "tiny"\nbackbones = ["mlp"]\nstudents = 2\n[options]\nsteps = 2\nbatch = 16\n'
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs folder with one finished run: dm on digits."""
-    place = tmp_path_factory.mktemp("made")
-    (place / "tiny.toml").write_text(PROTOCOL)
-    asked = Asked("dm", "digits", ipc=1, protocols=[str(place / "tiny.toml")], assignments=["iterations=2"])
-    options = RunOptions(root=place / "runs", data_root=place, device=torch.device("cpu"), snapshots=3)
-    run(resolve_spec(asked, place), options)
-    return place / "runs"
-
-
-@pytest.fixture
-def root(made: Path, tmp_path: Path) -> Path:
-    shutil.copytree(made, tmp_path / "runs")
-    return tmp_path / "runs"
 
 
 def only(root: Path) -> Listed:

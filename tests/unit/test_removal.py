@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ddbench.errors import RunError
 from ddbench.evaluation.trained import TrainedNetwork
@@ -21,28 +20,8 @@ from ddbench.runs import removal, rundir
 from ddbench.runs.listing import Listed, list_runs, listed
 from ddbench.runs.removal import Piece, Plan, clean, delete, plan_cleaning, plan_deletion
 from ddbench.runs.rundir import RunDir
-from ddbench.runs.runner import RunOptions, run
-from ddbench.runs.spec import Asked, resolve_spec
 
-PROTOCOL = 'name = "tiny"\nbackbones = ["mlp"]\nstudents = 1\n[options]\nsteps = 2\nbatch = 16\n'
 KEY = "0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs folder with one finished run: dm on digits."""
-    place = tmp_path_factory.mktemp("made")
-    (place / "tiny.toml").write_text(PROTOCOL)
-    asked = Asked("dm", "digits", ipc=1, protocols=[str(place / "tiny.toml")], assignments=["iterations=2"])
-    options = RunOptions(root=place / "runs", data_root=place, device=torch.device("cpu"), snapshots=3)
-    run(resolve_spec(asked, place), options)
-    return place / "runs"
-
-
-@pytest.fixture
-def root(made: Path, tmp_path: Path) -> Path:
-    shutil.copytree(made, tmp_path / "runs")
-    return tmp_path / "runs"
 
 
 def only(root: Path) -> Listed:
