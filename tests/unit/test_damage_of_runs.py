@@ -149,6 +149,18 @@ def test_no_bit_of_a_file_of_ours_changes_without_a_word(finished: Path, data: s
 
 
 @pytest.mark.parametrize("name", sorted(JSON_FILES))
+def test_a_checksum_that_lost_its_name_is_no_file_of_an_earlier_version(finished: Path, name: str) -> None:
+    path, read = finished / name, JSON_FILES[name]
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole.replace(b'"checksum"', b'"bhecksum"'))
+        with pytest.raises(DdbenchError, match="its checksum is called 'bhecksum'"):
+            read(path)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", sorted(JSON_FILES))
 def test_files_of_earlier_versions_have_no_checksum(finished: Path, mend: Callable[[], object], name: str) -> None:
     path, read = finished / name, JSON_FILES[name]
     try:
