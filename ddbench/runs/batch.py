@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,13 @@ def resolve_all(requests: Iterable[Asked], data_root: Path, device: torch.device
     Raises: the first error of any of them, before anything has been started.
     """
     resolved = (resolve_spec(asked, data_root, device) for asked in requests)
-    return list({(r.spec.id, r.spec.protocols, r.spec.judges): r for r in resolved}.values())
+    return list({what_is_done(resolution): resolution for resolution in resolved}.values())
+
+
+def what_is_done(resolution: Resolution) -> Hashable:
+    """Alike for requests that one run answers: its set, and how that is judged."""
+    spec = resolution.spec
+    return spec.id, spec.protocols, spec.judges
 
 
 def settled(requests: Iterable[Asked], data_root: Path, device: torch.device) -> list[Asked]:

@@ -75,13 +75,13 @@ def kept_failure(folder: RunDir) -> Iterator[None]:
         raise
 
 
-def lost_cells(record: RunRecord, asked: Sequence[Cell]) -> list[str]:
-    """Why cells that were asked for have no accuracy, one sentence each. Others in the record do not matter."""
-    wanted = {(cell.protocol.digest, cell.backbone) for cell in asked}
+def lost_cells(record: RunRecord, asked: Sequence[Cell] | None = None) -> list[str]:
+    """Why cells that were asked for have no accuracy, one sentence each; all of the record's where none are named."""
+    wanted = None if asked is None else {(cell.protocol.digest, cell.backbone) for cell in asked}
     return [
         f"{e.protocol} with {e.backbone}: {e.failed}"
         for e in record.evaluations
-        if e.failed and (e.digest, e.backbone) in wanted
+        if e.failed and (wanted is None or (e.digest, e.backbone) in wanted)
     ]
 
 
@@ -125,7 +125,7 @@ def status_from(path: Path, record: RunRecord | None, asked: Sequence[Cell] | No
     # Without its set a run is done again, whatever its record says.
     if record is not None and (path / SET).is_file():
         if asked is None and any(e.accuracy or e.failed for e in record.evaluations):
-            lost = [f"{e.protocol} with {e.backbone}: {e.failed}" for e in record.evaluations if e.failed]
+            lost = lost_cells(record)
             return Status("failed" if len(lost) == len(record.evaluations) else "done", "\n".join(lost))
         if asked is not None and all(cell.in_record(record) for cell in asked):
             # Whoever asks leaves out what is done, so that nobody else would notice.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ddbench.errors import ConfigError, DdbenchError, RunError
 from ddbench.files import read_json, write_json
 from ddbench.runs.batch import Outcome
-from ddbench.runs.devices import visible_devices
+from ddbench.runs.devices import choose_device, visible_devices
 from ddbench.runs.places import place_of
 from ddbench.runs.signals import AGAIN, Interrupted
 from ddbench.runs.spec import Asked, resolve_spec
@@ -91,21 +91,23 @@ class SlurmJob:
         content = read_json(self.list_file)
         runs_root, data_root = Path(content["runs"]), Path(content["data"])
         listed = content["requests"] if self.run is None else [content["requests"][self.run]]
-        device = visible_devices(content["device"])
-        tasks, outcomes = [], []
+        devices = visible_devices(content["device"])
+        # An open precision follows the device, for the workers and so for the folders that are looked at here.
+        here = choose_device(content["device"])
+        tasks, lost = [], []
         for entry in listed:
             asked = asked_from_json(entry["asked"])
             try:
-                tasks.append(Task(asked, resolve_spec(asked, data_root)))
+                tasks.append(Task(asked, resolve_spec(asked, data_root, here)))
             except DdbenchError as error:
                 # Here, and not where it was submitted: data that this node lacks, say.
                 write_failure(runs_root / entry["folder"], error)
                 _say(f"failed: {runs_root / entry['folder']}: {error}")
-                outcomes.append(error)
-        board = Board([task.name for task in tasks], [task.kind for task in tasks], len(device))
+                lost.append(error)
+        board = Board([task.name for task in tasks], [task.kind for task in tasks], len(devices))
         pool = Pool(
             tasks,
-            [place_of(name) for name in device],
+            [place_of(name) for name in devices],
             runs_root,
             data_root,
             self.list_file.parent / f"workers-{_job_id()}",
@@ -115,8 +117,8 @@ class SlurmJob:
             grace_seconds=content["grace_seconds"],
         )
         done = pool.work() if tasks else []
-        if outcomes:
-            raise RunError(f"{len(outcomes)} of {len(listed)} runs cannot be done on this node; the reasons are above.")
+        if lost:
+            raise RunError(f"{len(lost)} of {len(listed)} runs cannot be done on this node; the reasons are above.")
         return done
 
     def _settled(self, task: Task, root: Path, submitted: str) -> Status | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ddbench.errors import RunError
-from ddbench.runs.batch import Outcome, asked_of
+from ddbench.runs.batch import Outcome, asked_of, what_is_done
 from ddbench.runs.record import read_record
 from ddbench.runs.spec import CPU, Asked, Resolution, resolve_spec
 from ddbench.runs.states import Status, status_of
@@ -57,5 +57,4 @@ def tasks_of(requests: Iterable[Asked], data_root: Path, device: torch.device = 
     Raises: the first error of any of them, before anything has been started.
     """
     resolved = (Task(asked, resolve_spec(asked, data_root, device)) for asked in requests)
-    by_run = {(t.resolution.spec.id, t.resolution.spec.protocols, t.resolution.spec.judges): t for t in resolved}
-    return list(by_run.values())
+    return list({what_is_done(task.resolution): task for task in resolved}.values())

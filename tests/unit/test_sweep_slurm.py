@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from ddbench.errors import DataError
 from ddbench.runs.signals import AGAIN
 from ddbench.runs.spec import Asked, resolve_spec
 from ddbench.runs.states import status_of
@@ -56,6 +58,22 @@ def test_data_that_a_node_lacks_is_a_failure_in_the_run_and_in_the_log(
     out = capsys.readouterr().out
     assert status.why in out
     assert "Traceback" not in out
+
+
+def test_an_open_precision_follows_the_device_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does in the worker, or the outcome would be looked for in the folder of another run."""
+    seen: list[torch.device] = []
+
+    def resolve(asked: Asked, data_root: Path, device: torch.device) -> None:
+        seen.append(device)
+        raise DataError("far enough")
+
+    monkeypatch.setattr(slurm, "visible_devices", lambda name: ["cuda:0"])
+    monkeypatch.setattr(slurm, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(slurm, "resolve_spec", resolve)
+    with pytest.raises(SystemExit):
+        SlurmJob(listed(tmp_path, (Asked("random", "digits"), "digits/x")), 0)()
+    assert seen == [torch.device("cuda")]
 
 
 def test_a_damaged_list_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +137,6 @@ def test_a_job_that_slurm_does_not_queue_again_says_what_to_do(
 
 
 def test_a_shared_list_leaves_out_what_others_did_or_tried(tmp_path: Path) -> None:
-    from ddbench.errors import DataError
     from ddbench.runs.states import write_failure
     from ddbench.sweep.tasks import Task
 
