@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddbench.estimate import Estimate, estimate
+from ddbench.costs.estimate import Estimate, estimate
 from ddbench.evaluation.krr import KRRTrainer
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trainer import Job, Predictor
