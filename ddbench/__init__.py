@@ -12,10 +12,10 @@ from typing import Any
 _HOMES = {
     "ArtifactCache": "ddbench.artifacts",
     "Artifact": "ddbench.artifacts",
-    "Backbone": "ddbench.backbones.base",
+    "Backbone": "ddbench.backbones.backbone",
     "Choice": "ddbench.synthetic",
     "Validation": "ddbench.method",
-    "Variables": "ddbench.backbones.base",
+    "Variables": "ddbench.backbones.variables",
     "MethodConfig": "ddbench.config",
     "condense": "ddbench.loop",
     "drive": "ddbench.loop",

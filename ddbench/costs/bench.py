@@ -22,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 
-from ddbench.backbones.base import Backbone, Variables
+from ddbench.backbones.backbone import Backbone
+from ddbench.backbones.variables import Variables
 from ddbench.config import preset_layers, resolve
 from ddbench.data.catalogue import CATALOGUE
-from ddbench.data.sources import Dataset
+from ddbench.data.dataset import Dataset
 from ddbench.data.tensors import DatasetTensors
 from ddbench.engine import lockstep
 from ddbench.engine.precision import Precision

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.overrides import TorchFunctionMode
 
-from ddbench.backbones.base import Backbone, Variables
-from ddbench.engine.change import Change, cross_entropy_change, plain_cross_entropy_change
+from ddbench.backbones.backbone import Backbone
+from ddbench.backbones.tangent_blocks import Change, cross_entropy_change, plain_cross_entropy_change
+from ddbench.backbones.variables import Variables
 from ddbench.engine.program import Fuse, channels_last, weights_laid_out
 
 Tensors = dict[str, Tensor]

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddbench.backbones.base import Backbone, Variables
+from ddbench.backbones.backbone import Backbone
+from ddbench.backbones.variables import Variables
 from ddbench.engine.augment import Draw, apply
 from ddbench.engine.program import channels_last, compiled, weights_laid_out, worth_compiling
 

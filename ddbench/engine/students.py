@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, optim
 from torch.func import grad, vmap
 
-from ddbench.backbones.base import Backbone, Variables
+from ddbench.backbones.backbone import Backbone
+from ddbench.backbones.variables import Variables
 from ddbench.engine.lockstep import Lockstep
-from ddbench.engine.memory import keep_memory
+from ddbench.engine.program import keep_memory
 
 if TYPE_CHECKING:
     from ddbench.evaluation.plan import Step, TrainingPlan

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.func import grad, grad_and_value, jvp
 
-from ddbench.backbones.base import Backbone, Variables
-from ddbench.engine.change import cross_entropy_change, plain_cross_entropy_change
+from ddbench.backbones.backbone import Backbone
+from ddbench.backbones.tangent_blocks import cross_entropy_change, plain_cross_entropy_change
+from ddbench.backbones.variables import Variables
 from ddbench.engine.program import Fuse, channels_last, weights_laid_out
 
 Params = dict[str, Tensor]

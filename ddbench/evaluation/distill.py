@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddbench.backbones import names as backbones
-from ddbench.backbones.base import Variables
+from ddbench.backbones.variables import Variables
 from ddbench.errors import ConfigError
 from ddbench.evaluation.plan import TrainingPlan, plan
 from ddbench.evaluation.protocol import DistillOptions

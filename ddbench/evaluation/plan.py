@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddbench.backbones.base import Backbone
+from ddbench.backbones.backbone import Backbone
 from ddbench.engine.augment import Draw, draw_many, join, resolve_strategy
 from ddbench.engine.decode import decode
 from ddbench.errors import ConfigError, DataError

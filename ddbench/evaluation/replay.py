@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ddbench.backbones.base import Variables
+from ddbench.backbones.variables import Variables
 from ddbench.errors import ConfigError
 from ddbench.evaluation.plan import Block, TrainingPlan, plan
 from ddbench.evaluation.protocol import Protocol, ReplayOptions, SGDOptions

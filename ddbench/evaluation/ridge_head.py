@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, optim
 
-from ddbench.backbones.base import Variables
+from ddbench.backbones.variables import Variables
 from ddbench.engine.regression import ridge_map, with_ones
 from ddbench.errors import ConfigError
 from ddbench.evaluation.plan import TrainingPlan, plan

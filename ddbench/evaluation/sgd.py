@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
 
-from ddbench.backbones.base import Variables
+from ddbench.backbones.variables import Variables
 from ddbench.engine.students import footprint, predict, students_together, train_students
 from ddbench.evaluation.plan import TrainingPlan, plan
 from ddbench.evaluation.protocol import SGDOptions, TrainerOptions

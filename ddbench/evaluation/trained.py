@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ddbench.artifacts import Artifact
-from ddbench.backbones.base import Variables
+from ddbench.backbones.variables import Variables
 from ddbench.engine.augment import resolve_strategy
 from ddbench.engine.students import train_students
 from ddbench.evaluation.plan import plan

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ddbench.artifacts import TELL_SECONDS, Artifact, outside_identity
-from ddbench.backbones.base import Variables
+from ddbench.backbones.variables import Variables
 from ddbench.engine.augment import resolve_strategy
 from ddbench.engine.lockstep import Lockstep
 from ddbench.engine.students import footprint, students_together

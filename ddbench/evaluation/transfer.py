@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
-from ddbench.backbones.base import Backbone, Variables
+from ddbench.backbones.backbone import Backbone
+from ddbench.backbones.variables import Variables
 from ddbench.engine.decode import decode
 from ddbench.errors import DivergedError
 from ddbench.evaluation.krr import regression_targets

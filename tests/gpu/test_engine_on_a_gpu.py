@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ddbench.engine.lockstep as lockstep
-from ddbench.backbones.base import Variables
+from ddbench.backbones.variables import Variables
 from ddbench.engine.students import train_students
 from ddbench.evaluation.plan import TrainingPlan, plan
 from ddbench.evaluation.protocol import Protocol, SGDOptions

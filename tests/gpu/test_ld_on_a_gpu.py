@@ -9,7 +9,7 @@ import torch
 
 import ddbench.engine.lockstep as lockstep
 import ddbench.engine.program as program
-from ddbench.backbones.base import Variables
+from ddbench.backbones.variables import Variables
 from ddbench.engine.students import train_students
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS

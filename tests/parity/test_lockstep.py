@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ddbench.artifacts import ArtifactCache
-from ddbench.backbones.base import Variables
 from ddbench.backbones.names import build
+from ddbench.backbones.variables import Variables
 from ddbench.data.pixels import fit_pixels
 from ddbench.data.toy import toy
 from ddbench.engine.augment import ALL_OPS, OPS, apply, independent, siamese

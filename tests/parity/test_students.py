@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from ddbench import Backbone, Rng, Variables
-from ddbench.backbones.base import Shape, from_module
+from ddbench.backbones.foreign import from_module
 from ddbench.backbones.names import build
+from ddbench.backbones.variables import Shape
 from ddbench.engine.students import footprint, predict, students_together, train_students
 from ddbench.evaluation.plan import TrainingPlan
 from ddbench.evaluation.protocol import SGDOptions

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddbench.backbones.base import Variables
 from ddbench.backbones.names import build
+from ddbench.backbones.variables import Variables
 from ddbench.costs import bench
 from ddbench.costs.bench import (
     Asked,
@@ -31,7 +31,7 @@ from ddbench.costs.bench import (
 )
 from ddbench.costs.estimate import Phase, estimate
 from ddbench.engine.augment import ALL_OPS, draw_many
-from ddbench.engine.memory import keep_memory
+from ddbench.engine.program import keep_memory
 from ddbench.engine.students import train_students
 from ddbench.errors import ConfigError, RunError
 from ddbench.evaluation.plan import TrainingPlan

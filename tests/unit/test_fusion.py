@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from ddbench.backbones.base import Backbone, Fused, Variables
+from ddbench.backbones.backbone import Backbone, Fused
 from ddbench.backbones.fusion import FirstLayer, Held, InstanceNorm, fuse
 from ddbench.backbones.names import build
+from ddbench.backbones.variables import Variables
 from ddbench.engine.gradients import class_gradients
 from ddbench.rng import Rng
 

@@ -19,14 +19,15 @@ ROWS = [
     {"evaluation"},
     {"loop", "initial"},
     {"method", "synthetic", "problem", "artifacts"},
-    {"engine", "backbones", "data"},
+    {"ntk", "backbones", "data"},
+    {"engine"},
     {"plugins", "files", "fields", "text", "rng", "config", "errors"},
 ]
 HEIGHT = {unit: -row for row, units in enumerate(ROWS) for unit in units}
 STRANGERS = list(itertools.permutations(("sweep", "leaderboard", "testing", "costs"), 2))
 # A file given by path holds one method if it holds one subclass of Method: known only once the file was imported.
 EXCEPTIONS = {("plugins", "method")}
-FOR_METHODS = {"", "engine", "initial", "errors", "artifacts", "config", "files", "evaluation", "backbones", "data"}
+FOR_METHODS = {"", "engine", "ntk", "initial", "errors", "artifacts", "config", "files", "evaluation", "backbones", "data"}
 
 SUITE = Path(str(ddbench.__file__)).parent
 METHODS = Path(str(ddbench_methods.__file__)).parent

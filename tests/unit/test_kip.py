@@ -15,8 +15,7 @@ from ddbench.backbones.names import build
 from ddbench.config import preset_layers, resolve
 from ddbench.data.pixels import fit_pixels
 from ddbench.data.sources import load
-from ddbench.engine import kernel_regression
-from ddbench.engine.kernels import architecture, kernel
+from ddbench.engine.regression import centred, ridge_weights
 from ddbench.errors import ConfigError, DivergedError
 from ddbench.evaluation.evaluate import SealedTest, evaluate, trainer_of
 from ddbench.evaluation.krr import regression_targets
@@ -25,6 +24,8 @@ from ddbench.evaluation.trainer import Job
 from ddbench.evaluation.transfer import FiniteWidthTrainer, largest_lr
 from ddbench.evaluation.validation import VALIDATION
 from ddbench.loop import drive
+from ddbench.ntk.architectures import architecture
+from ddbench.ntk.kernel import kernel
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs.evaluating import cells
 from ddbench.runs.runner import RunOptions, run
@@ -240,9 +241,9 @@ def test_label_solve_says_how_many_steps_it_takes_and_snapshots_are_solved(tmp_p
     # In between, the best labels for the images so far.
     ridge, first = float(method.config.ridge), torch.arange(50)
     own = problem.real.take(state.indices).double()
-    weights = kernel_regression.ridge_weights(fc1(own), torch.eye(len(own)).double(), ridge)
+    weights = ridge_weights(fc1(own), torch.eye(len(own)).double(), ridge)
     predicts = fc1(problem.real.take(first).double(), own) @ weights
-    targets = kernel_regression.centred(problem.real.labels[first], problem.classes).double()
+    targets = centred(problem.real.labels[first], problem.classes).double()
     best = torch.linalg.lstsq(predicts, targets, driver="gelsd").solution
     assert ((predicts @ labels[1].double()) - predicts @ best).norm() < 1e-3 * targets.norm()
 

@@ -10,9 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddbench.engine import kernels
-from ddbench.engine.kernels import Band, Full, Gram, TorchBlocks, architecture, gram, kernel, variances
 from ddbench.errors import ConfigError
+from ddbench.ntk import blocks as ntk_blocks
+from ddbench.ntk import kernel as kernels
+from ddbench.ntk.architectures import architecture, resolutions
+from ddbench.ntk.blocks import TorchBlocks
+from ddbench.ntk.gram import Gram, gram
+from ddbench.ntk.kernel import kernel, variances
+from ddbench.ntk.layouts import Band, Full, all_is_less, layouts_of
 
 CPU = torch.device("cpu")
 
@@ -170,7 +175,7 @@ def test_a_band_of_offsets_is_exact(name: str, size: tuple[int, int]) -> None:
 def test_all_pairs_are_taken_where_they_are_fewer_than_the_band() -> None:
     network = architecture("convnet")
     for size, less in (((8, 8), True), ((16, 16), False), ((32, 32), False)):
-        assert kernels._all_is_less(network, kernels.resolutions(network, *size)) == less
+        assert all_is_less(network, resolutions(network, *size)) == less
     x, y = noise(3, 2, 1, 8, 8), noise(4, 3, 1, 8, 8)
     found, full = kernel(network, x, y), kernel(network, x, y, full=True)
     assert torch.equal(found.ntk, full.ntk)
@@ -180,7 +185,7 @@ def test_all_pairs_are_taken_where_they_are_fewer_than_the_band() -> None:
 
 def test_the_band_is_as_narrow_as_the_card_says() -> None:
     network = architecture("convnet")
-    layouts = kernels._layouts(network, kernels.resolutions(network, 32, 32), False)
+    layouts = layouts_of(network, resolutions(network, 32, 32), False)
     assert [layout.partners for layout in layouts] == [(15, 15), (7, 7), (3, 3), (1, 1)]
     assert [layout.entries for layout in layouts] == [230_400, 12_544, 576, 16]
     assert [int(layout.mask(torch.zeros(())).sum()) for layout in layouts] == [179_776, 10_000, 484, 16]  # type: ignore[union-attr]
@@ -329,7 +334,7 @@ def test_an_unknown_backend_is_refused() -> None:
 def test_without_the_library_its_backend_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import sys
 
-    monkeypatch.delitem(sys.modules, "ddbench.engine.kernels_nt", raising=False)
+    monkeypatch.delitem(sys.modules, "ddbench.ntk.neural_tangents", raising=False)
     monkeypatch.setitem(sys.modules, "neural_tangents", None)
     with pytest.raises(ConfigError, match=r"cannot be used .*pip install 'ddbench\[ntk\]'"):
         gram("fc1", (3, 8, 8), CPU, backend="neural-tangents")
@@ -361,7 +366,7 @@ def test_a_regression_in_one_pass_is_autograd_through_the_whole_kernel(name: str
 
 def test_a_regression_computes_no_kernel_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(kernels, "kernel", lambda *args, **more: calls.append(1) or kernel(*args, **more))
+    monkeypatch.setattr(ntk_blocks, "kernel", lambda *args, **more: calls.append(1) or kernel(*args, **more))
     for memory, expected in ((1 << 40, 1), (1, 2 * 4 * 3)):
         calls.clear()
         x, weights = noise(23, 4, 1, 2, 2).requires_grad_(), noise(24, 4, 2)

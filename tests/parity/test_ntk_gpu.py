@@ -13,18 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddbench.engine import kernels
-from ddbench.engine.kernels import (
-    BIAS_VARIANCE,
-    Architecture,
-    Band,
-    Gram,
-    TorchBlocks,
-    _Relu,
-    architecture,
-    kernel,
-    variances,
-)
+from ddbench.ntk import blocks as ntk_blocks
+from ddbench.ntk import kernel as kernels
+from ddbench.ntk.architectures import BIAS_VARIANCE, Architecture, architecture
+from ddbench.ntk.blocks import TorchBlocks
+from ddbench.ntk.gram import Gram
+from ddbench.ntk.kernel import _Relu, kernel, variances
+from ddbench.ntk.layouts import Band
 
 pytest.importorskip("triton")
 
@@ -60,7 +55,8 @@ def test_a_network_in_stages_is_the_network(name: str, same: bool, monkeypatch: 
     x, y = torch.randn(2, 3, 2, 9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     network, found = architecture(name), []
     for module in (None, PLAIN):
-        monkeypatch.setattr(kernels, "_one_pass", lambda *_, module=module: module)
+        for user in (kernels, ntk_blocks):
+            monkeypatch.setattr(user, "one_pass", lambda *_, module=module: module)
         leaf = x.clone().requires_grad_()
         value = kernel(network, leaf, x if same else y, same=same, full=False)
         found.append((*value, *torch.autograd.grad(value.ntk.square().sum(), leaf)))
@@ -69,7 +65,7 @@ def test_a_network_in_stages_is_the_network(name: str, same: bool, monkeypatch: 
 
 def check(first: bool, pool: bool, same: bool) -> None:
     """Values and gradients of one stage, ours against torch's, in float32."""
-    from ddbench.engine import kernels_fused
+    from ddbench.ntk import gpu as kernels_fused
 
     band, after = Band(2, 2, 1, 1), Band(1, 1, 0, 0) if pool else None
     generator = torch.Generator().manual_seed(1)
@@ -107,12 +103,12 @@ def check_network(name: str, shape: tuple[int, int, int], first: int, second: in
 
     Without images on the second side it is the first side's own kernel.
     """
-    from ddbench.engine import kernels_fused
+    from ddbench.ntk import gpu as kernels_fused
 
     def fits(network: Architecture, channels: int, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
         return kernels_fused if dtype == torch.float32 else None
 
-    kernels._one_pass = fits  # as on a GPU; this process ends with the check
+    kernels.one_pass = ntk_blocks.one_pass = fits  # as on a GPU; this process ends with the check
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(first, *shape, generator=generator).requires_grad_()
     y = torch.randn(second, *shape, generator=generator) if second else None

@@ -18,7 +18,7 @@ POOL = {"none": lambda x: x, "avg": lambda x: F.avg_pool2d(x, 2), "max": lambda 
 
 @pytest.fixture(scope="module")
 def fused() -> types.ModuleType:
-    from ddbench.engine import fused
+    from ddbench.engine.gpu import layers as fused
 
     return fused
 
@@ -110,14 +110,14 @@ def test_the_first_layer_refuses_a_gradient_that_it_does_not_have(fused: types.M
 
 @pytest.mark.parametrize("size", [(3, 32, 32), (1, 28, 28), (3, 12, 20)])
 @pytest.mark.parametrize("op", [-1, *range(len(OPS))])
-def test_one_kernel_augments_as_the_operations_one_by_one(
-    fused: types.ModuleType, size: tuple[int, int, int], op: int
-) -> None:
+def test_one_kernel_augments_as_the_operations_one_by_one(size: tuple[int, int, int], op: int) -> None:
+    from ddbench.engine.gpu import augment as gpu_augment
+
     images, u = numbers(2, 3, *size), torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(1))
     ops = torch.tensor([op, (op + 3) % len(OPS)])
     for rows, corners in ((3, False), (1, True)):
         draw = Draw(ops, u[:, :rows], corners)
-        assert torch.allclose(fused.augment(images, ops, draw.numbers, corners), apply(draw, images), atol=1e-4)
+        assert torch.allclose(gpu_augment.augment(images, ops, draw.numbers, corners), apply(draw, images), atol=1e-4)
 
 
 def test_kernels_know_what_does_not_fit(fused: types.ModuleType) -> None:

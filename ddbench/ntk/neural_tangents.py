@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddbench.engine.kernels import BIAS_VARIANCE, WEIGHT_VARIANCE, Architecture, Blocks
 from ddbench.errors import ConfigError
+from ddbench.ntk.architectures import BIAS_VARIANCE, WEIGHT_VARIANCE, Architecture
+from ddbench.ntk.blocks import Blocks
 
 try:
     import jax

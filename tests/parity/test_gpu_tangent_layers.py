@@ -22,7 +22,7 @@ EPS = 0.1
 
 @pytest.fixture(scope="module")
 def fused_change() -> types.ModuleType:
-    from ddbench.engine import fused_change
+    from ddbench.engine.gpu import tangent_layers as fused_change
 
     return fused_change
 

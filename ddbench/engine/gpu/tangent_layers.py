@@ -22,17 +22,17 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from ddbench.engine.fused import (
-    _POOLINGS,
+from ddbench.engine.gpu.tiles import (
+    POOLINGS,
     Pooling,
-    _affine,
-    _put,
-    _slope,
-    _statistics,
-    _tile,
-    _tiles,
-    _warps,
+    affine,
     fits,
+    load_tiles,
+    map_statistics,
+    pooled_slope,
+    put_pooled,
+    tile_of,
+    warps_of,
 )
 
 # Values and tangents in a thread; their gradients are as many again without pooling.
@@ -54,9 +54,9 @@ def _centred(a, b, c, d, inside, pixels: tl.constexpr):
 @triton.jit
 def _normalised(x, dx, image, channels, i, j, inside, eps, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
     """Normalised values and their tangents, four tiles each; the scale; and how fast its logarithm shrinks."""
-    a, b, c, d = _tiles(x, image, channels, i, j, inside, C, H, W)
-    ta, tb, tc, td = _tiles(dx, image, channels, i, j, inside, C, H, W)
-    a, b, c, d, _, scale = _statistics(a, b, c, d, inside, H * W, eps)
+    a, b, c, d = load_tiles(x, image, channels, i, j, inside, C, H, W)
+    ta, tb, tc, td = load_tiles(dx, image, channels, i, j, inside, C, H, W)
+    a, b, c, d, _, scale = map_statistics(a, b, c, d, inside, H * W, eps)
     ta, tb, tc, td = _centred(ta, tb, tc, td, inside, H * W)
     along = tl.sum(a * ta + b * tb + c * tc + d * td, 0) / (H * W)
     s, q = scale[None, :], along[None, :]
@@ -77,7 +77,7 @@ def _vector(x, channels, C: tl.constexpr):
 def _affine_tangent(x, t, weight, bias, dweight, dbias, RELU: tl.constexpr):
     change = t * weight[None, :] + x * dweight[None, :] + dbias[None, :]
     if RELU:
-        change = tl.where(_affine(x, weight, bias, False) > 0, change, 0.0)
+        change = tl.where(affine(x, weight, bias, False) > 0, change, 0.0)
     return change
 
 
@@ -94,8 +94,13 @@ def _change_forward(x, dx, weight, bias, dweight, dbias, out, eps, C: tl.constex
     dw, ds = _vector(dweight, channels, C), _vector(dbias, channels, C)
     ta, tb = _affine_tangent(a, ta, w, s, dw, ds, RELU), _affine_tangent(b, tb, w, s, dw, ds, RELU)
     tc, td = _affine_tangent(c, tc, w, s, dw, ds, RELU), _affine_tangent(d, td, w, s, dw, ds, RELU)
-    a, b, c, d = _affine(a, w, s, RELU), _affine(b, w, s, RELU), _affine(c, w, s, RELU), _affine(d, w, s, RELU)
-    _put(out, a, b, c, d, image, channels, i, j, inside, C, H, W, POOL)
+    a, b, c, d = (
+        affine(a, w, s, RELU),
+        affine(b, w, s, RELU),
+        affine(c, w, s, RELU),
+        affine(d, w, s, RELU),
+    )
+    put_pooled(out, a, b, c, d, image, channels, i, j, inside, C, H, W, POOL)
     if POOL == 2:
         # The tangent of the first of the largest, which is then the largest of four equal ones.
         most = tl.maximum(tl.maximum(a, b), tl.maximum(c, d))
@@ -103,7 +108,7 @@ def _change_forward(x, dx, weight, bias, dweight, dbias, out, eps, C: tl.constex
         tb = ta
         tc = ta
         td = ta
-    _put(out, ta, tb, tc, td, image + images, channels, i, j, inside, C, H, W, POOL)
+    put_pooled(out, ta, tb, tc, td, image + images, channels, i, j, inside, C, H, W, POOL)
 
 
 @triton.jit
@@ -118,8 +123,8 @@ def _change_backward(x, dx, weight, bias, dweight, grad, out, partial, eps, C: t
     a, b, c, d, ta, tb, tc, td, scale, turn = _normalised(x, dx, image, channels, i, j, inside, eps, C, H, W)
     w, s, dw = _vector(weight, channels, C), _vector(bias, channels, C), _vector(dweight, channels, C)
     # Both at once: the block waits for memory only twice.
-    ga, gb, gc, gd = _slope(a, b, c, d, w, s, grad, image, channels, i, j, inside, C, H, W, RELU, POOL)
-    ha, hb, hc, hd = _slope(a, b, c, d, w, s, grad, image + images, channels, i, j, inside, C, H, W, RELU, POOL)
+    ga, gb, gc, gd = pooled_slope(a, b, c, d, w, s, grad, image, channels, i, j, inside, C, H, W, RELU, POOL)
+    ha, hb, hc, hd = pooled_slope(a, b, c, d, w, s, grad, image + images, channels, i, j, inside, C, H, W, RELU, POOL)
     of_bias = tl.sum(ga + gb + gc + gd, 0)
     of_weight = tl.sum(ga * a + gb * b + gc * c + gd * d + ha * ta + hb * tb + hc * tc + hd * td, 0)
     along = (tl.sum(ha * a + hb * b + hc * c + hd * d, 0) / (H * W))[None, :]
@@ -131,16 +136,16 @@ def _change_backward(x, dx, weight, bias, dweight, grad, out, partial, eps, C: t
     v = (scale * (dw - w * turn))[None, :]
     ga, gb = r * (ga - m - a * q - ta * along) + v * ha, r * (gb - m - b * q - tb * along) + v * hb
     gc, gd = r * (gc - m - c * q - tc * along) + v * hc, r * (gd - m - d * q - td * along) + v * hd
-    _put(out, ga, gb, gc, gd, image, channels, i, j, inside, C, H, W, 0)
-    _put(out, r * ha, r * hb, r * hc, r * hd, image + images, channels, i, j, inside, C, H, W, 0)
+    put_pooled(out, ga, gb, gc, gd, image, channels, i, j, inside, C, H, W, 0)
+    put_pooled(out, r * ha, r * hb, r * hc, r * hd, image + images, channels, i, j, inside, C, H, W, 0)
 
 
 def _pair_tile(channels: int, pixels: int) -> tuple[int, int, int]:
     """Positions and channels of a block, and its warps."""
-    positions, block = _tile(channels, pixels)
+    positions, block = tile_of(channels, pixels)
     # With tangents, half the channels are as many numbers; 8 are the least that fill a sector of memory.
     block = max(8, block // 2)
-    return positions, block, _warps(8 * positions * block, NUMBERS)
+    return positions, block, warps_of(8 * positions * block, NUMBERS)
 
 
 def change_fits(channels: int, height: int, width: int) -> bool:
@@ -165,7 +170,7 @@ def norm_act_pool_change(
     positions, block, warps = _pair_tile(channels, height * width)
     _change_forward[(n, triton.cdiv(channels, block))](
         x, dx, weight, bias, dweight, dbias, pair, eps, channels, height, width, positions, block, relu,
-        _POOLINGS.index(pool), num_stages=1, num_warps=warps,
+        POOLINGS.index(pool), num_stages=1, num_warps=warps,
     )  # fmt: skip
     return pair
 
@@ -182,6 +187,6 @@ def norm_act_pool_change_gradients(
     positions, block, warps = _pair_tile(channels, height * width)
     _change_backward[(n, triton.cdiv(channels, block))](
         x, dx, weight, bias, dweight, grad.contiguous(memory_format=torch.channels_last), out, partial, eps, channels,
-        height, width, positions, block, relu, _POOLINGS.index(pool), num_stages=1, num_warps=warps,
+        height, width, positions, block, relu, POOLINGS.index(pool), num_stages=1, num_warps=warps,
     )  # fmt: skip
     return out, partial.sum(0)

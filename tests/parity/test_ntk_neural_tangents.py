@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from ddbench.engine.kernels import gram
+from ddbench.ntk.gram import gram
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -44,8 +44,8 @@ def test_values_and_gradients_are_those_of_the_library(name: str, dtype: torch.d
 
 
 def test_the_memory_of_a_pair_is_bounded() -> None:
-    from ddbench.engine.kernels import architecture
-    from ddbench.engine.kernels_nt import NeuralTangentsBlocks
+    from ddbench.ntk.architectures import architecture
+    from ddbench.ntk.neural_tangents import NeuralTangentsBlocks
 
     sizes = [
         NeuralTangentsBlocks(architecture(name), (3, 32, 32), torch.float32).bytes_per_pair

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import jvp
 
-from ddbench.backbones.base import Backbone, Variables
+from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.fusion import change
 from ddbench.backbones.names import build
-from ddbench.engine.change import cross_entropy_change
+from ddbench.backbones.tangent_blocks import cross_entropy_change
+from ddbench.backbones.variables import Variables
 from ddbench.rng import Rng
 
 CHAINS = ["convnet-d2-w8", "convnet-d3-w8-max", "convnet-d2-w8-np"]

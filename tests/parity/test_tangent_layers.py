@@ -8,8 +8,8 @@ from torch.func import grad, jvp
 
 from ddbench import Rng, Variables
 from ddbench.backbones import build, from_module
+from ddbench.backbones.tangent_layers import _max_pool, _of_shifted, known
 from ddbench.engine.program import compiled
-from ddbench.engine.tangents import _max_pool, _of_shifted, known
 
 NETWORKS = [
     ("mlp", (1, 8, 8)),

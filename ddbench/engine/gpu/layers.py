@@ -4,7 +4,7 @@
 Instance norm (Ulyanov et al., arXiv 1607.08022), activation and 2x2 pooling are one kernel, forward and backward: a
 map of one image and a few channels is read once and stays in registers. The first convolution sees three channels, so
 that computing it costs less than writing it down; it joins the kernel, and its output is computed again for the
-gradient. Augmentation is one kernel too.
+gradient.
 
 Gradients are first-order: whoever differentiates twice uses the plain layers. Import this module only where CUDA and
 Triton are.
@@ -13,23 +13,27 @@ Triton are.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from ddbench.engine import augment as plain
-
-Pooling = Literal["none", "avg", "max"]
-
-Rounding = Literal["fp32", "tf32", "bf16"]
+from ddbench.engine.gpu.tiles import (
+    POOLINGS,
+    Pooling,
+    Rounding,
+    affine,
+    fits,
+    load_tiles,
+    map_statistics,
+    pooled_slope,
+    put_pooled,
+    tile_of,
+    warps_of,
+)
 
 # What follows was measured on an H100 (docs/pages/concepts/engine.md).
-# Numbers of a map in one thread block: few, so that few threads have to agree on a mean; more where the map is large,
-# so that a block still reads whole lines of memory.
-SMALL_TILE, LARGE_TILE, LARGE_MAP = 4096, 8192, 256
 # Numbers in a thread.
 NUMBERS = 64
 # The first layer: channels and warps of a block; channels, positions at once and warps in its gradient.
@@ -37,106 +41,8 @@ FIRST = 32, 8
 FIRST_BACK = 64, 32, 8
 # Blocks that fill the device, and images that one goes through at most, so that partial sums are few.
 FILLING_BLOCKS, MOST_IMAGES = 132, 4
-# Larger maps leave too few channels a block for whole sectors of memory.
-MOST_PIXELS = 4096
 # Numbers that the first convolution reads for a pixel, and the constant one.
 MOST_INPUTS = 32
-
-_POOLINGS: tuple[Pooling, ...] = ("none", "avg", "max")
-
-
-# Below, a map [H, W] is four tiles: the pixels of even and odd rows and columns, so that a 2x2 window is the same
-# position in all four.
-
-
-@triton.jit
-def _tiles(x, image, channels, i, j, inside, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
-    """The four tiles of a map [H, W, C] at some positions and channels."""
-    x += image * (H * W * C)
-    at = ((2 * i * W + 2 * j) * C)[:, None] + channels[None, :]
-    a = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(x + at + C, mask=inside, other=0.0).to(tl.float32)
-    c = tl.load(x + at + W * C, mask=inside, other=0.0).to(tl.float32)
-    d = tl.load(x + at + (W + 1) * C, mask=inside, other=0.0).to(tl.float32)
-    return a, b, c, d
-
-
-@triton.jit
-def _statistics(a, b, c, d, inside, pixels: tl.constexpr, eps):
-    mean = tl.sum(a + b + c + d, 0) / pixels
-    a = tl.where(inside, a - mean[None, :], 0.0)
-    b = tl.where(inside, b - mean[None, :], 0.0)
-    c = tl.where(inside, c - mean[None, :], 0.0)
-    d = tl.where(inside, d - mean[None, :], 0.0)
-    variance = tl.sum(a * a + b * b + c * c + d * d, 0) / pixels
-    scale = tl.rsqrt(variance + eps)
-    return a * scale[None, :], b * scale[None, :], c * scale[None, :], d * scale[None, :], mean, scale
-
-
-@triton.jit
-def _affine(x, weight, bias, RELU: tl.constexpr):
-    y = x * weight[None, :] + bias[None, :]
-    if RELU:
-        y = tl.maximum(y, 0.0)
-    return y
-
-
-@triton.jit
-def _put(out, a, b, c, d, image, channels, i, j, inside, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-         POOL: tl.constexpr):  # fmt: skip
-    if POOL == 0:
-        out += image * (H * W * C)
-        at = ((2 * i * W + 2 * j) * C)[:, None] + channels[None, :]
-        tl.store(out + at, a, mask=inside)
-        tl.store(out + at + C, b, mask=inside)
-        tl.store(out + at + W * C, c, mask=inside)
-        tl.store(out + at + (W + 1) * C, d, mask=inside)
-    else:
-        if POOL == 1:
-            pooled = (a + b + c + d) * 0.25
-        else:
-            pooled = tl.maximum(tl.maximum(a, b), tl.maximum(c, d))
-        out += image * (H * W * C // 4)
-        at = ((i * (W // 2) + j) * C)[:, None] + channels[None, :]
-        tl.store(out + at, pooled, mask=inside)
-
-
-@triton.jit
-def _slope(a, b, c, d, weight, bias, grad, image, channels, i, j, inside, C: tl.constexpr, H: tl.constexpr,
-           W: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr):  # fmt: skip
-    """The gradient at the norm's output, from that at the pooling's. a to d are normalised."""
-    if POOL == 0:
-        ga, gb, gc, gd = _tiles(grad, image, channels, i, j, inside, C, H, W)
-    else:
-        grad += image * (H * W * C // 4)
-        at = ((i * (W // 2) + j) * C)[:, None] + channels[None, :]
-        g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-        if POOL == 1:
-            ga = g * 0.25
-            gb = ga
-            gc = ga
-            gd = ga
-        else:
-            # The first of the largest, as torch has it.
-            ya = _affine(a, weight, bias, RELU)
-            yb = _affine(b, weight, bias, RELU)
-            yc = _affine(c, weight, bias, RELU)
-            yd = _affine(d, weight, bias, RELU)
-            most = tl.maximum(tl.maximum(ya, yb), tl.maximum(yc, yd))
-            isa = ya == most
-            isb = (yb == most) & (ya != most)
-            isc = (yc == most) & (ya != most) & (yb != most)
-            isd = (ya != most) & (yb != most) & (yc != most)
-            ga = tl.where(isa, g, 0.0)
-            gb = tl.where(isb, g, 0.0)
-            gc = tl.where(isc, g, 0.0)
-            gd = tl.where(isd, g, 0.0)
-    if RELU:
-        ga = tl.where(_affine(a, weight, bias, False) > 0, ga, 0.0)
-        gb = tl.where(_affine(b, weight, bias, False) > 0, gb, 0.0)
-        gc = tl.where(_affine(c, weight, bias, False) > 0, gc, 0.0)
-        gd = tl.where(_affine(d, weight, bias, False) > 0, gd, 0.0)
-    return ga, gb, gc, gd
 
 
 @triton.jit
@@ -147,11 +53,11 @@ def _norm_forward(x, weight, bias, out, eps, C: tl.constexpr, H: tl.constexpr, W
     p = tl.arange(0, P)
     i, j = p // (W // 2), p % (W // 2)
     inside = (p < H * W // 4)[:, None] & (channels < C)[None, :]
-    a, b, c, d = _tiles(x, image, channels, i, j, inside, C, H, W)
-    a, b, c, d, _, _ = _statistics(a, b, c, d, inside, H * W, eps)
+    a, b, c, d = load_tiles(x, image, channels, i, j, inside, C, H, W)
+    a, b, c, d, _, _ = map_statistics(a, b, c, d, inside, H * W, eps)
     w = tl.load(weight + channels, mask=channels < C, other=0.0).to(tl.float32)
     s = tl.load(bias + channels, mask=channels < C, other=0.0).to(tl.float32)
-    _put(out, _affine(a, w, s, RELU), _affine(b, w, s, RELU), _affine(c, w, s, RELU), _affine(d, w, s, RELU),
+    put_pooled(out, affine(a, w, s, RELU), affine(b, w, s, RELU), affine(c, w, s, RELU), affine(d, w, s, RELU),
          image, channels, i, j, inside, C, H, W, POOL)  # fmt: skip
 
 
@@ -163,17 +69,17 @@ def _norm_backward(x, weight, bias, grad, out, partial, eps, C: tl.constexpr, H:
     p = tl.arange(0, P)
     i, j = p // (W // 2), p % (W // 2)
     inside = (p < H * W // 4)[:, None] & (channels < C)[None, :]
-    a, b, c, d = _tiles(x, image, channels, i, j, inside, C, H, W)
-    a, b, c, d, _, scale = _statistics(a, b, c, d, inside, H * W, eps)
+    a, b, c, d = load_tiles(x, image, channels, i, j, inside, C, H, W)
+    a, b, c, d, _, scale = map_statistics(a, b, c, d, inside, H * W, eps)
     w = tl.load(weight + channels, mask=channels < C, other=0.0).to(tl.float32)
     s = tl.load(bias + channels, mask=channels < C, other=0.0).to(tl.float32)
-    ga, gb, gc, gd = _slope(a, b, c, d, w, s, grad, image, channels, i, j, inside, C, H, W, RELU, POOL)
+    ga, gb, gc, gd = pooled_slope(a, b, c, d, w, s, grad, image, channels, i, j, inside, C, H, W, RELU, POOL)
     of_bias = tl.sum(ga + gb + gc + gd, 0)
     of_weight = tl.sum(ga * a + gb * b + gc * c + gd * d, 0)
     tl.store(partial + image * 2 * C + channels, of_weight, mask=channels < C)
     tl.store(partial + image * 2 * C + C + channels, of_bias, mask=channels < C)
     m, q, k = (of_bias / (H * W))[None, :], (of_weight / (H * W))[None, :], (w * scale)[None, :]
-    _put(out, k * (ga - m - a * q), k * (gb - m - b * q), k * (gc - m - c * q), k * (gd - m - d * q),
+    put_pooled(out, k * (ga - m - a * q), k * (gb - m - b * q), k * (gc - m - c * q), k * (gd - m - d * q),
          image, channels, i, j, inside, C, H, W, 0)  # fmt: skip
 
 
@@ -231,12 +137,12 @@ def _first_forward(x, kernel, weight, bias, out, statistics, eps, C: tl.constexp
     inside = valid[:, None] & (channels < C)[None, :]
     wk = _weights(kernel, channels, K, IN * SIDE * SIDE, C, SHORT)
     a, b, c, d = _convolved(x, wk, image, i, j, valid, K, IN, SIDE, PAD, HI, WI, XC, XH, XW, SHORT, ROUND)
-    a, b, c, d, mean, scale = _statistics(a, b, c, d, inside, H * W, eps)
+    a, b, c, d, mean, scale = map_statistics(a, b, c, d, inside, H * W, eps)
     tl.store(statistics + image * 2 * C + channels, mean, mask=channels < C)
     tl.store(statistics + image * 2 * C + C + channels, scale, mask=channels < C)
     w = tl.load(weight + channels, mask=channels < C, other=0.0).to(tl.float32)
     s = tl.load(bias + channels, mask=channels < C, other=0.0).to(tl.float32)
-    _put(out, _affine(a, w, s, RELU), _affine(b, w, s, RELU), _affine(c, w, s, RELU), _affine(d, w, s, RELU),
+    put_pooled(out, affine(a, w, s, RELU), affine(b, w, s, RELU), affine(c, w, s, RELU), affine(d, w, s, RELU),
          image, channels, i, j, inside, C, H, W, POOL)  # fmt: skip
 
 
@@ -283,7 +189,7 @@ def _first_backward(x, kernel, weight, bias, statistics, grad, partial, images, 
             b = tl.where(inside, (tl.dot(rb, wk, input_precision=ROUND) - mean[None, :]) * scale[None, :], 0.0)
             c = tl.where(inside, (tl.dot(rc, wk, input_precision=ROUND) - mean[None, :]) * scale[None, :], 0.0)
             d = tl.where(inside, (tl.dot(rd, wk, input_precision=ROUND) - mean[None, :]) * scale[None, :], 0.0)
-            ga, gb, gc, gd = _slope(a, b, c, d, w, s, grad, image, channels, i, j, inside, C, H, W, RELU, POOL)
+            ga, gb, gc, gd = pooled_slope(a, b, c, d, w, s, grad, image, channels, i, j, inside, C, H, W, RELU, POOL)
             if SHORT:
                 a, b, c, d = a.to(tl.bfloat16), b.to(tl.bfloat16), c.to(tl.bfloat16), d.to(tl.bfloat16)
                 ga, gb, gc, gd = ga.to(tl.bfloat16), gb.to(tl.bfloat16), gc.to(tl.bfloat16), gd.to(tl.bfloat16)
@@ -306,76 +212,6 @@ def _first_backward(x, kernel, weight, bias, statistics, grad, partial, images, 
     tl.store(sums + rows[:, None] * C + channels[None, :], of_kernel, mask=exist[None, :] & (rows < K)[:, None])
     tl.store(sums + K * C + channels, of_weight, mask=exist)
     tl.store(sums + (K + 1) * C + channels, of_bias, mask=exist)
-
-
-@triton.jit
-def _at(x, base, r, s, inside, H: tl.constexpr, W: tl.constexpr):
-    ok = inside & (r >= 0) & (r < H) & (s >= 0) & (s < W)
-    return tl.load(x + base + r * W + s, mask=ok, other=0.0)
-
-
-@triton.jit
-def _augment(x, out, ops, numbers, share_op, share_numbers, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-             BLOCK: tl.constexpr, DOWN: tl.constexpr, RIGHT: tl.constexpr, TALL_BOX: tl.constexpr,
-             WIDE_BOX: tl.constexpr, TALLNESS: tl.constexpr, MOST: tl.constexpr, RADIANS: tl.constexpr):  # fmt: skip
-    """One image a block. The order of operations is that of `augment.OPS`."""
-    image = tl.program_id(0).to(tl.int64)
-    op = tl.load(ops + image // share_op)
-    row = numbers + image // share_numbers * 3
-    u0, u1, u2 = tl.load(row), tl.load(row + 1), tl.load(row + 2)
-    base = image * (C * H * W)
-    if op == 0:
-        total = 0.0
-        for first in range(0, C * H * W, BLOCK):
-            at = first + tl.arange(0, BLOCK)
-            total += tl.sum(tl.load(x + base + at, mask=at < C * H * W, other=0.0), 0)
-        add = u0 - 0.5
-        mean = total / (C * H * W) + add
-        for first in range(0, H * W, BLOCK):
-            at = first + tl.arange(0, BLOCK)
-            inside = at < H * W
-            grey = tl.zeros((BLOCK,), tl.float32)
-            for channel in tl.static_range(C):
-                grey += tl.load(x + base + channel * H * W + at, mask=inside, other=0.0)
-            grey = grey / C + add
-            for channel in tl.static_range(C):
-                value = tl.load(x + base + channel * H * W + at, mask=inside, other=0.0) + add
-                value = (value - grey) * (2 * u1) + grey
-                tl.store(out + base + channel * H * W + at, (value - mean) * (u2 + 0.5) + mean, mask=inside)
-    else:
-        low = 1.0 / MOST
-        angle = tl.where(op == 5, (u0 - 0.5) * RADIANS, 0.0)
-        grow_rows = tl.where(op == 4, low + u1 * (MOST - low), tl.cos(angle))
-        grow_columns = tl.where(op == 4, low + u0 * (MOST - low), tl.cos(angle))
-        grow_columns = tl.where((op == 3) & (u0 < 0.5), -grow_columns, grow_columns)
-        move_rows = tl.where(op == 1, (u0 * (2 * DOWN + 1)).to(tl.int32) - DOWN, 0).to(tl.float32)
-        move_columns = tl.where(op == 1, (u1 * (2 * RIGHT + 1)).to(tl.int32) - RIGHT, 0).to(tl.float32)
-        turn = tl.sin(angle)
-        top = (u0 * (H + 1 - TALL_BOX % 2)).to(tl.int32) - TALL_BOX // 2
-        left = (u1 * (W + 1 - WIDE_BOX % 2)).to(tl.int32) - WIDE_BOX // 2
-        for first in range(0, H * W, BLOCK):
-            at = first + tl.arange(0, BLOCK)
-            inside = at < H * W
-            r, s = at // W, at % W
-            y, z = r - (H - 1) / 2, s - (W - 1) / 2
-            r_from = grow_rows * y + turn / TALLNESS * z + (H - 1) / 2 + move_rows
-            s_from = grow_columns * z - turn * TALLNESS * y + (W - 1) / 2 + move_columns
-            upper, first_column = tl.floor(r_from), tl.floor(s_from)
-            down, right = r_from - upper, s_from - first_column
-            r0, s0 = upper.to(tl.int32), first_column.to(tl.int32)
-            hidden = (op == 2) & (r >= top) & (r < top + TALL_BOX) & (s >= left) & (s < left + WIDE_BOX)
-            for channel in tl.static_range(C):
-                plane = base + channel * H * W
-                value = _at(x, plane, r0, s0, inside, H, W) * ((1 - down) * (1 - right))
-                value += _at(x, plane, r0, s0 + 1, inside, H, W) * ((1 - down) * right)
-                value += _at(x, plane, r0 + 1, s0, inside, H, W) * (down * (1 - right))
-                value += _at(x, plane, r0 + 1, s0 + 1, inside, H, W) * (down * right)
-                tl.store(out + plane + at, tl.where(hidden, 0.0, value), mask=inside)
-
-
-def fits(channels: int, height: int, width: int) -> bool:
-    """Whether the kernels take maps of this shape."""
-    return height % 2 == 0 and width % 2 == 0 and 0 < height * width <= MOST_PIXELS and channels % 8 == 0
 
 
 def first_fits(inputs: int, channels: int, height: int, width: int) -> bool:
@@ -417,27 +253,15 @@ def _pooled(x: Tensor, channels: int, height: int, width: int, pool: str, short:
     )  # fmt: skip
 
 
-def _tile(channels: int, pixels: int) -> tuple[int, int]:
-    """Positions and channels of a block for a map of so many pixels."""
-    positions = triton.next_power_of_2(pixels // 4)
-    tile = LARGE_TILE if pixels >= LARGE_MAP else SMALL_TILE
-    return positions, max(8, min(triton.next_power_of_2(channels), tile // (4 * positions), 128))
-
-
-def _warps(numbers: int, each: int) -> int:
-    """Warps for a tile of so many numbers, with `each` of them in a thread."""
-    return max(1, min(16, numbers // (32 * each)))
-
-
 @torch.library.custom_op("ddbench::norm_act_pool", mutates_args=())
 def _norm_act_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool, pool: str, short: bool) -> Tensor:
     n, channels, height, width = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
     out = _pooled(x, channels, height, width, pool, short)
-    positions, block = _tile(channels, height * width)
+    positions, block = tile_of(channels, height * width)
     _norm_forward[(n, triton.cdiv(channels, block))](
-        x, weight, bias, out, eps, channels, height, width, positions, block, relu, _POOLINGS.index(pool),
-        num_stages=1, num_warps=_warps(4 * positions * block, NUMBERS),
+        x, weight, bias, out, eps, channels, height, width, positions, block, relu, POOLINGS.index(pool),
+        num_stages=1, num_warps=warps_of(4 * positions * block, NUMBERS),
     )  # fmt: skip
     return out
 
@@ -457,10 +281,10 @@ def _norm_act_pool_backward(
     grad = grad.contiguous(memory_format=torch.channels_last)
     out = torch.empty_like(x)
     partial = torch.empty((n, 2, channels), device=x.device)
-    positions, block = _tile(channels, height * width)
+    positions, block = tile_of(channels, height * width)
     _norm_backward[(n, triton.cdiv(channels, block))](
         x, weight, bias, grad, out, partial, eps, channels, height, width, positions, block, relu,
-        _POOLINGS.index(pool), num_stages=1, num_warps=_warps(4 * positions * block, NUMBERS),
+        POOLINGS.index(pool), num_stages=1, num_warps=warps_of(4 * positions * block, NUMBERS),
     )  # fmt: skip
     return out, partial.sum(0)
 
@@ -511,7 +335,7 @@ def _first_layer(
     block, warps = FIRST
     _first_forward[(len(x), triton.cdiv(shape.channels, block))](
         x, kernel.contiguous(), weight, bias, out, statistics, eps, shape.channels, shape.height, shape.width,
-        positions, block, relu, _POOLINGS.index(pool), *shape.reading, *_products(rounding),
+        positions, block, relu, POOLINGS.index(pool), *shape.reading, *_products(rounding),
         num_stages=1, num_warps=warps,
     )  # fmt: skip
     return out, statistics
@@ -543,7 +367,7 @@ def _first_layer_backward(
     partial = torch.empty((groups, shape.padded + 2, shape.channels), device=x.device)
     _first_backward[(groups, across)](
         x, _one(kernel).contiguous(), weight, bias, statistics, grad.contiguous(memory_format=torch.channels_last),
-        partial, len(x), shape.channels, shape.height, shape.width, positions, block, relu, _POOLINGS.index(pool),
+        partial, len(x), shape.channels, shape.height, shape.width, positions, block, relu, POOLINGS.index(pool),
         *shape.reading, *_products(rounding), each,
         num_stages=1, num_warps=warps,
     )  # fmt: skip
@@ -591,20 +415,4 @@ def first_layer(
     kernel, [K, out, in, side, side], get the gradients of K classes, whose images follow one another.
     """
     out: Tensor = _first_layer(x, kernel, weight, bias, padding, eps, relu, pool, short, rounding)[0]
-    return out
-
-
-def augment(images: Tensor, ops: Tensor, numbers: Tensor, align_corners: bool = False) -> Tensor:
-    """What `augment.apply` computes, in one kernel, without a gradient.
-
-    Shapes: images [G, n, C, H, W] float32, ops [G] int64, numbers [G, 1, 3] or [G, n, 3].
-    """
-    groups, n, channels, height, width = images.shape
-    images, out = images.contiguous(), torch.empty(images.shape, device=images.device)
-    _augment[(groups * n,)](
-        images, out, ops, numbers.contiguous(), n, n // numbers.shape[1], channels, height, width,
-        min(1024, triton.next_power_of_2(height * width)), plain.reach(height), plain.reach(width),
-        plain.box_side(height), plain.box_side(width), plain.tallness(height, width, align_corners), plain.SCALE_MOST,
-        plain.MOST_TURN, num_stages=1, num_warps=4,
-    )  # fmt: skip
     return out

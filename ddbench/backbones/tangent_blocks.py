@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ddbench.engine.program import channels_last, kernels
+from ddbench.engine.program import channels_last, gpu_kernels
 
 Tensors = Mapping[str, Tensor]
 
@@ -51,9 +51,9 @@ class Change:
     @property
     def in_kernels(self) -> bool:
         """Whether our GPU kernels take all of its maps."""
-        if kernels() is None:
+        if gpu_kernels() is None:
             return False
-        from ddbench.engine.fused_change import change_fits
+        from ddbench.engine.gpu.tangent_layers import change_fits
 
         return all(change_fits(*block.maps) for block in self.blocks)
 
@@ -237,8 +237,8 @@ Backward = Callable[..., tuple[Tensor, Tensor]]
 
 def _norms(x: Tensor) -> tuple[Forward, Backward]:
     """Norm, ReLU and pooling of a pair, and the gradients: kernels of ours where they can be used."""
-    if x.is_cuda and kernels() is not None:
-        from ddbench.engine import fused_change
+    if x.is_cuda and gpu_kernels() is not None:
+        from ddbench.engine.gpu import tangent_layers as fused_change
 
         if x.dtype == torch.float32 and fused_change.change_fits(*x.shape[1:]):
             return fused_change.norm_act_pool_change, fused_change.norm_act_pool_change_gradients

@@ -28,7 +28,9 @@ import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ddbench.engine.kernels import BIAS_VARIANCE, HIGH, POLE, WEIGHT_VARIANCE, WIDE, Band
+from ddbench.ntk.architectures import BIAS_VARIANCE, WEIGHT_VARIANCE
+from ddbench.ntk.kernel import HIGH, WIDE
+from ddbench.ntk.layouts import POLE, Band
 
 # Second images of a block, and cells of two columns of pixels that a program takes at most: a warp has one of each.
 LANES, CELLS = tl.constexpr(32), 8
