@@ -9,6 +9,8 @@ import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from ddbench import moved
+
 _HOMES = {
     "ArtifactCache": "ddbench.artifacts",
     "Artifact": "ddbench.artifacts",
@@ -34,6 +36,8 @@ _HOMES = {
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -12,8 +12,8 @@ from ddbench import Backbone, Rng, Variables
 from ddbench.backbones.foreign import from_module
 from ddbench.backbones.names import build
 from ddbench.engine.augment import ALL_OPS, OPS, siamese
-from ddbench.engine.gradients import ClassGradients, SharedGradients, class_gradients
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.class_gradients import ClassGradients, SharedGradients, class_gradients
 
 CLASSES, IMAGES = 3, 2
 LABELS = torch.tensor([2, 0, 1])

@@ -7,8 +7,8 @@ from ddbench.backbones.backbone import Backbone, Fused
 from ddbench.backbones.fusion import FirstLayer, Held, InstanceNorm, fuse
 from ddbench.backbones.names import build
 from ddbench.backbones.variables import Variables
-from ddbench.engine.gradients import class_gradients
 from ddbench.rng import Rng
+from ddbench.training.class_gradients import class_gradients
 
 WITH_INSTANCE_NORM = [
     "convnet-w16",

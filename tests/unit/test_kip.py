@@ -18,10 +18,10 @@ from ddbench.data.sources import load
 from ddbench.engine.regression import centred, ridge_weights
 from ddbench.errors import ConfigError, DivergedError
 from ddbench.evaluation.evaluate import SealedTest, evaluate, trainer_of
+from ddbench.evaluation.finite_width import FiniteWidthTrainer, largest_lr
 from ddbench.evaluation.krr import regression_targets
 from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, KRROptions, Protocol
 from ddbench.evaluation.trainer import Job
-from ddbench.evaluation.transfer import FiniteWidthTrainer, largest_lr
 from ddbench.evaluation.validation import VALIDATION
 from ddbench.loop import drive
 from ddbench.ntk.architectures import architecture
@@ -376,7 +376,7 @@ def test_the_largest_step_size_is_found_once_for_a_problem(tmp_path: Path, monke
         found.append(largest_lr(*given))
         return found[-1]
 
-    monkeypatch.setattr("ddbench.evaluation.transfer.largest_lr", watched)
+    monkeypatch.setattr("ddbench.evaluation.finite_width.largest_lr", watched)
     jobs = [Job(condense(kip(iterations=steps), problem), native, problem) for steps in (0, 1)]
     other = replace(problem, backbone=build("convnet-d2-w16", (3, 8, 8), 3))
     rates = []
@@ -399,7 +399,7 @@ def test_the_largest_step_size_is_that_of_the_first_student(tmp_path: Path, monk
         asked.append(variables)
         return 1e-30  # so that training changes nothing
 
-    monkeypatch.setattr("ddbench.evaluation.transfer.largest_lr", watched)
+    monkeypatch.setattr("ddbench.evaluation.finite_width.largest_lr", watched)
     native = PROTOCOLS["native-kip@1"].model_copy(update={"options": FiniteWidthOptions(steps=1)})
     x = problem.real.take(torch.arange(5))
     first, second = predictor(condense(kip(iterations=0), problem), problem, native, students=2)(x)

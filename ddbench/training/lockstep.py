@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,9 +19,7 @@ from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.variables import Variables
 from ddbench.engine.augment import Draw, apply
 from ddbench.engine.program import channels_last, compiled, weights_laid_out, worth_compiling
-
-if TYPE_CHECKING:
-    from ddbench.evaluation.plan import Block, TrainingPlan
+from ddbench.training.plan import Block, TrainingPlan
 
 Tensors = dict[str, Tensor]
 

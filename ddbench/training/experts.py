@@ -21,15 +21,14 @@ from torch import Tensor
 from ddbench.artifacts import TELL_SECONDS, Artifact, outside_identity
 from ddbench.backbones.variables import Variables
 from ddbench.engine.augment import resolve_strategy
-from ddbench.engine.lockstep import Lockstep
-from ddbench.engine.students import footprint, students_together
 from ddbench.errors import ArtifactError, ConfigError, DivergedError
-from ddbench.evaluation.plan import Block, TrainingPlan, plan
-from ddbench.evaluation.protocol import Protocol, SGDOptions
 from ddbench.files import SEAL, checksum, once, require_locks, sweep, write_atomically
 from ddbench.problem import Problem
 from ddbench.rng import Rng
-from ddbench.synthetic import SyntheticSet
+from ddbench.training.lockstep import Lockstep
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import Block, TrainingPlan, on_real_images
+from ddbench.training.students import footprint, students_together
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +123,7 @@ class ExpertTrajectories(Artifact[Trajectories]):
                 "statistics they would miss. Use a backbone without, such as convnet."
             )
         augment = resolve_strategy(augment, problem.info.digits)
-        recipe = _recipe(lr, augment).digest
+        recipe = _options(lr).digest(name="expert", augment=augment)
         return cls(
             **problem.identity,
             lr=lr,
@@ -141,11 +140,7 @@ class ExpertTrajectories(Artifact[Trajectories]):
             logger.warning("%s is damaged (it is not what was written); training this expert again.", path)
             path.unlink(missing_ok=True)
         rng = Rng(self.seed, (self.kind,))
-        everything = torch.arange(len(problem.train))
-        # A whitened copy of the images is made once, in parts; others are transformed batch by batch.
-        images = problem.train.images if problem.pixels.cheap else problem.real.take(everything)
-        whole = SyntheticSet(images, problem.train.labels, pixels=problem.pixels.name)
-        schedule = plan(whole, _recipe(self.lr, self.augment, self.epochs), problem, rng)
+        schedule = on_real_images(problem, _options(self.lr), passes=self.epochs, augment=self.augment, rng=rng)
         together = students_together(EXPERT_BATCH, problem.device, footprint(problem.backbone))
         per_epoch = schedule.steps_per_epoch
         left = {k: (self.epochs - max(reached, 0)) * per_epoch for reached, k in self._short(folder)}
@@ -307,14 +302,11 @@ def _epochs(schedule: TrainingPlan, experts: Sequence[int]) -> Iterator[Block]:
             )
 
 
-def _recipe(lr: float, augment: str, epochs: int | None = None) -> Protocol:
-    """How experts are trained; without epochs, as their identity has it."""
-    options = SGDOptions(
+def _options(lr: float) -> SGDOptions:
+    """How experts are trained, but for their augmentation and length."""
+    return SGDOptions(
         lr=lr, batch=EXPERT_BATCH, momentum=0.0, weight_decay=0.0, schedule="constant", align_corners=True
     )
-    if epochs is not None:
-        options = options.model_copy(update={"epochs": epochs - 1})  # one more is made
-    return Protocol(name="expert", options=options, augment=augment)
 
 
 def _file(folder: Path, expert: int) -> Path:

@@ -9,13 +9,12 @@ from typing import ClassVar
 from ddbench.artifacts import Artifact
 from ddbench.backbones.variables import Variables
 from ddbench.engine.augment import resolve_strategy
-from ddbench.engine.students import train_students
-from ddbench.evaluation.plan import plan
-from ddbench.evaluation.protocol import Protocol, SGDOptions
 from ddbench.files import write_atomically
 from ddbench.problem import Problem
 from ddbench.rng import Rng
-from ddbench.synthetic import SyntheticSet
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import on_real_images
+from ddbench.training.students import train_students
 
 WEIGHTS = "network.safetensors"
 
@@ -40,7 +39,7 @@ class TrainedNetwork(Artifact[Variables]):
     @classmethod
     def of(cls, problem: Problem, *, epochs: int, lr: float, seed: int) -> TrainedNetwork:
         """The artefact for a problem."""
-        recipe = _recipe(problem, epochs, lr).digest
+        recipe = _options(epochs, lr).digest(name="trained-network", augment=_augment(problem))
         return cls(**problem.identity, epochs=epochs, lr=lr, seed=seed, recipe=recipe)
 
     def build(self, folder: Path, problem: Problem) -> None:
@@ -49,9 +48,8 @@ class TrainedNetwork(Artifact[Variables]):
         rng = Rng(self.seed, (self.kind,))
         fresh = problem.backbone.init(rng.fold("network"), problem.device)
         if self.epochs:
-            recipe = _recipe(problem, self.epochs, self.lr)
-            everything = SyntheticSet(problem.train.images, problem.train.labels, pixels=problem.pixels.name)
-            schedule = plan(everything, recipe, problem, rng)
+            options, augment = _options(self.epochs, self.lr), _augment(problem)
+            schedule = on_real_images(problem, options, passes=self.epochs, augment=augment, rng=rng)
             tick = problem.artifacts.progress(f"a network of {self.backbone}", schedule.steps)
             fresh = train_students(problem.backbone, Variables.stack([fresh]), schedule, [0], tick=tick).copy(0)
         tensors = {f"params.{name}": value for name, value in fresh.params.items()}
@@ -68,7 +66,10 @@ class TrainedNetwork(Artifact[Variables]):
         return Variables(params, buffers)
 
 
-def _recipe(problem: Problem, epochs: int, lr: float) -> Protocol:
-    options = SGDOptions(epochs=max(0, epochs - 1), lr=lr, schedule="cosine", warmup=0.1)
-    augment = resolve_strategy("auto", problem.info.digits)
-    return Protocol(name="trained-network", options=options, augment=augment)
+def _options(epochs: int, lr: float) -> SGDOptions:
+    # Keys of artefacts have counted one epoch less than there are passes, as the papers' protocols do.
+    return SGDOptions(epochs=max(0, epochs - 1), lr=lr, schedule="cosine", warmup=0.1)
+
+
+def _augment(problem: Problem) -> str:
+    return resolve_strategy("auto", problem.info.digits)

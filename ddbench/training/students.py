@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, optim
@@ -12,11 +11,9 @@ from torch.func import grad, vmap
 
 from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.variables import Variables
-from ddbench.engine.lockstep import Lockstep
 from ddbench.engine.program import keep_memory
-
-if TYPE_CHECKING:
-    from ddbench.evaluation.plan import Step, TrainingPlan
+from ddbench.training.lockstep import Lockstep
+from ddbench.training.plan import Step, TrainingPlan
 
 Tick = Callable[[int], None]
 """Told how many student-steps have been taken since the last call."""
@@ -116,7 +113,7 @@ def _train_group(
             yield done.copy(s)
 
 
-Slope = Callable[[dict[str, Tensor], dict[str, Tensor], "Step"], tuple[dict[str, Tensor], dict[str, Tensor]]]
+Slope = Callable[[dict[str, Tensor], dict[str, Tensor], Step], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 
 def _slope_of_one(net: Backbone, plan: TrainingPlan) -> Slope:

@@ -19,13 +19,14 @@ from ddbench.backbones.variables import Variables
 from ddbench.engine.decode import decode
 from ddbench.errors import DivergedError
 from ddbench.evaluation.krr import regression_targets
-from ddbench.evaluation.plan import TrainingPlan, plan
+from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import FiniteWidthOptions
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trainer import Job, Predictor
 from ddbench.evaluation.validation import VALIDATION
 from ddbench.problem import Problem
 from ddbench.rng import Rng
+from ddbench.training.plan import TrainingPlan
 
 # Real images that the step size is computed from, and steps of the power iteration: two digits are enough.
 PROBES, ITERATIONS = 50, 30

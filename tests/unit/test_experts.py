@@ -13,14 +13,14 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import ddbench.evaluation.trajectories as module
+import ddbench.training.experts as module
 from ddbench import ArtifactCache, Problem, Rng, Variables
 from ddbench.backbones import build
 from ddbench.data.pixels import fit_pixels
 from ddbench.engine.augment import ALL_OPS, draw_many
 from ddbench.errors import ArtifactError, ConfigError, DivergedError
-from ddbench.evaluation.trajectories import ExpertTrajectories, Trajectories, flatten, unflatten
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.experts import ExpertTrajectories, Trajectories, flatten, unflatten
 
 
 def pool(problem: Problem, experts: int = 2, epochs: int = 2, **changes: Any) -> ExpertTrajectories:
@@ -135,7 +135,7 @@ def test_an_expert_that_another_process_gave_up_is_trained_in_the_end(
 
 
 def test_it_goes_on_inside_a_block_of_draws_and_beyond_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddbench.evaluation.plan.BLOCK_IMAGES", 3 * 120)  # three epochs a block
+    monkeypatch.setattr("ddbench.training.plan.BLOCK_IMAGES", 3 * 120)  # three epochs a block
     problem = problem_for_checks(tmp_path)
     whole = get(problem, tmp_path / "whole", experts=1, epochs=7)
     for epochs in (2, 3, 5, 7):
