@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, TypeVar
@@ -16,9 +16,9 @@ from ddbench.backbones import names as backbones
 from ddbench.config import explain
 from ddbench.data.dataset import Dataset
 from ddbench.errors import ConfigError, DataError, DivergedError, RunError
-from ddbench.evaluation.evaluate import Score, SealedTest, evaluate, trainer_of
-from ddbench.evaluation.protocol import KRROptions, Protocol
-from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.evaluate import Score, SealedTest, scores
+from ddbench.evaluation.protocol import Protocol
+from ddbench.evaluation.trainer import Trainer, trainer_class, trainer_of
 from ddbench.fields import Architecture, Count, Flag, Hex, Line, Number, ProtocolId, Seconds, Sha256, Share, Text
 from ddbench.files import read_json, sha256_of, write_json
 from ddbench.problem import Problem
@@ -28,7 +28,7 @@ from ddbench.runs.pace import Pace
 from ddbench.runs.record import EvaluationPart, Part, RunRecord
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import Stop
-from ddbench.synthetic import SyntheticSet, load
+from ddbench.synthetic import load
 from ddbench.text import printable
 
 SHOW_SECONDS = 0.5
@@ -64,13 +64,13 @@ def cells(
 ) -> list[Cell]:
     """Every protocol with every judge, or with its backbones where no judge is named; `own` is the set's backbone.
 
-    A kernel judges once, whatever networks are named.
+    A trainer that trains no network, such as one of kernel regression, judges once, whatever backbones are named.
     """
     found = []
     for protocol in protocols:
         named = judges or protocol.backbones
         networks = list(dict.fromkeys(own if name == OWN else backbones.canonical(name, shape) for name in named))
-        if isinstance(protocol.options, KRROptions):
+        if not trainer_class(protocol.trainer).uses_backbone:
             networks = networks[:1]
         found += [Cell(protocol, backbone, students or protocol.students) for backbone in networks]
     return found
@@ -187,20 +187,19 @@ class Judging:
         try:
             problem = self.problem_of(self._synthetic.pixels, cell.backbone)
             device = provenance.device_name(problem.device)
-            trainer, job = trainer_of(cell.protocol), Job(self._synthetic, cell.protocol, problem)
-            alike = trainer.alike(job)
-            missing = missing[:1] if alike else missing
-            beside = trainer.stored_bytes(job)
-            done = done.model_copy(update={"beside_bytes": beside})
+            trainer = trainer_of(
+                self._synthetic, cell.protocol, problem, students=len(missing), chosen=done.known_choice
+            )
+            done = done.model_copy(update={"beside_bytes": trainer.extra_bytes})
 
             def keep(choice: dict[str, float]) -> None:
                 nonlocal done
                 done = done.model_copy(update={"chose": choice})
                 write_json(path, done.model_dump(mode="json"), sealed=True)
 
-            for score in self._scores(self._synthetic, cell, problem, missing, "", done.known_choice, keep):
+            for score in self._scores(trainer, cell, missing, "", keep):
                 line = StudentScore(device=device, precision=problem.precision.on(problem.device), **vars(score))
-                done = done.model_copy(update={"scores": (*done.scores, line), "alike": alike})
+                done = done.model_copy(update={"scores": (*done.scores, line), "alike": trainer.deterministic})
                 write_json(path, done.model_dump(mode="json"), sealed=True)
         except (DivergedError, ConfigError) as error:
             # Boards tell a cell that went wrong from one that has no meaning, such as MTT's protocol on random images.
@@ -238,28 +237,23 @@ class Judging:
                 step=step, seconds=seconds, failed=f"{snapshot.name} is damaged: it is not what was saved"
             )
         try:
-            scores = list(self._scores(load(snapshot), cell, problem, students, f"step {step} ", {}))
+            trainer = trainer_of(load(snapshot), cell.protocol, problem, students=len(students))
+            found = list(self._scores(trainer, cell, students, f"step {step} "))
         except (DivergedError, ConfigError, DataError) as error:
             return CurvePoint(step=step, seconds=seconds, failed=printable(str(error), lines=True))
-        return CurvePoint(step=step, seconds=seconds, accuracy=tuple(score.accuracy for score in scores))
+        return CurvePoint(step=step, seconds=seconds, accuracy=tuple(score.accuracy for score in found))
 
     def _scores(
         self,
-        synthetic: SyntheticSet,
+        trainer: Trainer,
         cell: Cell,
-        problem: Problem,
         students: Sequence[int],
         label: str,
-        chose: Mapping[str, float],
         keep: Callable[[dict[str, float]], None] = lambda _: None,
     ) -> Iterable[Score]:
-        trainer, job = trainer_of(cell.protocol), Job(synthetic, cell.protocol, problem, chose=chose)
-        networks = len(students) + trainer.trials(job)
-        progress = _Progress(self.tell, cell, label, max(1, trainer.steps(job)), networks, self.stop)
-        return evaluate(
-            synthetic, cell.protocol, problem, self._test, students=students, label=label, tick=progress.tick,
-            chose=chose, keep=keep,
-        )  # fmt: skip
+        networks = (1 if trainer.deterministic else len(students)) + trainer.trials
+        heard = _Progress(self.tell, cell, label, max(1, trainer.steps), networks, self.stop)
+        return scores(trainer, self._test, students, label=label, progress=heard.add, keep=keep)
 
     def _read(self, path: Path, cell: Cell) -> Evaluated:
         fresh = Evaluated.of(cell, self.sha256)
@@ -300,7 +294,7 @@ class _Progress:
         self._pace = Pace()
         self._shown = -float("inf")
 
-    def tick(self, count: int) -> None:
+    def add(self, count: int) -> None:
         self.stop.check("while students were trained; those that were done are kept")
         if not count:
             return

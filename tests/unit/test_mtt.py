@@ -256,7 +256,7 @@ def test_the_best_set_is_kept_and_the_earlier_one_of_two_equal_ones(
     shares = iter([0.5, 0.9, 0.9, 0.2])
 
     class Scripted(SGDTrainer):
-        def train(self, job: Any, students: Any, tick: Any) -> Any:
+        def train(self, students: Any, progress: Any) -> Any:
             assert list(students) == [validation.VALIDATION, validation.VALIDATION + 1]
             right = int(next(shares) * len(part))
 
@@ -267,7 +267,7 @@ def test_the_best_set_is_kept_and_the_earlier_one_of_two_equal_ones(
 
             return predict
 
-    monkeypatch.setattr(validation, "trainer_of", lambda protocol: Scripted())
+    monkeypatch.setattr(validation, "trainer_of", Scripted)
     method = mtt(**HELDOUT | {"select_every": 1, "iterations": 4})
     exported, now, logged = [], [], []
     for state, metrics in drive(method, problem):
