@@ -378,14 +378,14 @@ def _students(problem: Problem, data: Dataset, asked: Asked) -> Result:
         real_images(problem, problem.rng.fold("bench")).cpu(), problem.class_labels(), pixels=problem.pixels.name
     )
     count, device = asked.students, asked.device
-    trainer = SGDTrainer(synthetic, PROTOCOL, problem, students=count)
-    schedule = trainer.plan
     # As a fresh process would find it: what one loop has compiled would otherwise serve the next.
-    lockstep.forget_compiled()
-    watch = _Stopwatch(device, asked.seconds, schedule.steps, count)
+    lockstep.COMPILED.forget()
     finished = True
     wait_for(device)
     started = time.perf_counter()
+    trainer = SGDTrainer(synthetic, PROTOCOL, problem, students=count)
+    schedule = trainer.plan
+    watch = _Stopwatch(device, asked.seconds, schedule.steps, count)
     try:
         for _ in scores(trainer, SealedTest(data.test), range(count), progress=watch):
             pass
@@ -397,7 +397,7 @@ def _students(problem: Problem, data: Dataset, asked: Asked) -> Result:
     whole = schedule.steps * timing.median
     images = len(synthetic.images) / schedule.steps_per_epoch
     rate = images / timing.median
-    graph: Literal["graph", "compiled graph"] = "compiled graph" if lockstep.anything_compiled() else "graph"
+    graph: Literal["graph", "compiled graph"] = "compiled graph" if lockstep.COMPILED else "graph"
     student = StudentPart(
         backbone=problem.backbone.name,
         shape=problem.shape,
@@ -476,7 +476,7 @@ class _EnoughError(Exception):
 
 @dataclass
 class _Stopwatch:
-    """A tick of `evaluate` that waits for the device only between stretches of steps, so as not to disturb them.
+    """The progress of `scores`, which waits for the device only between stretches of steps, so as not to disturb them.
 
     `steps` are those of one student, of which `students` are to be trained.
     """
