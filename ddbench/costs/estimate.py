@@ -37,7 +37,7 @@ from ddbench.loop import drive, export
 from ddbench.method import Method, Validation
 from ddbench.problem import Problem
 from ddbench.runs import provenance
-from ddbench.runs.evaluating import Cell, cells
+from ddbench.runs.evaluating import Cell
 from ddbench.runs.observers import duration
 from ddbench.runs.runner import build_problem
 from ddbench.runs.spec import Resolution
@@ -89,8 +89,6 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
     that `ddbench bench` measured on this device. Takes about `budget` seconds.
     Raises: ConfigError, DataError where the run itself would.
     """
-    spec = resolution.spec
-    judged = cells(resolution.protocols, spec.judges, spec.students, resolution.dataset.info.shape, own=spec.backbone)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with tempfile.TemporaryDirectory(prefix="ddbench-estimate-") as folder:
@@ -106,11 +104,13 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
         # In the set's own space, which may be that of a part of the images.
         space = problem.pixels if synthetic.pixels == problem.pixels.name else _space(synthetic.pixels, problem)
         problem = dataclasses.replace(problem, pixels=space)
-        share = budget / 2 / max(1, len(judged) + (choice is not None))
+        share = budget / 2 / max(1, len(resolution.cells) + (choice is not None))
         # Where every second step chooses, the steps that were measured have paid for it.
         if choice is not None and 2 * choice.times <= resolution.method.total_steps:
             phases.append(_choosing(choice, synthetic, problem, share, known))
-        phases += [_students(cell, synthetic, problem, share, known, stand_in=made is None) for cell in judged]
+        phases += [
+            _students(cell, synthetic, problem, share, known, stand_in=made is None) for cell in resolution.cells
+        ]
     return Estimate(
         device=provenance.device_name(device),
         phases=tuple(phases),

@@ -28,7 +28,7 @@ from ddbench.runs.pace import Pace
 from ddbench.runs.record import EvaluationPart, Part, RunRecord
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import Stop
-from ddbench.synthetic import load
+from ddbench.synthetic import SyntheticSet, load
 from ddbench.text import printable
 
 SHOW_SECONDS = 0.5
@@ -175,9 +175,13 @@ class Curve(Part):
 
 @dataclass
 class Judging:
-    """One attempt at evaluating a run's set. `problem_of` gives the problem for a pixel space and a backbone."""
+    """One attempt at evaluating a run's set, whose file has that sha256.
+
+    `problem_of` gives the problem for a pixel space and a backbone.
+    """
 
     folder: RunDir
+    synthetic: SyntheticSet
     dataset: Dataset
     sha256: str
     problem_of: Callable[[str, str], Problem]
@@ -187,7 +191,6 @@ class Judging:
 
     def __post_init__(self) -> None:
         self._test = SealedTest(self.dataset.test)
-        self._synthetic = load(self.folder.synthetic)
 
     def judge(self, cell: Cell) -> Evaluated:
         """Train the students that are missing; what is known is kept, student by student.
@@ -209,8 +212,8 @@ class Judging:
             write_json(path, done.to_json(), sealed=True)
 
         try:
-            problem = self.problem_of(self._synthetic.pixels, cell.backbone)
-            trainer = trainer_of(self._synthetic, cell.protocol, problem, students=len(missing), chosen=done.part.chose)
+            problem = self.problem_of(self.synthetic.pixels, cell.backbone)
+            trainer = trainer_of(self.synthetic, cell.protocol, problem, students=len(missing), chosen=done.part.chose)
             device, precision = provenance.device_name(problem.device), problem.precision.on(problem.device)
             done = done.having(beside_bytes=trainer.extra_bytes)
             for score in self._scores(trainer, cell, missing, "", lambda chosen: keep(chose=chosen)):
@@ -234,7 +237,7 @@ class Judging:
         clock = {entry["step"]: entry.get("seconds") for entry in read_log(self.folder.log)} | {0: 0.0}
         clock = {step: known if _is_time(known) else None for step, known in clock.items()}
         known[last_step] = CurvePoint(step=last_step, seconds=seconds, accuracy=result.part.accuracy)
-        problem = self.problem_of(self._synthetic.pixels, cell.backbone)
+        problem = self.problem_of(self.synthetic.pixels, cell.backbone)
         for step, snapshot in snapshots(self.folder):
             if step not in known:
                 known[step] = self._point(step, snapshot, cell, problem, students, clock.get(step))
