@@ -73,7 +73,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of all phases that could be told, and the least of the others."""
+        """Seconds of all phases that could be told, and the least that the others take."""
         return sum(phase.least if phase.seconds is None else phase.seconds for phase in self.phases)
 
     @property

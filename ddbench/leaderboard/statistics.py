@@ -182,7 +182,7 @@ class _Group:
         }
 
     def difference(self, other: _Group) -> tuple[float, float]:
-        """Of the means, and half its 95 % interval; paired by student where both have two or more in common."""
+        """Difference of means, and half its 95 % interval; paired by student where both have two or more in common."""
         gap = float(self.set_means.mean() - other.set_means.mean())
         both = self.common & other.common
         if len(both) > 1:

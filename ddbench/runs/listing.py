@@ -63,7 +63,7 @@ class Listed:
 
     @property
     def accuracy(self) -> Accuracy | None:
-        """Of the judge that stands first: the run's first protocol with its first judge, where they have one."""
+        """Accuracy by the first judge of the run's first protocol, where there is one."""
         return first_accuracy(self.record, self.spec) if self.record is not None else None
 
     @property
@@ -72,7 +72,7 @@ class Listed:
         return self.record is not None and (self.folder / SET).is_file()
 
     def to_json(self) -> dict[str, Any]:
-        """As `ddbench runs list --json` prints it."""
+        """The entry that `ddbench runs list --json` prints."""
         first = self.accuracy
         shown = None if first is None else {"mean": first.mean, "protocol": first.protocol, "judge": first.judge}
         return {

@@ -43,7 +43,7 @@ class Piece:
     run: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As commands print it."""
+        """The document that commands print."""
         return {"path": str(self.path), "what": self.what, "bytes": self.bytes}
 
 

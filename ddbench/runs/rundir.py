@@ -150,7 +150,7 @@ class RunDir:
         return evaluation_file(self.path, protocol.id, backbone)
 
     def curve(self, protocol: Protocol, backbone: str) -> Path:
-        """The same for the snapshots."""
+        """Where the learning curve of that evaluation is."""
         return self.evaluations / protocol.id / f"{safe_name(backbone)}.curve.json"
 
     def snapshot(self, step: int) -> Path:

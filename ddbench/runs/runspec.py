@@ -87,7 +87,7 @@ class RunSpec:
         return Path(self.dataset) / budget_name(self.ipc) / self.method / name
 
     def to_json(self) -> dict[str, Any]:
-        """As written to spec.json."""
+        """The document of spec.json."""
         values = dataclasses.asdict(self)
         del values[SEAL]
         return {"schema": SCHEMA, "id": self.id, **values}
