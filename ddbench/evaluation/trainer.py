@@ -142,10 +142,9 @@ def trainer_of(
 
 def _of_version_0_1(kind: type[Trainer]) -> list[str]:
     """What in a class belongs to the interface in which every method was given a job."""
-    gone = [name for name in ("alike", "decided", "stored_bytes") if hasattr(kind, name)]
-    asked = [name for name in ("steps", "together", "trials") if inspect.isfunction(getattr(kind, name))]
-    told = [name for name in ("train", "choose") if "job" in inspect.signature(getattr(kind, name)).parameters]
-    return gone + asked + told
+    methods = dict(inspect.getmembers(kind, inspect.isfunction))
+    changed = {"alike", "decided", "stored_bytes", "steps", "together", "trials"}
+    return [name for name, m in methods.items() if name in changed or "job" in inspect.signature(m).parameters]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,1 @@
+"""Boards from records: observations, statistics, tables."""

@@ -36,6 +36,7 @@ from ddbench.runs.signals import Interrupted, Stop
 from ddbench.runs.spec import Resolution
 from ddbench.runs.states import kept_failure
 from ddbench.synthetic import SyntheticSet
+from ddbench.text import budget
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +107,8 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
                 _condense(resolution, options, folder, ledger, stop, tell)
         synthetic, info = sets.load(folder.synthetic), resolution.method.info
         space = fitted(synthetic.pixels, dataset.train, dataset.info, ArtifactCache(options.artifacts), options.device)
-        budget = f"ipc {spec.ipc}" if spec.ipc else "all images"
-        describe(folder, synthetic, dataset, space, f"{info.title}, {dataset.title}, {budget}, seed {spec.seed}")
+        title = f"{info.title}, {dataset.title}, {budget(spec.ipc)}, seed {spec.seed}"
+        describe(folder, synthetic, dataset, space, title)
         _evaluate(folder, synthetic, dataset, resolution.cells, options, ledger, stop, tell)
         tell.on_phase("record")
         return finish(
