@@ -8,7 +8,7 @@ import pytest
 
 from ddbench.errors import RunError
 from ddbench.evaluation.protocol import protocol
-from ddbench.files import read_json, write_json
+from ddbench.files import write_json
 from ddbench.runs.evaluating import Cell, Evaluated, StudentScore, evaluations, read_evaluation
 from ddbench.runs.record import EvaluationPart
 from ddbench.runs.rundir import RunDir
@@ -94,11 +94,9 @@ def test_a_file_that_says_something_else_is_named(tmp_path: Path, changes: dict[
         read_evaluation(written(tmp_path, **changes))
 
 
-def test_evaluations_of_another_set_are_nobodys(tmp_path: Path) -> None:
-    (tmp_path / "spec.json").write_text("{}")
-    folder = RunDir.at(tmp_path)
-    (tmp_path / "evaluations" / "native-kip@1").mkdir(parents=True)
-    written(tmp_path / "evaluations" / "native-kip@1")
-    assert evaluations(folder, "cd" * 32) == []
-    assert [part.accuracy for part in evaluations(folder, "ab" * 32)] == [(0.5, 0.25)]
-    assert read_json(tmp_path / "evaluations" / "native-kip@1" / "mlp.json")["file_schema"] == "ddbench.evaluation/1"
+def test_evaluations_of_another_set_are_nobodys(root: Path) -> None:
+    (path,) = root.glob("digits/**/evaluations/tiny@1")
+    folder = RunDir.at(path.parent.parent)
+    write_json(path / "lenet.json", WRITTEN | {"backbone": "lenet"}, sealed=True)
+    assert [part.backbone for part in evaluations(folder, folder.set_sha256())] == ["mlp"]
+    assert [part.backbone for part in evaluations(folder, "ab" * 32)] == ["lenet"]
