@@ -146,8 +146,8 @@ def protocols() -> str:
 
 def _measured(dataset: str, records: Path) -> list[dict[str, Any]]:
     """The summary of our records on a dataset, a row per variant, protocol and judge, without failed evaluations."""
-    from ddbench.leaderboard.collect import collect
-    from ddbench.leaderboard.rank import summarise, to_records
+    from ddbench.leaderboard.observations import collect
+    from ddbench.leaderboard.statistics import summarise, to_records
 
     files = sorted((records / dataset).rglob("*.json"))
     if not files:
@@ -375,7 +375,7 @@ def public_names() -> str:
 def curves(method: str, records: Path = RECORDS, folder: Path = CURVES) -> str:
     """The learning curves of a method, from files that `--curve` wrote; each belongs to the record of the same set."""
     from ddbench.files import read_json
-    from ddbench.runs.judging import Curve
+    from ddbench.runs.evaluating import Curve
     from ddbench.runs.record import RunRecord, read_record
 
     by_set = {record.synthetic.sha256: record for record in map(read_record, records.rglob(f"{method}-*.json"))}

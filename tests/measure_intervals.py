@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ddbench.files import write_json
-from ddbench.leaderboard.rank import half_width
+from ddbench.leaderboard.statistics import half_width
 
 Table = NDArray[np.float64]
 

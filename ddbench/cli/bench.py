@@ -20,7 +20,7 @@ from ddbench.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from ddbench.bench import Bench, Comparison
+    from ddbench.costs.bench import Bench, Comparison
 
 # By kind of device, where nothing is asked for.
 IPCS = {"cuda": (1, 10, 50), "cpu": (1, 10)}
@@ -109,7 +109,7 @@ def bench(
 
     Times of students are kept in the folder of the runs, where `ddbench run --dry-run` finds them.
     """
-    from ddbench.bench import PROTOCOL, USUAL, Asked, compare, measure, read_bench, save_latest
+    from ddbench.costs.bench import PROTOCOL, USUAL, Asked, compare, measure, read_bench, save_latest
     from ddbench.files import write_json
     from ddbench.runs.devices import choose_device
 

@@ -148,7 +148,7 @@ def print_table(rows: Iterable[Sequence[Any]], headers: Sequence[str] = ()) -> N
 
 def size(count: int) -> str:
     """Bytes as boards print them."""
-    from ddbench.leaderboard.render import size as printed  # needs numpy
+    from ddbench.leaderboard.tables import size as printed  # needs numpy
 
     return printed(count)
 

@@ -11,9 +11,9 @@ import click
 
 from ddbench.cli.common import note, print_table
 from ddbench.evaluation.protocol import judged_by
-from ddbench.leaderboard.rank import percent
-from ddbench.leaderboard.render import duration
-from ddbench.runs.judging import curves
+from ddbench.leaderboard.statistics import percent
+from ddbench.leaderboard.tables import duration
+from ddbench.runs.evaluating import curves
 from ddbench.runs.record import RunRecord
 from ddbench.runs.rundir import RunDir
 

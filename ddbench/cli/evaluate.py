@@ -117,7 +117,7 @@ def evaluate(
     from ddbench.cli.curves import print_curves, with_curves
     from ddbench.evaluation.protocol import protocol
     from ddbench.runs.devices import choose_device
-    from ddbench.runs.judging import cells
+    from ddbench.runs.evaluating import cells
     from ddbench.runs.rundir import RunDir
     from ddbench.runs.runner import RunOptions, evaluate_run
     from ddbench.runs.spec import find_method, protocols_of
@@ -211,9 +211,9 @@ def _bring_in(
     from ddbench.errors import ConfigError, DataError
     from ddbench.evaluation.protocol import protocol
     from ddbench.foreign.diagnosis import fitting_datasets, hard
-    from ddbench.foreign.readers import choose, read
+    from ddbench.foreign.formats import choose, read
+    from ddbench.foreign.importing import Import, bring_in
     from ddbench.foreign.terms import Said
-    from ddbench.runs.sharing import Import, bring_in
     from ddbench.runs.spec import asked_ref
 
     said = Said(pixels, labels, lr, augment)

@@ -26,7 +26,7 @@ def export(path: Path, kind: str, out: Path | None, data_root: Path, as_json: bo
     """
     from dataclasses import asdict
 
-    from ddbench.runs.sharing import export_run
+    from ddbench.foreign.importing import export_run
 
     place, loss = export_run(path, kind, out, data_root)
     if loss is not None:

@@ -12,7 +12,7 @@ from ddbench.cli.common import data_option, json_option, note, print_json, print
 
 if TYPE_CHECKING:
     from ddbench.foreign.diagnosis import Diagnosis
-    from ddbench.foreign.readers import Found
+    from ddbench.foreign.formats import Found
 
 
 @click.command(short_help="What is in a set, and what its file does not say.")
@@ -42,9 +42,9 @@ def inspect(
     from ddbench.data.sources import load
     from ddbench.errors import DataError
     from ddbench.files import unfinished, write_atomically
+    from ddbench.foreign import importing as sharing
     from ddbench.foreign.diagnosis import Reference, diagnose
-    from ddbench.foreign.readers import choose, read
-    from ddbench.runs import sharing
+    from ddbench.foreign.formats import choose, read
     from ddbench.runs.rundir import RunDir
 
     info = catalogue.info(dataset) if dataset in catalogue.CATALOGUE else None

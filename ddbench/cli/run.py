@@ -133,7 +133,7 @@ def run(
 
     chosen = choose_device(device)
     if dry_run:
-        from ddbench.cli.plan import print_plans
+        from ddbench.cli.dry_run import print_plans
 
         print_plans(requests, data_root, runs_root, chosen, _said(ctx), as_json)
         return
@@ -163,7 +163,7 @@ def run(
 def prepare(device: str, data_root: Path, runs_root: Path, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Make what the methods of these runs need beforehand, such as experts; `ddbench run` then finds it."""
     requests = _requests(protocols=(), judges=(), students=None, **asked)
-    from ddbench.leaderboard.render import duration
+    from ddbench.leaderboard.tables import duration
     from ddbench.runs.batch import resolve_all
     from ddbench.runs.devices import choose_device
     from ddbench.runs.runner import RunOptions

@@ -19,7 +19,7 @@ from torch import Tensor
 from ddbench.data.catalogue import CATALOGUE, DatasetInfo
 from ddbench.data.pixels import canonical_name
 from ddbench.data.tensors import DatasetTensors
-from ddbench.foreign.readers import Found
+from ddbench.foreign.formats import Found
 from ddbench.rng import Rng
 
 Guess = Literal["standard", "unit", "raw", "zca", "kip-zca"]

@@ -17,7 +17,7 @@ from ddbench.data.pixels import PixelSpace, canonical_name
 from ddbench.errors import ConfigError, DataError
 from ddbench.foreign.diagnosis import Diagnosis, hard
 from ddbench.foreign.diagnosis import label_kind as kind_of
-from ddbench.foreign.readers import Found
+from ddbench.foreign.formats import Found
 from ddbench.synthetic import Recipe, SyntheticSet
 from ddbench.text import MOST_LINE, printable
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from ddbench.errors import RunError
 from ddbench.files import sha256_of, sweep_dead, write_atomically
-from ddbench.leaderboard.collect import collect, record_file
+from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.published import read_published
-from ddbench.leaderboard.rank import summarise
-from ddbench.leaderboard.render import Board, board, escaped
+from ddbench.leaderboard.statistics import summarise
+from ddbench.leaderboard.tables import Board, board, escaped
 from ddbench.runs.record import RunRecord, json_schema, read_record, write_record
 
 if TYPE_CHECKING:

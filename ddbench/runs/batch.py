@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ddbench.errors import DdbenchError, RunError
-from ddbench.runs.judging import Cell, cells
+from ddbench.runs.evaluating import Cell, cells
 from ddbench.runs.record import RunRecord
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, run

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ddbench import synthetic as sets
-from ddbench.driver import drive, export
 from ddbench.errors import DivergedError, PluginError
+from ddbench.loop import drive, export
 from ddbench.method import Method, Metrics, State
 from ddbench.problem import Problem
 from ddbench.runs import checkpoint

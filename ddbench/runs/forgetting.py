@@ -12,7 +12,7 @@ from ddbench.backbones import names as backbones
 from ddbench.errors import ConfigError, RunError, closest
 from ddbench.evaluation.protocol import judged_by
 from ddbench.files import write_json
-from ddbench.runs.judging import evaluations
+from ddbench.runs.evaluating import evaluations
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record
 from ddbench.runs.rundir import RunDir, evaluation_file
 

@@ -26,7 +26,7 @@ from ddbench.problem import Problem, fitted
 from ddbench.rng import Rng
 from ddbench.runs import provenance
 from ddbench.runs.condensing import Cadence, Condensation
-from ddbench.runs.judging import Cell, Judging, cells, curve_is_drawn, evaluations
+from ddbench.runs.evaluating import Cell, Judging, cells, curve_is_drawn, evaluations
 from ddbench.runs.ledger import Ledger
 from ddbench.runs.observers import Observer
 from ddbench.runs.preview import preview

@@ -17,7 +17,7 @@ from ddbench.runs.record import Part, RunRecord, read_record
 from ddbench.runs.rundir import FAILURE, SET, SPEC, RunDir
 
 if TYPE_CHECKING:
-    from ddbench.runs.judging import Cell
+    from ddbench.runs.evaluating import Cell
 
 RunState = Literal["done", "failed", "running", "interrupted", "missing"]
 STATES: tuple[RunState, ...] = ("done", "failed", "running", "interrupted", "missing")

@@ -32,10 +32,10 @@ from ddbench.backbones.names import build
 from ddbench.config import Layer, MethodConfig, resolve
 from ddbench.data.pixels import fit_pixels
 from ddbench.data.toy import toy
-from ddbench.driver import drive, export
 from ddbench.errors import ConfigError, DataError, DdbenchError
 from ddbench.evaluation.plan import fit
 from ddbench.evaluation.protocol import protocol
+from ddbench.loop import drive, export
 from ddbench.method import Method, MethodInfo, Metrics, State
 from ddbench.problem import Problem
 from ddbench.rng import Rng

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ddbench.leaderboard.collect import collect
+from ddbench.leaderboard.observations import collect
 
 KEYS = ["dataset", "ipc", "train_backbone", "protocol", "judge", "others"]
 

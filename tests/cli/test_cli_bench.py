@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ddbench.bench import read_bench
 from ddbench.cli import root
+from ddbench.costs.bench import read_bench
 
 
 def call(*arguments: str) -> Result:

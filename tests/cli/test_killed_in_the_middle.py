@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch
 from ddbench import files
 from ddbench.data import sources
-from ddbench.foreign.export import export
+from ddbench.foreign.exporting import export
 from ddbench.synthetic import SyntheticSet
 
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "open", "ctypes.call_function"}

@@ -361,7 +361,7 @@ def test_the_dataset_of_the_page_loads(tmp_path: Path) -> None:
 
 
 def test_curves_end_at_the_results_of_their_records(generate: ModuleType) -> None:
-    from ddbench.runs.judging import Curve
+    from ddbench.runs.evaluating import Curve
     from ddbench.runs.record import read_record
 
     records = {r.synthetic.sha256: r for r in map(read_record, sorted(generate.RECORDS.rglob("*.json")))}

@@ -17,7 +17,7 @@ import click
 import torch
 from torch import Tensor
 
-from ddbench.bench import this_machine, wait_for
+from ddbench.costs.bench import this_machine, wait_for
 from ddbench.engine.kernels import architecture, gram, kernel
 from ddbench.engine.precision import Precision
 

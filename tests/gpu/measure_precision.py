@@ -20,12 +20,12 @@ import torch
 from scipy import stats
 
 from ddbench.backbones.names import canonical
-from ddbench.bench import this_machine
+from ddbench.costs.bench import this_machine
 from ddbench.data.sources import Dataset, load
 from ddbench.evaluation.evaluate import SealedTest, evaluate
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.files import read_json, write_json
-from ddbench.runs.judging import read_evaluation
+from ddbench.runs.evaluating import read_evaluation
 from ddbench.runs.runner import build_problem
 from ddbench.synthetic import load as load_set
 

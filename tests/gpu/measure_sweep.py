@@ -16,7 +16,7 @@ from typing import Any
 import click
 import torch
 
-from ddbench.bench import this_machine
+from ddbench.costs.bench import this_machine
 from ddbench.synthetic import load
 
 SWEEP = """[grid]

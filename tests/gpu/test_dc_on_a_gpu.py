@@ -8,7 +8,7 @@ import torch
 
 import ddbench.engine.lockstep as lockstep
 import ddbench.engine.program as program
-from ddbench.driver import drive
+from ddbench.loop import drive
 from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
 

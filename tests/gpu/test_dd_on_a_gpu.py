@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ddbench.engine.program as program
-from ddbench.driver import drive
+from ddbench.loop import drive
 from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
 

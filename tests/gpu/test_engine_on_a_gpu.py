@@ -9,10 +9,10 @@ import torch
 
 import ddbench.engine.lockstep as lockstep
 from ddbench.backbones.base import Variables
-from ddbench.driver import drive
 from ddbench.engine.students import train_students
 from ddbench.evaluation.plan import TrainingPlan, plan
 from ddbench.evaluation.protocol import Protocol, SGDOptions
+from ddbench.loop import drive
 from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
 from ddbench.rng import Rng

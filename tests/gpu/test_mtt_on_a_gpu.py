@@ -10,7 +10,7 @@ import torch
 import ddbench.engine.program as program
 import ddbench.evaluation.trajectories as trajectories
 from ddbench.backbones.names import build
-from ddbench.driver import drive
+from ddbench.loop import drive
 from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
 

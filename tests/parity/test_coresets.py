@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ddbench import Problem, Rng, Variables
-from ddbench.driver import condense
 from ddbench.errors import DataError
+from ddbench.loop import condense
 from ddbench.plugins import GROUPS, load_object
 from ddbench.testing.contract import problem_for_checks
 from ddbench_methods.coresets import herding, k_center, k_means

@@ -12,10 +12,10 @@ from markdown_it import MarkdownIt
 
 from ddbench.errors import RunError
 from ddbench.leaderboard import boards
-from ddbench.leaderboard.collect import collect
+from ddbench.leaderboard.observations import collect
 from ddbench.leaderboard.published import read_published
-from ddbench.leaderboard.rank import summarise
-from ddbench.leaderboard.render import board, escaped
+from ddbench.leaderboard.statistics import summarise
+from ddbench.leaderboard.tables import board, escaped
 from ddbench.runs.record import read_record
 
 RECORD = Path(__file__).parents[1] / "golden" / "records" / "dm-s0.json"

@@ -20,10 +20,10 @@ from ddbench.cli.evaluate import _claims as claims
 from ddbench.data import folders
 from ddbench.errors import ConfigError, DataError, DdbenchError
 from ddbench.foreign.diagnosis import diagnose
-from ddbench.foreign.export import FORMATS, export
-from ddbench.foreign.readers import read
+from ddbench.foreign.exporting import FORMATS, export
+from ddbench.foreign.formats import read
+from ddbench.foreign.importing import export_run
 from ddbench.foreign.terms import Said
-from ddbench.runs.sharing import export_run
 from ddbench.synthetic import Recipe, SyntheticSet, header_of, origin, save
 
 IMAGES, LABELS = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
@@ -244,7 +244,7 @@ def test_an_export_that_fails_in_the_middle_leaves_the_one_before(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ddbench.foreign.export.put_folder", fail)
+        patch.setattr("ddbench.foreign.exporting.put_folder", fail)
         with pytest.raises(KeyboardInterrupt):
             png(tmp_path / "pics")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-import ddbench.bench as bench
 from ddbench.backbones.base import Variables
 from ddbench.backbones.names import build
-from ddbench.bench import (
+from ddbench.costs import bench
+from ddbench.costs.bench import (
     Asked,
     Bench,
     Result,
@@ -29,11 +29,11 @@ from ddbench.bench import (
     this_machine,
     timed,
 )
+from ddbench.costs.estimate import Phase, estimate
 from ddbench.engine.augment import ALL_OPS, draw_many
 from ddbench.engine.memory import keep_memory
 from ddbench.engine.students import train_students
 from ddbench.errors import ConfigError, RunError
-from ddbench.estimate import Phase, estimate
 from ddbench.evaluation.plan import TrainingPlan
 from ddbench.evaluation.protocol import Protocol, SGDOptions
 from ddbench.files import write_json

@@ -13,14 +13,14 @@ from ddbench.cli import root as ddbench
 from ddbench.errors import DdbenchError, RunError
 from ddbench.evaluation.protocol import Protocol, SGDOptions
 from ddbench.files import read_json, write_json
-from ddbench.foreign.readers import read
+from ddbench.foreign.formats import read
+from ddbench.foreign.importing import Import, bring_in, export_run
 from ddbench.leaderboard import boards
-from ddbench.runs.judging import read_evaluation
+from ddbench.runs.evaluating import read_evaluation
 from ddbench.runs.ledger import Ledger
 from ddbench.runs.record import RunRecord, read_record
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, evaluate_run, run
-from ddbench.runs.sharing import Import, bring_in, export_run
 from ddbench.runs.spec import Asked, Resolution, resolve_spec
 
 TINY = Protocol(name="tiny", augment="none", backbones=("mlp",), students=1, options=SGDOptions(epochs=0, batch=4))

@@ -13,9 +13,9 @@ from ddbench import Problem, drive
 from ddbench.backbones.base import from_module
 from ddbench.backbones.names import build
 from ddbench.config import preset_layers, resolve
-from ddbench.driver import condense
 from ddbench.engine.augment import OPS
 from ddbench.errors import ConfigError
+from ddbench.loop import condense
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs.spec import QUICK
 from ddbench.testing.contract import problem_for_checks

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from ddbench import Problem, SyntheticSet, Variables, drive
 from ddbench.backbones import build
 from ddbench.config import preset_layers, resolve
-from ddbench.driver import condense
 from ddbench.errors import ConfigError
+from ddbench.loop import condense
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs.spec import QUICK, Asked, foresee
 from ddbench.synthetic import load, save

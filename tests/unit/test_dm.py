@@ -11,7 +11,7 @@ import torch
 from ddbench import Problem, drive
 from ddbench.backbones.names import build
 from ddbench.config import preset_layers, resolve
-from ddbench.driver import condense
+from ddbench.loop import condense
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs.spec import QUICK
 from ddbench.testing.contract import problem_for_checks

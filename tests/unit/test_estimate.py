@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddbench.config import parse_assignments
-from ddbench.estimate import Estimate, estimate
+from ddbench.costs.estimate import Estimate, estimate
 from ddbench.evaluation.krr import KRRTrainer
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trainer import Job, Predictor

@@ -1,6 +1,7 @@
 """Imports point one way: from the command line down to errors; and nothing points at the methods."""
 
 import ast
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,16 +13,17 @@ import ddbench_methods
 # A unit is a module or a folder right under ddbench. It imports from its own row and from rows below it.
 ROWS = [
     {"cli", "__main__", "__init__"},
-    {"sweep", "leaderboard", "testing"},
-    {"runs", "estimate", "bench"},
-    {"evaluation", "foreign"},
-    {"driver", "initial"},
+    {"sweep", "leaderboard", "testing", "costs"},
+    {"foreign"},
+    {"runs"},
+    {"evaluation"},
+    {"loop", "initial"},
     {"method", "synthetic", "problem", "artifacts"},
     {"engine", "backbones", "data"},
     {"plugins", "files", "fields", "text", "rng", "config", "errors"},
 ]
 HEIGHT = {unit: -row for row, units in enumerate(ROWS) for unit in units}
-STRANGERS = [("sweep", "leaderboard"), ("sweep", "testing"), ("leaderboard", "testing")]
+STRANGERS = list(itertools.permutations(("sweep", "leaderboard", "testing", "costs"), 2))
 # A file given by path holds one method if it holds one subclass of Method: known only once the file was imported.
 EXCEPTIONS = {("plugins", "method")}
 FOR_METHODS = {"", "engine", "initial", "errors", "artifacts", "config", "files", "evaluation", "backbones", "data"}

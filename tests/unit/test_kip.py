@@ -15,7 +15,6 @@ from ddbench.backbones.names import build
 from ddbench.config import preset_layers, resolve
 from ddbench.data.pixels import fit_pixels
 from ddbench.data.sources import load
-from ddbench.driver import drive
 from ddbench.engine import kernel_regression
 from ddbench.engine.kernels import architecture, kernel
 from ddbench.errors import ConfigError, DivergedError
@@ -25,8 +24,9 @@ from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, KRROption
 from ddbench.evaluation.trainer import Job
 from ddbench.evaluation.transfer import FiniteWidthTrainer, largest_lr
 from ddbench.evaluation.validation import VALIDATION
+from ddbench.loop import drive
 from ddbench.plugins import GROUPS, load_object
-from ddbench.runs.judging import cells
+from ddbench.runs.evaluating import cells
 from ddbench.runs.runner import RunOptions, run
 from ddbench.runs.spec import QUICK, Asked, resolve_spec
 from ddbench.testing.contract import problem_for_checks

@@ -15,7 +15,7 @@ from ddbench.evaluation.evaluate import trainer_of
 from ddbench.evaluation.plan import Step, TrainingPlan, plan
 from ddbench.evaluation.protocol import PROTOCOLS, SGDOptions
 from ddbench.evaluation.trainer import Job
-from ddbench.runs.judging import cells
+from ddbench.runs.evaluating import cells
 from ddbench.testing.contract import problem_for_checks
 
 RNG = Rng(0, ("subsets",))

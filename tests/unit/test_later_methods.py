@@ -9,9 +9,9 @@ import torch
 
 from ddbench import State, SyntheticSet, Variables
 from ddbench.data.tensors import RealImages
-from ddbench.driver import export
 from ddbench.engine.program import _check_same
 from ddbench.evaluation.protocol import Protocol, SGDOptions, TrainerOptions
+from ddbench.loop import export
 from ddbench.rng import Rng
 from ddbench.testing.contract import problem_for_checks
 

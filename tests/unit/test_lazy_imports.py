@@ -26,7 +26,7 @@ LIGHT = [
 ]
 # All that condensing and judging needs.
 CORE = [
-    "ddbench.driver",
+    "ddbench.loop",
     "ddbench.initial",
     "ddbench.evaluation.evaluate",
     "ddbench.evaluation.sgd",

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, optim
 
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet, drive, transient
-from ddbench.driver import condense, export
 from ddbench.errors import RunError
+from ddbench.loop import condense, export
 from ddbench.testing.contract import problem_for_checks
 
 

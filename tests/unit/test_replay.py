@@ -23,7 +23,7 @@ from ddbench.evaluation.trainer import Job
 from ddbench.initial import real_images
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs import runner
-from ddbench.runs.judging import read_curve
+from ddbench.runs.evaluating import read_curve
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, evaluate_run, run
 from ddbench.runs.spec import Resolution, RunSpec

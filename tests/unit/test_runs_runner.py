@@ -33,7 +33,7 @@ from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.runs import checkpoint, condensing, provenance, runner
 from ddbench.runs.condensing import snapshot_steps
-from ddbench.runs.judging import read_curve, read_evaluation
+from ddbench.runs.evaluating import read_curve, read_evaluation
 from ddbench.runs.observers import Quiet, read_log
 from ddbench.runs.record import read_record
 from ddbench.runs.rundir import RunDir
@@ -479,7 +479,7 @@ class StopAfterOneStudent(Quiet):
 
 
 def test_students_that_were_done_survive_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddbench.runs.judging.SHOW_SECONDS", 0.0)
+    monkeypatch.setattr("ddbench.runs.evaluating.SHOW_SECONDS", 0.0)
     with pytest.raises(Interrupted, match="students"):
         run(asked(), options(tmp_path, observers=[StopAfterOneStudent()]))
     folder = folder_of(tmp_path, asked())
@@ -689,7 +689,7 @@ def test_progress_says_when_students_are_tested(tmp_path: Path, monkeypatch: pyt
             told.append((done, of))
             assert done < of or eta_seconds is None  # how long their tests take is not known
 
-    monkeypatch.setattr("ddbench.runs.judging.SHOW_SECONDS", 0.0)
+    monkeypatch.setattr("ddbench.runs.evaluating.SHOW_SECONDS", 0.0)
     run(asked(), options(tmp_path, observers=[Watch()]))
     # Two students of three steps, one after the other: only after the last step is nothing left to be trained.
     assert len(told) == 6

@@ -12,7 +12,7 @@ from ddbench.data import folders, sources
 from ddbench.errors import DataError, PluginError, RunError
 from ddbench.plugins import GROUPS, TRAINERS, load
 from ddbench.runs.condensing import in_budget
-from ddbench.runs.judging import read_evaluation
+from ddbench.runs.evaluating import read_evaluation
 from ddbench.runs.ledger import Ledger
 from ddbench.runs.spec import find_method
 from ddbench.synthetic import SyntheticSet

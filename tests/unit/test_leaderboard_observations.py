@@ -8,7 +8,7 @@ import pytest
 
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.errors import RunError
-from ddbench.leaderboard.collect import COLUMNS, NO_STUDENT, collect
+from ddbench.leaderboard.observations import COLUMNS, NO_STUDENT, collect
 
 RECORDS = Path(__file__).resolve().parents[1] / "golden" / "records"
 Write = Callable[..., Path]

@@ -21,7 +21,7 @@ from ddbench import synthetic as sets
 from ddbench.data.pixels import PixelSpace
 from ddbench.errors import DataError, RunError
 from ddbench.files import disk_is_full, put_folder, read_json, unfinished, write_atomically, write_json
-from ddbench.foreign.readers import HEADER_FILE
+from ddbench.foreign.formats import HEADER_FILE
 from ddbench.synthetic import SyntheticSet, header_of, tensors_of
 
 Format = Literal["safetensors", "pt", "npz", "png"]

@@ -25,8 +25,8 @@ from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.evaluation.plan import fit
 from ddbench.files import sha256_of, write_atomically, write_json
 from ddbench.foreign.diagnosis import Diagnosis, Reference, diagnose, hard
-from ddbench.foreign.export import FORMATS, Format, Loss, export
-from ddbench.foreign.readers import Found
+from ddbench.foreign.exporting import FORMATS, Format, Loss, export
+from ddbench.foreign.formats import Found
 from ddbench.foreign.terms import Said, Terms, complete, settle
 from ddbench.plugins import names_code
 from ddbench.runs.preview import preview

@@ -27,7 +27,6 @@ from ddbench.config import preset_layers, resolve
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.data.sources import Dataset
 from ddbench.data.tensors import DatasetTensors
-from ddbench.driver import drive
 from ddbench.engine import lockstep
 from ddbench.engine.precision import Precision
 from ddbench.engine.students import footprint, students_together
@@ -39,6 +38,7 @@ from ddbench.evaluation.trainer import Job
 from ddbench.evaluation.trajectories import EXPERT_BATCH, ExpertTrajectories
 from ddbench.files import write_json
 from ddbench.initial import real_images
+from ddbench.loop import drive
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.runs import provenance

@@ -131,7 +131,7 @@ class _Group:
 
     @classmethod
     def of(cls, part: DataFrame) -> _Group:
-        from ddbench.leaderboard.collect import NO_STUDENT
+        from ddbench.leaderboard.observations import NO_STUDENT
 
         rows = part.sort_values(["set", "student", "run"]).to_dict("records")
         accuracies: dict[str, dict[int, float]] = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddbench.leaderboard.published import ZCA, belongs, printed, under
-from ddbench.leaderboard.rank import percent
+from ddbench.leaderboard.statistics import percent
 from ddbench.text import printable
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ddbench.leaderboard.collect import collect
+from ddbench.leaderboard.observations import collect
 from ddbench.leaderboard.published import COLUMNS
-from ddbench.leaderboard.rank import summarise
-from ddbench.leaderboard.render import Board, Table, board, duration, size
+from ddbench.leaderboard.statistics import summarise
+from ddbench.leaderboard.tables import Board, Table, board, duration, size
 
 RECORDS = Path(__file__).resolve().parents[1] / "golden" / "records"
 NUMBERS = pd.DataFrame(

@@ -16,14 +16,14 @@ from ddbench.cli import root
 from ddbench.data.sources import load
 from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.foreign.diagnosis import Reference, diagnose
-from ddbench.foreign.readers import Found, read
+from ddbench.foreign.formats import Found, read
+from ddbench.foreign.importing import export_run
 from ddbench.foreign.terms import Said, complete, settle
 from ddbench.leaderboard import boards
-from ddbench.leaderboard.collect import collect
-from ddbench.leaderboard.rank import summarise
-from ddbench.leaderboard.render import board
+from ddbench.leaderboard.observations import collect
+from ddbench.leaderboard.statistics import summarise
+from ddbench.leaderboard.tables import board
 from ddbench.runs.record import read_record
-from ddbench.runs.sharing import export_run
 from ddbench.synthetic import Recipe, header_of, tensors_of
 
 LOOK = """
@@ -238,7 +238,7 @@ def test_a_file_is_judged_in_the_precision_that_runs_have_on_the_device(
     workplace: Path, downloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Else a set of ours, exported on a GPU, would not come back with the accuracies that it had.
-    monkeypatch.setattr("ddbench.runs.sharing.usual", lambda device: "tf32")
+    monkeypatch.setattr("ddbench.foreign.importing.usual", lambda device: "tf32")
     said = ["--dataset", "digits", "--pixels", "standard", "--entry", "0", "--runs", tmp_path / "runs"]
     record = done("evaluate", downloaded, *said, *cheap(workplace))
     assert record["run"]["precision"] == "tf32"

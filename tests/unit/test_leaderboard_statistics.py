@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ddbench.leaderboard.collect import COLUMNS, NO_STUDENT
-from ddbench.leaderboard.rank import half_width, percent, summarise, to_records
+from ddbench.leaderboard.observations import COLUMNS, NO_STUDENT
+from ddbench.leaderboard.statistics import half_width, percent, summarise, to_records
 
 DEFAULTS: dict[str, Any] = {
     "run": "0", "status": "complete", "method": "dm", "title": "Distribution Matching", "kind": "condensation",

@@ -19,8 +19,8 @@ from ddbench import SyntheticSet
 from ddbench import synthetic as sets
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.errors import DataError
-from ddbench.foreign import readers
-from ddbench.foreign.readers import Found, choose, read
+from ddbench.foreign import formats as readers
+from ddbench.foreign.formats import Found, choose, read
 from ddbench.synthetic import Recipe
 
 CLASSES, IPC = 3, 2

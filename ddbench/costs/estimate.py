@@ -25,19 +25,19 @@ import torch
 
 from ddbench.artifacts import Artifact, ArtifactCache
 from ddbench.backbones.names import build
-from ddbench.bench import Bench, latest, student_result, wait_for
+from ddbench.costs.bench import Bench, latest, student_result, wait_for
 from ddbench.data.pixels import PixelSpace, fit_pixels, is_quick
-from ddbench.driver import drive, export
 from ddbench.engine.precision import Precision
 from ddbench.errors import ConfigError
 from ddbench.evaluation.evaluate import tested_together, trainer_of
 from ddbench.evaluation.protocol import judged_by
 from ddbench.evaluation.trainer import Job, Predictor
 from ddbench.initial import real_images
+from ddbench.loop import drive, export
 from ddbench.method import Method, Validation
 from ddbench.problem import Problem
 from ddbench.runs import provenance
-from ddbench.runs.judging import Cell, cells
+from ddbench.runs.evaluating import Cell, cells
 from ddbench.runs.observers import duration
 from ddbench.runs.runner import build_problem
 from ddbench.runs.spec import Resolution
