@@ -10,6 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 _HOMES = {
+    "LoadedSet": "ddbench.runs.loaded",
+    "Run": "ddbench.api",
+    "evaluate": "ddbench.api",
+    "leaderboard": "ddbench.api",
+    "load": "ddbench.api",
+    "load_dataset": "ddbench.api",
+    "run": "ddbench.api",
     "ArtifactCache": "ddbench.artifacts",
     "Artifact": "ddbench.artifacts",
     "Backbone": "ddbench.backbones.base",

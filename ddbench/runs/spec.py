@@ -30,7 +30,7 @@ from ddbench.engine.precision import Precision, usual
 from ddbench.errors import ConfigError, PluginError
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.method import Kind, Method, MethodInfo
-from ddbench.plugins import GROUPS, Loaded, names_code
+from ddbench.plugins import GROUPS, Loaded, names_code, of_class
 from ddbench.plugins import load as load_plugin
 from ddbench.runs.runspec import RunSpec
 from ddbench.text import MOST_NAME, printable
@@ -57,11 +57,12 @@ QUICK_PIXELS = 64 * 64
 class Asked:
     """What a person asked for; None leaves a value to the preset, then to the default.
 
-    `options` are values of the method's options by name. `by` says whether they came as arguments of a call or through
-    the command line, which records tell apart. Hashable where its sequences are tuples.
+    `method` is a reference, or in a call also the class itself. `options` are values of the method's options by name.
+    `by` says whether they came as arguments of a call or through the command line, which records tell apart.
+    Hashable where its sequences are tuples.
     """
 
-    method: str
+    method: str | type[Method[Any]]
     dataset: str
     ipc: int = 10
     seed: int = 0
@@ -214,6 +215,17 @@ def protocols_of(spec: RunSpec) -> list[Protocol]:
     return found
 
 
+def judged_with(spec: RunSpec, refs: Sequence[str]) -> list[Protocol]:
+    """The protocols of these names for a run, "native" being that of its method; those of its folder without any.
+
+    Raises: ConfigError for an unknown name, and for "native" of a set that others made.
+    """
+    if "native" in refs and spec.imported is not None:
+        raise ConfigError("an imported set has no native protocol here; name one, such as mtt.")
+    kind = find_method(spec.method)[1] if "native" in refs else Method
+    return [_protocol(ref, kind) for ref in refs] or protocols_of(spec)
+
+
 def _texts(value: Any) -> Iterator[str]:
     match value:
         case str():
@@ -232,12 +244,15 @@ def _protocol(ref: str, kind: type[Method[Any]]) -> Protocol:
     return protocol(kind.info.native if ref == "native" else ref)
 
 
-def find_method(ref: str) -> tuple[Loaded, type[Method[Any]]]:
-    """The class of a method, and where it came from.
+def find_method(ref: str | type) -> tuple[Loaded, type[Method[Any]]]:
+    """The class of a method by its reference, or a class that is there already, and where it came from.
 
-    Raises: PluginError for an unknown name, and for something that is no method.
+    Raises: PluginError for an unknown name, for something that is no method, and for a class without a source.
     """
-    loaded = load_plugin(GROUPS["method"], ref)
+    if isinstance(ref, type):
+        loaded, ref = of_class(GROUPS["method"], ref), ref.__qualname__
+    else:
+        loaded = load_plugin(GROUPS["method"], ref)
     if not (isinstance(loaded.value, type) and issubclass(loaded.value, Method)):
         raise PluginError(
             f"{ref!r} is a {type(loaded.value).__name__}, not a subclass of ddbench.Method. "
