@@ -9,6 +9,8 @@ import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from ddbench import moved
+
 _HOMES = {
     "LoadedSet": "ddbench.runs.loaded",
     "Run": "ddbench.api",
@@ -19,10 +21,10 @@ _HOMES = {
     "run": "ddbench.api",
     "ArtifactCache": "ddbench.artifacts",
     "Artifact": "ddbench.artifacts",
-    "Backbone": "ddbench.backbones.base",
+    "Backbone": "ddbench.backbones.backbone",
     "Choice": "ddbench.synthetic",
     "Validation": "ddbench.method",
-    "Variables": "ddbench.backbones.base",
+    "Variables": "ddbench.backbones.variables",
     "MethodConfig": "ddbench.config",
     "condense": "ddbench.loop",
     "drive": "ddbench.loop",
@@ -41,6 +43,8 @@ _HOMES = {
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

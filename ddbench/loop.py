@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ddbench.engine.memory import keep_memory
+from ddbench.engine.program import keep_memory
 from ddbench.errors import PluginError
 from ddbench.method import Method, Metrics, State
 from ddbench.problem import Problem

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, optim
 
-from ddbench.backbones.base import Variables
+from ddbench.backbones.variables import Variables
 from ddbench.config import MethodConfig, Setting, read_settings
 from ddbench.errors import RunError
 from ddbench.rng import Rng

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddbench.artifacts import ArtifactCache, made, seconds_in
-from ddbench.backbones.base import Backbone
+from ddbench.backbones.backbone import Backbone
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.pixels import PixelSpace, fit_pixels
 from ddbench.data.tensors import DatasetTensors, RealImages

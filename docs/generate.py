@@ -114,7 +114,8 @@ def methods() -> str:
 
 def recipes() -> str:
     """Every value of the built-in protocols that share a trainer, one column each."""
-    from ddbench.evaluation.protocol import PROTOCOLS, Protocol, SGDOptions
+    from ddbench.evaluation.protocol import PROTOCOLS, Protocol
+    from ddbench.training.options import SGDOptions
 
     own = [field for field in Protocol.model_fields if field not in ("name", "version", "options", "source")]
     rows = [(_code(field), *(_value(getattr(p, field)) for p in PROTOCOLS.values())) for field in own]

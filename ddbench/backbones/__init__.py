@@ -7,9 +7,9 @@ from typing import Any
 
 # Names are parsed and listed without torch; what needs it is imported on first use.
 _HOMES = {
-    "Backbone": "ddbench.backbones.base",
-    "Variables": "ddbench.backbones.base",
-    "from_module": "ddbench.backbones.base",
+    "Backbone": "ddbench.backbones.backbone",
+    "Variables": "ddbench.backbones.variables",
+    "from_module": "ddbench.backbones.foreign",
     "build": "ddbench.backbones.names",
     "canonical": "ddbench.backbones.names",
     "known": "ddbench.backbones.names",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddbench.backbones.base import Chain, Shape, Stack
+from ddbench.backbones.stack import Chain, Stack
+from ddbench.backbones.variables import Shape
 
 
 def mlp(shape: Shape, classes: int) -> Chain:

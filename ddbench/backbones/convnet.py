@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ddbench.backbones.base import Chain, Shape, Stack
+from ddbench.backbones.stack import Chain, Stack
+from ddbench.backbones.variables import Shape
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,

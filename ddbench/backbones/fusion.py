@@ -1,7 +1,7 @@
 """The same network in fewer, larger layers, for first-order gradients on a GPU.
 
 Instance norm, activation and pooling become one layer, and the first convolution joins it where it is small
-(`ddbench.engine.fused`). Parameters keep their names, so that a network's variables fit both forms.
+(`ddbench.engine.gpu.layers`). Parameters keep their names, so that a network's variables fit both forms.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddbench.engine.change import Block, Change
-from ddbench.engine.program import channels_last, kernels
-from ddbench.engine.tangents import Tangents, known
+from ddbench.backbones.tangent_blocks import Block, Change
+from ddbench.backbones.tangent_layers import Tangents, known
+from ddbench.engine.program import channels_last, gpu_kernels
 
 Slot = tuple[nn.Module, str]
 """Where a layer is: its parent and its name there."""
@@ -95,7 +95,7 @@ class FirstLayer(Convolution):
 
 def _kernels_for(x: Tensor) -> ModuleType | None:
     # The kernels compute in single precision; a network in double precision keeps torch's layers.
-    return kernels() if x.is_cuda and x.dtype != torch.float64 else None
+    return gpu_kernels() if x.is_cuda and x.dtype != torch.float64 else None
 
 
 def autocasting() -> bool:

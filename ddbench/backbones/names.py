@@ -19,8 +19,9 @@ from ddbench.errors import ConfigError, closest
 if TYPE_CHECKING:
     from torch import nn
 
-    from ddbench.backbones.base import Backbone, Chain
+    from ddbench.backbones.backbone import Backbone
     from ddbench.backbones.initialisers import Initialiser
+    from ddbench.backbones.stack import Chain
 
 Shape = tuple[int, int, int]
 
@@ -114,13 +115,14 @@ def build(name: str, shape: Shape, classes: int) -> Backbone:
     if _family(name) is None:
         _check_provided(name)
         name = canonical(name)
-        from ddbench.backbones.base import from_module
+        from ddbench.backbones.foreign import from_module
 
         return from_module(name, _factory(name, shape, classes), shape, classes)
 
     import torch
 
-    from ddbench.backbones.base import Backbone, TooSmallError
+    from ddbench.backbones.backbone import Backbone
+    from ddbench.backbones.stack import TooSmallError
 
     fields = _resolved(parse(name), shape)
     spelling = _spell(fields)
@@ -166,7 +168,7 @@ def _chain(fields: Fields, shape: Shape, classes: int) -> Chain:
 
 
 def _smallest(fields: Fields, channels: int) -> str:
-    from ddbench.backbones.base import TooSmallError
+    from ddbench.backbones.stack import TooSmallError
 
     for size in range(1, 513):
         try:

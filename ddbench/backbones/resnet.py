@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ddbench.backbones.base import Chain, Shape, Stack
+from ddbench.backbones.stack import Chain, Stack
+from ddbench.backbones.variables import Shape
 
 
 class Block(nn.Module):

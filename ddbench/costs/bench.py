@@ -22,20 +22,18 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 
-from ddbench.backbones.base import Backbone, Variables
+from ddbench.backbones.backbone import Backbone
+from ddbench.backbones.variables import Variables
 from ddbench.config import preset_layers, resolve
 from ddbench.data.catalogue import CATALOGUE
-from ddbench.data.sources import Dataset
+from ddbench.data.dataset import Dataset
 from ddbench.data.tensors import DatasetTensors
-from ddbench.engine import lockstep
 from ddbench.engine.precision import Precision
-from ddbench.engine.students import footprint, students_together
 from ddbench.errors import ConfigError, RunError
 from ddbench.evaluation.evaluate import SealedTest, evaluate, tested_together
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.evaluation.trainer import Job
-from ddbench.evaluation.trajectories import EXPERT_BATCH, ExpertTrajectories
 from ddbench.files import write_json
 from ddbench.initial import real_images
 from ddbench.loop import drive
@@ -46,6 +44,9 @@ from ddbench.runs.record import read_document
 from ddbench.runs.runner import build_problem
 from ddbench.runs.spec import find_method
 from ddbench.synthetic import SyntheticSet
+from ddbench.training import lockstep
+from ddbench.training.experts import EXPERT_BATCH, ExpertTrajectories
+from ddbench.training.students import footprint, students_together
 
 Loop = Literal["ceiling", "methods", "students", "experts"]
 

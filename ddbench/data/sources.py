@@ -9,12 +9,12 @@ import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache, partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -24,6 +24,7 @@ from ddbench.data.archives import ensure_space, is_archive, unpack
 from ddbench.data.arrays import find_idx, read_idx, read_npz
 from ddbench.data.cache import Content, Manifest, Progress
 from ddbench.data.catalogue import CATALOGUE, DatasetInfo, canonical, info, known_copy
+from ddbench.data.dataset import Dataset, TestData
 from ddbench.data.folders import base_folder, read_image_folder
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import ConfigError, DataError, DdbenchError, PluginError, closest
@@ -45,58 +46,6 @@ TORCHVISION = {
     "cifar10": ("CIFAR10", "cifar-10-batches-py"),
     "cifar100": ("CIFAR100", "cifar-100-python"),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class TestData:
-    """The test images: read when `load` is called, and not before."""
-
-    __test__: ClassVar[bool] = False  # the name would make pytest collect it
-
-    read: Callable[[], DatasetTensors]
-
-    def load(self) -> DatasetTensors:
-        """The test images and labels."""
-        return self.read()
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A dataset that is there: its training images, its test images when asked, and where it came from."""
-
-    info: DatasetInfo
-    train: DatasetTensors
-    test: TestData
-    manifest: Manifest
-
-    @classmethod
-    def in_memory(
-        cls, info: DatasetInfo, train: DatasetTensors, test: DatasetTensors, origin: str = "in memory"
-    ) -> Dataset:
-        """A dataset made from tensors, for tests and for plug-ins."""
-        content = Content(train, test, origin=origin, kind="")
-        return cls(info, train, TestData(lambda: test), cache.make_manifest(info.name, info.title, content, True))
-
-    @property
-    def title(self) -> str:
-        """What tables call it; says when it is a copy."""
-        return self.manifest["title"]
-
-    @property
-    def fingerprint(self) -> str:
-        """What the training and test images together are."""
-        return self.manifest["fingerprint"]
-
-    @property
-    def contents(self) -> str:
-        """The same as the fingerprint, whatever the order of the images; empty where nobody has looked."""
-        known = known_copy(self.manifest["name"], fingerprint=self.fingerprint)
-        return self.manifest.get("contents") or (known.contents if known else "")
-
-    @property
-    def original(self) -> bool:
-        """Whether these are the images that its authors published."""
-        return self.manifest["original"]
 
 
 def load(name: str, root: Path) -> Dataset:

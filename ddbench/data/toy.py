@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ddbench.data.catalogue import DatasetInfo
-from ddbench.data.sources import Dataset
+from ddbench.data.dataset import Dataset
 from ddbench.data.tensors import DatasetTensors
 from ddbench.rng import Rng
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import pi
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from ddbench.engine.program import kernels
+from ddbench.engine.program import gpu_kernels
 from ddbench.errors import ConfigError, closest
 from ddbench.rng import Rng
 
@@ -145,8 +144,10 @@ def apply(draw: Draw, images: Tensor) -> Tensor:
         )
     numbers = _send(draw.numbers[:, : images.shape[1]], images.device)
     if draw.static or draw.ops.device.type != "cpu":
-        if fused := _one_kernel(images):
-            return fused.augment(images, draw.ops, numbers, draw.align_corners)
+        if _in_one_kernel(images):
+            from ddbench.engine.gpu.augment import augment
+
+            return augment(images, draw.ops, numbers, draw.align_corners)
         return _apply_static(draw.ops, images, numbers, draw.align_corners)
     kinds, counts = draw.ops.unique(return_counts=True)
     if len(kinds) == 1:
@@ -158,11 +159,11 @@ def apply(draw: Draw, images: Tensor) -> Tensor:
     return torch.cat([_apply_one(*piece, draw.align_corners) for piece in pieces]).index_select(0, back)
 
 
-def _one_kernel(images: Tensor) -> Any:
-    """The module with the kernel that applies a draw, where it can be used: it has no gradient."""
+def _in_one_kernel(images: Tensor) -> bool:
+    """Whether the GPU kernel of augmentation can be used, which has no gradient."""
     if not images.is_cuda or images.dtype != torch.float32 or torch.compiler.is_compiling():
-        return None
-    return None if images.requires_grad and torch.is_grad_enabled() else kernels()
+        return False
+    return not (images.requires_grad and torch.is_grad_enabled()) and gpu_kernels() is not None
 
 
 def _draw(strategy: str, groups: int, rows: int, rng: Rng, align_corners: bool) -> Draw:

@@ -23,3 +23,41 @@ def ridge_map(features: Tensor, ridge: float) -> Tensor:
     gram = z @ z.T + ridge * torch.eye(len(z), dtype=z.dtype, device=z.device)
     factor, _ = torch.linalg.cholesky_ex(gram)
     return torch.cholesky_solve(z, factor)
+
+
+RIDGE = 1e-6
+
+
+def ridge_weights(k_ss: Tensor, targets: Tensor, ridge: float = RIDGE) -> Tensor:
+    """(K_ss + ridge tr(K_ss) / n I)^-1 targets, float64 [n, C]; differentiable in both.
+
+    Not a number where K_ss is not positive definite, without waiting for the device to say so.
+    """
+    kernel = k_ss.double()
+    n = len(kernel)
+    shift = ridge * kernel.diagonal().sum() / n
+    kernel = (kernel + kernel.T) / 2 + shift * torch.eye(n, dtype=kernel.dtype, device=kernel.device)
+    root, failed = torch.linalg.cholesky_ex(kernel)
+    root = torch.where(failed == 0, root, torch.nan)
+    return torch.cholesky_solve(targets.double(), root)
+
+
+def centred(labels: Tensor, classes: int) -> Tensor:
+    """Regression targets of classes: one-hot minus 1 / C. float32 [n, C]."""
+    return torch.nn.functional.one_hot(labels, classes).float() - 1 / classes
+
+
+def reduced(rows: Tensor, targets: Tensor, before: Tensor | None = None) -> Tensor:
+    """A least-squares problem as a triangle, to which more rows can be added: float64 [n + C, n + C].
+
+    Shapes: rows [m, n]; targets [m, C]; `before` is what an earlier call returned.
+    """
+    more = torch.cat([rows.double(), targets.double()], dim=1)
+    stack = more if before is None else torch.cat([before, more])
+    missing = max(0, stack.shape[1] - len(stack))
+    return torch.linalg.qr(torch.nn.functional.pad(stack, (0, 0, 0, missing)), mode="r").R
+
+
+def least_squares(triangle: Tensor, unknowns: int) -> Tensor:
+    """The least-norm solution of a `reduced` problem: float64 [n, C], with n unknowns."""
+    return torch.linalg.pinv(triangle[:unknowns, :unknowns]) @ triangle[:unknowns, unknowns:]

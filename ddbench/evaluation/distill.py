@@ -14,15 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddbench.backbones import names as backbones
-from ddbench.backbones.base import Variables
+from ddbench.backbones.variables import Variables
 from ddbench.errors import ConfigError
-from ddbench.evaluation.plan import TrainingPlan, plan
+from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import DistillOptions
 from ddbench.evaluation.sgd import SGDTrainer
-from ddbench.evaluation.trained import TrainedNetwork
 from ddbench.evaluation.trainer import Job
 from ddbench.problem import Problem
 from ddbench.rng import Rng
+from ddbench.training.networks import TrainedNetwork
+from ddbench.training.plan import TrainingPlan
 
 Teacher = Callable[[Tensor], Tensor]
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from ddbench.data.pixels import PixelSpace
 from ddbench.data.tensors import DatasetTensors
 from ddbench.engine.precision import Precision
-from ddbench.engine.students import TESTED_IMAGES, fewer_if_larger
 from ddbench.errors import DivergedError
 from ddbench.evaluation.protocol import Protocol
 from ddbench.evaluation.trainer import Job, Predictor, Trainer
 from ddbench.plugins import TRAINERS, load_object
 from ddbench.problem import Problem
 from ddbench.synthetic import SyntheticSet
+from ddbench.training.students import TESTED_IMAGES, fewer_if_larger
 
 
 def tested_together(shape: Sequence[int]) -> int:

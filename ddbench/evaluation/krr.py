@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ddbench.engine.decode import decode
-from ddbench.engine.kernel_regression import centred, ridge_weights
-from ddbench.engine.kernels import gram
+from ddbench.engine.regression import centred, ridge_weights
 from ddbench.errors import DivergedError
 from ddbench.evaluation.plan import fit
 from ddbench.evaluation.protocol import KRROptions
 from ddbench.evaluation.trainer import Job, Predictor, Trainer
+from ddbench.ntk.gram import gram
 from ddbench.synthetic import SyntheticSet
 
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ddbench.backbones.base import Variables
+from ddbench.backbones.variables import Variables
 from ddbench.errors import ConfigError
-from ddbench.evaluation.plan import Block, TrainingPlan, plan
-from ddbench.evaluation.protocol import Protocol, ReplayOptions, SGDOptions
+from ddbench.evaluation.plan import plan
+from ddbench.evaluation.protocol import Protocol, ReplayOptions
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trainer import Job
 from ddbench.synthetic import SyntheticSet
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import Block, TrainingPlan
 
 
 @dataclass(frozen=True, eq=False)

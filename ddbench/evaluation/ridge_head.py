@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, optim
 
-from ddbench.backbones.base import Variables
+from ddbench.backbones.variables import Variables
 from ddbench.engine.regression import ridge_map, with_ones
 from ddbench.errors import ConfigError
-from ddbench.evaluation.plan import TrainingPlan, plan
-from ddbench.evaluation.protocol import RidgeHeadOptions, SGDOptions
+from ddbench.evaluation.plan import plan
+from ddbench.evaluation.protocol import RidgeHeadOptions
 from ddbench.evaluation.trainer import Job, Predictor, Trainer
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import TrainingPlan
 
 # Which images make a step, and how many steps there are.
 _DRAWN = SGDOptions(epochs=None, batch=None, sampling="subset", schedule="constant")

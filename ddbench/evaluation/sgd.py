@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
 
-from ddbench.backbones.base import Variables
-from ddbench.engine.students import footprint, predict, students_together, train_students
-from ddbench.evaluation.plan import TrainingPlan, plan
-from ddbench.evaluation.protocol import SGDOptions, TrainerOptions
+from ddbench.backbones.variables import Variables
+from ddbench.evaluation.plan import plan
 from ddbench.evaluation.trainer import Job, Predictor, Trainer
+from ddbench.training.options import SGDOptions, TrainerOptions
+from ddbench.training.plan import TrainingPlan
+from ddbench.training.students import footprint, predict, students_together, train_students
 
 
 class SGDTrainer(Trainer):

@@ -9,10 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ddbench.evaluation.protocol import Protocol, TrainerOptions
+from ddbench.evaluation.protocol import Protocol
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import SyntheticSet
+from ddbench.training.options import TrainerOptions
 
 Predictor = Callable[[Tensor], Tensor]
 """Images [B, C, H, W] in the pixel space -> scores [S, B, K] of S students; the arg-max is the prediction."""

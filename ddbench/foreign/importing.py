@@ -19,8 +19,9 @@ from ddbench import synthetic as sets
 from ddbench.backbones import names as backbones
 from ddbench.data import catalogue
 from ddbench.data.catalogue import DatasetInfo
+from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import PixelSpace, fit_pixels
-from ddbench.data.sources import Dataset, load
+from ddbench.data.sources import load
 from ddbench.engine.precision import usual
 from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.evaluation.plan import fit

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from ddbench.backbones import names as backbones
 from ddbench.config import explain
-from ddbench.data.sources import Dataset
+from ddbench.data.dataset import Dataset
 from ddbench.errors import ConfigError, DataError, DivergedError, RunError
 from ddbench.evaluation.evaluate import Score, SealedTest, evaluate, trainer_of
 from ddbench.evaluation.protocol import KRROptions, Protocol

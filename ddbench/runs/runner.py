@@ -16,8 +16,9 @@ import torch
 from ddbench import synthetic as sets
 from ddbench.artifacts import ArtifactCache, Tell
 from ddbench.backbones import names as backbones
+from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import PixelSpace
-from ddbench.data.sources import Dataset, load
+from ddbench.data.sources import load
 from ddbench.engine.precision import Precision
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import Protocol

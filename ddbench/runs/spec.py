@@ -24,8 +24,9 @@ from ddbench.config import (
 )
 from ddbench.data import catalogue
 from ddbench.data.catalogue import DatasetInfo
+from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import canonical_name
-from ddbench.data.sources import Dataset, load
+from ddbench.data.sources import load
 from ddbench.engine.precision import Precision, usual
 from ddbench.errors import ConfigError, PluginError
 from ddbench.evaluation.protocol import Protocol, protocol

@@ -6,7 +6,7 @@ import torch
 
 from ddbench import Rng
 from ddbench.data.catalogue import DatasetInfo
-from ddbench.data.sources import Dataset
+from ddbench.data.dataset import Dataset
 from ddbench.data.tensors import DatasetTensors
 
 NAMES = ("square", "cross", "bar")

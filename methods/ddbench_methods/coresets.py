@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet
-from ddbench.evaluation.trained import TrainedNetwork
 from ddbench.initial import check_budget, real_indices
+from ddbench.training.networks import TrainedNetwork
 
 
 @dataclass

@@ -16,12 +16,12 @@ from torch.func import grad_and_value
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet, Variables, transient
 from ddbench.engine.augment import Draw, siamese
 from ddbench.engine.distance import GRADIENT_DISTANCES
-from ddbench.engine.gradients import class_gradients, written_change
-from ddbench.engine.lockstep import Lockstep
 from ddbench.engine.program import Fuse, Program
-from ddbench.evaluation.plan import TrainingPlan
-from ddbench.evaluation.protocol import SGDOptions
 from ddbench.initial import INITIALS
+from ddbench.training.class_gradients import class_gradients, written_change
+from ddbench.training.lockstep import Lockstep
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import TrainingPlan
 
 # Ten classes of 256 CIFAR images are 2.6 million pixels, whose gradients take 11 GB with a ConvNet of width 128; the
 # slopes of synthetic images take three times as much an image.
@@ -183,7 +183,7 @@ class DC(Method[DCState]):
             ),
             strategy=self.strategy(problem),
             legacy="none",
-            epochs=(matches - 1) * epochs - 1,  # one more is made
+            passes=(matches - 1) * epochs,
             rng=problem.rng,
         )
         network = problem.backbone.init(problem.rng.fold("network"), problem.device, copies=1)

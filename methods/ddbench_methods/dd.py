@@ -28,9 +28,9 @@ from ddbench import (
 )
 from ddbench.engine.crop import crop, draw_crops
 from ddbench.engine.program import Fuse, Program, channels_last
-from ddbench.engine.unroll import Descent, written_out
 from ddbench.errors import ConfigError
 from ddbench.initial import INITIALS
+from ddbench.training.unroll import Descent, written_out
 
 BETAS = (0.5, 0.999)
 MOST_BATCHES = 10

@@ -13,9 +13,10 @@ from pydantic import Field, field_validator
 from torch import Tensor, optim
 
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Recipe, Rng, State, SyntheticSet, transient
-from ddbench.engine.kernel_regression import RIDGE, centred, ridge_weights
-from ddbench.engine.kernels import Gram, architecture, gram
+from ddbench.engine.regression import RIDGE, centred, ridge_weights
 from ddbench.initial import INITIALS
+from ddbench.ntk.architectures import architecture
+from ddbench.ntk.gram import Gram, gram
 
 # The share of target images that is moved, the farthest turn in degrees, and the farthest shift in image sizes.
 MOVED, DEGREES, SHIFT = 0.5, 10.0, 0.1

@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ddbench import Method, MethodInfo, Metrics, Problem, Recipe, Rng, State, SyntheticSet, transient
-from ddbench.engine.kernel_regression import centred, least_squares, reduced, ridge_weights
-from ddbench.engine.kernels import Gram
+from ddbench.engine.regression import centred, least_squares, reduced, ridge_weights
 from ddbench.initial import real_indices
+from ddbench.ntk.gram import Gram
 from ddbench_methods.kip import KIP, KernelConfig
 
 

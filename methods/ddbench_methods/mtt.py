@@ -36,13 +36,13 @@ from ddbench import (
 )
 from ddbench.engine.augment import Draw, draw_many, resolve_strategy
 from ddbench.engine.program import Fuse, Program, channels_last, weights_laid_out
-from ddbench.engine.unroll import Descent, Form, Loss, graph_bytes, written_out
 from ddbench.errors import DivergedError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.evaluation.trainer import Job
-from ddbench.evaluation.trajectories import ExpertTrajectories, Trajectories, flatten, unflatten
 from ddbench.evaluation.validation import validate
 from ddbench.initial import INITIALS, check_budget
+from ddbench.training.experts import ExpertTrajectories, Trajectories, flatten, unflatten
+from ddbench.training.unroll import Descent, Form, Loss, graph_bytes, written_out
 
 # Where Linux tells what a container or a job of a cluster may take, in both of its versions.
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))

@@ -15,8 +15,9 @@ from torch.nn.functional import one_hot
 
 from ddbench import ArtifactCache, Problem, Protocol, Rng, condense
 from ddbench.backbones.names import build
+from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import fit_pixels
-from ddbench.data.sources import Dataset, load
+from ddbench.data.sources import load
 from ddbench.evaluation.evaluate import SealedTest, evaluate
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.plugins import GROUPS, load_object

@@ -15,10 +15,10 @@ from torch import Tensor
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Recipe, Rng, State, SyntheticSet, transient
 from ddbench.config import Setting
 from ddbench.errors import ConfigError
-from ddbench.evaluation.trained import TrainedNetwork
 from ddbench.initial import real_images, real_indices
 from ddbench.plugins import GROUPS, listing, load_object
 from ddbench.testing import contract
+from ddbench.training.networks import TrainedNetwork
 
 METHODS = [plugin.name for plugin in listing(GROUPS["method"]) if plugin.package == "ddbench"]
 # Options that make more happen in few steps, or less, beside those that a method names itself.

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from ddbench.evaluation import protocol as module
-from ddbench.evaluation.protocol import PROTOCOLS, Protocol, SGDOptions
+from ddbench.evaluation.protocol import PROTOCOLS, Protocol
+from ddbench.training.options import SGDOptions
 
 DIGESTS = {
     "dsa@1": "24d99e9675d43a25",

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from ddbench.costs.bench import this_machine, wait_for
-from ddbench.engine.kernels import architecture, gram, kernel
 from ddbench.engine.precision import Precision
+from ddbench.ntk.architectures import architecture
+from ddbench.ntk.gram import gram
+from ddbench.ntk.kernel import kernel
 
 NETWORKS = ("fc1", "convnet3", "convnet")
 # Images on the first and on the second side, and their side in pixels.

@@ -21,7 +21,8 @@ from scipy import stats
 
 from ddbench.backbones.names import canonical
 from ddbench.costs.bench import this_machine
-from ddbench.data.sources import Dataset, load
+from ddbench.data.dataset import Dataset
+from ddbench.data.sources import load
 from ddbench.evaluation.evaluate import SealedTest, evaluate
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.files import read_json, write_json

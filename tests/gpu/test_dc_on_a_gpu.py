@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import ddbench.engine.lockstep as lockstep
 import ddbench.engine.program as program
+import ddbench.training.lockstep as lockstep
 from ddbench.loop import drive
 from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem

@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-import ddbench.engine.lockstep as lockstep
-from ddbench.backbones.base import Variables
-from ddbench.engine.students import train_students
-from ddbench.evaluation.plan import TrainingPlan, plan
-from ddbench.evaluation.protocol import Protocol, SGDOptions
+import ddbench.training.lockstep as lockstep
+from ddbench.backbones.variables import Variables
+from ddbench.evaluation.plan import plan
+from ddbench.evaluation.protocol import Protocol
 from ddbench.loop import drive
 from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import SyntheticSet
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import TrainingPlan
+from ddbench.training.students import train_students
 
 pytestmark = [
     pytest.mark.gpu,

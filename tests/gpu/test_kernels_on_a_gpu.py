@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from ddbench.engine.kernels import WIDE, architecture, gram, kernel
+from ddbench.ntk.architectures import architecture
+from ddbench.ntk.gram import gram
+from ddbench.ntk.kernel import WIDE, kernel
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import ddbench.engine.lockstep as lockstep
 import ddbench.engine.program as program
-from ddbench.backbones.base import Variables
-from ddbench.engine.students import train_students
+import ddbench.training.lockstep as lockstep
+from ddbench.backbones.variables import Variables
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.loop import drive
@@ -18,6 +17,7 @@ from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import Recipe, SyntheticSet
+from ddbench.training.students import train_students
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ddbench.engine.program as program
-import ddbench.evaluation.trajectories as trajectories
+import ddbench.training.experts as trajectories
 from ddbench.backbones.names import build
 from ddbench.loop import drive
 from ddbench.plugins import GROUPS, load_object

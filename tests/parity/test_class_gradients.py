@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddbench import Backbone, Rng, Variables
-from ddbench.backbones.base import from_module
+from ddbench.backbones.foreign import from_module
 from ddbench.backbones.names import build
 from ddbench.engine.augment import ALL_OPS, OPS, siamese
-from ddbench.engine.gradients import ClassGradients, SharedGradients, class_gradients
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.class_gradients import ClassGradients, SharedGradients, class_gradients
 
 CLASSES, IMAGES = 3, 2
 LABELS = torch.tensor([2, 0, 1])

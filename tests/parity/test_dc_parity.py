@@ -12,11 +12,11 @@ from torch import Tensor
 from ddbench import Method, Problem, Variables, drive
 from ddbench.backbones.names import build
 from ddbench.engine.augment import Draw, siamese
-from ddbench.engine.lockstep import Lockstep
-from ddbench.evaluation.plan import TrainingPlan
 from ddbench.plugins import GROUPS, load_object
 from ddbench.rng import Rng
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.lockstep import Lockstep
+from ddbench.training.plan import TrainingPlan
 
 DC, DSA = (load_object(GROUPS["method"], name) for name in ("dc", "dsa"))
 ALL_OPS = "color_crop_cutout_flip_scale_rotate"

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from ddbench import Problem, Protocol, SyntheticSet, Variables
-from ddbench.engine.students import train_students
 from ddbench.errors import ConfigError
 from ddbench.evaluation.distill import DistillPlan, DistillTrainer, distillation_loss, tempered
 from ddbench.evaluation.plan import plan
-from ddbench.evaluation.protocol import PROTOCOLS, DistillOptions, SGDOptions
-from ddbench.evaluation.trained import TrainedNetwork
+from ddbench.evaluation.protocol import PROTOCOLS, DistillOptions
 from ddbench.evaluation.trainer import Job
 from ddbench.initial import real_images
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.networks import TrainedNetwork
+from ddbench.training.options import SGDOptions
+from ddbench.training.students import train_students
 
 TEMPERATURE, WEIGHT = 3.0, 0.3
 SHORT = {"epochs": None, "steps": 4, "batch": 4, "temperature": TEMPERATURE, "hard_weight": WEIGHT}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddbench import Problem, Rng, drive
-from ddbench.engine.kernel_regression import least_squares, reduced, ridge_weights
+from ddbench.engine.regression import least_squares, reduced, ridge_weights
 from ddbench.plugins import GROUPS, load_object
 from ddbench.testing.contract import problem_for_checks
 

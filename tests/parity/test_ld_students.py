@@ -12,10 +12,11 @@ from torch import Tensor
 from ddbench import Problem, Recipe, Rng, SyntheticSet
 from ddbench.backbones.names import build
 from ddbench.evaluation.evaluate import trainer_of
-from ddbench.evaluation.plan import TrainingPlan, plan
+from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.evaluation.trainer import Job
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.plan import TrainingPlan
 
 Tensors = dict[str, Tensor]
 STEPS, BATCH, STUDENTS = 12, 4, (3, 0)

@@ -7,20 +7,22 @@ import pytest
 import torch
 
 from ddbench.artifacts import ArtifactCache
-from ddbench.backbones.base import Variables
 from ddbench.backbones.names import build
+from ddbench.backbones.variables import Variables
 from ddbench.data.pixels import fit_pixels
 from ddbench.data.toy import toy
 from ddbench.engine.augment import ALL_OPS, OPS, apply, independent, siamese
 from ddbench.engine.program import Program, worth_compiling
-from ddbench.engine.students import train_students
 from ddbench.evaluation.evaluate import trainer_of
-from ddbench.evaluation.plan import TrainingPlan, plan
-from ddbench.evaluation.protocol import PROTOCOLS, Protocol, SGDOptions
+from ddbench.evaluation.plan import plan
+from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.evaluation.trainer import Job
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import SyntheticSet
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import TrainingPlan
+from ddbench.training.students import train_students
 
 CPU = torch.device("cpu")
 RECIPES = {

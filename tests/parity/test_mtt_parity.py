@@ -13,10 +13,10 @@ from ddbench import Problem, Rng, Variables, drive
 from ddbench.backbones import Backbone, build
 from ddbench.engine.augment import Draw, draw_many
 from ddbench.engine.program import compiled
-from ddbench.engine.unroll import Descent, Form, graph_bytes
-from ddbench.evaluation.trajectories import flatten
 from ddbench.plugins import GROUPS, load_object
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.experts import flatten
+from ddbench.training.unroll import Descent, Form, graph_bytes
 from ddbench_methods.mtt import matching
 
 MTT = load_object(GROUPS["method"], "mtt")

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ddbench import Rng, Variables
 from ddbench.backbones.names import build
-from ddbench.engine.students import train_students
-from ddbench.evaluation.plan import Step, TrainingPlan
-from ddbench.evaluation.protocol import SGDOptions
+from ddbench.evaluation.plan import passes
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import Step, TrainingPlan
+from ddbench.training.students import train_students
 
 RNG = Rng(0, ("recipe",))
 N, CLASSES, SHAPE = 10, 3, (3, 8, 8)
@@ -116,7 +117,17 @@ def setup(
     """A plan in float64, a backbone, and fresh weights of two students."""
     known = SGDOptions(batch=BATCH, **options)
     images, labels = images_and_labels(soft)
-    training = TrainingPlan(images, labels, lambda x: x, known, strategy, legacy, known.epochs or 0, RNG)
+    training = TrainingPlan(
+        images,
+        labels,
+        lambda x: x,
+        known,
+        strategy,
+        legacy,
+        passes(known.epochs or 0),
+        RNG,
+        passes_before_drop=(known.epochs or 0) // 2 + 2,
+    )
     net = build(backbone, SHAPE, CLASSES)
     return training, net, net.init(RNG.fold("network"), copies=2).to(torch.float64)
 

@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from ddbench import Backbone, Rng, Variables
-from ddbench.backbones.base import Shape, from_module
+from ddbench.backbones.foreign import from_module
 from ddbench.backbones.names import build
-from ddbench.engine.students import footprint, predict, students_together, train_students
-from ddbench.evaluation.plan import TrainingPlan
-from ddbench.evaluation.protocol import SGDOptions
+from ddbench.backbones.variables import Shape
+from ddbench.evaluation.plan import passes
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import TrainingPlan
+from ddbench.training.students import footprint, predict, students_together, train_students
 
 RNG = Rng(0, ("students",))
 STUDENTS = [3, 0, 8, 5, 1]
@@ -24,7 +26,17 @@ def setup(
     known = SGDOptions.model_validate({"epochs": 3, "batch": 4} | options)
     images = torch.randn(10, 3, 8, 8, generator=RNG.torch(), dtype=dtype)
     labels = torch.arange(10) % 3
-    training = TrainingPlan(images, labels, lambda x: x, known, strategy, legacy, known.epochs or 0, RNG)
+    training = TrainingPlan(
+        images,
+        labels,
+        lambda x: x,
+        known,
+        strategy,
+        legacy,
+        passes(known.epochs or 0),
+        RNG,
+        passes_before_drop=(known.epochs or 0) // 2 + 2,
+    )
     net = build(backbone, (3, 8, 8), 3)
     return net, net.init(RNG.fold("network"), copies=len(STUDENTS)).to(dtype), training
 
@@ -142,7 +154,7 @@ def test_wide_networks_see_fewer_images_at_once(monkeypatch: pytest.MonkeyPatch)
     assert net.widest == 256 * 32 * 32
     handle = net._modules[False].register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     whole = predict(net, students, images)
-    monkeypatch.setattr("ddbench.engine.students.TESTED_IMAGES", 6)
+    monkeypatch.setattr("ddbench.training.students.TESTED_IMAGES", 6)
     torch.testing.assert_close(predict(net, students, images), whole)
     handle.remove()
     assert seen == [7, 7] + [3, 3, 1] * 2

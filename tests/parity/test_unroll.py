@@ -10,7 +10,7 @@ from torch import Tensor
 from ddbench import Rng, Variables
 from ddbench.backbones import Backbone, build
 from ddbench.engine.program import compiled
-from ddbench.engine.unroll import Descent, written_out
+from ddbench.training.unroll import Descent, written_out
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Tensor, Tensor], Tensor]

@@ -13,10 +13,10 @@ import torch
 from ddbench.artifacts import COST, MARK, Artifact, ArtifactCache, outside_identity
 from ddbench.engine.precision import Precision
 from ddbench.errors import ArtifactError, DivergedError
-from ddbench.evaluation.trained import TrainedNetwork
 from ddbench.files import read_json
 from ddbench.problem import Problem
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.networks import TrainedNetwork
 
 
 @dataclass(frozen=True, kw_only=True)

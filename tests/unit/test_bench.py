@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddbench.backbones.base import Variables
 from ddbench.backbones.names import build
+from ddbench.backbones.variables import Variables
 from ddbench.costs import bench
 from ddbench.costs.bench import (
     Asked,
@@ -31,15 +31,16 @@ from ddbench.costs.bench import (
 )
 from ddbench.costs.estimate import Phase, estimate
 from ddbench.engine.augment import ALL_OPS, draw_many
-from ddbench.engine.memory import keep_memory
-from ddbench.engine.students import train_students
+from ddbench.engine.program import keep_memory
 from ddbench.errors import ConfigError, RunError
-from ddbench.evaluation.plan import TrainingPlan
-from ddbench.evaluation.protocol import Protocol, SGDOptions
+from ddbench.evaluation.protocol import Protocol
 from ddbench.files import write_json
 from ddbench.rng import Rng
 from ddbench.runs.spec import Asked as AskedRun
 from ddbench.runs.spec import Resolution, resolve_spec
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import TrainingPlan
+from ddbench.training.students import train_students
 
 CPU = torch.device("cpu")
 
@@ -264,7 +265,7 @@ def test_training_is_not_slower_than_a_plain_loop_on_the_cpu() -> None:
     labels = torch.arange(100) % 10
     net = build("convnet-w32", (3, 32, 32), 10)
     options = SGDOptions(epochs=None, steps=steps)
-    schedule = TrainingPlan(images, labels, lambda x: x, options, ALL_OPS, "none", 0, Rng(0))
+    schedule = TrainingPlan(images, labels, lambda x: x, options, ALL_OPS, "none", 1, Rng(0))
 
     def ours(schedule: TrainingPlan) -> None:
         train_students(net, Variables.stack([net.init(Rng(1), CPU)]), schedule, [0])

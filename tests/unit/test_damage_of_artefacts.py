@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from ddbench import ArtifactCache, Problem
 from ddbench.data.pixels import fit_pixels
-from ddbench.evaluation.trained import WEIGHTS, TrainedNetwork
-from ddbench.evaluation.trajectories import ExpertTrajectories
 from ddbench.files import write_json
 from ddbench.runs import checkpoint
 from ddbench.runs.checkpoint import Checkpoint
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.experts import ExpertTrajectories
+from ddbench.training.networks import WEIGHTS, TrainedNetwork
 
 Numbers = dict[str, torch.Tensor]
 

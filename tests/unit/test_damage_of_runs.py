@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ddbench.cli import root as ddbench
 from ddbench.errors import DdbenchError, RunError
-from ddbench.evaluation.protocol import Protocol, SGDOptions
+from ddbench.evaluation.protocol import Protocol
 from ddbench.files import read_json, write_json
 from ddbench.foreign.formats import read
 from ddbench.foreign.importing import Import, bring_in, export_run
@@ -22,6 +22,7 @@ from ddbench.runs.record import RunRecord, read_record
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, evaluate_run, run
 from ddbench.runs.spec import Asked, Resolution, resolve_spec
+from ddbench.training.options import SGDOptions
 
 TINY = Protocol(name="tiny", augment="none", backbones=("mlp",), students=1, options=SGDOptions(epochs=0, batch=4))
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddbench import Problem, drive
-from ddbench.backbones.base import from_module
+from ddbench.backbones.foreign import from_module
 from ddbench.backbones.names import build
 from ddbench.config import preset_layers, resolve
 from ddbench.engine.augment import OPS

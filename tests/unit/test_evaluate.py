@@ -13,16 +13,16 @@ from ddbench import Problem, Protocol, SyntheticSet, Variables
 from ddbench.data.tensors import DatasetTensors
 from ddbench.data.toy import toy
 from ddbench.engine.precision import Precision
-from ddbench.engine.students import train_students
 from ddbench.errors import DivergedError, PluginError
 from ddbench.evaluation import evaluate as module
 from ddbench.evaluation.evaluate import SealedTest, evaluate
 from ddbench.evaluation.plan import plan
-from ddbench.evaluation.protocol import SGDOptions
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trainer import Job, Predictor, Trainer
 from ddbench.initial import real_images
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.options import SGDOptions
+from ddbench.training.students import train_students
 
 CPU = torch.device("cpu")
 STEPS = 4

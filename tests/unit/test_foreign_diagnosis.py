@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import PixelSpace, fit_pixels
-from ddbench.data.sources import Dataset, load
+from ddbench.data.sources import load
 from ddbench.foreign.diagnosis import Reference, diagnose, fitting_datasets, label_kind
 from ddbench.foreign.formats import Found
 from ddbench.initial import real_images

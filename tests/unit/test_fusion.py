@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from ddbench.backbones.base import Backbone, Fused, Variables
+from ddbench.backbones.backbone import Backbone, Fused
 from ddbench.backbones.fusion import FirstLayer, Held, InstanceNorm, fuse
 from ddbench.backbones.names import build
-from ddbench.engine.gradients import class_gradients
+from ddbench.backbones.variables import Variables
 from ddbench.rng import Rng
+from ddbench.training.class_gradients import class_gradients
 
 WITH_INSTANCE_NORM = [
     "convnet-w16",

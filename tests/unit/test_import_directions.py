@@ -18,9 +18,11 @@ ROWS = [
     {"foreign"},
     {"runs"},
     {"evaluation"},
+    {"training"},
     {"loop", "initial"},
     {"method", "synthetic", "problem", "artifacts"},
-    {"engine", "backbones", "data"},
+    {"ntk", "backbones", "data"},
+    {"engine"},
     {"plugins", "files", "fields", "text", "rng", "config", "errors"},
 ]
 HEIGHT = {unit: -row for row, units in enumerate(ROWS) for unit in units}
@@ -28,18 +30,29 @@ STRANGERS = list(itertools.permutations(("sweep", "leaderboard", "testing", "cos
 # A file given by path holds one method if it holds one subclass of Method: known only once the file was imported.
 # The package `leaderboard` stands in the place of the function of that name, and calls it.
 EXCEPTIONS = {("plugins", "method"), ("leaderboard", "api")}
-FOR_METHODS = {"", "engine", "initial", "errors", "artifacts", "config", "files", "evaluation", "backbones", "data"}
+FOR_METHODS = {
+    "",
+    "artifacts",
+    "backbones",
+    "config",
+    "data",
+    "engine",
+    "errors",
+    "evaluation",
+    "files",
+    "initial",
+    "ntk",
+    "training",
+}
 
 SUITE = Path(str(ddbench.__file__)).parent
 METHODS = Path(str(ddbench_methods.__file__)).parent
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """What a module imports when it runs, inside functions too; `from a import b` counts as a.b."""
+    """What a module imports, inside functions and for type checkers too; `from a import b` counts as a.b."""
     for node in ast.iter_child_nodes(tree):
         match node:
-            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
-                yield from imports(ast.Module(node.orelse, []))
             case ast.Import(names=names):
                 yield from (name.name for name in names)
             case ast.ImportFrom(module=module, names=names, level=0) if module:
@@ -98,6 +111,6 @@ def test_imports_are_absolute(path: Path) -> None:
     assert not relative
 
 
-def test_the_walk_sees_imports_in_functions_and_skips_those_for_type_checkers() -> None:
+def test_the_walk_sees_imports_in_functions_and_those_for_type_checkers() -> None:
     code = "if TYPE_CHECKING:\n    import a\nelse:\n    import b\ndef f():\n    from c.d import e\n    import g as h\n"
-    assert sorted(imports(ast.parse(code))) == ["b", "c.d.e", "g"]
+    assert sorted(imports(ast.parse(code))) == ["a", "b", "c.d.e", "g"]

@@ -15,16 +15,17 @@ from ddbench.backbones.names import build
 from ddbench.config import preset_layers, resolve
 from ddbench.data.pixels import fit_pixels
 from ddbench.data.sources import load
-from ddbench.engine import kernel_regression
-from ddbench.engine.kernels import architecture, kernel
+from ddbench.engine.regression import centred, ridge_weights
 from ddbench.errors import ConfigError, DivergedError
 from ddbench.evaluation.evaluate import SealedTest, evaluate, trainer_of
+from ddbench.evaluation.finite_width import FiniteWidthTrainer, largest_lr
 from ddbench.evaluation.krr import regression_targets
 from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, KRROptions, Protocol
 from ddbench.evaluation.trainer import Job
-from ddbench.evaluation.transfer import FiniteWidthTrainer, largest_lr
 from ddbench.evaluation.validation import VALIDATION
 from ddbench.loop import drive
+from ddbench.ntk.architectures import architecture
+from ddbench.ntk.kernel import kernel
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs.evaluating import cells
 from ddbench.runs.runner import RunOptions, run
@@ -240,9 +241,9 @@ def test_label_solve_says_how_many_steps_it_takes_and_snapshots_are_solved(tmp_p
     # In between, the best labels for the images so far.
     ridge, first = float(method.config.ridge), torch.arange(50)
     own = problem.real.take(state.indices).double()
-    weights = kernel_regression.ridge_weights(fc1(own), torch.eye(len(own)).double(), ridge)
+    weights = ridge_weights(fc1(own), torch.eye(len(own)).double(), ridge)
     predicts = fc1(problem.real.take(first).double(), own) @ weights
-    targets = kernel_regression.centred(problem.real.labels[first], problem.classes).double()
+    targets = centred(problem.real.labels[first], problem.classes).double()
     best = torch.linalg.lstsq(predicts, targets, driver="gelsd").solution
     assert ((predicts @ labels[1].double()) - predicts @ best).norm() < 1e-3 * targets.norm()
 
@@ -375,7 +376,7 @@ def test_the_largest_step_size_is_found_once_for_a_problem(tmp_path: Path, monke
         found.append(largest_lr(*given))
         return found[-1]
 
-    monkeypatch.setattr("ddbench.evaluation.transfer.largest_lr", watched)
+    monkeypatch.setattr("ddbench.evaluation.finite_width.largest_lr", watched)
     jobs = [Job(condense(kip(iterations=steps), problem), native, problem) for steps in (0, 1)]
     other = replace(problem, backbone=build("convnet-d2-w16", (3, 8, 8), 3))
     rates = []
@@ -398,7 +399,7 @@ def test_the_largest_step_size_is_that_of_the_first_student(tmp_path: Path, monk
         asked.append(variables)
         return 1e-30  # so that training changes nothing
 
-    monkeypatch.setattr("ddbench.evaluation.transfer.largest_lr", watched)
+    monkeypatch.setattr("ddbench.evaluation.finite_width.largest_lr", watched)
     native = PROTOCOLS["native-kip@1"].model_copy(update={"options": FiniteWidthOptions(steps=1)})
     x = problem.real.take(torch.arange(5))
     first, second = predictor(condense(kip(iterations=0), problem), problem, native, students=2)(x)

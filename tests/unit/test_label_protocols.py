@@ -12,18 +12,20 @@ from ddbench import Problem, Protocol, Recipe, Rng, SyntheticSet
 from ddbench.backbones.names import build
 from ddbench.errors import ConfigError
 from ddbench.evaluation.evaluate import trainer_of
-from ddbench.evaluation.plan import Step, TrainingPlan, plan
-from ddbench.evaluation.protocol import PROTOCOLS, SGDOptions
+from ddbench.evaluation.plan import plan
+from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.evaluation.trainer import Job
 from ddbench.runs.evaluating import cells
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import Step, TrainingPlan
 
 RNG = Rng(0, ("subsets",))
 
 
 def plan_of(n: int, **options: Any) -> TrainingPlan:
     known = SGDOptions(epochs=None, sampling="subset", schedule="constant", **options)
-    return TrainingPlan(torch.zeros(n, 1, 4, 4), torch.arange(n), lambda x: x, known, "none", "none", 0, RNG)
+    return TrainingPlan(torch.zeros(n, 1, 4, 4), torch.arange(n), lambda x: x, known, "none", "none", 1, RNG)
 
 
 def steps_of(training: TrainingPlan, student: int = 0) -> list[Step]:

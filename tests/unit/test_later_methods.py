@@ -10,10 +10,11 @@ import torch
 from ddbench import State, SyntheticSet, Variables
 from ddbench.data.tensors import RealImages
 from ddbench.engine.program import _check_same
-from ddbench.evaluation.protocol import Protocol, SGDOptions, TrainerOptions
+from ddbench.evaluation.protocol import Protocol
 from ddbench.loop import export
 from ddbench.rng import Rng
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.options import SGDOptions, TrainerOptions
 
 
 @dataclass

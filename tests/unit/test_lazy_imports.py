@@ -30,7 +30,7 @@ CORE = [
     "ddbench.initial",
     "ddbench.evaluation.evaluate",
     "ddbench.evaluation.sgd",
-    "ddbench.evaluation.trained",
+    "ddbench.training.networks",
     "ddbench.testing.contract",
     "ddbench_methods.dm",
     "ddbench_methods.coresets",

@@ -13,7 +13,6 @@ from ddbench import Choice, Variables, condense, drive
 from ddbench.backbones import build
 from ddbench.config import preset_layers, resolve
 from ddbench.data.pixels import fit_pixels
-from ddbench.engine.unroll import graph_bytes
 from ddbench.errors import ConfigError, DataError, DivergedError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.evaluation.sgd import SGDTrainer
@@ -22,6 +21,7 @@ from ddbench.rng import Rng
 from ddbench.runs.spec import QUICK, Asked, foresee
 from ddbench.testing import contract
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.unroll import graph_bytes
 
 MTT = load_object(GROUPS["method"], "mtt")
 MODULE = sys.modules[MTT.__module__]

@@ -12,10 +12,12 @@ from torch import Tensor
 from ddbench import Problem, Protocol, Recipe, Rng, SyntheticSet
 from ddbench.backbones.names import build
 from ddbench.errors import ConfigError, DataError
-from ddbench.evaluation.plan import Block, Step, TrainingPlan, fit, plan
-from ddbench.evaluation.protocol import SGDOptions, protocol
+from ddbench.evaluation.plan import fit, passes, plan
+from ddbench.evaluation.protocol import protocol
 from ddbench.evaluation.trainer import Job
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import Block, Step, TrainingPlan
 
 RNG = Rng(0, ("plan",))
 
@@ -25,7 +27,17 @@ def plan_of(n: int, *, strategy: str = "none", legacy: str = "none", rng: Rng = 
     images = torch.zeros(n, 1, 4, 4)
     images[:, 0, 0, 0] = torch.arange(n)
     known = SGDOptions(**options)
-    return TrainingPlan(images, torch.arange(n), lambda x: x, known, strategy, legacy, known.epochs or 0, rng)
+    return TrainingPlan(
+        images,
+        torch.arange(n),
+        lambda x: x,
+        known,
+        strategy,
+        legacy,
+        passes(known.epochs or 0),
+        rng,
+        passes_before_drop=(known.epochs or 0) // 2 + 2,
+    )
 
 
 def steps_of(training: TrainingPlan, student: int = 0) -> list[Step]:
@@ -265,7 +277,7 @@ def test_augmentation_and_length_follow_dataset_and_backbone(
     problem = problem_for_checks(tmp_path)
     problem = replace(problem, info=replace(problem.info, **dataset), backbone=build(backbone, problem.shape, 3))
     training = planned(problem, set_of(problem), name)
-    assert (training.strategy, training.legacy, training.epochs) == (strategy, legacy, epochs)
+    assert (training.strategy, training.legacy, training.passes) == (strategy, legacy, epochs + 1)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from ddbench.errors import ConfigError, PluginError
-from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, Protocol, SGDOptions, names, protocol
+from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, Protocol, names, protocol
+from ddbench.training.options import SGDOptions
 
 
 def test_a_name_means_the_newest_version() -> None:

@@ -17,12 +17,12 @@ from ddbench.backbones.names import build, known
 from ddbench.data.catalogue import CATALOGUE, DatasetInfo
 from ddbench.data.pixels import fit_pixels
 from ddbench.data.tensors import DatasetTensors
-from ddbench.engine.lockstep import Lockstep
 from ddbench.errors import ConfigError
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.evaluation.trainer import Job
 from ddbench.runs.spec import Asked, foresee
+from ddbench.training.lockstep import Lockstep
 
 # The step size is at its highest after 30 steps; photographs of Imagenette made an MLP infinite by step 65 of 300.
 STEPS = 100

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from ddbench.errors import RunError
-from ddbench.evaluation.trained import TrainedNetwork
 from ddbench.files import read_json, write_json
 from ddbench.runs import removal, rundir
 from ddbench.runs.listing import Listed, list_runs, listed
 from ddbench.runs.removal import Piece, Plan, clean, delete, plan_cleaning, plan_deletion
 from ddbench.runs.rundir import RunDir
+from ddbench.training.networks import TrainedNetwork
 
 KEY = "0123456789abcdef"
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from ddbench import Problem, Recipe, Rng, SyntheticSet, Variables
 from ddbench.backbones import build
 from ddbench.data.toy import toy
-from ddbench.engine.students import train_students
 from ddbench.errors import ConfigError
 from ddbench.evaluation.evaluate import SealedTest, evaluate
 from ddbench.evaluation.protocol import PROTOCOLS
@@ -29,6 +28,7 @@ from ddbench.runs.runner import RunOptions, evaluate_run, run
 from ddbench.runs.spec import Resolution, RunSpec
 from ddbench.synthetic import load, save
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.students import train_students
 
 DD = PROTOCOLS["dd@1"]
 LRS = (0.3, 0.1, 0.5, 0.2)

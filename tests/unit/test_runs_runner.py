@@ -24,7 +24,7 @@ from torch import Tensor, optim
 from ddbench import synthetic as sets
 from ddbench.data.toy import toy
 from ddbench.errors import ArtifactError, ConfigError, DataError, DivergedError, RunError
-from ddbench.evaluation.protocol import Protocol, SGDOptions
+from ddbench.evaluation.protocol import Protocol
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trainer import Predictor
 from ddbench.files import write_json
@@ -40,6 +40,7 @@ from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import Interrupted, RunOptions, build_problem, evaluate_run, prepare, run
 from ddbench.runs.spec import Resolution, RunSpec
 from ddbench.synthetic import Choice, SyntheticSet
+from ddbench.training.options import SGDOptions
 
 TINY = Protocol(name="tiny", options=SGDOptions(epochs=None, steps=3, batch=4), augment="none", backbones=("mlp",))
 LEARNED = Protocol(name="learned", options=SGDOptions(epochs=None, steps=3, lr=None), backbones=("mlp",))

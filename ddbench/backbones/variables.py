@@ -1,0 +1,59 @@
+"""What a network learns and keeps: its parameters and buffers, apart from its architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(eq=False)
+class Variables:
+    """The tensors of a network, or of S networks with a leading S on every tensor.
+
+    torch.func and torch.utils._pytree see through it.
+    """
+
+    params: dict[str, Tensor]
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def stack(networks: Sequence[Variables]) -> Variables:
+        """S networks as one, in the order given."""
+        return Variables(
+            {name: torch.stack([v.params[name] for v in networks]) for name in networks[0].params},
+            {name: torch.stack([v.buffers[name] for v in networks]) for name in networks[0].buffers},
+        )
+
+    @property
+    def numel(self) -> int:
+        """Numbers in the parameters, those of all copies together."""
+        return sum(tensor.numel() for tensor in self.params.values())
+
+    def copy(self, k: int) -> Variables:
+        """The k-th of S networks. Its tensors are views."""
+        return self._map(lambda tensor: tensor[k])
+
+    def clone(self) -> Variables:
+        """The same numbers in memory of their own."""
+        return self._map(torch.clone)
+
+    def detach(self) -> Variables:
+        """The same numbers without their history. The tensors share memory."""
+        return self._map(torch.detach)
+
+    def to(self, target: torch.device | torch.dtype | str) -> Variables:
+        """On a device, or with every floating-point tensor in a dtype."""
+        if isinstance(target, torch.dtype):
+            return self._map(lambda tensor: tensor.to(target) if tensor.is_floating_point() else tensor)
+        return self._map(lambda tensor: tensor.to(target))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Variables:
+        return Variables(
+            {name: change(tensor) for name, tensor in self.params.items()},
+            {name: change(tensor) for name, tensor in self.buffers.items()},
+        )

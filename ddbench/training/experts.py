@@ -1,0 +1,361 @@
+"""Expert trajectories: the parameters of networks trained on the real data, after every epoch, as an artefact."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from ddbench.artifacts import TELL_SECONDS, Artifact, outside_identity
+from ddbench.backbones.variables import Variables
+from ddbench.engine.augment import resolve_strategy
+from ddbench.errors import ArtifactError, ConfigError, DivergedError
+from ddbench.files import SEAL, checksum, once, require_locks, sweep, write_atomically
+from ddbench.problem import Problem
+from ddbench.rng import Rng
+from ddbench.training.lockstep import Lockstep
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import Block, TrainingPlan, on_real_images
+from ddbench.training.students import footprint, students_together
+
+logger = logging.getLogger(__name__)
+
+EXPERT_BATCH = 256
+HASH_THREADS = 4
+
+
+def flatten(params: dict[str, Tensor]) -> Tensor:
+    """[P], parameter after parameter in the backbone's order."""
+    return torch.cat([value.flatten() for value in params.values()])
+
+
+def unflatten(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Views of a vector [P], named and shaped as the parameters that are given."""
+    pieces = flat.split([value.numel() for value in like.values()])
+    return {name: piece.view(value.shape) for (name, value), piece in zip(like.items(), pieces, strict=True)}
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Some experts, read from their files epoch by epoch."""
+
+    folder: Path
+    experts: int
+    epochs: int
+    parameters: int
+
+    def __len__(self) -> int:
+        return self.experts
+
+    def seconds(self, expert: int) -> list[float]:
+        """When an expert reached each epoch, beginning with 0.0 at its initialisation."""
+        return _seconds(_file(self.folder, expert), self.parameters)
+
+    def params(self, expert: int, epoch: int) -> Tensor:
+        """[P] float32 on the host: the parameters of an expert after so many epochs; 0 is its initialisation.
+
+        Raises: ArtifactError for a damaged file, and for one that somebody has removed.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = _file(self.folder, expert)
+        try:
+            with safe_open(path, "pt") as file:
+                params: Tensor = file.get_slice("params")[epoch]
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(
+                f"{path} cannot be read: {error}. Run again, which trains this expert anew where it is gone or damaged."
+            ) from error
+        # Not torch's, whose threads wait for each other at every one of its parts: 70 ms a step beside another process.
+        if not np.isfinite(params.numpy()).all():
+            raise ArtifactError(
+                f"{path} is damaged: epoch {epoch} holds numbers that are none. Remove the file and run again, which "
+                "trains this expert anew."
+            )
+        return params
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertTrajectories(Artifact[Trajectories]):
+    """A pool of networks trained by plain SGD with a constant step size and the common augmentation.
+
+    Files: expert_0000.safetensors and so on, each with params [epochs + 1, P] float32, the seconds [epochs + 1] that
+    it took to get there, and a checksum over both. Expert k is the same in every pool that it is part of, and goes on
+    where it stopped when more epochs are wanted. Processes that want a pool at the same time train different experts
+    of it. `recipe` is the digest of how experts are trained.
+    Source: Cazenavette et al., CVPR 2022, arXiv 2203.11932.
+    """
+
+    kind: ClassVar[str] = "expert-trajectories"
+    shared: ClassVar[bool] = True
+    dataset: str  # fingerprint, not name
+    pixels: str
+    backbone: str
+    precision: str
+    lr: float
+    augment: str
+    seed: int
+    recipe: str
+    experts: int = outside_identity()
+    epochs: int = outside_identity()
+    parameters: int = outside_identity()  # P, of which there is one for each backbone and dataset
+
+    @classmethod
+    def of(
+        cls, problem: Problem, *, experts: int, epochs: int, lr: float, augment: str = "auto", seed: int = 0
+    ) -> ExpertTrajectories:
+        """The artefact for a problem. Raises: ConfigError for a network whose state is more than its parameters."""
+        if not problem.backbone.per_sample:
+            raise ConfigError(
+                f"expert trajectories hold parameters, and {problem.backbone.name} has batch norm, whose running "
+                "statistics they would miss. Use a backbone without, such as convnet."
+            )
+        augment = resolve_strategy(augment, problem.info.digits)
+        recipe = _options(lr).digest(name="expert", augment=augment)
+        return cls(
+            **problem.identity,
+            lr=lr,
+            augment=augment,
+            seed=seed,
+            recipe=recipe,
+            experts=experts,
+            epochs=epochs,
+            parameters=problem.backbone.parameters,
+        )
+
+    def build(self, folder: Path, problem: Problem) -> None:
+        for path in self._damaged(folder):  # before any of them goes on from there
+            logger.warning("%s is damaged (it is not what was written); training this expert again.", path)
+            path.unlink(missing_ok=True)
+        rng = Rng(self.seed, (self.kind,))
+        schedule = on_real_images(problem, _options(self.lr), passes=self.epochs, augment=self.augment, rng=rng)
+        together = students_together(EXPERT_BATCH, problem.device, footprint(problem.backbone))
+        per_epoch = schedule.steps_per_epoch
+        left = {k: (self.epochs - max(reached, 0)) * per_epoch for reached, k in self._short(folder)}
+        tick = problem.artifacts.progress(f"{len(left)} expert{'s' * (len(left) > 1)}", sum(left.values()))
+        training: Lockstep | None = None
+        alike = 0
+        while short := self._short(folder):
+            for k in left.keys() - {k for _, k in short}:
+                tick(left.pop(k))  # another process made it
+            with _claim(folder, short, together) as claimed:
+                # Whoever held one before may have brought it further.
+                here = [(reached, k) for reached, k in self._short(folder) if k in claimed]
+                group = [k for reached, k in here if reached == here[0][0]]
+                for k in group:
+                    sweep(folder, _file(folder, k).name)
+                if not group:
+                    tick(0)  # says how far it is while it waits
+                    continue
+                variables, paths, seconds = self._so_far(folder, group, problem, rng)
+                if training is None or len(group) != alike:
+                    training = Lockstep(problem.backbone, variables, schedule, groups=math.ceil(len(short) / together))
+                else:
+                    training.restart(variables)
+                alike = len(group)
+                grown = _train(training, schedule, group, paths, seconds, tick)
+                for k, params, times in zip(group, *grown, strict=True):
+                    if not bool(torch.isfinite(params).all()):
+                        raise DivergedError(
+                            f"expert {k} has diverged. A smaller step size than {self.lr:g} usually helps: "
+                            f"--set lr_experts={min(self.lr / 2, 0.01):g}"
+                        )
+                    _write(_file(folder, k), params, times)
+                    left.pop(k, None)
+            logger.info("experts %s trained to epoch %d", ", ".join(map(str, group)), self.epochs)
+
+    def open(self, folder: Path) -> Trajectories:
+        return Trajectories(folder, self.experts, self.epochs, self.parameters)
+
+    def missing(self, folder: Path) -> str:
+        short = sum(len(times) <= self.epochs for times in self._times(folder))
+        return f"{short} of {self.experts} experts with {self.epochs} epochs" if short else ""
+
+    def damage(self, folder: Path) -> str:
+        """Which experts are not what was written; a file is hashed once in a process."""
+        damaged = [path.name for path in self._damaged(folder)]
+        return f"{', '.join(damaged)} not as written" if damaged else ""
+
+    def discard(self, folder: Path) -> None:
+        for path in self._damaged(folder):
+            path.unlink(missing_ok=True)
+
+    def _damaged(self, folder: Path) -> list[Path]:
+        files = [path for k in range(self.experts) if (path := _file(folder, k)).is_file()]
+        with ThreadPoolExecutor(HASH_THREADS) as pool:
+            return [path for path, sound in zip(files, pool.map(_sound, files), strict=True) if not sound]
+
+    def seconds(self, folder: Path) -> float:
+        """Of the experts and epochs that this run can read, whoever trained more of them."""
+        return sum(times[: self.epochs + 1][-1] for times in self._times(folder) if times)
+
+    def _short(self, folder: Path) -> list[tuple[int, int]]:
+        """How far experts with too few epochs have come, and which, in order; -1 of one that has not begun."""
+        return sorted((len(times) - 1, k) for k, times in enumerate(self._times(folder)) if len(times) <= self.epochs)
+
+    def _times(self, folder: Path) -> list[list[float]]:
+        return [_seconds(_file(folder, k), self.parameters) for k in range(self.experts)]
+
+    def _so_far(
+        self, folder: Path, experts: Sequence[int], problem: Problem, rng: Rng
+    ) -> tuple[Variables, list[Tensor], list[list[float]]]:
+        """Where experts stand, with a leading S, and what there is of each; of one not begun, its initialisation."""
+        from safetensors.torch import load_file
+
+        starts, paths, seconds = [], [], []
+        for k in experts:
+            fresh = problem.backbone.init(rng.fold("network", k), problem.device)
+            times = _seconds(_file(folder, k), self.parameters)
+            paths.append(load_file(_file(folder, k))["params"] if times else flatten(fresh.params)[None].cpu())
+            seconds.append(times or [0.0])
+            starts.append(Variables(unflatten(paths[-1][-1].to(problem.device), fresh.params)))
+        return Variables.stack(starts), paths, seconds
+
+
+@contextlib.contextmanager
+def _claim(folder: Path, short: Sequence[tuple[int, int]], together: int) -> Iterator[set[int]]:
+    """Some experts that have come equally far and that no other process is training, which leaves them alone meanwhile.
+
+    Where others train all of them, waits a moment for one and claims nothing. From pairs of how far and which, sorted.
+    The claims of a process that dies end with it.
+    """
+    require_locks(folder / "lock")
+    with contextlib.ExitStack() as held:
+        claimed: set[int] = set()
+        far: int | None = None
+        for reached, k in short:
+            if len(claimed) == together or far not in (None, reached):
+                break
+            lock = FileLock(folder / f".expert_{k:04d}.lock", blocking=False)
+            with contextlib.suppress(Timeout):
+                held.enter_context(lock)
+                claimed.add(k)
+                far = reached
+        if not claimed:
+            with (
+                contextlib.suppress(Timeout),
+                FileLock(folder / f".expert_{short[0][1]:04d}.lock", timeout=TELL_SECONDS),
+            ):
+                pass
+        yield claimed
+
+
+def _train(
+    training: Lockstep,
+    schedule: TrainingPlan,
+    experts: Sequence[int],
+    paths: list[Tensor],
+    seconds: list[list[float]],
+    tick: Callable[[float], None],
+) -> tuple[list[Tensor], list[list[float]]]:
+    """Each expert's parameters [epochs + 1, P] on the host, and seconds, after the epochs that are still to come."""
+    done, device = len(paths[0]) - 1, schedule.images.device
+    after: list[list[Tensor]] = [[] for _ in experts]
+    started = time.perf_counter()
+    for block in itertools.islice(_epochs(schedule, experts), done, None):
+        for _ in training.steps([block]):
+            tick(len(experts))
+        for s, snapshots in enumerate(after):
+            snapshots.append(flatten(training.student(s).params))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        for times in seconds:
+            times.append(times[-1] + (now - started) / len(experts))
+        started = now
+    grown = [
+        torch.cat([path, torch.stack(more).float().cpu()]) if more else path
+        for path, more in zip(paths, after, strict=True)
+    ]
+    return grown, seconds
+
+
+def _epochs(schedule: TrainingPlan, experts: Sequence[int]) -> Iterator[Block]:
+    """Blocks of one epoch each, so that training can begin at any of them."""
+    per_epoch = schedule.steps_per_epoch
+    for block in schedule.blocks(experts):
+        for first in range(0, len(block), per_epoch):
+            steps, draw = slice(first, first + per_epoch), block.draw
+            if draw is not None:
+                ops, numbers = (value.unflatten(0, (len(experts), -1))[:, steps] for value in (draw.ops, draw.numbers))
+                draw = replace(draw, ops=ops.flatten(), numbers=numbers.flatten(0, 1))
+            yield replace(
+                block,
+                indices=block.indices[:, steps],
+                sizes=block.sizes[steps],
+                draw=draw,
+                lrs=block.lrs[steps],
+                restarts=block.restarts[steps],
+                first=block.first + first,
+            )
+
+
+def _options(lr: float) -> SGDOptions:
+    """How experts are trained, but for their augmentation and length."""
+    return SGDOptions(
+        lr=lr, batch=EXPERT_BATCH, momentum=0.0, weight_decay=0.0, schedule="constant", align_corners=True
+    )
+
+
+def _file(folder: Path, expert: int) -> Path:
+    return folder / f"expert_{expert:04d}.safetensors"
+
+
+def _seconds(path: Path, parameters: int) -> list[float]:
+    """When each epoch of a file was reached, without reading its parameters; nothing where there is no sound file of
+    networks with so many of them."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return []
+    try:
+        with safe_open(path, "pt") as file:
+            times, params = file.get_tensor("seconds"), file.get_slice("params")
+            if times.dim() != 1 or not bool(torch.isfinite(times).all()):
+                raise SafetensorError("its times are none")
+            if params.get_dtype() != "F32" or params.get_shape() != [len(times), parameters]:
+                raise SafetensorError(
+                    f"it holds {params.get_dtype()} {params.get_shape()} and should hold F32 {[len(times), parameters]}"
+                )
+    except (SafetensorError, OSError) as error:
+        logger.warning("%s is damaged (%s); training this expert again.", path, error)
+        return []
+    return list(map(float, times))
+
+
+def _write(path: Path, params: Tensor, seconds: Sequence[float]) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {"params": params.contiguous(), "seconds": torch.tensor(seconds, dtype=torch.float64)}
+    write_atomically(path, lambda beside: save_file(tensors, beside, metadata={SEAL: _checksum(tensors)}))
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    return checksum(tensors["params"].numpy().data, tensors["seconds"].numpy().data)
+
+
+def _sound(path: Path) -> bool:
+    """Whether a file of an expert has the checksum that it names; those of earlier versions name none."""
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    try:
+        with safe_open(path, "pt") as file:
+            known = (file.metadata() or {}).get(SEAL)
+        return known is None or known == once(path, SEAL, lambda: _checksum(load_file(path)))
+    except FileNotFoundError:
+        return True  # another process is about to make it anew
+    except (SafetensorError, OSError, KeyError):
+        return False

@@ -1,0 +1,301 @@
+"""Student training as a program of static shape: one CUDA graph a step, in which students are parallel branches.
+
+A small student cannot fill a GPU; several side by side can, and each still computes exactly what it would alone. All
+that differs from step to step (which images, which augmentation, which step size) lies in tables on the device, read
+at a counter on the device, so that a step is one replay and nothing is copied.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddbench.backbones.backbone import Backbone
+from ddbench.backbones.variables import Variables
+from ddbench.engine.augment import Draw, apply
+from ddbench.engine.program import channels_last, compiled, weights_laid_out, worth_compiling
+from ddbench.training.plan import Block, TrainingPlan
+
+Tensors = dict[str, Tensor]
+
+# Adam's, as in Kingma and Ba, ICLR 2015, and in torch.
+BETAS = (0.9, 0.999)
+EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The three parts of a step that fusion pays for; plain or compiled, with the same meaning."""
+
+    augment: Callable[[Tensor, Tensor, Tensor], Tensor]
+    loss: Callable[[Tensors, Tensors, Tensor, Tensor], tuple[Tensor, Tensors]]
+    update: Callable[[list[Tensor], list[Tensor], list[Tensor], Tensor], None]
+
+
+# Compiling takes seconds, so what one plan has compiled serves the next plan of the same shapes, and what earlier plans
+# spent without it counts for compiling.
+_compiled: dict[tuple[object, ...], Functions] = {}
+_spent: defaultdict[tuple[object, ...], float] = defaultdict(float)
+
+
+def anything_compiled() -> bool:
+    """Whether this process has compiled a step of student training."""
+    return bool(_compiled)
+
+
+def forget_compiled() -> None:
+    """Begin as a fresh process does, for measuring what that costs. torch's own cache on disk stays."""
+    _compiled.clear()
+    _spent.clear()
+
+
+class Lockstep:
+    """S students of one plan, as static tensors on a device.
+
+    `variables` are the fresh students, with a leading S. `groups` is how many such groups are still to be trained, this
+    one included: compilation is paid once for them.
+    """
+
+    def __init__(self, net: Backbone, variables: Variables, plan: TrainingPlan, *, groups: int = 1) -> None:
+        self._device = plan.images.device
+        self.plan, self._net, self._groups = plan, net.first_order(self._device), groups
+        count = len(next(iter(variables.params.values())))
+        fresh = [variables.copy(s) for s in range(count)]
+        self._params = [
+            {k: weights_laid_out(v.detach().clone()).requires_grad_() for k, v in f.params.items()} for f in fresh
+        ]
+        self._buffers = [{k: v.detach().clone() for k, v in f.buffers.items()} for f in fresh]
+        self._moments = [_moments(params, plan) for params in self._params]
+        self._step = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._tables: Tensors = {}
+        self._graphs: dict[int, Callable[[], None]] = {}
+        # Shifts that a norm takes away again have no gradient; what an optimiser sees is zero.
+        self._nothing = {k: torch.zeros_like(v) for k, v in self._params[0].items()}
+        self._functions = _functions(self._net, plan)
+
+    def train(self, students: Sequence[int], tick: Callable[[int], None]) -> list[Variables]:
+        """Train to the end; returns the students one by one."""
+        for _ in self.steps(self.plan.blocks(students)):
+            tick(len(students))
+        return [self.student(s).clone() for s in range(len(self._params))]
+
+    def steps(self, blocks: Iterable[Block]) -> Iterator[None]:
+        """Take the steps of some blocks, one whenever the next is asked for. No block is longer than the first one."""
+        for block in blocks:
+            self._load(block)
+            if not self._graphs:
+                self._graphs = self._programs(sorted(set(block.sizes)))
+            for size, restart in zip(block.sizes, block.restarts, strict=True):
+                if restart:
+                    torch._foreach_zero_([moment for moments in self._moments for moment in moments])
+                self._graphs[size]()
+                yield
+
+    def student(self, number: int) -> Variables:
+        """A student as it stands. Its tensors are the ones that the next step changes."""
+        return Variables(self._params[number], self._buffers[number]).detach()
+
+    @torch.no_grad()
+    def restart(self, variables: Variables) -> None:
+        """Put fresh students, with a leading S, where the trained ones are: programs once made serve them too."""
+        for s, (params, buffers, moments) in enumerate(zip(self._params, self._buffers, self._moments, strict=True)):
+            fresh = variables.copy(s)
+            torch._foreach_copy_([*params.values()], [fresh.params[name] for name in params])
+            if buffers:
+                torch._foreach_copy_([*buffers.values()], [fresh.buffers[name] for name in buffers])
+            torch._foreach_zero_(moments)
+
+    def _load(self, block: Block) -> None:
+        """Put a block's draws into the tables, which keep their addresses: graphs have them built in."""
+        students, steps = len(self._params), len(block)
+        values = {
+            "indices": block.indices,
+            "lr": torch.tensor(block.lrs),
+        }
+        if block.draw is not None:
+            values["ops"] = block.draw.ops.view(students, steps)
+            values["numbers"] = block.draw.numbers.view(students, steps, *block.draw.numbers.shape[1:])
+        for name, value in values.items():
+            time_axis = 0 if name == "lr" else 1
+            if name not in self._tables:
+                self._tables[name] = value.to(self._device, copy=True)
+            else:
+                # The last block can be shorter; what lies behind it is never read.
+                self._tables[name].narrow(time_axis, 0, steps).copy_(value)
+        self._step.zero_()
+
+    def _at(self, name: str, student: int | None = None) -> Tensor:
+        table = self._tables[name] if student is None else self._tables[name][student]
+        return table.index_select(0, self._step)[0]
+
+    def _take_step(self, size: int, student: int) -> None:
+        """One step of one student on the first `size` images that its table names."""
+        plan, functions = self.plan, self._functions
+        rows = self._at("indices", student)[:size]
+        x, y = plan.take(rows), plan.labels.index_select(0, rows)
+        if "ops" in self._tables:
+            x = functions.augment(x, self._at("ops", student).view(1), self._at("numbers", student)[:size])
+        params = self._params[student]
+        loss, buffers = functions.loss(params, self._buffers[student], x, y)
+        slopes = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+        grads = [
+            self._nothing[k] if g is None else _alike(g, p) for g, (k, p) in zip(slopes, params.items(), strict=True)
+        ]
+        with torch.no_grad():
+            for name, value in buffers.items():
+                self._buffers[student][name].copy_(value)
+            functions.update(list(params.values()), grads, self._moments[student], self._at("lr"))
+
+    def _programs(self, sizes: Sequence[int]) -> dict[int, Callable[[], None]]:
+        """One program a batch size: plain calls on a CPU, graphs on a GPU; compiled where that will pay."""
+        if self._device.type != "cuda":
+            return {size: self._plainly(size) for size in sizes}
+        before = self._snapshot()
+        stream = torch.cuda.Stream(self._device)
+        if self._net.fused:
+            graphs = {size: self._captured(size, stream) for size in sizes}
+            self._restore(before)
+            return graphs
+        key = _key(self._net, self.plan)
+        if key not in _compiled:
+            graphs = {size: self._captured(size, stream) for size in sizes}
+            seconds = self._time(graphs[max(sizes)]) * self.plan.steps
+            if not worth_compiling(_spent[key] + seconds * self._groups, self._device):
+                _spent[key] += seconds
+                self._restore(before)
+                return graphs
+            _compiled[key] = _compile(self._functions)
+        self._functions = _compiled[key]
+        graphs = {size: self._captured(size, stream) for size in sizes}
+        self._restore(before)
+        return graphs
+
+    def _plainly(self, size: int) -> Callable[[], None]:
+        def run() -> None:
+            for student in range(len(self._params)):
+                self._take_step(size, student)
+            self._step.add_(1)
+
+        return run
+
+    def _captured(self, size: int, stream: torch.cuda.Stream) -> Callable[[], None]:
+        # Kernels are chosen and compiled before the capture, which records without running.
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._take_step(size, 0)
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            branches = []
+            fork = torch.cuda.Event()
+            fork.record(stream)
+            for student in range(len(self._params)):
+                branch = torch.cuda.Stream(self._device)
+                branch.wait_event(fork)
+                with torch.cuda.stream(branch):
+                    self._take_step(size, student)
+                branches.append(branch)
+            for branch in branches:
+                stream.wait_stream(branch)
+            self._step.add_(1)
+        return graph.replay
+
+    def _time(self, run: Callable[[], None]) -> float:
+        """Seconds of one step, from a few."""
+        run()
+        torch.cuda.synchronize(self._device)
+        started = time.perf_counter()
+        for _ in range(5):
+            self._step.zero_()
+            run()
+        torch.cuda.synchronize(self._device)
+        return (time.perf_counter() - started) / 5
+
+    def _state(self) -> list[Tensor]:
+        state = [self._step]
+        for params, buffers, moments in zip(self._params, self._buffers, self._moments, strict=True):
+            state += [*params.values(), *buffers.values(), *moments]
+        return state
+
+    def _snapshot(self) -> list[Tensor]:
+        return [tensor.detach().clone() for tensor in self._state()]
+
+    def _restore(self, before: list[Tensor]) -> None:
+        torch.cuda.synchronize(self._device)
+        with torch.no_grad():
+            torch._foreach_copy_(self._state(), before)
+
+
+def _moments(params: Tensors, plan: TrainingPlan) -> list[Tensor]:
+    """What the optimiser keeps from step to step, all zero: velocities; or Adam's moments and its count of steps."""
+    values = [value.detach() for value in params.values()]
+    if plan.options.optimizer == "sgd":
+        return [torch.zeros_like(value) for value in values]
+    return [torch.zeros_like(value) for value in values * 2] + [values[0].new_zeros(())]
+
+
+def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
+    # Nothing here may hold the plan: compiled functions outlive it, and with it the images would stay on the device.
+    options, corners, criterion = plan.options, plan.options.align_corners, plan.criterion
+
+    def augment(x: Tensor, op: Tensor, numbers: Tensor) -> Tensor:
+        # Where nothing is captured, the one operation that was drawn is a fraction of all of them. Not called as an
+        # object: torch 2.11's compiler asks an object that was made inside for its length, before it has any.
+        return apply(Draw(op, numbers[None], corners, static=x.is_cuda), x[None])[0]
+
+    def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
+        x = x if net.fused else channels_last(x)
+        logits, buffers = net(Variables(params, buffers), x, train=True)
+        return criterion(logits, y), buffers
+
+    def sgd(params: list[Tensor], grads: list[Tensor], velocity: list[Tensor], lr: Tensor) -> None:
+        if lr.is_cuda and not torch.compiler.is_compiling():
+            # Without momentum torch wants no velocities, and refuses those that are there.
+            moving = velocity if options.momentum else []
+            torch._fused_sgd_(
+                params, grads, moving, weight_decay=options.weight_decay, momentum=options.momentum, lr=lr,
+                dampening=0.0, nesterov=options.nesterov, maximize=False, is_first_step=False,
+            )  # fmt: skip
+            return
+        grads = list(torch._foreach_add(grads, params, alpha=options.weight_decay))
+        torch._foreach_mul_(velocity, options.momentum)
+        torch._foreach_add_(velocity, grads)
+        moves = torch._foreach_add(grads, velocity, alpha=options.momentum) if options.nesterov else velocity
+        torch._foreach_sub_(params, torch._foreach_mul(moves, lr))
+
+    def adam(params: list[Tensor], grads: list[Tensor], moments: list[Tensor], lr: Tensor) -> None:
+        grads = list(torch._foreach_add(grads, params, alpha=options.weight_decay))
+        first, second, steps = moments[: len(params)], moments[len(params) : -1], moments[-1].add_(1)
+        torch._foreach_lerp_(first, grads, 1 - BETAS[0])
+        torch._foreach_mul_(second, BETAS[1])
+        torch._foreach_addcmul_(second, grads, grads, 1 - BETAS[1])
+        roots = torch._foreach_sqrt(second)
+        torch._foreach_div_(roots, (1 - BETAS[1] ** steps).sqrt())
+        torch._foreach_add_(roots, EPS)
+        moves = torch._foreach_div(first, roots)
+        torch._foreach_sub_(params, torch._foreach_mul(moves, lr / (1 - BETAS[0] ** steps)))
+
+    return Functions(augment, loss, sgd if options.optimizer == "sgd" else adam)
+
+
+def _alike(grad: Tensor, param: Tensor) -> Tensor:
+    # The fused optimiser walks both in the order of memory.
+    return grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)
+
+
+def _compile(functions: Functions) -> Functions:
+    return Functions(compiled(functions.augment), compiled(functions.loss), compiled(functions.update))
+
+
+def _key(net: Backbone, plan: TrainingPlan) -> tuple[object, ...]:
+    options = plan.options
+    rounding = (torch.is_autocast_enabled("cuda"), torch.backends.cudnn.allow_tf32)
+    targets = (plan.labels.ndim, plan.labels.dtype, plan.criterion)
+    update = (options.optimizer, options.momentum, options.nesterov, options.weight_decay)
+    return (net.name, net.shape, net.classes, plan.images.device, targets, rounding, update, options.align_corners)

@@ -1,0 +1,53 @@
+"""Options of plain training, with the defaults of the field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ddbench.config import Options
+
+
+class TrainerOptions(Options):
+    """Options of a trainer; each trainer has its own frozen subclass."""
+
+    def digest(self, **beside: Any) -> str:
+        """16 hex digits over the options that are not at their defaults, and named values beside them."""
+        options = self.model_dump(mode="json", exclude_defaults=True)
+        text = json.dumps({**beside, "options": options}, sort_keys=True).encode()
+        return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+
+class SGDOptions(TrainerOptions):
+    """Minibatch training of a student, as in the evaluation routine that DC, DSA, DM, CAFE and MTT share.
+
+    Counted as the papers' code does: `epochs` E means E + 1 passes, and the step size falls after pass E // 2 + 1.
+    """
+
+    epochs: int | None = Field(1000, ge=0, description="E; E + 1 passes over the set are made. None: `steps` decides.")
+    epochs_augmented: int | None = Field(None, ge=0, description="E where DC's augmentation is active.")
+    steps: int | None = Field(None, ge=1, description="Instead of epochs. None where `epochs` is none: the set's own.")
+    lr: float | None = Field(0.01, gt=0, description="Step size; none takes the one that the set has learned.")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="Which optimiser moves the student.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum.")
+    nesterov: bool = Field(False, description="Nesterov momentum.")
+    weight_decay: float = Field(5e-4, ge=0, description="On all parameters, norms and biases included.")
+    batch: int | None = Field(
+        256, ge=1, description="Images per step; the last, smaller batch of an epoch is kept. none: the set's own."
+    )
+    sampling: Literal["epochs", "subset"] = Field(
+        "epochs", description="epochs: every image once a pass, in a new order. subset: every step draws afresh."
+    )
+    schedule: Literal["step", "cosine", "constant"] = Field(
+        "step", description="step: a tenth after pass E // 2 + 1, momentum dropped. cosine: to zero, linear warm-up."
+    )
+    warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps with linearly rising step size (cosine).")
+    align_corners: bool = Field(
+        False, description="Which coordinates rotations take; square images come out the same either way."
+    )
+    lr_pixels: int | None = Field(
+        None, ge=1, description="Pixels of an image up to which the step size holds; with more it falls in proportion."
+    )
