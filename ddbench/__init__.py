@@ -14,6 +14,7 @@ from ddbench import moved
 _HOMES = {
     "LoadedSet": "ddbench.runs.loaded",
     "Run": "ddbench.api",
+    "Transform": "ddbench.data.transform",
     "evaluate": "ddbench.api",
     "leaderboard": "ddbench.api",
     "load": "ddbench.api",

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ddbench.data import sources
-from ddbench.data.sources import Dataset
+from ddbench.data.dataset import Dataset
 from ddbench.errors import DataError
 from ddbench.evaluation.protocol import judged_by
 from ddbench.evaluation.protocol import protocol as judging_by

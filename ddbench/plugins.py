@@ -112,11 +112,12 @@ def of_class(group: str, value: type) -> Loaded:
         return Loaded(value, registered[0].name, registered[0].provided_by, None)
     files = [part.__code__.co_filename for part in vars(value).values() if isinstance(part, FunctionType)]
     files.append(str(getattr(sys.modules.get(value.__module__), "__file__", None) or ""))
-    file = next((name for name in files if linecache.getlines(name)), None)
+    head = f"class {value.__name__}"  # that of a function which the class has taken from elsewhere has none
+    file = next((name for name in files if head in "".join(linecache.getlines(name))), None)
     if file is None:
         raise PluginError(
             f"{kind_of(group)} {value.__qualname__}: its source cannot be found, so that a record could not say what "
-            "was run. Put the class into a file."
+            "was run. Put the class into a file; in a notebook a class with a function of its own will do."
         )
     path = Path(file)
     there = path.is_file()

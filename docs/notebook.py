@@ -8,8 +8,10 @@ from __future__ import annotations
 import ast
 import base64
 import contextlib
+import hashlib
 import io
 import json
+import linecache
 import os
 import re
 import tempfile
@@ -35,14 +37,17 @@ def cells(page: Path) -> Iterator[tuple[str, str]]:
 
 def execute(code: str, names: dict[str, Any]) -> list[dict[str, Any]]:
     """The outputs of a cell, as a notebook keeps them: what it printed, and the value of its last line."""
+    # As IPython does it, so that tracebacks and `inspect` find the lines of a cell.
+    cell = f"<cell {hashlib.sha256(code.encode()).hexdigest()[:8]}>"
+    linecache.cache[cell] = (len(code), None, code.splitlines(keepends=True), cell)
     tree = ast.parse(code)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     value = None
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(tree, "<cell>", "exec"), names)
+        exec(compile(tree, cell, "exec"), names)
         if isinstance(last, ast.Expr):
-            value = eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
+            value = eval(compile(ast.Expression(last.value), cell, "eval"), names)
     outputs: list[dict[str, Any]] = []
     if printed.getvalue():
         outputs.append({"output_type": "stream", "name": "stdout", "text": _lines(printed.getvalue())})
@@ -54,7 +59,7 @@ def execute(code: str, names: dict[str, Any]) -> list[dict[str, Any]]:
 def notebook(page: Path) -> dict[str, Any]:
     """The executed notebook of a page. Raises: whatever a cell of it does."""
     made: list[dict[str, Any]] = []
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": "__main__"}
     number = 0
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:

@@ -137,7 +137,10 @@ def evaluate(
     folders = _bring_in(path, refs, options, quiet, **said) if imported else [path]
     records, lost, asked = [], [], 0
     for folder in folders:
-        protocols = judged_with(RunDir.at(folder).spec, refs)
+        spec = RunDir.at(folder).spec
+        if "native" in refs and spec.imported is not None:
+            raise click.UsageError("an imported set has no native protocol here; name one, such as mtt.")
+        protocols = judged_with(spec, refs)
         own_data = None if imported else said["dataset"]
         record = evaluate_run(folder, protocols, judges, students, options, curve, own_data)
         records.append(record)

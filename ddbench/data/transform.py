@@ -20,7 +20,7 @@ MODES = {1: "L", 3: "RGB"}
 
 # Stored in every file: what to do with its arrays, in the words of numpy alone.
 HOW = '''
-# t = numpy.load("FILE.transform.npz"); pixels: uint8 [N, C, H, W], as the dataset stores them.
+# t = dict(numpy.load("FILE.transform.npz")); pixels: uint8 [N, C, H, W], as the dataset stores them.
 def transform(pixels, t):
     """Pixels as networks see them: float32 [N, C, H, W]."""
     x = (pixels / 255 - t["mean"]) / t["std"]
