@@ -1,4 +1,4 @@
-"""Records become tables.
+"""Boards from records: observations, statistics, tables.
 
 Python gives a package and a function of the same name one place: once this package is imported, `ddbench.leaderboard`
 is the package and no longer the function of `ddbench.api`. So the package can be called as the function is.
