@@ -38,10 +38,10 @@ from ddbench.method import Method, Validation
 from ddbench.problem import Problem
 from ddbench.runs import provenance
 from ddbench.runs.evaluating import Cell, cells
-from ddbench.runs.observers import duration
 from ddbench.runs.runner import build_problem
 from ddbench.runs.spec import Resolution
 from ddbench.synthetic import SyntheticSet
+from ddbench.text import duration
 
 R = TypeVar("R")
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddbench.text import percent
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pandas import DataFrame
@@ -54,11 +56,6 @@ _COLUMNS = (
     "difference_random_ci95", "difference_random_provisional", "best_coreset", "difference_coreset",
     "difference_coreset_ci95", "difference_coreset_provisional", "bytes", "seconds", "cost", "failed_sets", "failed",
 )  # fmt: skip
-
-
-def percent(fraction: float) -> str:
-    """A fraction as the field prints it: % with one decimal."""
-    return f"{100 * fraction:.1f}"
 
 
 def to_records(summary: DataFrame) -> list[dict[str, Any]]:

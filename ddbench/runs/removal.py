@@ -216,7 +216,7 @@ def _artifacts(store: Path, runs: Sequence[Listed]) -> tuple[list[Piece], list[K
 
 
 def _took(folder: Path) -> str:
-    from ddbench.runs.observers import duration
+    from ddbench.text import duration
 
     try:
         return f", {duration(float(read_json(folder / 'cost.json')['seconds']))} to make"
