@@ -35,7 +35,6 @@ from ddbench.engine.program import Fuse, Program, channels_last
 from ddbench.engine.regression import ridge_map, with_ones
 from ddbench.errors import ConfigError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
-from ddbench.evaluation.trainer import Job
 from ddbench.evaluation.validation import validate
 from ddbench.initial import real_indices
 
@@ -306,8 +305,8 @@ class LD(Method[LDState]):
         """Keep labels and length if a fresh network trained on them does best, so far, on the held-out images."""
         rest, part = problem.heldout(self.config.heldout)
         steps = self.length(state, done)
-        job = Job(self.synthetic(problem, state, state.labels, steps), self.judge, rest)
-        found = validate(job, part, done, first=done)
+        made = self.synthetic(problem, state, state.labels, steps)
+        found = validate(made, self.judge, rest, part, done, first=done)
         if not state.choice or found.accuracy >= state.choice["accuracy"]:
             state.chosen.copy_(state.labels)
             state.chosen_steps, state.choice = steps, asdict(found)

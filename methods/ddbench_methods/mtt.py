@@ -38,7 +38,6 @@ from ddbench.engine.augment import Draw, draw_many, resolve_strategy
 from ddbench.engine.program import Fuse, Program, channels_last, weights_laid_out
 from ddbench.errors import DivergedError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
-from ddbench.evaluation.trainer import Job
 from ddbench.evaluation.validation import validate
 from ddbench.initial import INITIALS, check_budget
 from ddbench.training.experts import ExpertTrajectories, Trajectories, flatten, unflatten
@@ -239,8 +238,8 @@ class MTT(Method[MTTState]):
         """Keep the set if fresh students trained on it do best, so far, on the held-out images. Returns how well."""
         rest, part = problem.heldout(self.config.heldout)
         students = self.config.select_students
-        job = Job(self.synthetic(problem, state.images, state.lr), self.judge, rest, students)
-        found = validate(job, part, done, students=students)
+        made = self.synthetic(problem, state.images, state.lr)
+        found = validate(made, self.judge, rest, part, done, students=students)
         if not state.chosen or found.accuracy > state.chosen["choice"]["accuracy"]:
             images, lr = (value.detach().clone() for value in (state.images, state.lr))
             state.chosen = {"images": images, "lr": lr, "choice": asdict(found)}

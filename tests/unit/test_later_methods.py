@@ -62,7 +62,7 @@ def test_a_protocol_without_options_takes_those_of_its_trainer(monkeypatch: pyte
     monkeypatch.setattr("ddbench.evaluation.protocol.trainer_options", lambda name: Ridge)
     assert Protocol(name="krr", trainer="krr").options == Ridge()
     with pytest.raises(ValueError, match="are a Ridge or a table"):
-        Protocol(name="krr", trainer="krr", options=SGDOptions())
+        Protocol(name="krr", trainer="krr", options=[1])
 
 
 def test_a_trainer_from_a_file_is_refused_because_a_digest_would_not_see_its_edits() -> None:
@@ -81,7 +81,7 @@ def test_a_method_that_held_images_out_must_name_its_whitening(tmp_path: Path) -
     from ddbench.plugins import GROUPS, load_object
 
     problem = problem_for_checks(tmp_path)
-    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info), _splits={})
+    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info))
     random = load_object(GROUPS["method"], "random")
 
     class HoldingOut(random):  # type: ignore[misc, valid-type]

@@ -19,7 +19,7 @@ from ddbench.data.tensors import RealImages
 from ddbench.engine.precision import Precision
 from ddbench.errors import ConfigError
 from ddbench.evaluation.sgd import SGDTrainer
-from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.trainer import Trainer
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs.spec import QUICK, Asked, foresee
 from ddbench.testing import contract
@@ -161,14 +161,14 @@ def judged_by(errors: Sequence[int], part: RealImages, monkeypatch: pytest.Monke
     left, judged = list(errors), list[SyntheticSet]()
 
     class Fake(SGDTrainer):
-        def train(self, job: Job, students: Sequence[int], tick: object) -> Callable[[Tensor], Tensor]:
-            judged.append(job.synthetic)
+        def train(self, students: Sequence[int], progress: object) -> Callable[[Tensor], Tensor]:
+            judged.append(self.synthetic)
             wrong = left.pop(0)
             answers = part.labels.clone()
             answers[:wrong] = (answers[:wrong] + 1) % 3
             return lambda x: torch.nn.functional.one_hot(answers, 3).float()[None]
 
-    monkeypatch.setattr(validation, "trainer_of", lambda protocol: Fake())
+    monkeypatch.setattr(validation, "trainer_of", Fake)
     return judged
 
 
@@ -252,7 +252,7 @@ def test_it_runs_in_short_precision(tmp_path: Path, variant: str, backbone: str)
     ends = []
     for name in ("fp32", "bf16"):
         net = build(backbone, problem.shape, 3)
-        same = replace(problem, precision=Precision(name), backbone=net, _splits={})  # type: ignore[arg-type]
+        same = replace(problem, precision=Precision(name), backbone=net)  # type: ignore[arg-type]
         ends.append(condense(ld(variant=variant), same).labels)
     assert torch.allclose(*ends, atol=1e-3)
 
@@ -266,7 +266,7 @@ def test_batch_norm_works_with_second_order_and_is_refused_with_ridge(tmp_path: 
 
 def test_a_whitening_without_the_held_out_images_is_named(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
-    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info), _splits={})
+    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info))
     assert condense(ld(), problem).pixels == "zca(eps=0.1, heldout=0.1)"
 
 
@@ -274,15 +274,17 @@ def test_labels_are_chosen_by_networks_that_judge_no_final_set(tmp_path: Path, m
     students: list[int] = []
     trainer = validation.trainer_of
 
-    class Spy:
-        def __init__(self, protocol: Any) -> None:
-            self._real = trainer(protocol)
-            self.decided = self._real.decided
+    def watched(*given: Any, **more: Any) -> Trainer:
+        made = trainer(*given, **more)
+        train = made.train
 
-        def train(self, job: Any, numbers: Sequence[int], tick: Any) -> Any:
+        def note(numbers: Sequence[int], progress: Any) -> Any:
             students.extend(numbers)
-            return self._real.train(job, numbers, tick)
+            return train(numbers, progress)
 
-    monkeypatch.setattr(validation, "trainer_of", Spy)
+        made.train = note  # type: ignore[method-assign]
+        return made
+
+    monkeypatch.setattr(validation, "trainer_of", watched)
     condense(ld(iterations=6, validate_every=2), problem_for_checks(tmp_path))
     assert students == [1_000_002, 1_000_004, 1_000_006]

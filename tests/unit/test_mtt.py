@@ -234,7 +234,7 @@ HELDOUT = {"select": "heldout", "heldout": 0.25, "select_every": 2}
 
 def test_the_choice_is_made_on_images_that_nothing_else_has_seen(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
-    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info), _splits={})
+    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info))
     method = Choosing(MTT.Config(**SMALL | HELDOUT))
     assert condense(method, problem).pixels == "zca(eps=0.1, heldout=0.25)"
     rest, _ = problem.heldout(0.25)
@@ -256,7 +256,7 @@ def test_the_best_set_is_kept_and_the_earlier_one_of_two_equal_ones(
     shares = iter([0.5, 0.9, 0.9, 0.2])
 
     class Scripted(SGDTrainer):
-        def train(self, job: Any, students: Any, tick: Any) -> Any:
+        def train(self, students: Any, progress: Any) -> Any:
             assert list(students) == [validation.VALIDATION, validation.VALIDATION + 1]
             right = int(next(shares) * len(part))
 
@@ -267,7 +267,7 @@ def test_the_best_set_is_kept_and_the_earlier_one_of_two_equal_ones(
 
             return predict
 
-    monkeypatch.setattr(validation, "trainer_of", lambda protocol: Scripted())
+    monkeypatch.setattr(validation, "trainer_of", Scripted)
     method = mtt(**HELDOUT | {"select_every": 1, "iterations": 4})
     exported, now, logged = [], [], []
     for state, metrics in drive(method, problem):
