@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor, optim
 
 from ddbench.backbones.variables import Variables
 from ddbench.config import MethodConfig, Setting, read_settings
+from ddbench.engine.program import Programs
 from ddbench.errors import RunError
 from ddbench.rng import Rng
 
@@ -79,6 +81,7 @@ class State:
     """
 
     step: int = field(default=0, kw_only=True)
+    _programs: Programs | None = field(default=None, init=False, repr=False, compare=False, metadata={"saved": False})
 
     def state_dict(self) -> dict[str, Any]:
         """A copy that shares no memory with the state."""
@@ -100,7 +103,11 @@ class State:
 
 
 class Method(ABC, Generic[S]):
-    """One way of condensing a dataset. Subclass it, answer start, step and export, and register the class."""
+    """One way of condensing a dataset. Subclass it, answer start, step and export, and register the class.
+
+    Instead of `step` a method may answer `draw` and `update`, its random part and the rest: a GPU then captures the
+    rest as a CUDA graph.
+    """
 
     name: ClassVar[str]
     info: ClassVar[MethodInfo]
@@ -117,9 +124,37 @@ class Method(ABC, Generic[S]):
     def start(self, problem: Problem) -> S:
         """The state before the first step. Uses problem.rng.fold("start")."""
 
-    @abstractmethod
     def step(self, problem: Problem, state: S, rng: Rng) -> Metrics:
         """One outer iteration, in place. `rng` belongs to this step alone."""
+        metrics: Metrics = self.run_update(problem, state, *self.draw(problem, state, rng))
+        return metrics
+
+    def draw(self, problem: Problem, state: S, rng: Rng) -> tuple[Any, ...]:
+        """All that is random in a step: tensors, on the host or the device, and values that never change."""
+        raise NotImplementedError(f"{type(self).__name__} answers neither step nor draw and update")
+
+    def update(self, problem: Problem, state: S, *draws: Any) -> Any:
+        """One step given its draws, in place. Work on tensors of fixed shapes that never waits for the device.
+
+        What is drawn and what is random belong into `draw`. Functions of tensors alone that are marked
+        `ddbench.engine.program.fusible` are compiled where that pays.
+        """
+        raise NotImplementedError(f"{type(self).__name__} answers neither step nor draw and update")
+
+    def run_update(self, problem: Problem, state: S, *draws: Any) -> Any:
+        """`update`, on a GPU as a CUDA graph for each shape of the draws. A `step` of one's own may call it too."""
+        if state._programs is None:
+            update = functools.partial(self.update, problem, state)
+            state._programs = Programs(update, problem.device, lambda: self.total_steps - state.step)
+        return state._programs(*draws)
+
+    @classmethod
+    def unanswered(cls) -> list[str]:
+        """The names of what a subclass still has to define."""
+        missing = sorted(cls.__abstractmethods__)
+        if cls.step is Method.step:
+            missing += [name for name in ("draw", "update") if getattr(cls, name) is getattr(Method, name)]
+        return ["step"] if missing == ["draw", "update"] else missing
 
     @abstractmethod
     def export(self, problem: Problem, state: S) -> SyntheticSet:

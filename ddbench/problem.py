@@ -78,6 +78,11 @@ class Problem:
         """The training images on the device. Made on first use: judging a set does not need them."""
         return RealImages(self.train, self.pixels, self.device)
 
+    @functools.cached_property
+    def fast_backbone(self) -> Backbone:
+        """`backbone` in its fastest form on the device, for gradients of first order; inner taps may be missing."""
+        return self.backbone.first_order(self.device)
+
     @property
     def classes(self) -> int:
         """K, the number of classes."""

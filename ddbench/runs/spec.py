@@ -249,7 +249,7 @@ def find_method(ref: str) -> tuple[Loaded, type[Method[Any]]]:
             f"{ref!r}: a method cannot be called {loaded.value.name!r}, which names its folders; use letters, digits, "
             "dots, dashes and underscores."
         )
-    if missing := sorted(loaded.value.__abstractmethods__):
+    if missing := loaded.value.unanswered():
         raise PluginError(f"{ref!r}: the class {loaded.value.__name__} does not answer {' and '.join(missing)}.")
     if not (isinstance(loaded.value.Config, type) and issubclass(loaded.value.Config, MethodConfig)):
         raise PluginError(f"{ref!r}: Config of {loaded.value.__name__} is no subclass of ddbench.MethodConfig.")
