@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import sys
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -144,9 +145,15 @@ class Method(ABC, Generic[S]):
     def run_update(self, problem: Problem, state: S, *draws: Any) -> Any:
         """`update`, on a GPU as a CUDA graph for each shape of the draws. A `step` of one's own may call it too."""
         if state._programs is None:
-            update = functools.partial(self.update, problem, state)
-            state._programs = Programs(update, problem.device, lambda: self.total_steps - state.step)
+            # By a weak reference, so that graphs and their memory go together with the state.
+            update = functools.partial(self.update, problem, weakref.proxy(state))
+            calls = (self.total_steps - state.step) * self.updates_per_step(problem)
+            state._programs = Programs(update, problem.device, calls=calls)
         return state._programs(*draws)
+
+    def updates_per_step(self, problem: Problem) -> int:
+        """How often a `step` of one's own calls `run_update`, about, for deciding what is worth compiling."""
+        return 1
 
     @classmethod
     def unanswered(cls) -> list[str]:
