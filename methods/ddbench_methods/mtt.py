@@ -4,18 +4,13 @@ Cazenavette, Wang, Torralba, Efros and Zhu, "Dataset Distillation by Matching Tr
 arXiv 2203.11932.
 """
 
-import contextlib
 import itertools
 import math
-import os
-import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, optim
 
@@ -31,24 +26,17 @@ from ddbench import (
     State,
     SyntheticSet,
     Validation,
-    Variables,
     transient,
 )
 from ddbench.engine.augment import Draw, draw_many, resolve_strategy
-from ddbench.engine.program import Fuse, Program, channels_last, weights_laid_out
+from ddbench.engine.program import fusible, weights_laid_out
 from ddbench.errors import DivergedError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.evaluation.trainer import Job
 from ddbench.evaluation.validation import validate
 from ddbench.initial import INITIALS, check_budget
 from ddbench.training.experts import ExpertTrajectories, Trajectories, flatten, unflatten
-from ddbench.training.unroll import Descent, Form, Loss, graph_bytes, written_out
-
-# Where Linux tells what a container or a job of a cluster may take, in both of its versions.
-CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-
-# Of a device's memory, what the graph of a whole trajectory may take.
-SHARE = 0.5
+from ddbench.training.unroll import Descent, descent, exact_form
 
 
 class MTTConfig(MethodConfig):
@@ -71,8 +59,8 @@ class MTTConfig(MethodConfig):
     grad: Literal["auto", "adjoint", "full", "tesla"] = Field(
         "auto",
         description="adjoint: exact, with the memory of one step. full: exact, by the graph of all steps. auto: "
-        "adjoint where kernels of ours make it faster, else full where that fits. tesla: an approximation, which drops "
-        "how later parameters depend on earlier images.",
+        "adjoint where kernels of ddbench make it faster, else full where that fits. tesla: an approximation, which "
+        "drops how later parameters depend on earlier images.",
     )  # fmt: skip
     select: Literal["last", "heldout"] = Field(
         "last", description="last: the set after the last iteration. heldout: the best one on held-out training images."
@@ -86,6 +74,7 @@ class MTTConfig(MethodConfig):
 class MTTState(State):
     """Shapes: images [K * ipc, C, H, W], class by class; lr [], the student's step size.
 
+    `student` is training as a function that can be differentiated, of parameters that are named and shaped as `like`.
     `chosen` holds images and lr of the best set so far, if one is chosen, and under "choice" how good it is.
     """
 
@@ -94,7 +83,9 @@ class MTTState(State):
     optimizer: optim.Optimizer
     chosen: dict[str, Any]
     experts: Trajectories = transient()
-    match: Program = transient()
+    student: Descent = transient()
+    like: Mapping[str, Tensor] = transient()
+    labels: Tensor = transient()
 
 
 class MTT(Method[MTTState]):
@@ -139,87 +130,21 @@ class MTT(Method[MTTState]):
             [{"params": [images], "lr": config.lr_images}, {"params": [lr], "lr": config.lr_lr}],
             momentum=config.momentum,
         )
-        labels, sizes = problem.class_labels().to(problem.device), self.sizes(len(images))
-        like = problem.backbone.init(Rng(0), problem.device).params
-
-        def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            logits, _ = problem.backbone(Variables(params), channels_last(x))
-            return F.cross_entropy(logits.float(), y)
-
-        in_kernels = problem.backbone.second_order(problem.device) is not None
-        form = self.form(problem, loss, like, images, sizes, in_kernels)
-
-        def make(fuse: Fuse[Any]) -> Callable[..., tuple[Tensor, Tensor]]:
-            written = written_out(problem.backbone, problem.device, fuse)
-            descend = Descent(loss, fuse, form=form, written=written)
-            mismatch = matching(descend, labels, sizes, like, fuse)
-
-            def match(start: Tensor, target: Tensor, rows: Tensor, view: Draw | None) -> tuple[Tensor, Tensor]:
-                optimizer.zero_grad()
-                missed = mismatch(images, lr, start, target, rows, view)
-                missed.backward()
-                optimizer.step()
-                return missed.detach(), lr.detach().clone()
-
-            return match
-
-        fused = in_kernels and form == "adjoint"
-        program = Program(make, problem.device, calls=config.iterations, fused=fused)
-        return MTTState(images, lr, optimizer, {}, experts, program)
-
-    def source(self, problem: Problem) -> Problem:
-        """What experts, whitening and first images come from: all training images, or those that are not held out."""
-        return problem.heldout(self.config.heldout)[0] if self.config.select == "heldout" else problem
-
-    def _experts(self, source: Problem) -> Trajectories:
-        config = self.config
-        wanted = ExpertTrajectories.of(
-            source,
-            experts=config.experts,
-            epochs=config.start_epochs - 1 + config.expert_span,
-            lr=config.lr_experts,
-            augment=config.augment,
-            seed=config.experts_seed,
-        )
-        return source.artifacts.get(wanted, source)
-
-    def form(
-        self,
-        problem: Problem,
-        loss: Loss,
-        like: Mapping[str, Tensor],
-        images: Tensor,
-        sizes: Sequence[int],
-        in_kernels: bool = False,
-    ) -> Form:
-        """How the gradient is taken; by size of the device, and not by what is free, so that a resumed run agrees."""
-        if self.config.grad != "auto":
-            return self.config.grad
-        if in_kernels:
-            return "adjoint"
-        some = images.detach()[:2].expand(2, *problem.shape)
-        labels = torch.zeros(2, dtype=torch.int64, device=problem.device)
-        needed = graph_bytes(loss, dict(like), some, labels) / 2 * sum(sizes)
-        return "full" if needed <= SHARE * memory(problem.device) else "adjoint"
-
-    def sizes(self, n: int) -> list[int]:
-        """Images in each student step. A batch smaller than the others comes first in its pass, as in the authors'
-        code."""
-        batch = min(n, self.config.batch_syn or n)
-        one_pass = ([n % batch] if n % batch else []) + [batch] * (n // batch)
-        return list(itertools.islice(itertools.cycle(one_pass), self.config.inner_steps))
-
-    def rows(self, n: int, rng: Rng) -> Tensor:
-        """int64 [N, B]: which images each student step sees, in passes over all n without repeats. Short rows are
-        filled up; `sizes` says how much of them counts."""
-        batch = min(n, self.config.batch_syn or n)
-        first, filling = n % batch, -n % batch
-        generator, passes = rng.torch(), math.ceil(self.config.inner_steps / math.ceil(n / batch))
-        orders = [torch.randperm(n, generator=generator) for _ in range(passes)]
-        filled = [torch.cat([order[:first], order.new_zeros(filling), order[first:]]) for order in orders]
-        return torch.cat(filled).unflatten(0, (-1, batch))[: self.config.inner_steps]
+        network = problem.backbone.init(Rng(0), problem.device)
+        form = config.grad
+        if form == "auto":
+            form = exact_form(problem.backbone, network, sum(self.sizes(len(images))))
+        student = descent(problem.backbone, network, form)
+        labels = problem.class_labels().to(problem.device)
+        return MTTState(images, lr, optimizer, {}, experts, student, network.params, labels)
 
     def step(self, problem: Problem, state: MTTState, rng: Rng) -> Metrics:
+        metrics, config, done = super().step(problem, state, rng), self.config, state.step + 1
+        if config.select == "heldout" and (done % config.select_every == 0 or done == config.iterations):
+            metrics["heldout"] = self.choose(problem, state, done)
+        return metrics
+
+    def draw(self, problem: Problem, state: MTTState, rng: Rng) -> tuple[Tensor, Tensor, Tensor, Draw | None]:
         config, drawn = self.config, rng.fold("expert").numpy()
         expert, epoch = int(drawn.integers(config.experts)), int(drawn.integers(config.start_epochs))
         start, target = (state.experts.params(expert, at) for at in (epoch, epoch + config.expert_span))
@@ -227,13 +152,18 @@ class MTT(Method[MTTState]):
         strategy = resolve_strategy(config.augment, problem.info.digits)
         if strategy != "none":
             view = draw_many(strategy, len(rows), rows.shape[1], rng.fold("views"), align_corners=True)
-        loss, lr = state.match(start, target, rows, view)
-        done = state.step + 1
+        return start, target, rows, view
+
+    def update(
+        self, problem: Problem, state: MTTState, start: Tensor, target: Tensor, rows: Tensor, view: Draw | None
+    ) -> Metrics:
+        loss = mismatch(state, start, target, rows, view, self.sizes(len(state.images)))
+        state.optimizer.zero_grad()
+        loss.backward()
+        state.optimizer.step()
+        lr = state.lr.detach().clone()
         # Not a number where the step size is not positive, which stops the run.
-        metrics = {"loss": loss, "lr": lr, "log_lr": lr.log()}
-        if config.select == "heldout" and (done % config.select_every == 0 or done == config.iterations):
-            metrics["heldout"] = self.choose(problem, state, done)
-        return metrics
+        return {"loss": loss.detach(), "lr": lr, "log_lr": lr.log()}
 
     def choose(self, problem: Problem, state: MTTState, done: int) -> Tensor:
         """Keep the set if fresh students trained on it do best, so far, on the held-out images. Returns how well."""
@@ -276,47 +206,59 @@ class MTT(Method[MTTState]):
             choice=choice,
         )
 
+    def source(self, problem: Problem) -> Problem:
+        """What experts, whitening and first images come from: all training images, or those that are not held out."""
+        return problem.heldout(self.config.heldout)[0] if self.config.select == "heldout" else problem
 
-def matching(
-    descend: Descent,
-    labels: Tensor,
-    sizes: Sequence[int],
-    like: Mapping[str, Tensor],
-    fuse: Fuse[Any] = lambda function: function,
-) -> Callable[..., Tensor]:
-    """|θ̂_N - θ*_{t+M}|² / |θ*_t - θ*_{t+M}|², as a function of images, step size, both θ*, rows and augmentation.
+    def _experts(self, source: Problem) -> Trajectories:
+        config = self.config
+        wanted = ExpertTrajectories.of(
+            source,
+            experts=config.experts,
+            epochs=config.start_epochs - 1 + config.expert_span,
+            lr=config.lr_experts,
+            augment=config.augment,
+            seed=config.experts_seed,
+        )
+        return source.artifacts.get(wanted, source)
 
-    Shapes: labels [n], images [n, C, H, W], θ* [P], rows [N, B]; the augmentation has N groups of B, or is None.
-    Source: Cazenavette et al., CVPR 2022.
+    def sizes(self, n: int) -> list[int]:
+        """Images in each student step. A batch smaller than the others comes first in its pass, as in the authors'
+        code."""
+        batch = min(n, self.config.batch_syn or n)
+        one_pass = ([n % batch] if n % batch else []) + [batch] * (n // batch)
+        return list(itertools.islice(itertools.cycle(one_pass), self.config.inner_steps))
+
+    def rows(self, n: int, rng: Rng) -> Tensor:
+        """int64 [N, B]: which images each student step sees, in passes over all n without repeats. Short rows are
+        filled up; `sizes` says how much of them counts."""
+        batch = min(n, self.config.batch_syn or n)
+        first, filling = n % batch, -n % batch
+        generator, passes = rng.torch(), math.ceil(self.config.inner_steps / math.ceil(n / batch))
+        orders = [torch.randperm(n, generator=generator) for _ in range(passes)]
+        filled = [torch.cat([order[:first], order.new_zeros(filling), order[first:]]) for order in orders]
+        return torch.cat(filled).unflatten(0, (-1, batch))[: self.config.inner_steps]
+
+
+def mismatch(
+    state: MTTState, start: Tensor, target: Tensor, rows: Tensor, view: Draw | None, sizes: Sequence[int]
+) -> Tensor:
+    """|θ̂_N - θ*_{t+M}|² / |θ*_t - θ*_{t+M}|²: 0 where the student arrives, 1 where it stays.
+
+    Shapes: θ* `start` and `target` [P]; rows [N, B], of which step n uses the first sizes[n]; the augmentation has N
+    groups of B, or is None.
+    Source: Cazenavette et al., CVPR 2022, equation 2.
     """
-
-    @fuse
-    def seen(images: Tensor, rows: Tensor, view: Draw | None) -> Tensor:
-        x = images.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-        return x if view is None else view(x)
-
-    def mismatch(
-        images: Tensor, lr: Tensor, start: Tensor, target: Tensor, rows: Tensor, view: Draw | None = None
-    ) -> Tensor:
-        # All augmentations at once: few kernels, and no memory to speak of beside the networks' activations.
-        x = seen(images, rows, view)
-        # Copies, because compilers refuse forward derivatives at views.
-        origin = {name: weights_laid_out(value.clone()) for name, value in unflatten(start, like).items()}
-        reached = descend(origin, x, labels[rows], lr.expand(len(rows)), sizes)
-        return (flatten(reached) - target).square().sum() / (start - target).square().sum()
-
-    return mismatch
+    # All augmentations at once: few kernels, and no memory to speak of beside the networks' activations.
+    x, y = seen(state.images, rows, view), state.labels[rows]
+    # Copies, because compilers refuse forward derivatives at views.
+    origin = {name: weights_laid_out(value.clone()) for name, value in unflatten(start, state.like).items()}
+    reached = flatten(state.student(origin, x, y, state.lr.expand(len(rows)), sizes))
+    return (reached - target).square().sum() / (start - target).square().sum()
 
 
-def memory(device: torch.device) -> int:
-    """Bytes of a GPU; or of this machine, or what of them this process, or its job, may take."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    own, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if own != resource.RLIM_INFINITY:
-        limits.append(own)
-    for path in CGROUPS:
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-            limits.append(int(path.read_text()))
-    return min(limits)
+@fusible
+def seen(images: Tensor, rows: Tensor, view: Draw | None) -> Tensor:
+    """[n, C, H, W] -> [N, B, C, H, W]: what each student step sees."""
+    x = images.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    return x if view is None else view(x)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import ddbench.evaluation.validation as validation
+import ddbench.training.unroll as unroll
 from ddbench import Choice, Variables, condense, drive
-from ddbench.backbones import build
+from ddbench.backbones import Backbone, build
 from ddbench.config import preset_layers, resolve
 from ddbench.data.pixels import fit_pixels
 from ddbench.errors import ConfigError, DataError, DivergedError
@@ -21,7 +22,6 @@ from ddbench.rng import Rng
 from ddbench.runs.spec import QUICK, Asked, foresee
 from ddbench.testing import contract
 from ddbench.testing.contract import problem_for_checks
-from ddbench.training.unroll import graph_bytes
 
 MTT = load_object(GROUPS["method"], "mtt")
 MODULE = sys.modules[MTT.__module__]
@@ -133,7 +133,7 @@ def test_every_start_below_the_latest_is_used(tmp_path: Path, monkeypatch: pytes
     problem = problem_for_checks(tmp_path)
     method = mtt(start_epochs=3, expert_span=2, experts=2, iterations=40)
     state = method.start(problem)
-    state.match = lambda *_: (torch.zeros(()), torch.ones(()))
+    method.update = lambda *_: {}
     for step in range(40):
         method.step(problem, state, Rng(step))
     assert set(asked[::2]) == {(k, t) for k in range(2) for t in range(3)}
@@ -167,10 +167,10 @@ def test_the_step_size_can_fall_below_zero_and_then_the_run_stops(tmp_path: Path
 
 def test_auto_takes_the_full_graph_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, forms = problem_for_checks(tmp_path), []
-    descent = MODULE.Descent
-    monkeypatch.setattr(MODULE, "Descent", lambda *a, form, written: forms.append(form) or descent(*a, form=form))
+    descent = MODULE.descent
+    monkeypatch.setattr(MODULE, "descent", lambda net, like, form: forms.append(form) or descent(net, like, form))
     for size in (1 << 40, 1 << 10):
-        monkeypatch.setattr(MODULE, "memory", lambda device, size=size: size)
+        monkeypatch.setattr(unroll, "memory", lambda device, size=size: size)
         mtt().start(problem)
     mtt(grad="tesla").start(problem)
     assert forms == ["full", "adjoint", "tesla"]
@@ -178,24 +178,30 @@ def test_auto_takes_the_full_graph_where_it_fits(tmp_path: Path, monkeypatch: py
 
 def test_auto_counts_the_graphs_of_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, method = problem_for_checks(tmp_path), mtt(inner_steps=7, batch_syn=4)
-    like, images, y = problem.backbone.init(Rng(0)).params, torch.zeros(6, 3, 8, 8), torch.zeros(6, dtype=torch.int64)
+    like, images, y = problem.backbone.init(Rng(0)), torch.zeros(6, 3, 8, 8), torch.zeros(6, dtype=torch.int64)
 
     def loss(params: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(problem.backbone(Variables(params), x)[0], y)
 
     sizes = method.sizes(6)
     assert sizes == [2, 4, 2, 4, 2, 4, 2]
-    needed = sum(graph_bytes(loss, like, images[:size], y[:size]) for size in sizes)
+    needed = sum(unroll.graph_bytes(loss, like.params, images[:size], y[:size]) for size in sizes)
     forms = []
     for share in (1.1, 0.9):
-        monkeypatch.setattr(MODULE, "memory", lambda device, share=share: share * needed / MODULE.SHARE)
-        forms.append(method.form(problem, loss, like, images, sizes))
+        monkeypatch.setattr(unroll, "memory", lambda device, share=share: share * needed / unroll.SHARE)
+        forms.append(unroll.exact_form(problem.backbone, like, sum(sizes)))
     assert forms == ["full", "adjoint"]
 
 
-def test_auto_takes_what_is_written_out() -> None:
-    assert mtt().form(*[None] * 5, in_kernels=True) == "adjoint"  # type: ignore[arg-type]
-    assert mtt(grad="full").form(*[None] * 5, in_kernels=True) == "full"  # type: ignore[arg-type]
+def test_auto_takes_what_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, forms = problem_for_checks(tmp_path), []
+    # As on a GPU; the layers themselves fall back to torch's on a CPU.
+    monkeypatch.setattr(Backbone, "second_order", lambda self, device: self.change)
+    descent = MODULE.descent
+    monkeypatch.setattr(MODULE, "descent", lambda net, like, form: forms.append(form) or descent(net, like, form))
+    mtt().start(problem)
+    mtt(grad="full").start(problem)
+    assert forms == ["adjoint", "full"]
 
 
 def test_both_exact_forms_learn_the_same_and_tesla_something_else(tmp_path: Path) -> None:
@@ -292,8 +298,8 @@ def test_memory_is_what_the_job_may_take(tmp_path: Path, monkeypatch: pytest.Mon
     limit, unlimited = tmp_path / "memory.max", tmp_path / "other"
     limit.write_text("12345678\n")
     unlimited.write_text("max\n")
-    monkeypatch.setattr(MODULE, "CGROUPS", (unlimited, tmp_path / "missing", limit))
-    assert MODULE.memory(torch.device("cpu")) == 12345678
+    monkeypatch.setattr(unroll, "CGROUPS", (unlimited, tmp_path / "missing", limit))
+    assert unroll.memory(torch.device("cpu")) == 12345678
 
 
 @pytest.mark.parametrize(("iterations", "choices"), [(4, [2, 4]), (5, [2, 4, 5]), (1, [1])])
