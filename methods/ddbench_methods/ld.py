@@ -3,9 +3,8 @@
 Bohdal, Yang and Hospedales, "Flexible Dataset Distillation: Learn Labels Instead of Images", 2020, arXiv 2006.08572.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from statistics import mean
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch import Tensor, optim
 from torch.func import jvp
 
 from ddbench import (
+    Backbone,
     Choice,
     Method,
     MethodConfig,
@@ -31,7 +31,7 @@ from ddbench import (
     transient,
 )
 from ddbench.data.tensors import RealImages
-from ddbench.engine.program import Fuse, Program, channels_last
+from ddbench.engine.program import channels_last, fusible
 from ddbench.engine.regression import ridge_map, with_ones
 from ddbench.errors import ConfigError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
@@ -44,7 +44,6 @@ AVERAGED = 3
 ABOVE = 101.0
 
 Tensors = dict[str, Tensor]
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class LDConfig(MethodConfig):
@@ -96,7 +95,6 @@ class LDState(State):
     chosen_steps: int
     choice: dict[str, Any]
     images: Tensor = transient()
-    programs: dict[int, Program] = transient()
 
 
 class LD(Method[LDState]):
@@ -141,7 +139,7 @@ class LD(Method[LDState]):
         # Without this flag Adam counts its steps on the host, where a graph does not see them.
         capturable = device.type == "cuda"
         window = self.window_for(len(rows))
-        state = LDState(
+        return LDState(
             rows=rows,
             labels=labels,
             label_optimizer=optim.Adam([labels], config.lr_labels, capturable=capturable),
@@ -161,123 +159,94 @@ class LD(Method[LDState]):
             chosen_steps=0,
             choice={},
             images=images,
-            programs={},
         )
-        make = partial(self.second_order if config.variant == "second-order" else self.ridge, problem, state)
-        passes, last = config.iterations // self.per_pass(rest.real), len(rest.real) % config.batch_real
-        full = min(config.batch_real, len(rest.real))
-        for size, calls in ((full, config.iterations - passes), (last or full, passes)):
-            state.programs.setdefault(size, Program(make, device, calls=calls))
-        return state
 
-    def second_order(self, problem: Problem, state: LDState, fuse: Fuse[Any]) -> Step:
+    def step(self, problem: Problem, state: LDState, rng: Rng) -> Metrics:
+        metrics, done = super().step(problem, state, rng), state.step + 1
+        # The counter of the restart rule grows by one a step at most, so that there is a step before which it need not
+        # be looked at; reading it every time would make the host wait for the device in every step.
+        if done >= state.due:
+            self.restart_if_settled(problem, state, rng.fold("network"), done)
+        passes, place = divmod(done, self.per_pass(self.source(problem).real))
+        if (place == 0 and passes % self.config.validate_every == 0) or done == self.config.iterations:
+            self.choose(problem, state, done)
+        return metrics
+
+    def draw(self, problem: Problem, state: LDState, rng: Rng) -> tuple[Tensor, Tensor]:
+        """Rows of the base images, and of the real ones."""
+        n, real = len(state.rows), self.source(problem).real
+        base = torch.randperm(n, generator=rng.fold("base").torch())[: self.batch_for(n)]
+        return base, real.epoch_indices(self.config.batch_real, state.step, problem.rng.fold("real"))
+
+    def update(self, problem: Problem, state: LDState, base: Tensor, rows: Tensor) -> Metrics:
+        real = self.source(problem).real
+        x, y = state.images.index_select(0, base), real.labels.index_select(0, rows)
+        step = self.second_order if self.config.variant == "second-order" else self.ridge
+        loss, error = step(problem, state, base, x, real.take(rows), y)
+        with torch.no_grad():
+            note(state, error)
+        return {"loss": loss, "error": error}
+
+    def second_order(
+        self, problem: Problem, state: LDState, base: Tensor, x: Tensor, real: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Labels by the gradient through one SGD step of the network.
 
         The inner loss is linear in the labels, so that their gradient is a directional derivative of log-probabilities,
         along the outer gradient, and no graph has to be differentiated twice.
         """
-        net, config, real = problem.backbone, self.config, problem.heldout(self.config.heldout)[0].real
-
-        @fuse
-        def inner(network: Variables, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
-            logits, buffers = net(network, channels_last(x))
-            return F.cross_entropy(logits, y), buffers
-
-        @fuse
-        def outer(network: Variables, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            logits, _ = net(network, channels_last(x))
-            return F.cross_entropy(logits, y), misses(logits, y)
-
-        @fuse
-        def along(network: Variables, direction: Tensors, x: Tensor) -> Tensor:
-            def log_probabilities(params: Tensors) -> Tensor:
-                logits, _ = net(Variables(params, network.buffers), channels_last(x))
-                return logits.log_softmax(dim=1, dtype=x.dtype)
-
-            slope: Tensor = jvp(log_probabilities, (network.params,), (direction,))[1]
-            return slope
-
-        def step(chosen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            network, x = state.network, state.images.index_select(0, chosen)
-            loss, buffers = inner(network, x, state.labels.index_select(0, chosen))
-            slopes = torch.autograd.grad(loss, list(network.params.values()))
-            ahead = Variables(
-                {
-                    name: (value.detach() - config.lr_ahead * slope).requires_grad_()
-                    for (name, value), slope in zip(network.params.items(), slopes, strict=True)
-                },
-                {name: value.detach() for name, value in buffers.items()},
-            )
-            target, missed = outer(ahead, real.take(rows), real.labels.index_select(0, rows))
-            error = missed.double() / len(rows)
-            direction = torch.autograd.grad(target, list(ahead.params.values()))
+        net, network, lr = problem.backbone, state.network, self.config.lr_ahead
+        loss, buffers = inner_loss(net, network, x, state.labels.index_select(0, base))
+        slopes = torch.autograd.grad(loss, list(network.params.values()))
+        ahead = Variables(
+            {
+                name: (value.detach() - lr * slope).requires_grad_()
+                for (name, value), slope in zip(network.params.items(), slopes, strict=True)
+            },
+            {name: value.detach() for name, value in buffers.items()},
+        )
+        target, missed = outer_loss(net, ahead, real, y)
+        direction = torch.autograd.grad(target, list(ahead.params.values()))
+        with torch.no_grad():
             # Not every layer has a forward derivative in short precision, and these are few images.
-            with torch.no_grad(), torch.autocast(problem.device.type, enabled=False):
-                slope = along(network.detach(), dict(zip(network.params, direction, strict=True)), x)
-            with torch.no_grad():
-                move_labels(state, chosen, slope * (config.lr_ahead / len(chosen)))
-                for name, value in buffers.items():
-                    network.buffers[name].copy_(value)
-                move_network(state, slopes)
-                note(state, error)
-            return target.detach(), error
+            with torch.autocast(problem.device.type, enabled=False):
+                slope = along(net, network.detach(), dict(zip(network.params, direction, strict=True)), x)
+            move_labels(state, base, slope * (lr / len(base)))
+            for name, value in buffers.items():
+                network.buffers[name].copy_(value)
+            move_network(state, slopes)
+        return target.detach(), missed.double() / len(y)
 
-        return step
-
-    def ridge(self, problem: Problem, state: LDState, fuse: Fuse[Any]) -> Step:
+    def ridge(
+        self, problem: Problem, state: LDState, base: Tensor, x: Tensor, real: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Labels by the gradient through a running head, into which ridge regression on embeddings is mixed.
 
         The head is linear in the labels, so that one solution gives both the head and the gradient.
         """
-        net, config, real = problem.backbone, self.config, problem.heldout(self.config.heldout)[0].real
-        weight, scale = state.head["weight"], state.head["scale"]
-
-        @fuse
-        def embed(network: Variables, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, D + 1]
-            return with_ones(net.embed(network, channels_last(x)))
-
-        def step(chosen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            inside = embed(state.network, state.images.index_select(0, chosen))
-            solution = ridge_map(inside, config.ridge)
-            # The network learns through the solution too, which is one of labels before this update.
-            local = solution.T @ state.labels.index_select(0, chosen).double()
-            mixed = weight.lerp(local.to(weight.dtype), config.head_rate)
-            with torch.no_grad():
-                outside, y = embed(state.network, real.take(rows)), real.labels.index_select(0, rows)
-                weight.copy_(mixed)
-            head = (scale * mixed).detach().requires_grad_()
-            logits = outside @ head
-            target, error = F.cross_entropy(logits, y), misses(logits, y).double() / len(rows)
-            (slope,) = torch.autograd.grad(target, head)
-            with torch.no_grad():
-                slope = config.head_rate * scale * (solution @ slope.double())
-                move_labels(state, chosen, slope.to(state.labels.dtype))
-            loss = F.cross_entropy(inside @ (scale * mixed), state.labels.index_select(0, chosen))
-            moved = [*state.network.params.values(), scale]
-            # The last layer of the network takes no part: zero gradients leave it where it is.
-            slopes = torch.autograd.grad(loss, moved, materialize_grads=True)
-            with torch.no_grad():
-                move_network(state, slopes)
-                note(state, error)
-            return target.detach(), error
-
-        return step
-
-    def step(self, problem: Problem, state: LDState, rng: Rng) -> Metrics:
-        real = problem.heldout(self.config.heldout)[0].real
-        rows = real.epoch_indices(self.config.batch_real, state.step, problem.rng.fold("real"))
-        n = len(state.rows)
-        chosen = torch.randperm(n, generator=rng.fold("base").torch())[: self.batch_for(n)]
-        loss, error = state.programs[len(rows)](chosen, rows)
-        done = state.step + 1
-        # The counter of the restart rule grows by one a step at most, so that there is a step before which it need not
-        # be looked at; reading it every time would make the host wait for the device in every step.
-        if done >= state.due:
-            self.restart_if_settled(problem, state, rng.fold("network"), done)
-        passes, place = divmod(done, self.per_pass(real))
-        if (place == 0 and passes % self.config.validate_every == 0) or done == self.config.iterations:
-            self.choose(problem, state, done)
-        return {"loss": loss, "error": error}
+        config, weight, scale = self.config, state.head["weight"], state.head["scale"]
+        inside = embed(problem.backbone, state.network, x)
+        solution = ridge_map(inside, config.ridge)
+        # The network learns through the solution too, which is one of labels before this update.
+        local = solution.T @ state.labels.index_select(0, base).double()
+        mixed = weight.lerp(local.to(weight.dtype), config.head_rate)
+        with torch.no_grad():
+            outside = embed(problem.backbone, state.network, real)
+            weight.copy_(mixed)
+        head = (scale * mixed).detach().requires_grad_()
+        logits = outside @ head
+        target = F.cross_entropy(logits, y)
+        (slope,) = torch.autograd.grad(target, head)
+        with torch.no_grad():
+            slope = config.head_rate * scale * (solution @ slope.double())
+            move_labels(state, base, slope.to(state.labels.dtype))
+        loss = F.cross_entropy(inside @ (scale * mixed), state.labels.index_select(0, base))
+        # The last layer of the network takes no part: zero gradients leave it where it is.
+        moved = [*state.network.params.values(), scale]
+        slopes = torch.autograd.grad(loss, moved, materialize_grads=True)
+        with torch.no_grad():
+            move_network(state, slopes)
+        return target.detach(), misses(logits, y).double() / len(y)
 
     def restart_if_settled(self, problem: Problem, state: LDState, rng: Rng, done: int) -> None:
         """Draw a fresh network once the mean error has had no new minimum for a whole window of steps and one more."""
@@ -349,6 +318,10 @@ class LD(Method[LDState]):
         times = -(-self.config.iterations // (self.per_pass(rest.real) * self.config.validate_every))
         return Validation(self.judge, times, 1) if times else None
 
+    def source(self, problem: Problem) -> Problem:
+        """The problem without the images that choose."""
+        return problem.heldout(self.config.heldout)[0]
+
     def batch_for(self, n: int) -> int:
         """Labelled images per step."""
         return min(n, self.config.batch_base or min(50, max(10, n // 2)))
@@ -360,6 +333,38 @@ class LD(Method[LDState]):
     def per_pass(self, real: RealImages) -> int:
         """Steps in a pass over the real images."""
         return -(-len(real) // self.config.batch_real)
+
+
+@fusible
+def inner_loss(net: Backbone, network: Variables, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
+    """The loss of the base images on their labels, and the buffers after them."""
+    logits, buffers = net(network, channels_last(x))
+    return F.cross_entropy(logits, y), buffers
+
+
+@fusible
+def outer_loss(net: Backbone, network: Variables, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of real images, and how many are classified wrongly."""
+    logits, _ = net(network, channels_last(x))
+    return F.cross_entropy(logits, y), misses(logits, y)
+
+
+@fusible
+def along(net: Backbone, network: Variables, direction: Tensors, x: Tensor) -> Tensor:
+    """[B, K]: how fast the log-probabilities change as the parameters go along a direction."""
+
+    def log_probabilities(params: Tensors) -> Tensor:
+        logits, _ = net(Variables(params, network.buffers), channels_last(x))
+        return logits.log_softmax(dim=1, dtype=x.dtype)
+
+    slope: Tensor = jvp(log_probabilities, (network.params,), (direction,))[1]
+    return slope
+
+
+@fusible
+def embed(net: Backbone, network: Variables, x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, D + 1]."""
+    return with_ones(net.embed(network, channels_last(x)))
 
 
 def earliest(window: int) -> int:

@@ -342,11 +342,11 @@ def test_a_network_ends_one_step_after_a_whole_window_without_a_new_minimum(
     problem = problem_for_checks(tmp_path)
     method, state = started(problem, window=50)
 
-    def only_note(chosen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def only_note(problem: Problem, state: Any, base: Tensor, rows: Tensor) -> Tensors:
         MODULE.note(state, torch.tensor(errors[state.step], dtype=torch.float64))
-        return torch.zeros(()), torch.zeros(())
+        return {}
 
-    state.programs = dict.fromkeys(state.programs, only_note)
+    method.update = only_note
     while not state.drawn:
         advance(method, problem, state, 1)
     assert (state.drawn, state.lengths) == (step, [length])
@@ -385,14 +385,14 @@ def test_the_restart_rule_is_kept_although_it_is_looked_at_rarely(
             looks += name == "since"
             return super().__getitem__(name)
 
-    def only_note(chosen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def only_note(problem: Problem, state: Any, base: Tensor, rows: Tensor) -> Tensors:
         nonlocal looks
         MODULE.note(state, torch.tensor(errors[state.step], dtype=torch.float64))
         looks -= 1  # the look of the device at its own counter
-        return torch.zeros(()), torch.zeros(())
+        return {}
 
     state.recent = Watched(state.recent)
-    state.programs = dict.fromkeys(state.programs, only_note)
+    method.update = only_note
     for t, error in enumerate(errors):
         if rule.restarts(100 * error):
             expected.append(t + 1)
