@@ -158,6 +158,11 @@ class Program:
         self._eager = device.type != "cuda"
         self._stream = None if self._eager else torch.cuda.Stream(device)
 
+    @property
+    def captured(self) -> bool:
+        """Whether a call replays a graph."""
+        return self._graph is not None
+
     def __call__(self, *args: Any) -> Any:
         self._taken += 1
         if self._eager:
@@ -235,19 +240,16 @@ class Programs:
 
     def __init__(self, step: Callable[..., Any], device: torch.device, *, calls: int) -> None:
         self._step, self._device, self._calls = step, device, calls
-        self._programs: dict[tuple[object, ...], Program] = {}
+        self.programs: dict[tuple[object, ...], Program] = {}
         self._taken: Counter[tuple[object, ...]] = Counter()
 
     def __call__(self, *args: Any) -> Any:
         key = tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in _pytree.tree_leaves(args))
         self._taken[key] += 1
-        if key not in self._programs:
+        if key not in self.programs:
             left = functools.partial(self._left, key)
-            self._programs[key] = Program(self._step, self._device, calls=left)
-        return self._programs[key](*args)
-
-    def __len__(self) -> int:
-        return len(self._programs)
+            self.programs[key] = Program(self._step, self._device, calls=left)
+        return self.programs[key](*args)
 
     def _left(self, key: tuple[object, ...]) -> float:
         taken = self._taken.total()

@@ -181,7 +181,7 @@ def test_the_last_batch_of_a_pass_has_a_program_of_its_own(tmp_path: Path) -> No
         per_pass = math.ceil(len(problem.train) / batch)
         drawn = [problem.real.epoch_indices(batch, step, problem.rng.fold("real")) for step in range(per_pass)]
         assert {len(rows) for rows in drawn} == sizes
-        return len(state._programs)
+        return len(state._programs.programs)
 
     assert [programs(50, {50, 20}), programs(40, {40}), programs(500, {120})] == [2, 1, 1]
 
