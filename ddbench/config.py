@@ -153,13 +153,17 @@ def parse_value(text: str) -> Any:
 
 
 def parse_assignments(texts: Iterable[str], example: str = "--set iterations=100") -> dict[str, Any]:
-    """`["lr_images=0.1", "augment=none"]` as a dict. Raises: ConfigError where there is no `=`; it shows `example`."""
+    """`["lr_images=0.1", "augment=none"]` as a dict, in the order in which each was said last.
+
+    Raises: ConfigError where there is no `=`; it shows `example`.
+    """
     values: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             option = example.partition(" ")[0]
             raise ConfigError(f"{option} takes KEY=VALUE, and {text!r} is not of that form. Example: {example}")
+        values.pop(name.strip(), None)
         values[name.strip()] = parse_value(value)
     return values
 

@@ -216,6 +216,7 @@ def _requests(
     if config is not None and len(set(methods)) > 1:
         raise click.UsageError("--config holds the options of one method. For several, use --set or `ddbench sweep`.")
     # Only now: importing what runs anything takes seconds, and a usage error should not.
+    from ddbench.config import parse_assignments
     from ddbench.sweep.grid import expand
 
     axes: dict[str, Sequence[Any]] = {
@@ -224,7 +225,7 @@ def _requests(
         "ipc": ipcs,
         "seed": seeds,
     }
-    return expand(axes, assignments, config_file=config, **common)
+    return expand(axes, parse_assignments(assignments), config_file=config, **common)
 
 
 def _print_results(done: Sequence[tuple[RunRecord, Path]], curve: bool) -> None:
