@@ -84,9 +84,9 @@ class Setting:
     options: Mapping[str, Any]
     run: Mapping[str, Any]
 
-    def fits(self, preset: str, dataset: str, ipc: int) -> bool:
-        """Whether it applies. Quick settings lie on top of the published ones, so `quick` takes both."""
-        presets = ("paper", "quick") if preset == "quick" else (preset,)
+    def fits(self, preset: str, dataset: str, ipc: int | str) -> bool:
+        """Whether it applies. Settings `quick` and `timing` lie on top of the published ones, so these take both."""
+        presets = ("paper", preset) if preset in ("quick", "timing") else (preset,)
         return (
             self.preset in presets
             and (ANY in self.datasets or dataset in self.datasets)
@@ -236,12 +236,14 @@ def _read_settings(path: Path) -> list[Setting]:
     return settings
 
 
-def preset_layers(settings: Sequence[Setting], preset: str, dataset: str, ipc: int) -> tuple[list[Layer], list[Layer]]:
+def preset_layers(
+    settings: Sequence[Setting], preset: str, dataset: str, ipc: int | str
+) -> tuple[list[Layer], list[Layer]]:
     """The layers that apply: of options, and of values of the run (RUN_KEYS).
 
-    Published settings come before quick ones; inside each, the order of the file, so that later lines win.
+    Published settings come before others; inside each, the order of the file, so that later lines win.
     """
-    fitting = sorted((s for s in settings if s.fits(preset, dataset, ipc)), key=lambda s: s.preset == "quick")
+    fitting = sorted((s for s in settings if s.fits(preset, dataset, ipc)), key=lambda s: s.preset != "paper")
     options = [Layer(f"preset {s.preset}: {s.source}", s.options) for s in fitting if s.options]
     run = [Layer(f"preset {s.preset}: {s.source}", s.run) for s in fitting if s.run]
     return options, run

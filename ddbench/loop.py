@@ -23,10 +23,16 @@ def drive(method: Method[S], problem: Problem, saved: Mapping[str, Any] | None =
     if saved is not None:
         state.load_state_dict(saved)
     yield state, {}
-    while not method.finished(state):
+    while not over(method, problem, state):
         metrics = method.step(problem, state, problem.rng.fold("step", state.step))
         state.step += 1
         yield state, metrics
+
+
+def over(method: Method[S], problem: Problem, state: S) -> bool:
+    """Whether the last step has been taken."""
+    said = method.finished(state)
+    return state.step >= method.total_steps(problem) if said is None else said
 
 
 def export(method: Method[S], problem: Problem, state: S) -> SyntheticSet:

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import sys
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -42,9 +43,7 @@ class MethodInfo:
     """What a table and a docs page say of a method.
 
     `native` names the protocol of the method's own paper. `advice` is printed when a run diverges, `memory_advice` when
-    the device has no memory left. `timing` are options with which `ddbench bench` times a step, where they shorten what
-    comes before and leave the step as it is; `trial` are those with which the contract tries the method, where its
-    defaults are too much for a tiny problem.
+    the device has no memory left. `timing` and `trial` are presets now, and go with ddbench 0.3.
     """
 
     title: str
@@ -58,6 +57,16 @@ class MethodInfo:
     memory_advice: str = ""
     timing: Mapping[str, Any] = field(default_factory=dict)
     trial: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for preset in ("timing", "trial"):
+            if getattr(self, preset):
+                warnings.warn(
+                    f"MethodInfo.{preset} of {self.title!r} is a preset now: write its options under preset = "
+                    f'"{preset}" into presets/NAME.toml beside the method. The argument goes with ddbench 0.3.',
+                    DeprecationWarning,
+                    stacklevel=3,
+                )
 
 
 def transient() -> Any:
@@ -115,6 +124,18 @@ class Method(ABC, Generic[S]):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     config: Any
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        old = vars(cls).get("total_steps")
+        if isinstance(old, property):
+            warnings.warn(
+                f"{cls.__name__}.total_steps is a property; it is a method now, total_steps(problem). Properties go "
+                "with ddbench 0.3.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            cls.total_steps = _as_it_was(old)  # type: ignore[method-assign, assignment]
+
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
 
@@ -131,13 +152,16 @@ class Method(ABC, Generic[S]):
         return metrics
 
     def draw(self, problem: Problem, state: S, rng: Rng) -> tuple[Any, ...]:
-        """All that is random in a step: tensors, on the host or the device, and values that never change."""
+        """All that a step is given: what is random, or follows from its number, such as a step size.
+
+        Tensors, on the host or the device, None, and values that never change.
+        """
         raise NotImplementedError(f"{type(self).__name__} answers neither step nor draw and update")
 
     def update(self, problem: Problem, state: S, *draws: Any) -> Any:
         """One step given its draws, in place. Work on tensors of fixed shapes that never waits for the device.
 
-        What is drawn and what is random belong into `draw`. Functions of tensors alone that are marked
+        What is random belongs into `draw`. Functions of tensors alone that are marked
         `ddbench.engine.program.fusible` are compiled where that pays.
         """
         raise NotImplementedError(f"{type(self).__name__} answers neither step nor draw and update")
@@ -147,7 +171,7 @@ class Method(ABC, Generic[S]):
         if state._programs is None:
             # By a weak reference, so that graphs and their memory go together with the state.
             update = functools.partial(self.update, problem, weakref.proxy(state))
-            calls = (self.total_steps - state.step) * self.updates_per_step(problem)
+            calls = (self.total_steps(problem) - state.step) * self.updates_per_step(problem)
             state._programs = Programs(update, problem.device, calls=calls)
         return state._programs(*draws)
 
@@ -167,19 +191,18 @@ class Method(ABC, Generic[S]):
     def export(self, problem: Problem, state: S) -> SyntheticSet:
         """A snapshot that shares no memory with the state. May be called after any step."""
 
-    def finished(self, state: S) -> bool:
-        """Whether the last step has been taken."""
-        return state.step >= self.total_steps
+    def total_steps(self, problem: Problem) -> int:
+        """How many steps there will be, or at most, where a method finds out as it goes."""
+        return int(getattr(self.config, "iterations", 0))
+
+    def finished(self, state: S) -> bool | None:
+        """Whether the last step has been taken, where a method finds that out as it goes; None: after `total_steps`."""
+        return None
 
     @property
     def learns(self) -> tuple[str, ...]:
         """What is learned with these options: as `info` says, unless a method can leave something out."""
         return self.info.learns
-
-    @property
-    def total_steps(self) -> int:
-        """How many steps there will be at most, for progress and estimates."""
-        return int(getattr(self.config, "iterations", 0))
 
     def validation(self, problem: Problem) -> Validation | None:
         """How a step is chosen, for estimates; None where the last one is the result."""
@@ -192,6 +215,17 @@ class Method(ABC, Generic[S]):
         file = getattr(module, "__file__", None)
         path = Path(file).parent / "presets" / f"{cls.name}.toml" if file else None
         return read_settings(path) if path is not None and path.is_file() else []
+
+
+class _Steps(int):
+    """A number of steps that may be asked like the method of today."""
+
+    def __call__(self, problem: Problem) -> int:
+        return int(self)
+
+
+def _as_it_was(old: property) -> property:
+    return property(lambda method: _Steps(old.__get__(method)))
 
 
 def _saved(state: State) -> list[dataclasses.Field[Any]]:

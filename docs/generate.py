@@ -78,7 +78,7 @@ def options(name: str) -> str:
 
 def presets(name: str) -> str:
     """The presets of a method, each with its source."""
-    from ddbench.runs.spec import find_method
+    from ddbench.runs.spec import PRESETS, find_method
 
     def everything(values: Sequence[Any], word: str) -> str:
         return ", ".join(word if value == "*" else str(value) for value in values)
@@ -94,6 +94,7 @@ def presets(name: str) -> str:
                 setting.source,
             )
             for setting in find_method(name)[1].settings()
+            if setting.preset in PRESETS
         ),
     )
 

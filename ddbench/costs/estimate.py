@@ -108,7 +108,7 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
         problem = dataclasses.replace(problem, pixels=space, _splits={})
         share = budget / 2 / max(1, len(judged) + (choice is not None))
         # Where every second step chooses, the steps that were measured have paid for it.
-        if choice is not None and 2 * choice.times <= resolution.method.total_steps:
+        if choice is not None and 2 * choice.times <= resolution.method.total_steps(problem):
             phases.append(_choosing(choice, synthetic, problem, share, known))
         phases += [_students(cell, synthetic, problem, share, known, stand_in=made is None) for cell in judged]
     return Estimate(
@@ -198,12 +198,11 @@ def _condense(method: Method[Any], problem: Problem, budget: float) -> tuple[lis
         if made:
             phases[0] = dataclasses.replace(phases[0], basis=f"measured: {made}")
         start = times[0] - started - (phases[0].seconds or 0.0) if times else None
-        phases.append(_steps(method, times, start, budget))
+        phases.append(_steps(method.total_steps(problem), times, start, budget))
     return phases, synthetic
 
 
-def _steps(method: Method[Any], times: list[float], start: float | None, budget: float) -> Phase:
-    total = method.total_steps
+def _steps(total: int, times: list[float], start: float | None, budget: float) -> Phase:
     if start is None:
         return Phase("condense", None, f"its start takes more than {budget:.2g} s")
     durations = [b - a for a, b in itertools.pairwise(times)]

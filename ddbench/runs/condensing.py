@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddbench import synthetic as sets
 from ddbench.errors import DivergedError, PluginError
-from ddbench.loop import drive, export
+from ddbench.loop import drive, export, over
 from ddbench.method import Method, Metrics, State
 from ddbench.problem import Problem
 from ddbench.runs import checkpoint
@@ -75,10 +75,11 @@ class Condensation:
         self._log.cut(step if saved is not None else -1)
         self._clock = Clock(device, saved.seconds if saved is not None else 0.0)
         self._peaks = Peaks(device, *((saved.peak_device_bytes, saved.peak_host_bytes) if saved is not None else ()))
-        self._snapshots = set(snapshot_steps(self.method.total_steps, self.cadence.snapshots))
+        self._total = self.method.total_steps(self.problem)
+        self._snapshots = set(snapshot_steps(self._total, self.cadence.snapshots))
         self._saved_step = saved.step if saved is not None else None
         self.ledger.begin(step)
-        self.tell.on_start(Started(self.folder.spec, self.folder.path, step, self.method.total_steps))
+        self.tell.on_start(Started(self.folder.spec, self.folder.path, step, self._total))
         with self.problem.precision.active(device):
             self._drive(saved)
 
@@ -124,7 +125,7 @@ class Condensation:
         elif len(self._pending) >= TICK_STEPS or now - self._ticked >= TICK_SECONDS:
             self._tick(state.step)
         if stopping:
-            self.stop.check(f"after step {state.step} of {self.method.total_steps}, which is saved")
+            self.stop.check(f"after step {state.step} of {self._total}, which is saved")
 
     def _tick(self, step: int) -> None:
         """Look at the metrics since the last tick: the only place that waits for the device.
@@ -142,7 +143,7 @@ class Condensation:
                         raise self._diverged(f"{name} became {value}", at, values)
             means = _means([values for _, values in rows])
             self._log.add(step, seconds, means)
-            self.tell.on_step(step, self.method.total_steps, means, seconds)
+            self.tell.on_step(step, self._total, means, seconds)
         self._ticked = time.monotonic()
 
     def _save(self, state: State) -> None:
@@ -171,7 +172,7 @@ class Condensation:
 
     def _snapshot(self, state: State) -> None:
         path = self.folder.snapshot(state.step)
-        if state.step not in self._snapshots or self.method.finished(state):
+        if state.step not in self._snapshots or over(self.method, self.problem, state):
             return
         self._tick(state.step)
         with self._clock.paused():

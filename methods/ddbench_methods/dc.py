@@ -82,7 +82,6 @@ class DC(Method[DCState]):
         learns=("images",),
         native="dc@2",
         advice="A smaller step size usually helps: --set lr_images=0.01",
-        trial={"inner_loop": 1, "batch_real": 8},
     )
     Config = DCConfig
     config: DCConfig

@@ -102,15 +102,6 @@ class MTT(Method[MTTState]):
         advice="The step size lr is learned and must stay positive; log_lr is its logarithm. "
         "Smaller values usually help: --set lr_lr=..., --set lr_images=...",
         memory_advice="--set grad=adjoint needs the memory of one inner step, --set batch_syn=100 that of 100 images",
-        timing={"experts": 1, "start_epochs": 1, "expert_span": 1},
-        trial={
-            "experts": 2,
-            "start_epochs": 2,
-            "inner_steps": 2,
-            "lr_experts": 0.1,
-            "lr_images": 1.0,
-            "batch_syn": 4,
-        },
     )
     Config = MTTConfig
     config: MTTConfig

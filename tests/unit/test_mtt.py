@@ -89,6 +89,13 @@ def test_the_quick_preset_needs_few_expert_epochs(dataset: str) -> None:
     assert (values["pixels"], values["backbone"]) == ("standard", "convnet-w32")
 
 
+def test_a_step_is_timed_after_one_expert_epoch_and_otherwise_as_published() -> None:
+    layers, _ = preset_layers(MTT.settings(), "timing", "cifar10", 10)
+    config = resolve("mtt", MTT.Config, layers).config
+    published = resolve("mtt", MTT.Config, preset_layers(MTT.settings(), "paper", "cifar10", 10)[0]).config
+    assert config == published.model_copy(update={"experts": 1, "start_epochs": 1, "expert_span": 1})
+
+
 @pytest.mark.parametrize(
     ("batch", "steps", "sizes"),
     [
