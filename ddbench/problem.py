@@ -71,7 +71,7 @@ class Problem:
     device: torch.device
     artifacts: ArtifactCache
     precision: Precision = field(default_factory=Precision)
-    _splits: dict[float, tuple[Problem, RealImages]] = field(default_factory=dict, repr=False)
+    _splits: dict[float, tuple[Problem, RealImages]] = field(default_factory=dict, init=False, repr=False)
 
     @functools.cached_property
     def real(self) -> RealImages:
@@ -139,6 +139,6 @@ class Problem:
             if not pixels.cheap:
                 name = self.pixels.base
                 pixels = fitted(name, rest, self.info, self.artifacts, self.device, heldout=fraction).to(self.device)
-            problem = dataclasses.replace(self, train=rest, pixels=pixels, _splits={})
+            problem = dataclasses.replace(self, train=rest, pixels=pixels)
             self._splits[fraction] = (problem, RealImages(part, pixels, self.device))
         return self._splits[fraction]

@@ -105,7 +105,7 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
         choice = resolution.method.validation(problem) if made is not None else None
         # In the set's own space, which may be that of a part of the images.
         space = problem.pixels if synthetic.pixels == problem.pixels.name else _space(synthetic.pixels, problem)
-        problem = dataclasses.replace(problem, pixels=space, _splits={})
+        problem = dataclasses.replace(problem, pixels=space)
         share = budget / 2 / max(1, len(judged) + (choice is not None))
         # Where every second step chooses, the steps that were measured have paid for it.
         if choice is not None and 2 * choice.times <= resolution.method.total_steps(problem):
@@ -230,7 +230,7 @@ def _students(
     cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None, *, stand_in: bool
 ) -> Phase:
     judge = build(cell.backbone, problem.shape, problem.classes)
-    job = Job(synthetic, cell.protocol, dataclasses.replace(problem, backbone=judge, _splits={}))
+    job = Job(synthetic, cell.protocol, dataclasses.replace(problem, backbone=judge))
     name = f"evaluate {cell.protocol.id} {judged_by(cell.protocol.id, cell.backbone)}"
     return _trained(job, name, cell.students, budget, known, stand_in=stand_in)
 

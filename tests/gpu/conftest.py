@@ -26,7 +26,7 @@ def on_the_gpu() -> Callable[[Path], Problem]:
         device = torch.device("cuda")
         problem = problem_for_checks(folder)
         pixels = fit_pixels("standard", problem.train, problem.info).to(device)
-        return replace(problem, device=device, pixels=pixels, _splits={})
+        return replace(problem, device=device, pixels=pixels)
 
     return make
 

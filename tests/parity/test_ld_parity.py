@@ -38,7 +38,7 @@ class Double(Standard):
 def problem_in_double(folder: Path, monkeypatch: pytest.MonkeyPatch, backbone: str = "convnet-d2-w4") -> Problem:
     problem = problem_for_checks(folder, seed=3)
     pixels = Double(**{f.name: getattr(problem.pixels, f.name) for f in fields(Standard)})
-    problem = replace(problem, pixels=pixels, backbone=build(backbone, problem.shape, problem.classes), _splits={})
+    problem = replace(problem, pixels=pixels, backbone=build(backbone, problem.shape, problem.classes))
     init = problem.backbone.init
     monkeypatch.setattr(problem.backbone, "init", lambda *a, **options: init(*a, **options).to(torch.float64))
     return problem

@@ -252,7 +252,7 @@ def test_it_runs_in_short_precision(tmp_path: Path, variant: str, backbone: str)
     ends = []
     for name in ("fp32", "bf16"):
         net = build(backbone, problem.shape, 3)
-        same = replace(problem, precision=Precision(name), backbone=net, _splits={})  # type: ignore[arg-type]
+        same = replace(problem, precision=Precision(name), backbone=net)  # type: ignore[arg-type]
         ends.append(condense(ld(variant=variant), same).labels)
     assert torch.allclose(*ends, atol=1e-3)
 
@@ -266,7 +266,7 @@ def test_batch_norm_works_with_second_order_and_is_refused_with_ridge(tmp_path: 
 
 def test_a_whitening_without_the_held_out_images_is_named(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
-    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info), _splits={})
+    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info))
     assert condense(ld(), problem).pixels == "zca(eps=0.1, heldout=0.1)"
 
 

@@ -247,7 +247,7 @@ HELDOUT = {"select": "heldout", "heldout": 0.25, "select_every": 2}
 
 def test_the_choice_is_made_on_images_that_nothing_else_has_seen(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
-    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info), _splits={})
+    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info))
     method = Choosing(MTT.Config(**SMALL | HELDOUT))
     assert condense(method, problem).pixels == "zca(eps=0.1, heldout=0.25)"
     rest, _ = problem.heldout(0.25)
