@@ -24,7 +24,7 @@ _HOMES = {
     "Artifact": "ddbench.artifacts",
     "Backbone": "ddbench.backbones.backbone",
     "Choice": "ddbench.synthetic",
-    "Validation": "ddbench.method",
+    "Selection": "ddbench.config",
     "Variables": "ddbench.backbones.variables",
     "MethodConfig": "ddbench.config",
     "condense": "ddbench.loop",

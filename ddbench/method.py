@@ -21,13 +21,12 @@ import torch
 from torch import Tensor, optim
 
 from ddbench.backbones.variables import Variables
-from ddbench.config import MethodConfig, Setting, read_settings
+from ddbench.config import MethodConfig, Selection, Setting, read_settings
 from ddbench.engine.program import Programs
 from ddbench.errors import RunError
 from ddbench.rng import Rng
 
 if TYPE_CHECKING:
-    from ddbench.evaluation.protocol import Protocol
     from ddbench.problem import Problem
     from ddbench.synthetic import SyntheticSet
 
@@ -74,15 +73,6 @@ def transient() -> Any:
     return field(metadata={"saved": False})
 
 
-@dataclass(frozen=True)
-class Validation:
-    """How a method chooses a step: so many times, each by so many networks trained under a protocol."""
-
-    protocol: Protocol
-    times: int
-    students: int
-
-
 @dataclass
 class State:
     """Everything that changes while condensing. Subclasses add fields; all of them are saved unless transient.
@@ -122,6 +112,8 @@ class Method(ABC, Generic[S]):
     name: ClassVar[str]
     info: ClassVar[MethodInfo]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    # How a run keeps its best set on held-out images unless it is asked to do it otherwise.
+    selection: ClassVar[Selection] = Selection()
     config: Any
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -200,13 +192,18 @@ class Method(ABC, Generic[S]):
         return None
 
     @property
+    def native(self) -> str:
+        """The protocol by which a set that was made with these options is judged in the method's paper."""
+        return self.info.native
+
+    def steps_per_pass(self, problem: Problem) -> int | None:
+        """How many steps see every real image once, for a method whose steps go over them in passes."""
+        return None
+
+    @property
     def learns(self) -> tuple[str, ...]:
         """What is learned with these options: as `info` says, unless a method can leave something out."""
         return self.info.learns
-
-    def validation(self, problem: Problem) -> Validation | None:
-        """How a step is chosen, for estimates; None where the last one is the result."""
-        return None
 
     @classmethod
     def settings(cls) -> list[Setting]:

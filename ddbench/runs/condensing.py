@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddbench import synthetic as sets
 from ddbench.errors import DivergedError, PluginError
+from ddbench.evaluation.selection import Selector
 from ddbench.loop import drive, export, over
 from ddbench.method import Method, Metrics, State
 from ddbench.problem import Problem
@@ -61,6 +62,7 @@ class Condensation:
     tell: Observer
     cadence: Cadence
     about: Mapping[str, Any]
+    selector: Selector | None = None
     _pending: list[tuple[int, Metrics]] = field(default_factory=list)
 
     def run(self) -> None:
@@ -87,7 +89,9 @@ class Condensation:
         # What start() does again after an interruption was counted the first time.
         if saved is None:
             self._clock.start()
-        steps = drive(self.method, self.problem, saved.state if saved is not None else None)
+        if self.selector is not None and saved is not None:
+            self.selector.load_state_dict(saved.best)
+        steps = drive(self.method, self.problem, saved.state if saved is not None else None, self.selector)
         with self.stop.at_once():
             state, _ = next(steps)
         if saved is not None:
@@ -101,14 +105,15 @@ class Condensation:
 
     def _step(self, steps: Iterator[tuple[State, Metrics]], state: State) -> Metrics | None:
         """Let the method take a step, which changes `state`; None after the last one."""
+        before = state.step
         try:
             _, metrics = next(steps)
         except StopIteration:
             return None
         except DivergedError as error:
             # A metric of an earlier step may have gone wrong first, and nobody has looked yet.
-            self._tick(state.step)
-            raise self._diverged(str(error).rstrip("."), state.step + 1, {}) from error
+            self._tick(before)
+            raise self._diverged(str(error).rstrip("."), before + 1, {}) from error
         return metrics
 
     def _between_steps(self, state: State) -> None:
@@ -164,6 +169,7 @@ class Condensation:
                     seconds=seconds,
                     peak_device_bytes=self._peaks.device_bytes(),
                     peak_host_bytes=self._peaks.host_bytes(),
+                    best=self.selector.state_dict() if self.selector is not None else None,
                 ),
             )
             self.ledger.reached(state.step)
@@ -184,7 +190,9 @@ class Condensation:
 
     def _finish(self, state: State) -> None:
         self._save(state)
-        synthetic = self._exported(state)
+        # Until now what was exported is the iterate: a curve shows what was learned, and not what was chosen.
+        best = self.selector.best if self.selector is not None else None
+        synthetic = self._exported(state) if best is None else best
         with self._clock.paused() as seconds:
             if not synthetic.finite():
                 raise self._diverged("the set holds a number that is not finite", state.step, {})

@@ -4,7 +4,7 @@ Bohdal, Yang and Hospedales, "Flexible Dataset Distillation: Learn Labels Instea
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any, Literal
 
@@ -16,7 +16,6 @@ from torch.func import jvp
 
 from ddbench import (
     Backbone,
-    Choice,
     Method,
     MethodConfig,
     MethodInfo,
@@ -24,19 +23,15 @@ from ddbench import (
     Problem,
     Recipe,
     Rng,
+    Selection,
     State,
     SyntheticSet,
-    Validation,
     Variables,
     transient,
 )
-from ddbench.data.tensors import RealImages
 from ddbench.engine.program import channels_last, fusible
 from ddbench.engine.regression import ridge_map, with_ones
 from ddbench.errors import ConfigError
-from ddbench.evaluation.protocol import PROTOCOLS, Protocol
-from ddbench.evaluation.trainer import Job
-from ddbench.evaluation.validation import validate
 from ddbench.initial import real_indices
 
 AVERAGED = 3
@@ -67,8 +62,6 @@ class LDConfig(MethodConfig):
         None, ge=1, description="Steps of the moving mean error. After more than as many without a better one the "
         "network is drawn anew. none: 200 for more than 100 images, else 50.",
     )  # fmt: skip
-    heldout: float = Field(0.1, gt=0, lt=1, description="Share of the training set that chooses labels and length.")
-    validate_every: int = Field(5, ge=1, description="Passes over the real images from one such choice to the next.")
 
 
 @dataclass
@@ -78,7 +71,7 @@ class LDState(State):
     recent: errors [w] are the last ones of this network, in per cent; lowest is the least sum of w of them so far,
     since counts the steps after it, taken all of this network.
     drawn is the step at which this network was drawn, due the first at which it may have to be drawn anew, lengths
-    those of the last restarts. chosen are the labels that did best on held-out images, and choice says how well.
+    those of the last restarts.
     """
 
     rows: Tensor
@@ -91,9 +84,6 @@ class LDState(State):
     drawn: int
     due: int
     lengths: list[int]
-    chosen: Tensor
-    chosen_steps: int
-    choice: dict[str, Any]
     images: Tensor = transient()
 
 
@@ -112,6 +102,8 @@ class LD(Method[LDState]):
     )
     Config = LDConfig
     config: LDConfig
+    # As in the paper: after every fifth pass one new network decides on a tenth of the images.
+    selection = Selection(on=True, heldout=0.1, every="5p", students=1, fresh=True)
 
     def prepare(self, problem: Problem) -> None:
         if self.config.variant == "ridge" and not problem.backbone.per_sample:
@@ -122,9 +114,9 @@ class LD(Method[LDState]):
 
     def start(self, problem: Problem) -> LDState:
         config, device, rng = self.config, problem.device, problem.rng.fold("start")
-        rest, _ = problem.heldout(config.heldout)
-        rows = real_indices(problem, rng.fold("base")).flatten()
-        images = rest.pixels.forward(problem.train.images[rows].to(device))
+        # From all training images, as in the paper, be some of them held out.
+        rows = real_indices(problem.whole, rng.fold("base")).flatten()
+        images = problem.pixels.forward(problem.whole.train.images[rows].to(device))
         labels = torch.full((len(rows), problem.classes), 1 / problem.classes, dtype=images.dtype, device=device)
         network = problem.backbone.init(rng.fold("network"), device).clone()
         for value in network.params.values():
@@ -155,9 +147,6 @@ class LD(Method[LDState]):
             drawn=0,
             due=earliest(window),
             lengths=[],
-            chosen=labels.clone(),
-            chosen_steps=0,
-            choice={},
             images=images,
         )
 
@@ -167,27 +156,24 @@ class LD(Method[LDState]):
         # be looked at; reading it every time would make the host wait for the device in every step.
         if done >= state.due:
             self.restart_if_settled(problem, state, rng.fold("network"), done)
-        passes, place = divmod(done, self.per_pass(self.source(problem).real))
-        if (place == 0 and passes % self.config.validate_every == 0) or done == self.config.iterations:
-            self.choose(problem, state, done)
         return metrics
 
     def draw(self, problem: Problem, state: LDState, rng: Rng) -> tuple[Tensor, Tensor]:
         """Rows of the base images, and of the real ones."""
-        n, real = len(state.rows), self.source(problem).real
+        n, real = len(state.rows), problem.real
         base = torch.randperm(n, generator=rng.fold("base").torch())[: self.batch_for(n)]
         return base, real.epoch_indices(self.config.batch_real, state.step, problem.rng.fold("real"))
 
     def update(self, problem: Problem, state: LDState, base: Tensor, rows: Tensor) -> Metrics:
-        real = self.source(problem).real
+        real = problem.real
         x, y = state.images.index_select(0, base), real.labels.index_select(0, rows)
-        step = self.second_order if self.config.variant == "second-order" else self.ridge
+        step = self.look_ahead if self.config.variant == "second-order" else self.ridge
         loss, error = step(problem, state, base, x, real.take(rows), y)
         with torch.no_grad():
             note(state, error)
         return {"loss": loss, "error": error}
 
-    def second_order(
+    def look_ahead(
         self, problem: Problem, state: LDState, base: Tensor, x: Tensor, real: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Labels by the gradient through one SGD step of the network.
@@ -271,56 +257,29 @@ class LD(Method[LDState]):
             state.recent["since"].zero_()
             state.recent["taken"].zero_()
 
-    def choose(self, problem: Problem, state: LDState, done: int) -> None:
-        """Keep labels and length if a fresh network trained on them does best, so far, on the held-out images."""
-        rest, part = problem.heldout(self.config.heldout)
-        steps = self.length(state, done)
-        job = Job(self.synthetic(problem, state, state.labels, steps), self.judge, rest)
-        found = validate(job, part, done, first=done)
-        if not state.choice or found.accuracy >= state.choice["accuracy"]:
-            state.chosen.copy_(state.labels)
-            state.chosen_steps, state.choice = steps, asdict(found)
-
     def length(self, state: LDState, done: int) -> int:
         """How long a network should train: the mean of the last restarts without its fraction, as in the authors' code,
         or the age of the first network."""
         return int(mean(state.lengths)) if state.lengths else done - state.drawn
 
     def export(self, problem: Problem, state: LDState) -> SyntheticSet:
-        # Until the end the set is the iterate, so that a learning curve shows what was learned and not what was chosen.
-        if state.choice and self.finished(state):
-            return self.synthetic(problem, state, state.chosen, state.chosen_steps, Choice(**state.choice))
-        return self.synthetic(problem, state, state.labels, max(1, self.length(state, state.step)))
-
-    def synthetic(
-        self, problem: Problem, state: LDState, labels: Tensor, steps: int, choice: Choice | None = None
-    ) -> SyntheticSet:
         """The base images with these labels, and how long to train on them."""
-        rest, _ = problem.heldout(self.config.heldout)
+        steps = max(1, self.length(state, state.step))
         lr = torch.tensor(self.config.lr_network)
         return SyntheticSet(
-            problem.train.images[state.rows].clone(),
-            labels.float().cpu().clone(),
-            recipe=Recipe(optimizer="adam", lr=lr, steps=steps, batch=self.batch_for(len(labels))),
-            pixels=rest.pixels.name,
+            problem.whole.train.images[state.rows].clone(),
+            state.labels.float().cpu().clone(),
+            recipe=Recipe(optimizer="adam", lr=lr, steps=steps, batch=self.batch_for(len(state.labels))),
             label_kind="probability",
             source_indices=state.rows.clone(),
-            choice=choice,
         )
 
     @property
-    def judge(self) -> Protocol:
-        """The protocol of the variant; validation is judged as the final set is."""
-        return PROTOCOLS["ld@1" if self.config.variant == "second-order" else "ld-ridge@2"]
+    def native(self) -> str:
+        return "ld@1" if self.config.variant == "second-order" else "ld-ridge@2"
 
-    def validation(self, problem: Problem) -> Validation | None:
-        rest, _ = problem.heldout(self.config.heldout)
-        times = -(-self.config.iterations // (self.per_pass(rest.real) * self.config.validate_every))
-        return Validation(self.judge, times, 1) if times else None
-
-    def source(self, problem: Problem) -> Problem:
-        """The problem without the images that choose."""
-        return problem.heldout(self.config.heldout)[0]
+    def steps_per_pass(self, problem: Problem) -> int:
+        return -(-len(problem.train) // self.config.batch_real)
 
     def batch_for(self, n: int) -> int:
         """Labelled images per step."""
@@ -329,10 +288,6 @@ class LD(Method[LDState]):
     def window_for(self, n: int) -> int:
         """Steps in the moving mean of the restart rule."""
         return self.config.window or (200 if n > 100 else 50)
-
-    def per_pass(self, real: RealImages) -> int:
-        """Steps in a pass over the real images."""
-        return -(-len(real) // self.config.batch_real)
 
 
 @fusible

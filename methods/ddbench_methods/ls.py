@@ -85,5 +85,5 @@ class LS(Method[LSState]):
             state.labels.cpu().clone(),
             recipe=Recipe(loss="mse"),
             label_kind="regression",
-            source_indices=state.indices.clone(),
+            source_indices=problem.source_rows(state.indices).clone(),
         )

@@ -7,15 +7,14 @@ arXiv 2203.11932.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, optim
 
 from ddbench import (
-    Choice,
     Method,
     MethodConfig,
     MethodInfo,
@@ -25,15 +24,11 @@ from ddbench import (
     Rng,
     State,
     SyntheticSet,
-    Validation,
     transient,
 )
 from ddbench.engine.augment import Draw, draw_many, resolve_strategy
 from ddbench.engine.program import fusible, weights_laid_out
 from ddbench.errors import DivergedError
-from ddbench.evaluation.protocol import PROTOCOLS, Protocol
-from ddbench.evaluation.trainer import Job
-from ddbench.evaluation.validation import validate
 from ddbench.initial import INITIALS, check_budget
 from ddbench.training.experts import ExpertTrajectories, Trajectories, flatten, unflatten
 from ddbench.training.unroll import Descent, descent, exact_form
@@ -62,12 +57,6 @@ class MTTConfig(MethodConfig):
         "adjoint where kernels of ddbench make it faster, else full where that fits. tesla: an approximation, which "
         "drops how later parameters depend on earlier images.",
     )  # fmt: skip
-    select: Literal["last", "heldout"] = Field(
-        "last", description="last: the set after the last iteration. heldout: the best one on held-out training images."
-    )
-    heldout: float = Field(0.1, gt=0, lt=1, description="Share of the training set that is held out (heldout).")
-    select_every: int = Field(500, ge=1, description="Iterations from one choice to the next (heldout).")
-    select_students: int = Field(2, ge=1, description="Students whose mean accuracy decides (heldout).")
 
 
 @dataclass
@@ -75,13 +64,11 @@ class MTTState(State):
     """Shapes: images [K * ipc, C, H, W], class by class; lr [], the student's step size.
 
     `student` is training as a function that can be differentiated, of parameters that are named and shaped as `like`.
-    `chosen` holds images and lr of the best set so far, if one is chosen, and under "choice" how good it is.
     """
 
     images: Tensor
     lr: Tensor
     optimizer: optim.Optimizer
-    chosen: dict[str, Any]
     experts: Trajectories = transient()
     student: Descent = transient()
     like: Mapping[str, Tensor] = transient()
@@ -107,15 +94,13 @@ class MTT(Method[MTTState]):
     config: MTTConfig
 
     def prepare(self, problem: Problem) -> None:
-        source = self.source(problem)
         if self.config.initial == "real":
-            check_budget(source)  # before the experts, which may take hours
-        self._experts(source)
+            check_budget(problem)  # before the experts, which may take hours
+        self.experts(problem)
 
     def start(self, problem: Problem) -> MTTState:
-        config, source = self.config, self.source(problem)
-        experts = self._experts(source)
-        images = INITIALS[config.initial](source, source.rng.fold("start")).requires_grad_()
+        config, experts = self.config, self.experts(problem)
+        images = INITIALS[config.initial](problem, problem.rng.fold("start")).requires_grad_()
         lr = torch.tensor(config.lr_network, device=problem.device).requires_grad_()
         optimizer = optim.SGD(
             [{"params": [images], "lr": config.lr_images}, {"params": [lr], "lr": config.lr_lr}],
@@ -127,13 +112,7 @@ class MTT(Method[MTTState]):
             form = exact_form(problem.backbone, network, sum(self.sizes(len(images))))
         student = descent(problem.backbone, network, form)
         labels = problem.class_labels().to(problem.device)
-        return MTTState(images, lr, optimizer, {}, experts, student, network.params, labels)
-
-    def step(self, problem: Problem, state: MTTState, rng: Rng) -> Metrics:
-        metrics, config, done = super().step(problem, state, rng), self.config, state.step + 1
-        if config.select == "heldout" and (done % config.select_every == 0 or done == config.iterations):
-            metrics["heldout"] = self.choose(problem, state, done)
-        return metrics
+        return MTTState(images, lr, optimizer, experts, student, network.params, labels)
 
     def draw(self, problem: Problem, state: MTTState, rng: Rng) -> tuple[Tensor, Tensor, Tensor, Draw | None]:
         config, drawn = self.config, rng.fold("expert").numpy()
@@ -156,62 +135,25 @@ class MTT(Method[MTTState]):
         # Not a number where the step size is not positive, which stops the run.
         return {"loss": loss.detach(), "lr": lr, "log_lr": lr.log()}
 
-    def choose(self, problem: Problem, state: MTTState, done: int) -> Tensor:
-        """Keep the set if fresh students trained on it do best, so far, on the held-out images. Returns how well."""
-        rest, part = problem.heldout(self.config.heldout)
-        students = self.config.select_students
-        job = Job(self.synthetic(problem, state.images, state.lr), self.judge, rest, students)
-        found = validate(job, part, done, students=students)
-        if not state.chosen or found.accuracy > state.chosen["choice"]["accuracy"]:
-            images, lr = (value.detach().clone() for value in (state.images, state.lr))
-            state.chosen = {"images": images, "lr": lr, "choice": asdict(found)}
-        return torch.tensor(found.accuracy)
-
-    @property
-    def judge(self) -> Protocol:
-        """The protocol by which the best set is chosen."""
-        return PROTOCOLS["mtt@1"]
-
-    def validation(self, problem: Problem) -> Validation | None:
-        config = self.config
-        times = -(-config.iterations // config.select_every) if config.select == "heldout" else 0
-        return Validation(self.judge, times, config.select_students) if times else None
-
     def export(self, problem: Problem, state: MTTState) -> SyntheticSet:
-        # Until the end the set is the iterate, so that a learning curve shows what was learned and not what was chosen.
-        if state.chosen and self.finished(state):
-            choice = Choice(**state.chosen["choice"])
-            return self.synthetic(problem, state.chosen["images"], state.chosen["lr"], choice)
-        return self.synthetic(problem, state.images, state.lr)
-
-    def synthetic(self, problem: Problem, images: Tensor, lr: Tensor, choice: Choice | None = None) -> SyntheticSet:
         """Raises: DivergedError where the step size is not positive."""
-        learned = lr.detach().cpu().clone()
-        if not float(learned) > 0:
-            raise DivergedError(f"the learned step size became {float(learned):.3g}; no student can train with it.")
-        return SyntheticSet(
-            images.detach().cpu().clone(),
-            problem.class_labels(),
-            Recipe(lr=learned),
-            pixels=self.source(problem).pixels.name,
-            choice=choice,
-        )
+        lr = state.lr.detach().cpu().clone()
+        if not float(lr) > 0:
+            raise DivergedError(f"the learned step size became {float(lr):.3g}; no student can train with it.")
+        return SyntheticSet(state.images.detach().cpu().clone(), problem.class_labels(), Recipe(lr=lr))
 
-    def source(self, problem: Problem) -> Problem:
-        """What experts, whitening and first images come from: all training images, or those that are not held out."""
-        return problem.heldout(self.config.heldout)[0] if self.config.select == "heldout" else problem
-
-    def _experts(self, source: Problem) -> Trajectories:
+    def experts(self, problem: Problem) -> Trajectories:
+        """The networks trained on the real data, which are made where they are missing."""
         config = self.config
         wanted = ExpertTrajectories.of(
-            source,
+            problem,
             experts=config.experts,
             epochs=config.start_epochs - 1 + config.expert_span,
             lr=config.lr_experts,
             augment=config.augment,
             seed=config.experts_seed,
         )
-        return source.artifacts.get(wanted, source)
+        return problem.artifacts.get(wanted, problem)
 
     def sizes(self, n: int) -> list[int]:
         """Images in each student step. A batch smaller than the others comes first in its pass, as in the authors'

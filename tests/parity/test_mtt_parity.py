@@ -126,7 +126,7 @@ def matching(student: Any, labels: Tensor, sizes: tuple[int, ...], like: dict[st
     def matched(
         images: Tensor, lr: Tensor, start: Tensor, target: Tensor, rows: Tensor, view: Draw | None = None
     ) -> Tensor:
-        state = MTTState(images, lr, torch.optim.SGD([torch.zeros(1)]), {}, None, student, like, labels)
+        state = MTTState(images, lr, torch.optim.SGD([torch.zeros(1)]), None, student, like, labels)
         return mismatch(state, start, target, rows, view, sizes)
 
     return matched
