@@ -2,8 +2,8 @@
 
     python tests/measure_journeys.py docs/measured/journeys.json
 
-Five journeys on the digits, each in a fresh process on the CPU: a run, an MTT run with its experts, a board from records,
-a foreign set, an option. Numbers of files and hops are those of the code, not of the machine.
+Four journeys on the digits, each in a fresh process on the CPU: a run, an MTT run with its experts, a board from
+records and a foreign set. Numbers of files and calls are those of the code, not of the machine.
 """
 
 import json
@@ -20,8 +20,22 @@ EXPERTS = ["--set", "iterations=2", "--set", "experts=1", "--set", "start_epochs
 JOURNEYS = {
     "run": [["run", "--method", "dm", *QUICK, "--set", "iterations=3"]],
     "mtt": [["run", "--method", "mtt", *QUICK, *EXPERTS]],
-    "board": [["run", "--method", "random", *QUICK], ["leaderboard", "--dataset", "digits"]],
-    "foreign": [["evaluate", "{set}", *QUICK]],
+    "board": [["run", "--method", "random", *QUICK], ["leaderboard"]],
+    "foreign": [
+        [
+            "evaluate",
+            "{set}",
+            "--dataset",
+            "digits",
+            "--device",
+            "cpu",
+            "--quiet",
+            "--protocol",
+            "quick@1",
+            "--students",
+            "1",
+        ]
+    ],
 }
 
 
@@ -40,10 +54,8 @@ class Trace:
             return
         self.files.add(here)
         back = frame.f_back
-        while back is not None and (place(back.f_code.co_filename) is None or back.f_code.co_name == "<module>"):
-            back = back.f_back
-        if back is not None and (there := place(back.f_code.co_filename)) != here:
-            assert there is not None
+        there = place(back.f_code.co_filename) if back is not None else None
+        if back is not None and there is not None and there != here:
             self.calls.add((there, back.f_code.co_qualname, here, frame.f_code.co_qualname))
 
     def counts(self) -> dict[str, int]:

@@ -168,11 +168,11 @@ def run(
 def prepare(device: str, data_root: Path, runs_root: Path, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Make what the methods of these runs need beforehand, such as experts; `ddbench run` then finds it."""
     requests = _requests(protocols=(), judges=(), students=None, **asked)
-    from ddbench.leaderboard.tables import duration
     from ddbench.runs.batch import resolve_all
     from ddbench.runs.devices import choose_device
     from ddbench.runs.runner import RunOptions
     from ddbench.runs.runner import prepare as fill
+    from ddbench.text import duration
 
     options = RunOptions(
         root=writable(runs_root), data_root=data_root, device=choose_device(device), observers=observers(quiet)

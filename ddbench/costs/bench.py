@@ -135,7 +135,7 @@ class Bench(Part):
     results: tuple[Result, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As written to a file."""
+        """The document that is written to a file."""
         return self.model_dump(mode="json", by_alias=True)
 
 
@@ -177,7 +177,7 @@ class Timing:
         return statistics.median(self.seconds)
 
     def fields(self) -> dict[str, Any]:
-        """As results have them."""
+        """The numbers that results hold: milliseconds, their spread, and how many repeats of how many calls."""
         spread = 1000 * (max(self.seconds) - min(self.seconds))
         return {"ms": 1000 * self.median, "spread_ms": spread, "repeats": len(self.seconds), "calls": self.calls}
 
@@ -516,7 +516,7 @@ class _Stopwatch:
                 raise _EnoughError
 
     def timing(self) -> Timing:
-        """Of one step of one student."""
+        """Seconds of one step of one student, in each stretch."""
         pairs = zip(self._marks, self._marks[1:], strict=False)
         return Timing(tuple((b - a) / self._stretch / self.group for a, b in pairs), REPEATS * self._stretch)
 

@@ -39,10 +39,10 @@ from ddbench.loop import drive, export
 from ddbench.problem import Problem
 from ddbench.runs import provenance
 from ddbench.runs.evaluating import Cell, cells
-from ddbench.runs.observers import duration
 from ddbench.runs.runner import build_problem
 from ddbench.runs.spec import Resolution
 from ddbench.synthetic import SyntheticSet
+from ddbench.text import duration
 
 R = TypeVar("R")
 
@@ -74,7 +74,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of all phases that could be told, and the least of the others."""
+        """Seconds of all phases that could be told, and the least that the others take."""
         return sum(phase.least if phase.seconds is None else phase.seconds for phase in self.phases)
 
     @property

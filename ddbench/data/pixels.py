@@ -73,7 +73,7 @@ class PixelSpace(ABC):
         """From this space to floats on the scale [0, 1], unclipped; None where the map has no inverse."""
 
     def to(self: P, device: torch.device | str) -> P:
-        """The same space with its tensors on `device`."""
+        """The space with its tensors on `device`."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if torch.is_tensor(value)}
         return replace(self, **moved)
@@ -306,7 +306,7 @@ def _fit_once(
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, shapes and float32 numbers on the CPU."""
+    """A digest of names, shapes and float32 numbers on the CPU."""
     parts = [(f"{name} {tuple(value.shape)} ".encode(), value.numpy().data) for name, value in sorted(tensors.items())]
     return checksum(*(part for pair in parts for part in pair))
 

@@ -59,7 +59,7 @@ class DatasetTensors:
 
     @classmethod
     def sort(cls, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> DatasetTensors:
-        """The same images, class by class; inside a class they keep their order."""
+        """The images, class by class; inside a class they keep their order."""
         order = torch.argsort(labels, stable=True)
         return cls(images[order], labels[order].to(torch.int64), classes)
 
@@ -96,7 +96,7 @@ class DatasetTensors:
 
     @cached_property
     def contents(self) -> str:
-        """The same whatever the order of the images: over the sorted digests of each image with its label."""
+        """A digest that no order of the images changes: over the sorted digests of each image with its label."""
         alone = sorted(
             hashlib.blake2b(label.tobytes() + image.tobytes(), digest_size=16).digest()
             for images, labels in zip(self.images.split(HASH_CHUNK), self.labels.split(HASH_CHUNK), strict=True)
@@ -194,7 +194,7 @@ class RealImages:
         return self.take(indices), self.labels[indices]
 
     def raw(self, indices: Tensor) -> Tensor:
-        """The same images as stored: uint8 [..., C, H, W] on the device."""
+        """The images as stored: uint8 [..., C, H, W] on the device."""
         flat = indices.to(self.device, non_blocking=True).reshape(-1)
         return self._stored.index_select(0, flat).reshape(*indices.shape, *self.shape)
 

@@ -131,7 +131,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 def weights_laid_out(weight: Tensor) -> Tensor:
     """A parameter in the memory layout that a GPU's convolutions want, unless few channels go in: that of the first
-    layer is read by a kernel of ours."""
+    layer is read by a GPU kernel of ddbench."""
     wide = weight.is_cuda and weight.dim() == 4 and weight.shape[1] >= 8
     return weight.contiguous(memory_format=torch.channels_last) if wide else weight
 

@@ -47,6 +47,7 @@ from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import Interrupted, Stop
 from ddbench.runs.spec import Resolution
 from ddbench.runs.states import kept_failure
+from ddbench.text import budget
 
 logger = logging.getLogger(__name__)
 
@@ -393,8 +394,7 @@ def _describe(folder: RunDir, dataset: Dataset, options: RunOptions, title: str)
         write_json(folder.about, described, sealed=True)
     if not folder.preview.is_file():
         synthetic = sets.load(folder.synthetic)
-        budget = f"ipc {folder.spec.ipc}" if folder.spec.ipc else "all images"
-        heading = f"{title}, {dataset.title}, {budget}, seed {folder.spec.seed}"
+        heading = f"{title}, {dataset.title}, {budget(folder.spec.ipc)}, seed {folder.spec.seed}"
         picture = preview(synthetic, dataset.train.classes, _space(synthetic.pixels, dataset, options), heading)
         write_atomically(folder.preview, picture)
 
