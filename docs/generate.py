@@ -90,7 +90,7 @@ def presets(name: str) -> str:
                 setting.preset,
                 everything(setting.datasets, "any"),
                 everything(setting.ipcs, "any"),
-                ", ".join(_code(f"{key}={value}") for key, value in [*setting.run.items(), *setting.options.items()]),
+                ", ".join(_code(f"{key}={value}") for key, value in setting.values.items()),
                 setting.source,
             )
             for setting in find_method(name)[1].settings()

@@ -21,8 +21,8 @@ from ddbench.evaluation.evaluate import SealedTest, evaluate, trainer_of
 from ddbench.evaluation.finite_width import FiniteWidthTrainer, largest_lr
 from ddbench.evaluation.krr import regression_targets
 from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, KRROptions, Protocol
+from ddbench.evaluation.selection import VALIDATION
 from ddbench.evaluation.trainer import Job
-from ddbench.evaluation.validation import VALIDATION
 from ddbench.loop import drive
 from ddbench.ntk.architectures import architecture
 from ddbench.ntk.kernel import kernel
