@@ -20,6 +20,12 @@ LEFT = {
 
 
 @pytest.mark.parametrize("old", MOVED)
+def test_a_public_name_without_a_meaning_can_still_be_imported() -> None:
+    with pytest.warns(DeprecationWarning, match=r"ddbench.Validation is no longer asked for"):
+        from ddbench import Validation  # type: ignore[attr-defined]
+    assert Validation("dsa@1", 3, 1).times == 3
+
+
 def test_an_old_path_warns_and_has_the_names_of_the_new_ones(old: str) -> None:
     sys.modules.pop(old, None)
     with pytest.warns(DeprecationWarning, match="has moved to") as caught:
