@@ -338,6 +338,22 @@ def test_a_strangers_package_is_listed(planted: Path) -> None:
     assert ["my-method", "mypaper 0.1.0"] in listed
 
 
+def test_a_strangers_trainers_judge_by_their_protocols(planted: Path, tmp_path: Path) -> None:
+    protocols = [
+        part
+        for name in ("nearest", "smooth")
+        for part in ("--protocol", str(shutil.copy(DOCS / "examples" / f"{name}.toml", tmp_path)))
+    ]
+    common = ["--dataset", "digits", "--ipc", "1", "--device", "cpu", "--quiet", "--json"]
+    (record,) = json.loads(ddbench(planted, "run", "--method", "random", *common, *protocols))
+    found = {part["protocol"]: part for part in record["evaluations"]}
+    nearest, smooth = found["nearest@1"], found["smooth@1"]
+    assert (nearest["alike"], len(nearest["accuracy"])) == (True, 1)
+    assert (smooth["alike"], len(smooth["accuracy"])) == (False, 2)
+    # One random image a class tells digits apart much better than a guess, which is right once in ten times.
+    assert min(*nearest["accuracy"], *smooth["accuracy"]) > 0.3
+
+
 def test_a_strangers_package_runs_by_name(planted: Path) -> None:
     cheap = ["--set", "iterations=5", "--judge", "mlp", "--students", "1", "--device", "cpu", "--quiet", "--json"]
     (record,) = json.loads(
