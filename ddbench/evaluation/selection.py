@@ -60,8 +60,8 @@ class Selector:
 
     def look(self, synthetic: SyntheticSet, step: int) -> Choice:
         """Keep the set of this step if it does best so far. Returns how well it does; waits for the device."""
-        students = self.rule.students
         first = step if self.rule.fresh else 0
+        students = self.rule.students
         found = validate(synthetic, self.protocol, self.problem, self.part, step, students=students, first=first)
         before = self.best.choice.accuracy if self.best is not None and self.best.choice is not None else -1.0
         if found.accuracy > before or (self.rule.fresh and found.accuracy == before):
