@@ -19,7 +19,7 @@ from ddbench.foreign.importing import Import, bring_in, dataset_of, found_in, lo
 from ddbench.foreign.terms import Said
 from ddbench.leaderboard.boards import local_summary
 from ddbench.leaderboard.observations import collect
-from ddbench.leaderboard.statistics import percent, summarise
+from ddbench.leaderboard.statistics import summarise
 from ddbench.method import Method
 from ddbench.runs import runner
 from ddbench.runs.devices import choose_device
@@ -29,6 +29,7 @@ from ddbench.runs.record import RunRecord
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions
 from ddbench.runs.spec import Asked, asked_ref, judged_with, resolve_spec
+from ddbench.text import budget, percent
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -61,7 +62,7 @@ class Run:
 
     def __repr__(self) -> str:
         run = self.record.run
-        lines = [f"{run.method} on {run.dataset}, ipc {run.ipc or 'whole'}, seed {run.seed}: {self.folder}"]
+        lines = [f"{run.method} on {run.dataset}, {budget(run.ipc)}, seed {run.seed}: {self.folder}"]
         for part in self.record.evaluations:
             result = f"failed: {part.failed}"
             if part.accuracy:
@@ -84,6 +85,7 @@ def run(
     students: int | None = None,
     precision: str | None = None,
     options: Mapping[str, Any] | None = None,
+    select: Mapping[str, Any] | bool | None = None,
     device: str = "auto",
     data: str | Path | None = None,
     runs: str | Path | None = None,
@@ -94,10 +96,12 @@ def run(
     """Condense a dataset, judge the set, write a record: `ddbench run`. A finished run is read, not repeated.
 
     `method` is a name, "package/name", "./file.py:Class", or a subclass of `Method` itself; `options` are values of its
-    options by name. What is left open is decided by the preset, then by the default. `protocol` and `judge` are one
-    name or several. `data` and `runs` are the folders of datasets and runs: by default those of the environment
-    variables DDBENCH_DATA and DDBENCH_RUNS, else "data" and "runs". `fresh` starts over, `curve` judges the snapshots
-    too, `progress` prints on stderr. In its record an option given here has the source "options".
+    options by name. `select` keeps the best set on held-out training images, as in {"heldout": 0.1, "every": 500,
+    "students": 2}; True does so as the method proposes, False not at all. What is left open is decided by the preset,
+    then by the default. `protocol` and `judge` are one name or several. `data` and `runs` are the folders of datasets
+    and runs: by default those of the environment variables DDBENCH_DATA and DDBENCH_RUNS, else "data" and "runs".
+    `fresh` starts over, `curve` judges the snapshots too, `progress` prints on stderr. In its record an option given
+    here has the source "options".
     Raises: DdbenchError, with a sentence that says what to do, for whatever cannot be used as asked.
     """
     asked = Asked(
@@ -113,6 +117,7 @@ def run(
         students=students,
         precision=precision,
         options=dict(options or {}),
+        select=select,
     )
     where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve)
     resolution = resolve_spec(asked, where.data_root, where.device)

@@ -81,7 +81,7 @@ def options(name: str) -> str:
 
 def presets(name: str) -> str:
     """The presets of a method, each with its source."""
-    from ddbench.runs.spec import find_method
+    from ddbench.runs.spec import PRESETS, find_method
 
     def everything(values: Sequence[Any], word: str) -> str:
         return ", ".join(word if value == "*" else str(value) for value in values)
@@ -93,10 +93,11 @@ def presets(name: str) -> str:
                 setting.preset,
                 everything(setting.datasets, "any"),
                 everything(setting.ipcs, "any"),
-                ", ".join(_code(f"{key}={value}") for key, value in [*setting.run.items(), *setting.options.items()]),
+                ", ".join(_code(f"{key}={value}") for key, value in setting.values.items()),
                 setting.source,
             )
             for setting in find_method(name)[1].settings()
+            if setting.preset in PRESETS
         ),
     )
 

@@ -22,7 +22,7 @@ from ddbench.backbones.stack import Chain
 from ddbench.backbones.tangent_blocks import Change
 from ddbench.backbones.tangent_layers import Tangents
 from ddbench.backbones.variables import Shape, Variables
-from ddbench.engine.program import gpu_kernels
+from ddbench.engine.program import gpu_kernels, layers_ran
 from ddbench.errors import ConfigError, closest
 from ddbench.rng import Rng
 
@@ -198,6 +198,7 @@ class Backbone:
         return self._call(v, train, (x, taps))
 
     def _call(self, v: Variables, train: bool, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, Tensor]]:
+        layers_ran(in_kernels=self.fused)
         # Layers write their statistics in place, into copies that belong to this call.
         buffers = {key: tensor.clone() for key, tensor in v.buffers.items()} if train else v.buffers
         tensors = {**v.params, **buffers}

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ddbench.engine.program import channels_last, gpu_kernels
+from ddbench.engine.program import channels_last, gpu_kernels, layers_ran
 
 Tensors = Mapping[str, Tensor]
 
@@ -65,6 +65,7 @@ class Change:
         convolution's or of the linear layer's weight, [K, *shape], belongs to K classes, whose images follow one
         another.
         """
+        layers_ran(in_kernels=images.is_cuda and self.in_kernels)
         pair = images
         for number, block in enumerate(self.blocks):
             weight, of_norm, shift = (

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddbench.engine.program import channels_last
+from ddbench.engine.program import channels_last, layers_ran
 
 Pair = tuple[Tensor, Tensor]
 Rule = Callable[[Any, Tensor, Tensor], Pair]
@@ -33,6 +33,7 @@ class Tangents:
 
         Differentiable in parameters and images, whose tangent is zero.
         """
+        layers_ran(in_kernels=False)
         pair, moved = channels_last(images), False
         for name, layer in self.layers:
             if isinstance(layer, nn.Conv2d | nn.Linear):

@@ -33,7 +33,8 @@ def digest(*parts: bytes) -> str:
 class DatasetTensors:
     """Raw uint8 images, class by class, on the host; memory-mapped when they come from the cache.
 
-    Shapes: images [N, C, H, W] uint8, sorted by class, inside a class in the order of the source; labels [N] int64.
+    Shapes: images [N, C, H, W] uint8, sorted by class, inside a class in the order of the source; labels [N] int64;
+    rows [N] int64, where they lie in the set that they are a part of, or None.
     Raises: DataError if the tensors are not of that form.
     """
 
@@ -41,6 +42,7 @@ class DatasetTensors:
     labels: Tensor
     classes: tuple[str, ...]
     known_fingerprint: str | None = None
+    rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -104,7 +106,8 @@ class DatasetTensors:
 
     def subset(self, indices: Tensor) -> DatasetTensors:
         """The images at these positions, class by class."""
-        return DatasetTensors.sort(self.images[indices], self.labels[indices], self.classes)
+        rows = indices[torch.argsort(self.labels[indices], stable=True)]
+        return DatasetTensors(self.images[rows], self.labels[rows], self.classes, rows=rows)
 
     def split(self, fraction: float) -> tuple[DatasetTensors, DatasetTensors]:
         """The rest, and a stratified held-out part of about `fraction`, at least one image of every class.

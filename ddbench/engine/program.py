@@ -12,7 +12,9 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -77,8 +79,49 @@ def gpu_kernels() -> ModuleType | None:
     return layers
 
 
-Fuse = Callable[[F], F]
-"""A decorator for the parts of a step that fusion pays for: functions of tensors alone, which change nothing."""
+class _Running:
+    """What holds in the step that is running. No context variables: autograd runs backward functions in its threads."""
+
+    compiling = False
+    layers: set[bool] | None = None
+
+
+@contextmanager
+def compiling(on: bool = True) -> Iterator[None]:
+    """Inside, what is `fusible` is compiled."""
+    before, _Running.compiling = _Running.compiling, on
+    try:
+        yield
+    finally:
+        _Running.compiling = before
+
+
+def fusible(function: F) -> F:
+    """Mark a function of tensors alone, which changes nothing: it is compiled where that pays, and else simply called.
+
+    Compiled once in a process, whichever runs and programs call it.
+    """
+    fast: list[Callable[..., Any]] = []
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        # In a function that is being compiled this one is a part of it.
+        if torch.compiler.is_compiling() or not _Running.compiling:
+            return function(*args)
+        if not fast:
+            fast.append(compiled(function))
+        return fast[0](*args)
+
+    return call  # type: ignore[return-value]
+
+
+def layers_ran(*, in_kernels: bool) -> None:
+    """Said by a network as it is applied: whether its layers are GPU kernels of ddbench, or a compiler could join them.
+
+    A step that saw nothing but such kernels is not compiled.
+    """
+    if _Running.layers is not None and not torch.compiler.is_compiling():
+        _Running.layers.add(in_kernels)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -93,42 +136,35 @@ def weights_laid_out(weight: Tensor) -> Tensor:
     return weight.contiguous(memory_format=torch.channels_last) if wide else weight
 
 
-def _plain(function: F) -> F:
-    return function
-
-
 class Program:
     """A step of fixed shapes, which may change tensors that it closes over.
 
-    `make(fuse)` returns the step; it decorates with `fuse` the parts that may be compiled. `calls` is how often the
-    step will be taken. Arguments and results may be nested (dicts, Variables, Draw); tensors that are passed in may lie
-    on the host and are copied to the device.
+    `calls` is how often the step will be taken, or a function that says how often it still will. Arguments and results
+    may be nested (dicts, Variables, Draw); tensors that are passed in may lie on the host and are copied to the device.
 
     Every call takes exactly one step. On a GPU the first runs as it is, so that kernels are chosen and optimisers make
     their buffers; the second is captured as a CUDA graph, the third is timed, and where compiling will pay the same
-    begins again with compiled parts. `fused` says that nothing is left to compile. Where capturing fails the step is
-    simply called, with one log line.
+    begins again with the parts compiled that are `fusible`. Where capturing fails the step is simply called, with one
+    log line.
     """
 
-    def __init__(
-        self,
-        make: Callable[[Fuse[Any]], Callable[..., Any]],
-        device: torch.device,
-        *,
-        calls: int,
-        fused: bool = False,
-    ) -> None:
-        self._make, self._device, self._left = make, device, calls
-        self._step = make(_plain)
+    def __init__(self, step: Callable[..., Any], device: torch.device, *, calls: int | Callable[[], float]) -> None:
+        self._step, self._device, self._calls, self._taken = step, device, calls, 0
+        self._compiled = False
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Any] = []
         self._result: Any = None
-        self._warm, self._decided = False, fused
+        self._warm = self._decided = False
         self._eager = device.type != "cuda"
         self._stream = None if self._eager else torch.cuda.Stream(device)
 
+    @property
+    def captured(self) -> bool:
+        """Whether a call replays a graph."""
+        return self._graph is not None
+
     def __call__(self, *args: Any) -> Any:
-        self._left -= 1
+        self._taken += 1
         if self._eager:
             return self._step(*_pytree.tree_map(lambda leaf: _there(leaf, self._device), args))
         leaves, shape = _pytree.tree_flatten(args)
@@ -157,16 +193,27 @@ class Program:
         started = time.perf_counter()
         self._graph.replay()
         torch.cuda.synchronize(self._device)
-        seconds = (time.perf_counter() - started) * self._left
+        left = self._calls - self._taken if isinstance(self._calls, int) else self._calls()
+        seconds = (time.perf_counter() - started) * left
         self._decided = True
         if worth_compiling(seconds, self._device):
-            self._step, self._graph, self._warm = self._make(compiled), None, False
+            self._compiled, self._graph, self._warm = True, None, False
+
+    def _run(self, *args: Any) -> Any:
+        with compiling(self._compiled):
+            return self._step(*args)
 
     def _on_stream(self, args: Any) -> Any:
         assert self._stream is not None
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            result = self._step(*args)
+        seen: set[bool] = set()
+        before, _Running.layers = _Running.layers, seen
+        try:
+            with torch.cuda.stream(self._stream):
+                result = self._run(*args)
+        finally:
+            _Running.layers = before
+        self._decided = self._decided or seen == {True}
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return result
 
@@ -175,7 +222,7 @@ class Program:
         torch.cuda.synchronize(self._device)
         try:
             with torch.cuda.graph(graph, stream=self._stream):
-                self._result = self._step(*args)
+                self._result = self._run(*args)
         except RuntimeError as error:
             torch.cuda.synchronize(self._device)
             self._eager = True
@@ -183,6 +230,30 @@ class Program:
             return False
         self._graph = graph
         return True
+
+
+class Programs:
+    """One step as a program for each shape of its arguments. It lives as long as the tensors that it changes.
+
+    `calls` is how often it will be taken in all; how many of those left have a shape follows from those so far.
+    """
+
+    def __init__(self, step: Callable[..., Any], device: torch.device, *, calls: int) -> None:
+        self._step, self._device, self._calls = step, device, calls
+        self.programs: dict[tuple[object, ...], Program] = {}
+        self._taken: Counter[tuple[object, ...]] = Counter()
+
+    def __call__(self, *args: Any) -> Any:
+        key = tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in _pytree.tree_leaves(args))
+        self._taken[key] += 1
+        if key not in self.programs:
+            left = functools.partial(self._left, key)
+            self.programs[key] = Program(self._step, self._device, calls=left)
+        return self.programs[key](*args)
+
+    def _left(self, key: tuple[object, ...]) -> float:
+        taken = self._taken.total()
+        return (self._calls - taken) * self._taken[key] / taken
 
 
 def _own(leaf: Any, device: torch.device) -> Any:

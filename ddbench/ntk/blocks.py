@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ddbench.engine.program import Fuse, Program
+from ddbench.engine.program import Program, fusible, layers_ran
 from ddbench.ntk.architectures import Architecture, resolutions
 from ddbench.ntk.kernel import kernel, one_pass, read_out, variances
 from ddbench.ntk.layouts import all_is_less, convolution_layouts, layouts_of
@@ -141,12 +141,12 @@ class TorchBlocks(Blocks):
     def _run(self, what: str, same: bool, *given: Any) -> Any:
         key = (what, same, *(len(x) for x in _pytree.tree_leaves(given)))
         if key not in self._programs:
-            make = partial(self._make if self._fused is None else self._make_fused, what, same)
-            self._programs[key] = Program(make, self._device, calls=self._calls, fused=self._fused is not None)
+            step = (self._in_torch if self._fused is None else self._in_kernels)(what, same)
+            self._programs[key] = Program(step, self._device, calls=self._calls)
         return self._programs[key](*given)
 
-    def _make(self, what: str, same: bool, fuse: Fuse[Any]) -> Callable[..., Any]:
-        @fuse
+    def _in_torch(self, what: str, same: bool) -> Callable[..., Any]:
+        @fusible
         def ntk(x1: Tensor, x2: Tensor) -> Tensor:
             return kernel(self._network, x1.to(self._dtype), x2.detach().to(self._dtype), same=same).ntk
 
@@ -167,15 +167,17 @@ class TorchBlocks(Blocks):
         }
         return programs[what]
 
-    def _make_fused(self, what: str, same: bool, fuse: Fuse[Any]) -> Callable[..., Any]:
+    def _in_kernels(self, what: str, same: bool) -> Callable[..., Any]:
         network, fused = self._network, self._fused
         assert fused is not None
 
         def maps(x: Tensor) -> list[Tensor]:
+            layers_ran(in_kernels=True)
             # Cloned, because they are views of whole bands.
             return [q.clone() for q in variances(network, x.to(self._dtype).permute(1, 2, 3, 0))]
 
         def ntk(x1: Tensor, x2: Tensor, q1: list[Tensor], q2: list[Tensor]) -> Tensor:
+            layers_ran(in_kernels=True)
             layouts = layouts_of(network, resolutions(network, *x1.shape[-2:]), False)
             first, second = (x.to(self._dtype).permute(1, 2, 3, 0) for x in (x1, x2))
             s, theta = fused.stages(first, second, q1, q2, convolution_layouts(network, layouts), same)

@@ -18,10 +18,12 @@ from ddbench.config import (
     ANY,
     Layer,
     MethodConfig,
+    Selection,
     Setting,
     preset_layers,
     read_toml,
     resolve,
+    selection_layers,
 )
 from ddbench.data import catalogue
 from ddbench.data.catalogue import DatasetInfo
@@ -36,6 +38,7 @@ from ddbench.plugins import GROUPS, Loaded, names_code, of_class
 from ddbench.plugins import load as load_plugin
 from ddbench.runs.evaluating import Cell, cells
 from ddbench.runs.runspec import RunSpec
+from ddbench.runs.selecting import as_values, config_of, resolve_selection, split_off
 from ddbench.text import MOST_NAME, printable
 
 PRESETS = ("paper", "quick")
@@ -80,6 +83,8 @@ class Asked:
     # Equal options are compared; a mapping has no hash.
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     by: Literal["call", "command"] = "call"
+    # Values of a Selection, whether to select as the method does, or None: what the preset says, then the method.
+    select: Mapping[str, Any] | bool | None = field(default=None, hash=False)
 
     def source(self, name: str) -> str:
         """What a record says of where a value came from: "--backbone" or "argument", "--set" or "options"."""
@@ -96,6 +101,7 @@ class Resolution:
     method: Method[Any]
     dataset: Dataset
     protocols: tuple[Protocol, ...]
+    selection: Selection = field(default_factory=Selection)
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -114,8 +120,8 @@ def resolve_spec(asked: Asked, data_root: Path, device: torch.device = CPU) -> R
     """
     loaded, kind = find_method(asked.method)
     dataset = load(asked.dataset, data_root)
-    spec, method, protocols = _resolve(asked, loaded, kind, dataset.info, dataset.fingerprint, device)
-    return Resolution(spec, method, dataset, protocols)
+    spec, method, protocols, selection = _resolve(asked, loaded, kind, dataset.info, dataset.fingerprint, device)
+    return Resolution(spec, method, dataset, protocols, selection)
 
 
 def foresee(asked: Asked, device: torch.device = CPU) -> RunSpec:
@@ -129,7 +135,7 @@ def foresee(asked: Asked, device: torch.device = CPU) -> RunSpec:
 
 def _resolve(
     asked: Asked, loaded: Loaded, kind: type[Method[Any]], info: DatasetInfo, fingerprint: str, device: torch.device
-) -> tuple[RunSpec, Method[Any], tuple[Protocol, ...]]:
+) -> tuple[RunSpec, Method[Any], tuple[Protocol, ...], Selection]:
     preset = asked.preset or ("quick" if info.name == "digits" else "paper")
     if preset not in PRESETS:
         raise ConfigError(f"there is no preset {preset!r}; choose {' or '.join(PRESETS)}.")
@@ -138,12 +144,16 @@ def _resolve(
     if asked.seed < 0:
         raise ConfigError(f"the seed is {asked.seed}; it is a whole number, at least 0.")
     settings = [QUICK, *kind.settings()]
-    option_layers, run_layers = preset_layers(settings, preset, info.name, asked.ipc)
-    layers = list(option_layers)
+    layers, run_layers = preset_layers(settings, preset, info.name, asked.ipc)
     if asked.config_file is not None:
         layers.append(Layer("file", read_toml(asked.config_file)))
     layers.append(Layer(asked.source("options"), asked.options))
+    layers, renamed = split_off(kind, layers)
     resolved = resolve(kind.name, kind.Config, layers)
+    asked_for = Layer(asked.source("select"), as_values(asked.select))
+    chosen = [*selection_layers(settings, preset, info.name, asked.ipc), *renamed, asked_for]
+    selection, selected_by = resolve_selection(kind, chosen)
+    selected = config_of(kind, selection)
 
     run: dict[str, Any] = {
         "pixels": "standard", "backbone": "convnet", "protocol": "dsa@1", "precision": usual(device),
@@ -162,6 +172,7 @@ def _resolve(
         refs = [_stable(info, asked.judges) if ref == "quick@1" else ref for ref in refs]
     judged_by = tuple(_protocol(ref, kind) for ref in refs)
     sources |= {f"config.{name}": source for name, source in resolved.sources.items()}
+    sources |= {f"config.{name}": selected_by[value] for name, (value, _) in selected.items()}
     sources["preset"] = asked.source("preset") if asked.preset else "default"
     spec = RunSpec(
         method=loaded.name,
@@ -175,7 +186,7 @@ def _resolve(
         pixels=canonical_name(run["pixels"]),
         seed=asked.seed,
         precision=Precision(run["precision"]).name,
-        config=resolved.config.model_dump(mode="json"),
+        config=resolved.config.model_dump(mode="json") | {name: value for name, (_, value) in selected.items()},
         conventions=_conventions(info, canonical_name(run["pixels"])),
         preset=preset,
         protocols=tuple(asked_ref(p, ref) for p, ref in zip(judged_by, refs, strict=True)),
@@ -183,7 +194,7 @@ def _resolve(
         students=asked.students,
         sources=sources,
     )
-    return spec, kind(resolved.config), judged_by
+    return spec, kind(resolved.config), judged_by, selection
 
 
 def _stable(info: DatasetInfo, judges: Sequence[str]) -> str:
@@ -283,7 +294,7 @@ def find_method(ref: str | type) -> tuple[Loaded, type[Method[Any]]]:
             f"{ref!r}: a method cannot be called {loaded.value.name!r}, which names its folders; use letters, digits, "
             "dots, dashes and underscores."
         )
-    if missing := sorted(loaded.value.__abstractmethods__):
+    if missing := loaded.value.unanswered():
         raise PluginError(f"{ref!r}: the class {loaded.value.__name__} does not answer {' and '.join(missing)}.")
     if not (isinstance(loaded.value.Config, type) and issubclass(loaded.value.Config, MethodConfig)):
         raise PluginError(f"{ref!r}: Config of {loaded.value.__name__} is no subclass of ddbench.MethodConfig.")

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ddbench.config import parse_assignments, read_toml
+from ddbench.config import parse_assignments, parse_selection, read_toml
 from ddbench.errors import ConfigError, closest
+from ddbench.runs.selecting import old_names
 from ddbench.runs.spec import Asked, find_method
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ AXES = ("dataset", "precision", "pixels", "backbone", "preset", "method", "ipc",
 LISTS = {"protocol": "protocols", "judge": "judges"}
 KINDS: dict[str, type] = {"ipc": int, "seed": int, "students": int}
 LEAST = {"ipc": 1, "seed": 0, "students": 1}
-KEYS = (*AXES, *LISTS, "students", "set")
+KEYS = (*AXES, *LISTS, "students", "select", "set")
 
 
 def expand(axes: Mapping[str, Sequence[Any]], options: Mapping[str, Any] | None = None, **common: Any) -> list[Asked]:
@@ -50,7 +51,7 @@ def distribute(options: Mapping[str, Any], methods: Sequence[str]) -> dict[str, 
     Raises: ConfigError where one belongs to none of them.
     """
     kinds = {ref: find_method(ref)[1] for ref in methods}
-    known = {ref: list(kind.Config.model_fields) for ref, kind in kinds.items()}
+    known = {ref: [*kind.Config.model_fields, *old_names(kind).values()] for ref, kind in kinds.items()}
     given: dict[str, dict[str, Any]] = {ref: {} for ref in methods}
     for key, value in options.items():
         owner, dot, option = key.rpartition(".")
@@ -125,6 +126,11 @@ def _block(where: str, block: Any) -> list[Asked]:
     common: dict[str, Any] = {LISTS[key]: tuple(_values(where, key, block[key])) for key in LISTS if key in block}
     if "students" in block:
         (common["students"],) = _values(where, "students", block["students"])
+    if "select" in block:
+        select = block["select"]
+        common["select"] = parse_selection(select) if isinstance(select, str) else select
+        if not isinstance(common["select"], dict | bool):
+            raise ConfigError(f"{where}: select is a table, as in select = {{ heldout = 0.1, every = 500 }}, or none.")
     options = block.get("set", {})
     if not isinstance(options, dict):
         raise ConfigError(f"{where}: set is a table, as in set = {{ iterations = 100 }}.")

@@ -3,18 +3,17 @@
 Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023, arXiv 2110.04181.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, optim
 
-from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet, Variables, transient
+from ddbench import Backbone, Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet, Variables
 from ddbench.engine.augment import Draw, resolve_strategy, siamese
 from ddbench.engine.distance import class_mean_distance
-from ddbench.engine.program import Fuse, Program, channels_last
+from ddbench.engine.program import channels_last, fusible
 from ddbench.initial import INITIALS
 
 # Ten classes of 256 CIFAR images are 2.6 million pixels and take 9 GB with a ConvNet of width 128.
@@ -44,7 +43,6 @@ class DMState(State):
 
     images: Tensor
     optimizer: optim.Optimizer
-    match: Program = transient()
 
 
 class DM(Method[DMState]):
@@ -65,32 +63,30 @@ class DM(Method[DMState]):
 
     def start(self, problem: Problem) -> DMState:
         images = INITIALS[self.config.initial](problem, problem.rng.fold("start")).requires_grad_()
-        optimizer = optim.SGD([images], self.config.lr_images, momentum=self.config.momentum)
+        return DMState(images, optim.SGD([images], self.config.lr_images, momentum=self.config.momentum))
 
-        backbone = problem.backbone.first_order(problem.device)
+    def draw(self, problem: Problem, state: DMState, rng: Rng) -> tuple[Variables, Draw, Tensor]:
+        strategy = resolve_strategy(self.config.augment, problem.info.digits)
+        network = problem.backbone.init(rng.fold("network"), problem.device, on_device=True)
+        rows = problem.real.class_indices(self.config.batch_real, rng.fold("real"))
+        return network, siamese(strategy, problem.classes, rng.fold("view")), rows
 
-        def make(fuse: Fuse[Any]) -> Callable[[Variables, Draw, Tensor], Tensor]:
-            @fuse
-            def embed(network: Variables, view: Draw, images: Tensor) -> Tensor:  # [K, n, C, H, W] -> [K, n, D]
-                embedded = backbone.embed(network, channels_last(view(images).flatten(0, 1)))
-                return embedded.unflatten(0, images.shape[:2]).float()
+    def update(self, problem: Problem, state: DMState, network: Variables, view: Draw, rows: Tensor) -> Metrics:
+        losses = []
+        state.optimizer.zero_grad()
+        for some in self.passes(problem):
+            with torch.no_grad():
+                real = embed(problem.fast_backbone, network, view[some], problem.real.take(rows[some]))
+            loss = class_mean_distance(
+                embed(problem.fast_backbone, network, view[some], problem.by_class(state.images)[some]), real
+            )
+            loss.backward()
+            losses.append(loss.detach())
+        state.optimizer.step()
+        return {"loss": torch.stack(losses).sum()}
 
-            def match(network: Variables, view: Draw, rows: Tensor) -> Tensor:
-                optimizer.zero_grad()
-                losses = []
-                for some in self.passes(problem):
-                    with torch.no_grad():
-                        real = embed(network, view[some], problem.real.take(rows[some]))
-                    loss = class_mean_distance(embed(network, view[some], problem.by_class(images)[some]), real)
-                    loss.backward()
-                    losses.append(loss.detach())
-                optimizer.step()
-                return torch.stack(losses).sum()
-
-            return match
-
-        program = Program(make, problem.device, calls=self.config.iterations, fused=backbone.fused)
-        return DMState(images, optimizer, program)
+    def export(self, problem: Problem, state: DMState) -> SyntheticSet:
+        return SyntheticSet(state.images.detach().cpu().clone(), problem.class_labels())
 
     def passes(self, problem: Problem) -> list[slice]:
         """Which classes share a forward. One step on the sum is the same however it is cut, without batch statistics;
@@ -100,11 +96,9 @@ class DM(Method[DMState]):
         fitting = max(1, PIXELS_PER_PASS // (self.config.batch_real * problem.pixel_count))
         return problem.class_runs(self.config.classes_per_pass or fitting)
 
-    def step(self, problem: Problem, state: DMState, rng: Rng) -> Metrics:
-        network = problem.backbone.init(rng.fold("network"), problem.device, on_device=True)
-        view = siamese(resolve_strategy(self.config.augment, problem.info.digits), problem.classes, rng.fold("view"))
-        rows = problem.real.class_indices(self.config.batch_real, rng.fold("real"))
-        return {"loss": state.match(network, view, rows)}
 
-    def export(self, problem: Problem, state: DMState) -> SyntheticSet:
-        return SyntheticSet(state.images.detach().cpu().clone(), problem.class_labels())
+@fusible
+def embed(backbone: Backbone, network: Variables, view: Draw, images: Tensor) -> Tensor:
+    """[K, n, C, H, W] -> [K, n, D]."""
+    embedded = backbone.embed(network, channels_last(view(images).flatten(0, 1)))
+    return embedded.unflatten(0, images.shape[:2]).float()

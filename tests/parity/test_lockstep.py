@@ -12,7 +12,7 @@ from ddbench.backbones.variables import Variables
 from ddbench.data.pixels import fit_pixels
 from ddbench.data.toy import toy
 from ddbench.engine.augment import ALL_OPS, OPS, apply, independent, siamese
-from ddbench.engine.program import Program, worth_compiling
+from ddbench.engine.program import Program, fusible, worth_compiling
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.evaluation.trainer import trainer_of
@@ -140,14 +140,14 @@ def test_the_one_formula_has_the_gradient_of_the_operations() -> None:
 
 def test_a_program_on_a_cpu_takes_one_step_a_call() -> None:
     total = torch.zeros(2)
-    program = Program(lambda fuse: fuse(lambda x: total.add_(x).clone()), CPU, calls=3)
+    program = Program(fusible(lambda x: total.add_(x).clone()), CPU, calls=3)
     results = [program(torch.tensor([1.0, 2.0])) for _ in range(3)]
     assert [r.tolist() for r in results] == [[1, 2], [2, 4], [3, 6]]
 
 
 def test_a_program_that_is_no_graph_brings_its_arguments_to_the_device_too() -> None:
     meta = torch.device("meta")
-    assert Program(lambda fuse: lambda x: x.device, meta, calls=1)(torch.zeros(1)) == meta
+    assert Program(lambda x: x.device, meta, calls=1)(torch.zeros(1)) == meta
 
 
 def test_short_work_is_never_compiled() -> None:

@@ -167,11 +167,15 @@ def test_networks_by_which_a_step_size_is_chosen_are_counted(tmp_path: Path) -> 
     assert basis.startswith("2 students and 3 to choose by x 1000 steps")
 
 
-@pytest.mark.parametrize("assignments", [("iterations=0",), ("iterations=4", "select_every=1")])
-def test_choosing_that_costs_nothing_beside_the_steps_is_no_phase(tmp_path: Path, assignments: tuple[str, ...]) -> None:
-    small = ("select=heldout", "experts=1", "start_epochs=1", "expert_span=1", "inner_steps=1", *assignments)
-    asked = resolve_spec(Asked("mtt", "digits", ipc=1, backbone="mlp", options=parse_assignments(small)), tmp_path)
-    assert not [name for name in phases(estimate(asked, root=tmp_path / "runs", device=CPU)) if "choose" in name]
+@pytest.mark.parametrize(("iterations", "students"), [(0, None), (4, "8 students")])
+def test_choosing_is_a_phase_of_its_own_where_there_are_steps(
+    tmp_path: Path, iterations: int, students: str | None
+) -> None:
+    small = {"experts": 1, "start_epochs": 1, "expert_span": 1, "inner_steps": 1, "iterations": iterations}
+    asked = resolve_spec(Asked("mtt", "digits", ipc=1, backbone="mlp", options=small, select={"every": 1}), tmp_path)
+    told = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY))
+    assert ("choose by mtt@1" in told) == (students is not None)
+    assert students is None or told["choose by mtt@1"][1].startswith(students)
 
 
 @pytest.mark.parametrize(
