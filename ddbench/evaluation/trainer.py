@@ -149,5 +149,6 @@ def _of_version_0_1(kind: type[Trainer]) -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name == "Job":
-        raise PluginError(f"ddbench.evaluation.trainer.Job is gone. {CHANGED}")
+        # Without a full stop, because a package that does not import is said to in a longer sentence.
+        raise PluginError(f"ddbench.evaluation.trainer.Job is gone. {CHANGED}".rstrip("."))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,7 @@ from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.evaluation.replay import ReplayTrainer
 from ddbench.initial import real_images
 from ddbench.plugins import GROUPS, load_object
-from ddbench.runs import runner
+from ddbench.runs import finishing, runner
 from ddbench.runs.evaluating import read_curve
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, evaluate_run, run
@@ -164,7 +164,7 @@ def test_a_record_counts_a_student_that_cannot_differ_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, initial_network: str, count: int
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(runner, "preview", lambda *arguments: b"a picture")
+    monkeypatch.setattr(finishing, "preview", lambda *arguments: b"a picture")
     options = RunOptions(
         root=tmp_path, data_root=tmp_path / "none", device=torch.device("cpu"), snapshots=2, curve=True
     )
@@ -198,7 +198,7 @@ def test_a_record_counts_a_student_that_cannot_differ_once(
 
 def test_more_students_of_one_start_stay_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(runner, "preview", lambda *arguments: b"a picture")
+    monkeypatch.setattr(finishing, "preview", lambda *arguments: b"a picture")
     monkeypatch.setattr(runner, "load", lambda name, root: toy())
     options = RunOptions(root=tmp_path, data_root=tmp_path / "none", device=torch.device("cpu"), snapshots=0)
     resolution = asked(tmp_path, "fixed", students=1)

@@ -31,7 +31,7 @@ from ddbench.files import write_json
 from ddbench.method import Method, MethodConfig, MethodInfo, Metrics, State
 from ddbench.problem import Problem
 from ddbench.rng import Rng
-from ddbench.runs import checkpoint, condensing, provenance, runner
+from ddbench.runs import checkpoint, condensing, finishing, provenance, runner
 from ddbench.runs.condensing import snapshot_steps
 from ddbench.runs.evaluating import read_curve, read_evaluation
 from ddbench.runs.observers import Observer, read_log
@@ -120,7 +120,7 @@ class Notes(Observer):
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting for the disk, and no pictures: test_runs_files looks at those."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(runner, "preview", lambda *arguments: b"a picture")
+    monkeypatch.setattr(finishing, "preview", lambda *arguments: b"a picture")
 
 
 def asked(method: Drift | None = None, protocols: tuple[Protocol, ...] = (TINY,), **changes: Any) -> Resolution:
