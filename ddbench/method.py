@@ -174,6 +174,10 @@ class Method(ABC, Generic[S]):
         """How many steps there will be at most, for progress and estimates."""
         return int(getattr(self.config, "iterations", 0))
 
+    def counts(self, state: S) -> Mapping[str, float]:
+        """What the record says of the whole run in numbers, such as how many loops a cap has ended."""
+        return {}
+
     def validation(self, problem: Problem) -> Validation | None:
         """How a step is chosen, for estimates; None where the last one is the result."""
         return None

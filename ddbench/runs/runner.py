@@ -468,6 +468,7 @@ def _record(resolution: Resolution, folder: RunDir, ledger: Ledger, options: Run
         artifacts=ledger.artifacts,
         evaluations=tuple(evaluations(folder, sha256)),
         cost=ledger.costs,
+        counts=ledger.counts,
         attempts=ledger.attempts,
     )
 
