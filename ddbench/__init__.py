@@ -12,11 +12,19 @@ from typing import Any
 from ddbench import moved
 
 _HOMES = {
+    "LoadedSet": "ddbench.runs.loaded",
+    "Run": "ddbench.api",
+    "Transform": "ddbench.data.transform",
+    "evaluate": "ddbench.api",
+    "leaderboard": "ddbench.api",
+    "load": "ddbench.api",
+    "load_dataset": "ddbench.api",
+    "run": "ddbench.api",
     "ArtifactCache": "ddbench.artifacts",
     "Artifact": "ddbench.artifacts",
     "Backbone": "ddbench.backbones.backbone",
     "Choice": "ddbench.synthetic",
-    "Validation": "ddbench.method",
+    "Selection": "ddbench.config",
     "Variables": "ddbench.backbones.variables",
     "MethodConfig": "ddbench.config",
     "condense": "ddbench.loop",

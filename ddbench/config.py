@@ -5,15 +5,17 @@ Four layers, later wins: the field's default, the presets for this dataset and i
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import reprlib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar, get_args
+from typing import Any, Generic, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ddbench.errors import ConfigError, closest
 from ddbench.files import once, open_regular
@@ -57,6 +59,33 @@ class MethodConfig(Options):
     """Options of a method."""
 
 
+class Selection(Options):
+    """How a run keeps the best of its sets: by networks that are trained on it and tested on held-out images.
+
+    `fresh` is for each choice other networks than for the one before, and the later one of two equally good sets.
+    """
+
+    on: bool = Field(False, description="Whether the best set is kept, else the last.")
+    heldout: float = Field(0.1, gt=0, lt=1, description="Share of the training set that is held out.")
+    every: int | str = Field(500, description="Steps from one choice to the next; 5p are those of 5 passes.")
+    students: int = Field(2, ge=1, description="Networks whose mean accuracy decides.")
+    fresh: bool = Field(False, description="New networks for each choice, and the later of two equally good sets.")
+
+    @field_validator("every")
+    @classmethod
+    def _some_steps(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value >= 1:
+            return value
+        if isinstance(value, str) and re.fullmatch("[1-9][0-9]{0,8}p", value):
+            return value
+        raise ValueError("it is a number of steps, at least 1, or of passes over the real images, such as 5p")
+
+    @property
+    def passes(self) -> int | None:
+        """`every` as a number of passes; None where it is one of steps."""
+        return int(self.every[:-1]) if isinstance(self.every, str) else None
+
+
 @dataclass(frozen=True)
 class Layer:
     """Values from one place. `source` is what the record says of each of them."""
@@ -83,10 +112,11 @@ class Setting:
     source: str
     options: Mapping[str, Any]
     run: Mapping[str, Any]
+    select: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def fits(self, preset: str, dataset: str, ipc: int) -> bool:
-        """Whether it applies. Quick settings lie on top of the published ones, so `quick` takes both."""
-        presets = ("paper", "quick") if preset == "quick" else (preset,)
+    def fits(self, preset: str, dataset: str, ipc: int | str) -> bool:
+        """Whether it applies. Settings `quick` and `timing` lie on top of the published ones, so these take both."""
+        presets = ("paper", preset) if preset in ("quick", "timing") else (preset,)
         return (
             self.preset in presets
             and (ANY in self.datasets or dataset in self.datasets)
@@ -153,15 +183,26 @@ def parse_value(text: str) -> Any:
 
 
 def parse_assignments(texts: Iterable[str], example: str = "--set iterations=100") -> dict[str, Any]:
-    """`["lr_images=0.1", "augment=none"]` as a dict. Raises: ConfigError where there is no `=`; it shows `example`."""
+    """`["lr_images=0.1", "augment=none"]` as a dict, in the order in which each was said last.
+
+    Raises: ConfigError where there is no `=`; it shows `example`.
+    """
     values: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             option = example.partition(" ")[0]
             raise ConfigError(f"{option} takes KEY=VALUE, and {text!r} is not of that form. Example: {example}")
+        values.pop(name.strip(), None)
         values[name.strip()] = parse_value(value)
     return values
+
+
+def parse_selection(text: str) -> dict[str, Any] | bool:
+    """What a person types after --select: "heldout=0.1,every=500,students=2", "on" or "none"."""
+    if text in ("on", "none"):
+        return text == "on"
+    return parse_assignments(text.split(","), example="--select heldout=0.1,every=500,students=2")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -219,6 +260,8 @@ def _read_settings(path: Path) -> list[Setting]:
             if key not in RUN_KEYS:
                 raise ConfigError(f"{path}: setting {number} sets run.{key}; a preset may set {', '.join(RUN_KEYS)}.")
         ipc = rest.pop("ipc", ANY)
+        # Where it is no table it is an option of a method that chooses by itself.
+        select = rest.pop("select") if isinstance(rest.get("select"), dict) else {}
         settings.append(
             Setting(
                 preset=rest.pop("preset", "paper"),
@@ -227,20 +270,34 @@ def _read_settings(path: Path) -> list[Setting]:
                 source=source,
                 options=rest,
                 run=run,
+                select=select,
             )
         )
     return settings
 
 
-def preset_layers(settings: Sequence[Setting], preset: str, dataset: str, ipc: int) -> tuple[list[Layer], list[Layer]]:
+def preset_layers(
+    settings: Sequence[Setting], preset: str, dataset: str, ipc: int | str
+) -> tuple[list[Layer], list[Layer]]:
     """The layers that apply: of options, and of values of the run (RUN_KEYS).
 
-    Published settings come before quick ones; inside each, the order of the file, so that later lines win.
+    Published settings come before others; inside each, the order of the file, so that later lines win.
     """
-    fitting = sorted((s for s in settings if s.fits(preset, dataset, ipc)), key=lambda s: s.preset == "quick")
-    options = [Layer(f"preset {s.preset}: {s.source}", s.options) for s in fitting if s.options]
-    run = [Layer(f"preset {s.preset}: {s.source}", s.run) for s in fitting if s.run]
-    return options, run
+    fitting = _fitting(settings, preset, dataset, ipc)
+    return _layers(fitting, "options"), _layers(fitting, "run")
+
+
+def selection_layers(settings: Sequence[Setting], preset: str, dataset: str, ipc: int | str) -> list[Layer]:
+    """The layers of values of a selection that apply, in the order of `preset_layers`."""
+    return _layers(_fitting(settings, preset, dataset, ipc), "select")
+
+
+def _fitting(settings: Sequence[Setting], preset: str, dataset: str, ipc: int | str) -> list[Setting]:
+    return sorted((s for s in settings if s.fits(preset, dataset, ipc)), key=lambda s: s.preset != "paper")
+
+
+def _layers(settings: Sequence[Setting], part: Literal["options", "run", "select"]) -> list[Layer]:
+    return [Layer(f"preset {s.preset}: {s.source}", values) for s in settings if (values := getattr(s, part))]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Kinds of values that come from files, each checked in one place before anything is done with them.
 
-Names become parts of paths, counts become sizes, and texts are printed: whatever a model of ours reads from a file is
+Names become parts of paths, counts become sizes, and texts are printed: whatever a model reads from a file is
 of one of these kinds. No coercion: true is no number, and "5" is none either.
 """
 
@@ -83,7 +83,7 @@ Name = Annotated[str, Strict(), Field(pattern=PLAIN_NAME, max_length=MOST_NAME),
 """Becomes a part of a path, or is looked up: letters, digits, dots, dashes and underscores, no dot in front, no .py."""
 
 Architecture = Annotated[str, Strict(), Field(max_length=200), AfterValidator(_architecture)]
-"""A backbone, as `backbones.names.canonical` spells it: of ours, of a package, or of a file by its name alone."""
+"""A backbone, as `backbones.names.canonical` spells it: built in, of a package, or of a file by its name alone."""
 
 Line = Annotated[str, Strict(), Field(max_length=MOST_LINE), AfterValidator(_line)]
 Text = Annotated[str, Strict(), Field(max_length=MOST_TEXT), AfterValidator(_text)]

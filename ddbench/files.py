@@ -210,7 +210,7 @@ def sweep_dead(folder: Path, *, deep: bool = True, least_seconds: float = 0.0) -
     for path in folder.rglob(".*.tmp") if deep else folder.glob(".*.tmp"):
         match = re.fullmatch(r"\..+\.(\d+)-\d+\.tmp", path.name)
         if match is None:
-            continue  # not one of ours
+            continue  # the name is somebody else's
         with contextlib.suppress(OSError):
             if not _lives(int(match[1])) and time.time() - path.stat().st_mtime >= least_seconds:
                 path.unlink()

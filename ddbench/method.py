@@ -9,6 +9,8 @@ import copy
 import dataclasses
 import functools
 import sys
+import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -19,13 +21,12 @@ import torch
 from torch import Tensor, optim
 
 from ddbench.backbones.variables import Variables
-from ddbench.config import MethodConfig, Setting, read_settings
+from ddbench.config import MethodConfig, Selection, Setting, read_settings
 from ddbench.engine.program import Programs
 from ddbench.errors import RunError
 from ddbench.rng import Rng
 
 if TYPE_CHECKING:
-    from ddbench.evaluation.protocol import Protocol
     from ddbench.problem import Problem
     from ddbench.synthetic import SyntheticSet
 
@@ -41,9 +42,7 @@ class MethodInfo:
     """What a table and a docs page say of a method.
 
     `native` names the protocol of the method's own paper. `advice` is printed when a run diverges, `memory_advice` when
-    the device has no memory left. `timing` are options with which `ddbench bench` times a step, where they shorten what
-    comes before and leave the step as it is; `trial` are those with which the contract tries the method, where its
-    defaults are too much for a tiny problem.
+    the device has no memory left. `timing` and `trial` are presets now, and go with ddbench 0.3.
     """
 
     title: str
@@ -58,19 +57,20 @@ class MethodInfo:
     timing: Mapping[str, Any] = field(default_factory=dict)
     trial: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for preset in ("timing", "trial"):
+            if getattr(self, preset):
+                warnings.warn(
+                    f"MethodInfo.{preset} of {self.title!r} is a preset now: write its options under preset = "
+                    f'"{preset}" into presets/NAME.toml beside the method. The argument goes with ddbench 0.3.',
+                    DeprecationWarning,
+                    stacklevel=3,
+                )
+
 
 def transient() -> Any:
     """A field that start() can always find again, and that checkpoints leave out."""
     return field(metadata={"saved": False})
-
-
-@dataclass(frozen=True)
-class Validation:
-    """How a method chooses a step: so many times, each by so many networks trained under a protocol."""
-
-    protocol: Protocol
-    times: int
-    students: int
 
 
 @dataclass
@@ -112,7 +112,21 @@ class Method(ABC, Generic[S]):
     name: ClassVar[str]
     info: ClassVar[MethodInfo]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    # How a run keeps its best set on held-out images unless it is asked to do it otherwise.
+    selection: ClassVar[Selection] = Selection()
     config: Any
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        old = vars(cls).get("total_steps")
+        if isinstance(old, property):
+            warnings.warn(
+                f"{cls.__name__}.total_steps is a property; it is a method now, total_steps(problem). Properties go "
+                "with ddbench 0.3.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            cls.total_steps = _as_it_was(old)  # type: ignore[method-assign, assignment]
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
@@ -130,13 +144,16 @@ class Method(ABC, Generic[S]):
         return metrics
 
     def draw(self, problem: Problem, state: S, rng: Rng) -> tuple[Any, ...]:
-        """All that is random in a step: tensors, on the host or the device, and values that never change."""
+        """All that a step is given: what is random, or follows from its number, such as a step size.
+
+        Tensors, on the host or the device, None, and values that never change.
+        """
         raise NotImplementedError(f"{type(self).__name__} answers neither step nor draw and update")
 
     def update(self, problem: Problem, state: S, *draws: Any) -> Any:
         """One step given its draws, in place. Work on tensors of fixed shapes that never waits for the device.
 
-        What is drawn and what is random belong into `draw`. Functions of tensors alone that are marked
+        What is random belongs into `draw`. Functions of tensors alone that are marked
         `ddbench.engine.program.fusible` are compiled where that pays.
         """
         raise NotImplementedError(f"{type(self).__name__} answers neither step nor draw and update")
@@ -144,9 +161,15 @@ class Method(ABC, Generic[S]):
     def run_update(self, problem: Problem, state: S, *draws: Any) -> Any:
         """`update`, on a GPU as a CUDA graph for each shape of the draws. A `step` of one's own may call it too."""
         if state._programs is None:
-            update = functools.partial(self.update, problem, state)
-            state._programs = Programs(update, problem.device, lambda: self.total_steps - state.step)
+            # By a weak reference, so that graphs and their memory go together with the state.
+            update = functools.partial(self.update, problem, weakref.proxy(state))
+            calls = (self.total_steps(problem) - state.step) * self.updates_per_step(problem)
+            state._programs = Programs(update, problem.device, calls=calls)
         return state._programs(*draws)
+
+    def updates_per_step(self, problem: Problem) -> int:
+        """How often a `step` of one's own calls `run_update`, about, for deciding what is worth compiling."""
+        return 1
 
     @classmethod
     def unanswered(cls) -> list[str]:
@@ -160,27 +183,31 @@ class Method(ABC, Generic[S]):
     def export(self, problem: Problem, state: S) -> SyntheticSet:
         """A snapshot that shares no memory with the state. May be called after any step."""
 
-    def finished(self, state: S) -> bool:
-        """Whether the last step has been taken."""
-        return state.step >= self.total_steps
+    def total_steps(self, problem: Problem) -> int:
+        """How many steps there will be, or at most, where a method finds out as it goes."""
+        return int(getattr(self.config, "iterations", 0))
+
+    def finished(self, state: S) -> bool | None:
+        """Whether the last step has been taken, where a method finds that out as it goes; None: after `total_steps`."""
+        return None
+
+    @property
+    def native(self) -> str:
+        """The protocol by which a set that was made with these options is judged in the method's paper."""
+        return self.info.native
+
+    def steps_per_pass(self, problem: Problem) -> int | None:
+        """How many steps see every real image once, for a method whose steps go over them in passes."""
+        return None
 
     @property
     def learns(self) -> tuple[str, ...]:
         """What is learned with these options: as `info` says, unless a method can leave something out."""
         return self.info.learns
 
-    @property
-    def total_steps(self) -> int:
-        """How many steps there will be at most, for progress and estimates."""
-        return int(getattr(self.config, "iterations", 0))
-
     def counts(self, state: S) -> Mapping[str, float]:
         """What the record says of the whole run in numbers, such as how many loops a cap has ended."""
         return {}
-
-    def validation(self, problem: Problem) -> Validation | None:
-        """How a step is chosen, for estimates; None where the last one is the result."""
-        return None
 
     @classmethod
     def settings(cls) -> list[Setting]:
@@ -189,6 +216,17 @@ class Method(ABC, Generic[S]):
         file = getattr(module, "__file__", None)
         path = Path(file).parent / "presets" / f"{cls.name}.toml" if file else None
         return read_settings(path) if path is not None and path.is_file() else []
+
+
+class _Steps(int):
+    """A number of steps that may be asked like the method of today."""
+
+    def __call__(self, problem: Problem) -> int:
+        return int(self)
+
+
+def _as_it_was(old: property) -> property:
+    return property(lambda method: _Steps(old.__get__(method)))
 
 
 def _saved(state: State) -> list[dataclasses.Field[Any]]:

@@ -43,6 +43,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "ddbench.evaluation.trained": ("ddbench.training.networks",),
     "ddbench.evaluation.trajectories": ("ddbench.training.experts",),
     "ddbench.evaluation.transfer": ("ddbench.evaluation.finite_width",),
+    "ddbench.evaluation.validation": ("ddbench.evaluation.selection",),
     "ddbench.foreign.export": ("ddbench.foreign.exporting",),
     "ddbench.foreign.readers": ("ddbench.foreign.formats",),
     "ddbench.leaderboard.collect": ("ddbench.leaderboard.observations",),

@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import linecache
 import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from ddbench.errors import PluginError, closest
@@ -95,6 +96,39 @@ def load(group: str, ref: str) -> Loaded:
             f"uninstall {plugin.package}; others are not affected."
         ) from error
     return Loaded(value, plugin.name, plugin.provided_by, None)
+
+
+def of_class(group: str, value: type) -> Loaded:
+    """A class that somebody has imported or written, as `load` gives it.
+
+    One that a package registers is that plug-in. Another one is named by the hash of its source: of the file, or of the
+    notebook cell, that its functions are in. What the class uses from elsewhere is not in the hash; and a file that was
+    edited after it was imported has to be imported again.
+    Raises: PluginError where its source cannot be found: a changed class would then pass for the one before.
+    """
+    place = f"{value.__module__}:{value.__qualname__}"
+    registered = [plugin for plugin in listing(group) if plugin.entry.value.replace(" ", "") == place]
+    if registered and registered[0].entry.load() is value:
+        return Loaded(value, registered[0].name, registered[0].provided_by, None)
+    files = [part.__code__.co_filename for part in vars(value).values() if isinstance(part, FunctionType)]
+    files.append(str(getattr(sys.modules.get(value.__module__), "__file__", None) or ""))
+    head = f"class {value.__name__}"  # that of a function which the class has taken from elsewhere has none
+    file = next((name for name in files if head in "".join(linecache.getlines(name))), None)
+    if file is None:
+        raise PluginError(
+            f"{kind_of(group)} {value.__qualname__}: its source cannot be found, so that a record could not say what "
+            "was run. Put the class into a file; in a notebook a class with a function of its own will do."
+        )
+    path = Path(file)
+    there = path.is_file()
+    source = path.read_bytes() if there else "".join(linecache.getlines(file)).encode()
+    name = getattr(value, "name", None)
+    return Loaded(
+        value,
+        name if isinstance(name, str) and name else value.__qualname__,
+        printable(path.name) if there else "notebook",
+        hashlib.sha256(source).hexdigest(),
+    )
 
 
 def raise_stop(error: BaseException) -> None:

@@ -59,7 +59,8 @@ def fitted(
 class Problem:
     """Everything fixed while condensing. It holds no test data, so no method can look at any.
 
-    `train` are raw pixels on the host; `real` the same images on the device, in the pixel space.
+    `train` are raw pixels on the host; `real` the same images on the device, in the pixel space. Where a run holds
+    images out, they are not among them; `whole` is the problem with all training images.
     """
 
     info: DatasetInfo
@@ -71,7 +72,8 @@ class Problem:
     device: torch.device
     artifacts: ArtifactCache
     precision: Precision = field(default_factory=Precision)
-    _splits: dict[float, tuple[Problem, RealImages]] = field(default_factory=dict, repr=False)
+    _whole: Problem | None = field(default=None, repr=False)
+    _splits: dict[float, tuple[Problem, RealImages]] = field(default_factory=dict, init=False, repr=False)
 
     @functools.cached_property
     def real(self) -> RealImages:
@@ -82,6 +84,15 @@ class Problem:
     def fast_backbone(self) -> Backbone:
         """`backbone` in its fastest form on the device, for gradients of first order; inner taps may be missing."""
         return self.backbone.first_order(self.device)
+
+    @property
+    def whole(self) -> Problem:
+        """The problem with the images that are held out, for what must come from all of them; else this one."""
+        return self if self._whole is None else self._whole
+
+    def source_rows(self, rows: Tensor) -> Tensor:
+        """Rows of `train` as rows of `whole.train`, which a set's `source_indices` name. Shapes: int64 [...], both."""
+        return rows if self._whole is None or self.train.rows is None else self.train.rows[rows]
 
     @property
     def classes(self) -> int:
@@ -108,11 +119,6 @@ class Problem:
             "precision": self.precision.name,
         }
 
-    @property
-    def whitened_apart(self) -> bool:
-        """Whether images were held out and the rest has a whitening of its own."""
-        return any(rest.pixels.name != self.pixels.name for rest, _ in self._splits.values())
-
     def class_labels(self) -> Tensor:
         """int64 [K * ipc] on the host: every class ipc times, class by class."""
         return torch.arange(self.classes).repeat_interleave(self.ipc)
@@ -126,7 +132,7 @@ class Problem:
         return [slice(first, min(first + most, self.classes)) for first in range(0, self.classes, most)]
 
     def heldout(self, fraction: float) -> tuple[Problem, RealImages]:
-        """The same problem without a part of the training set, and that part, for a method that must choose.
+        """The same problem without a part of the training set, and that part, for whoever must choose.
 
         Stratified, and the same for every run on this data. A whitening is fitted again without the part, so the
         returned problem has another identity: its artefacts are other artefacts.
@@ -135,10 +141,12 @@ class Problem:
             raise DataError(f"the held-out fraction is {fraction}; it must lie between 0 and 1.")
         if fraction not in self._splits:
             rest, part = self.train.split(fraction)
+            if self._whole is not None and rest.rows is not None:
+                rest = dataclasses.replace(rest, rows=self.source_rows(rest.rows))
             pixels = self.pixels
             if not pixels.cheap:
                 name = self.pixels.base
                 pixels = fitted(name, rest, self.info, self.artifacts, self.device, heldout=fraction).to(self.device)
-            problem = dataclasses.replace(self, train=rest, pixels=pixels, _splits={})
+            problem = dataclasses.replace(self, train=rest, pixels=pixels, _whole=self.whole)
             self._splits[fraction] = (problem, RealImages(part, pixels, self.device))
         return self._splits[fraction]

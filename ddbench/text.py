@@ -1,7 +1,8 @@
-"""Texts that come from elsewhere: how long they may be, and what is left of them where they are printed."""
+"""How numbers and names are printed, and what is left of texts that come from elsewhere."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 MOST_LINE = 1000
@@ -9,6 +10,46 @@ MOST_TEXT = 20_000
 MOST_NAME = 100
 
 PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+def duration(seconds: float) -> str:
+    """ "0.3 s", "42 s", "3 min 20 s", "2 h 05 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units: "512 B", "2.6 kB"."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"
+
+
+def percent(fraction: float) -> str:
+    """A fraction as the field prints it: % with one decimal."""
+    return f"{100 * fraction:.1f}"
+
+
+def budget(ipc: int) -> str:
+    """Images per class, in words: "ipc 10", or "whole dataset" for 0."""
+    return f"ipc {ipc}" if ipc else "whole dataset"
+
+
+def budget_name(ipc: int) -> str:
+    """Images per class, as folders are called: "ipc10", or "whole" for 0."""
+    return f"ipc{ipc}" if ipc else "whole"
+
+
+def safe_name(name: str) -> str:
+    """A name as part of a path: whatever is no letter, digit or one of . _ @ + - becomes a dash."""
+    return re.sub(r"[^A-Za-z0-9._@+-]", "-", name)
 
 
 def printable(text: str, most: int = MOST_TEXT, *, lines: bool = False) -> str:

@@ -5,6 +5,7 @@ A page says where: `<!-- generated: options dm -->` to `<!-- end -->`. Whatever 
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import statistics as statistics_of
@@ -77,7 +78,7 @@ def options(name: str) -> str:
 
 def presets(name: str) -> str:
     """The presets of a method, each with its source."""
-    from ddbench.runs.spec import find_method
+    from ddbench.runs.spec import PRESETS, find_method
 
     def everything(values: Sequence[Any], word: str) -> str:
         return ", ".join(word if value == "*" else str(value) for value in values)
@@ -93,6 +94,7 @@ def presets(name: str) -> str:
                 setting.source,
             )
             for setting in find_method(name)[1].settings()
+            if setting.preset in PRESETS
         ),
     )
 
@@ -402,6 +404,34 @@ def curves(method: str, records: Path = RECORDS, folder: Path = CURVES) -> str:
     return "\n\n".join(tables) or "There are no curves yet."
 
 
+def rooms() -> str:
+    """The folders and modules of the package, from the highest storey to the lowest, with what each says of itself."""
+    guard = ast.parse((ROOT / "tests" / "unit" / "test_import_directions.py").read_text(encoding="utf-8"))
+    (rows,) = (
+        ast.literal_eval(node.value)
+        for node in guard.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ROWS"
+    )
+    lines = []
+    for row in rows:
+        for unit in sorted(row):
+            place = ROOT / "ddbench" / unit
+            if place.is_dir():
+                lines.append(f"{unit + '/':<30}{_said_of(place / '__init__.py')}")
+                inside = [path for path in sorted(place.rglob("*.py")) if path.name != "__init__.py"]
+                lines += [f"  {path.relative_to(place).as_posix():<28}{_said_of(path)}" for path in inside]
+            else:
+                lines.append(f"{unit + '.py':<30}{_said_of(place.with_suffix('.py'))}")
+        lines.append("")
+    return "\n".join(["```text", *lines[:-1], "```"])
+
+
+def _said_of(path: Path) -> str:
+    """The first sentence of a module's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n\n")[0].replace("\n", " ")
+
+
 def file(path: str) -> str:
     """A file of the repository, in full."""
     content = (ROOT / path).read_text(encoding="utf-8").rstrip()
@@ -427,6 +457,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "command-line": command_line,
     "public-names": public_names,
     "file": file,
+    "rooms": rooms,
 }
 
 

@@ -99,7 +99,7 @@ class Backbone:
 
     @property
     def fused(self) -> bool:
-        """Whether its norms are kernels of ours, so that a compiler finds little left to do."""
+        """Whether its norms are GPU kernels of ddbench, which leave a compiler little to do."""
         return False
 
     @functools.cached_property
@@ -125,7 +125,7 @@ class Backbone:
         return max(sizes)
 
     def first_order(self, device: torch.device) -> Backbone:
-        """The same function of the same variables in the form that is fastest on a device, for gradients of first
+        """The form that is fastest on a device: the same function of the same variables, for gradients of first
         order only. Taps inside the network may be missing, and the gradient of a shift without effect is zero."""
         return self if device.type != "cuda" or gpu_kernels() is None else self._in_fused_layers
 
@@ -135,7 +135,7 @@ class Backbone:
         return change(self._modules[True], *self.shape[1:])
 
     def second_order(self, device: torch.device) -> Change | None:
-        """`change` where kernels of ours take all of it on a device, and nothing is left to compile."""
+        """`change` where GPU kernels of ddbench take all of it on a device, and nothing is left to compile."""
         change = self.change if device.type == "cuda" else None
         return change if change is not None and change.in_kernels else None
 

@@ -119,7 +119,7 @@ def from_module(
     """A backbone from anybody's module. Taps are the names of its submodules, "embed" and "logits".
 
     Each network is drawn by calling `factory` on the CPU with torch's generator seeded and put back, so that the
-    initialisation that its author wrote is kept. `initialiser` draws known layers from one of ours, which is faster.
+    initialisation that its author wrote is kept. `initialiser` draws known layers from a built-in one, which is faster.
     Raises: ConfigError if it cannot take the images, does not return logits, or draws random numbers in its forward
     pass; with an initialiser, also for layers that are not known.
     """

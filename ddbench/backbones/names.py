@@ -1,6 +1,6 @@
 """What architectures are called: "convnet-d3-w256-bn", "resnet18-ap", "torchvision:resnet18", "nets.py:factory".
 
-A name of ours is a family and tokens in any order; its canonical form leaves out what is the default and keeps the
+A built-in name is a family and tokens in any order; its canonical form leaves out what is the default and keeps the
 depth, and the initialiser of a family that does not begin as torch's layers do. Parsing and listing import no torch.
 """
 
@@ -74,7 +74,7 @@ def known() -> list[str]:
 
 
 def parse(name: str) -> Fields:
-    """A name of ours taken apart.
+    """A built-in name taken apart.
 
     Raises: ConfigError for an unknown family or token, and for two tokens that contradict each other.
     """

@@ -50,7 +50,7 @@ class Change:
 
     @property
     def in_kernels(self) -> bool:
-        """Whether our GPU kernels take all of its maps."""
+        """Whether the GPU kernels take all of its maps."""
         if gpu_kernels() is None:
             return False
         from ddbench.engine.gpu.tangent_layers import change_fits
@@ -92,7 +92,7 @@ def cross_entropy_change(pair: Tensor, labels: Tensor, n: int) -> Tensor:
 
 
 def plain_cross_entropy_change(logits: Tensor, change: Tensor, labels: Tensor, n: int) -> Tensor:
-    """The same of logits [N, K] and their tangents, in torch's operations, which a compiler joins.
+    """The change of the cross-entropy from logits [N, K] and their tangents, in operations that a compiler joins.
 
     By hand, because torch 2.15 cannot differentiate the tangent of a log-softmax.
     """
@@ -237,7 +237,7 @@ Backward = Callable[..., tuple[Tensor, Tensor]]
 
 
 def _norms(x: Tensor) -> tuple[Forward, Backward]:
-    """Norm, ReLU and pooling of a pair, and the gradients: kernels of ours where they can be used."""
+    """Norm, ReLU and pooling of a pair, and the gradients: GPU kernels where they can be used."""
     if x.is_cuda and gpu_kernels() is not None:
         from ddbench.engine.gpu import tangent_layers as fused_change
 

@@ -39,11 +39,11 @@ class Variables:
         return self._map(lambda tensor: tensor[k])
 
     def clone(self) -> Variables:
-        """The same numbers in memory of their own."""
+        """A copy of the numbers in memory of its own."""
         return self._map(torch.clone)
 
     def detach(self) -> Variables:
-        """The same numbers without their history. The tensors share memory."""
+        """The numbers without their history. The tensors share memory."""
         return self._map(torch.detach)
 
     def to(self, target: torch.device | torch.dtype | str) -> Variables:

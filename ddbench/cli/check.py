@@ -20,7 +20,7 @@ def check(ctx: click.Context, ref: str, assignments: tuple[str, ...], as_json: b
     from ddbench.testing import contract
 
     _, kind = find_method(ref)
-    options = parse_assignments(distribute(assignments, [ref])[ref])
+    options = distribute(parse_assignments(assignments), [ref])[ref]
     results = contract.run(kind, options)
     if as_json:
         print_json([{"check": name, "error": error} for name, error in results])

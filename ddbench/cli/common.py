@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar, cast
 import click
 
 from ddbench.errors import ConfigError
-from ddbench.text import printable
+from ddbench.text import printable, size
 
 if TYPE_CHECKING:
     from ddbench.runs.observers import Observer
@@ -144,13 +144,6 @@ def print_table(rows: Iterable[Sequence[Any]], headers: Sequence[str] = ()) -> N
         widths[-1] = max(30, left)
     style = "simple" if headers else "plain"
     click.echo(tabulate(cells, headers, tablefmt=style, disable_numparse=True, maxcolwidths=widths))
-
-
-def size(count: int) -> str:
-    """Bytes as boards print them."""
-    from ddbench.leaderboard.tables import size as printed  # needs numpy
-
-    return printed(count)
 
 
 def note(text: str) -> None:
@@ -298,7 +291,7 @@ class Progress:
         self._write(f"\r{line}\x1b[K" if self._moving else f"{line}\n")
 
     def _how_far(self, seconds: float) -> str:
-        from ddbench.runs.observers import duration
+        from ddbench.text import duration
 
         if self._of > 1 and self._done:
             return f"{100 * min(self._done, self._of) // self._of} %"

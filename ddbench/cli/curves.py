@@ -11,11 +11,10 @@ import click
 
 from ddbench.cli.common import note, print_table
 from ddbench.evaluation.protocol import judged_by
-from ddbench.leaderboard.statistics import percent
-from ddbench.leaderboard.tables import duration
 from ddbench.runs.evaluating import curves
 from ddbench.runs.record import RunRecord
 from ddbench.runs.rundir import RunDir
+from ddbench.text import duration, percent
 
 
 def accuracy_cells(accuracy: Sequence[float]) -> tuple[str, str]:

@@ -13,9 +13,9 @@ import torch
 from ddbench.cli.common import note, print_json, print_table
 from ddbench.costs.estimate import Estimate, estimate
 from ddbench.errors import DataError
-from ddbench.leaderboard.tables import duration, size
 from ddbench.runs.batch import resolve_all, status_in
 from ddbench.runs.spec import Asked, Resolution, RunSpec, foresee
+from ddbench.text import duration, size
 
 
 def print_plans(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,12 +115,11 @@ def evaluate(
         _forget(path, forgotten, as_json)
         return
     from ddbench.cli.curves import print_curves, with_curves
-    from ddbench.evaluation.protocol import protocol
     from ddbench.runs.devices import choose_device
     from ddbench.runs.evaluating import cells
     from ddbench.runs.rundir import RunDir
     from ddbench.runs.runner import RunOptions, evaluate_run
-    from ddbench.runs.spec import find_method, protocols_of
+    from ddbench.runs.spec import judged_with
     from ddbench.runs.states import lost_cells
 
     imported = not (path / "spec.json").is_file()
@@ -141,8 +140,7 @@ def evaluate(
         spec = RunDir.at(folder).spec
         if "native" in refs and spec.imported is not None:
             raise click.UsageError("an imported set has no native protocol here; name one, such as mtt.")
-        native = find_method(spec.method)[1].info.native if "native" in refs else ""
-        protocols = [protocol(native if ref == "native" else ref) for ref in refs] or protocols_of(spec)
+        protocols = judged_with(spec, refs)
         own_data = None if imported else said["dataset"]
         record = evaluate_run(folder, protocols, judges, students, options, curve, own_data)
         records.append(record)
@@ -206,37 +204,16 @@ def _bring_in(
 ) -> list[Path]:
     """The run folders of the sets in a file."""
     from ddbench.config import parse_assignments
-    from ddbench.data import catalogue
-    from ddbench.data.sources import load
-    from ddbench.errors import ConfigError, DataError
     from ddbench.evaluation.protocol import protocol
-    from ddbench.foreign.diagnosis import fitting_datasets, hard
-    from ddbench.foreign.formats import choose, read
-    from ddbench.foreign.importing import Import, bring_in
+    from ddbench.foreign.importing import Import, bring_in, dataset_of, found_in
     from ddbench.foreign.terms import Said
     from ddbench.runs.spec import asked_ref
 
     said = Said(pixels, labels, lr, augment)
     protocols = tuple(asked_ref(protocol(ref), ref) for ref in refs if ref != "native")
-    info = catalogue.CATALOGUE.get(dataset or "")
-    try:
-        found = choose(read(path, info), entry, path)
-    except DataError as error:
-        if path.is_dir():
-            raise DataError(
-                f"{path} is not the folder of a run: it has no spec.json. Nor is it a set: {error}"
-            ) from None
-        raise
-    about = found[0].about
-    if dataset is None and "dataset" not in about:
-        rows = found[0].labels
-        classes = 0 if rows is None else rows.shape[1] if rows.ndim == 2 else int(hard(rows).max()) + 1
-        shape = found[0].images.shape
-        fits = fitting_datasets((shape[1], shape[2], shape[3]), classes)
-        like = f" By shape and classes it could be for {' or '.join(fits)}." if fits else ""
-        raise ConfigError(f"{path} does not say which dataset it was condensed from.{like} Say it with --dataset.")
-    data = load(dataset or str(about["dataset"]), options.data_root)
-    claimed = _claims(parse_assignments(claims, "--claim accuracy=0.5"))
+    found = found_in(path, entry, dataset)
+    data = dataset_of(found[0], path, dataset, options.data_root)
+    claimed = parse_assignments(claims, "--claim accuracy=0.5")
     asked = Import(said, name or "", ipc, made_with or "", claimed, protocols)
     folders = []
     for one in found:
@@ -245,18 +222,6 @@ def _bring_in(
         for text in [] if quiet else notes:
             note(f"Note: {text}")
     return folders
-
-
-def _claims(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As a record can hold them: finite numbers, and texts that a board can print."""
-    from ddbench.fields import MOST_COUNT
-    from ddbench.text import printable
-
-    def kept(value: Any) -> Any:
-        number = isinstance(value, int | float) and abs(value) <= MOST_COUNT
-        return value if number or isinstance(value, bool) else printable(str(value))
-
-    return {printable(name, 200): kept(value) for name, value in values.items()}
 
 
 def _print(record: RunRecord) -> None:

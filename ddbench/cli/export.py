@@ -22,16 +22,25 @@ from ddbench.cli.common import data_option, json_option, note, print_json
 def export(path: Path, kind: str, out: Path | None, data_root: Path, as_json: bool) -> None:
     """Write the set of a run as a file that others read: pt in the layout of DC, npz in that of KIP, png by class.
 
-    All but png keep every number, and what a layout has no place for lies beside it.
+    All but png keep every number, and what a layout has no place for lies beside it. NAME.transform.npz says how test
+    images come into the set's pixel space, by mean and deviation or a whitening matrix, and needs no ddbench.
     """
     from dataclasses import asdict
 
-    from ddbench.foreign.importing import export_run
+    from ddbench.errors import DdbenchError
+    from ddbench.foreign.importing import export_run, export_transform
 
     place, loss = export_run(path, kind, out, data_root)
     if loss is not None:
         note(f"Note: {loss}.")
+    transform = None
+    try:
+        transform = export_transform(path, place, data_root)
+        note(f"Note: {transform} brings test images into its pixel space.")
+    except DdbenchError as error:  # the set is there, and is worth more than this
+        note(f"Note: there is no transform of test images beside it: {error}")
     if as_json:
-        print_json({"path": str(place), "loss": None if loss is None else asdict(loss)})
+        lost = None if loss is None else asdict(loss)
+        print_json({"path": str(place), "loss": lost, "transform": transform and str(transform)})
     else:
         click.echo(str(place))

@@ -71,6 +71,11 @@ def _what_to_run(command: F) -> F:
         ),
         set_option,
         click.option(
+            "--select",
+            metavar="KEY=VALUE,...|on|none",
+            help="Keep the best set on held-out training images, as in heldout=0.1,every=500,students=2.",
+        ),
+        click.option(
             "--precision",
             type=click.Choice(["fp32", "tf32", "bf16"]),
             help="Default: the preset's, else tf32 on GPUs that have it.",
@@ -163,11 +168,11 @@ def run(
 def prepare(device: str, data_root: Path, runs_root: Path, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Make what the methods of these runs need beforehand, such as experts; `ddbench run` then finds it."""
     requests = _requests(protocols=(), judges=(), students=None, **asked)
-    from ddbench.leaderboard.tables import duration
     from ddbench.runs.batch import resolve_all
     from ddbench.runs.devices import choose_device
     from ddbench.runs.runner import RunOptions
     from ddbench.runs.runner import prepare as fill
+    from ddbench.text import duration
 
     options = RunOptions(
         root=writable(runs_root), data_root=data_root, device=choose_device(device), observers=observers(quiet)
@@ -208,6 +213,7 @@ def _requests(
     seeds: Sequence[int],
     config: Path | None,
     assignments: Sequence[str],
+    select: str | None,
     **common: Any,
 ) -> list[Asked]:
     for option, given in (("--method", methods), ("--dataset", dataset)):
@@ -216,6 +222,7 @@ def _requests(
     if config is not None and len(set(methods)) > 1:
         raise click.UsageError("--config holds the options of one method. For several, use --set or `ddbench sweep`.")
     # Only now: importing what runs anything takes seconds, and a usage error should not.
+    from ddbench.config import parse_assignments, parse_selection
     from ddbench.sweep.grid import expand
 
     axes: dict[str, Sequence[Any]] = {
@@ -224,7 +231,8 @@ def _requests(
         "ipc": ipcs,
         "seed": seeds,
     }
-    return expand(axes, assignments, config_file=config, **common)
+    common["select"] = None if select is None else parse_selection(select)
+    return expand(axes, parse_assignments(assignments), config_file=config, **common)
 
 
 def _print_results(done: Sequence[tuple[RunRecord, Path]], curve: bool) -> None:

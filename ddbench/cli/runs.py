@@ -25,6 +25,7 @@ from ddbench.cli.common import (
     wanted_options,
     yes_option,
 )
+from ddbench.text import budget
 
 if TYPE_CHECKING:
     from ddbench.runs.listing import Listed
@@ -204,7 +205,7 @@ def clean(
 
 
 def _print_run(run: Listed, found: dict[str, Any]) -> None:
-    from ddbench.runs.observers import duration
+    from ddbench.text import duration
 
     print_table(_heading(run, found))
     if found["spec"]:
@@ -250,11 +251,14 @@ _SETTINGS = ("backbone", "pixels", "precision", "preset", "protocols", "judges",
 
 
 def _heading(run: Listed, found: dict[str, Any]) -> list[tuple[str, Any]]:
-    budget = "the whole dataset" if run.ipc == 0 else f"ipc {run.ipc}"
+    of = "unknown budget" if run.ipc is None else budget(run.ipc)
     rows: list[tuple[str, Any]] = [
         ("run", run.id),
         ("folder", run.folder),
-        ("what", f"{run.method} on {run.dataset}, {budget}, seed {run.seed}"),
+        (
+            "what",
+            f"{run.method} on {run.dataset}, {of}, seed {run.seed}",
+        ),
         ("state", run.state),
     ]
     # A message may have several lines, each of which stands for itself.

@@ -1,0 +1,1 @@
+"""What work costs: benchmarks of steps and students, and estimates before a run."""

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.variables import Variables
-from ddbench.config import preset_layers, resolve
+from ddbench.config import Layer, preset_layers, resolve
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.data.dataset import Dataset
 from ddbench.data.tensors import DatasetTensors
@@ -135,7 +135,7 @@ class Bench(Part):
     results: tuple[Result, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As written to a file."""
+        """The document that is written to a file."""
         return self.model_dump(mode="json", by_alias=True)
 
 
@@ -177,7 +177,7 @@ class Timing:
         return statistics.median(self.seconds)
 
     def fields(self) -> dict[str, Any]:
-        """As results have them."""
+        """The numbers that results hold: milliseconds, their spread, and how many repeats of how many calls."""
         spread = 1000 * (max(self.seconds) - min(self.seconds))
         return {"ms": 1000 * self.median, "spread_ms": spread, "repeats": len(self.seconds), "calls": self.calls}
 
@@ -328,12 +328,12 @@ def _ceilings(asked: Asked) -> Iterator[Result]:
 
 
 def _method(ref: str, problem: Problem, asked: Asked) -> Result:
-    """Steps of a method under its preset for CIFAR-10."""
+    """Steps of a method under its preset for CIFAR-10, prepared as its preset `timing` says, if it has one."""
     _, kind = find_method(ref)
-    layers, _ = preset_layers(kind.settings(), "paper", problem.info.name, problem.ipc)
-    config = resolve(kind.name, kind.Config, layers).config
-    method = kind(config.model_copy(update=dict(kind.info.timing)))
-    warm, total = WARM_METHOD[asked.device.type], method.total_steps
+    layers, _ = preset_layers(kind.settings(), "timing", problem.info.name, problem.ipc)
+    layers.append(Layer("timing", kind.info.timing))
+    method = kind(resolve(kind.name, kind.Config, layers).config)
+    warm, total = WARM_METHOD[asked.device.type], method.total_steps(problem)
     if total < warm + 1 + REPEATS:
         raise ConfigError(
             f"{kind.name} takes {total} steps, too few to time; give --method one that learns in steps, such as dm, or "
@@ -516,7 +516,7 @@ class _Stopwatch:
                 raise _EnoughError
 
     def timing(self) -> Timing:
-        """Of one step of one student."""
+        """Seconds of one step of one student, in each stretch."""
         pairs = zip(self._marks, self._marks[1:], strict=False)
         return Timing(tuple((b - a) / self._stretch / self.group for a, b in pairs), REPEATS * self._stretch)
 

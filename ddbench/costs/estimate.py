@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import signal
 import statistics
 import tempfile
@@ -30,18 +31,18 @@ from ddbench.data.pixels import PixelSpace, fit_pixels, is_quick
 from ddbench.engine.precision import Precision
 from ddbench.errors import ConfigError
 from ddbench.evaluation.evaluate import tested_together, trainer_of
-from ddbench.evaluation.protocol import judged_by
+from ddbench.evaluation.protocol import judged_by, protocol
+from ddbench.evaluation.selection import Selector
 from ddbench.evaluation.trainer import Job, Predictor
 from ddbench.initial import real_images
 from ddbench.loop import drive, export
-from ddbench.method import Method, Validation
 from ddbench.problem import Problem
 from ddbench.runs import provenance
 from ddbench.runs.evaluating import Cell, cells
-from ddbench.runs.observers import duration
 from ddbench.runs.runner import build_problem
 from ddbench.runs.spec import Resolution
 from ddbench.synthetic import SyntheticSet
+from ddbench.text import duration
 
 R = TypeVar("R")
 
@@ -73,7 +74,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of all phases that could be told, and the least of the others."""
+        """Seconds of all phases that could be told, and the least that the others take."""
         return sum(phase.least if phase.seconds is None else phase.seconds for phase in self.phases)
 
     @property
@@ -95,21 +96,20 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
         torch.cuda.reset_peak_memory_stats(device)
     with tempfile.TemporaryDirectory(prefix="ddbench-estimate-") as folder:
         problem, phases = _problem(resolution, root, Path(folder), device, budget / 4)
-        condensing, made = _condense(resolution.method, problem, budget / 4)
+        condensing, made = _condense(resolution, problem, budget / 4)
         phases += condensing
         known = latest(root, device)
         # Real images, as many as there will be, where nothing was made.
         synthetic = made or SyntheticSet(
             real_images(problem, problem.rng.fold("estimate")).cpu(), problem.class_labels(), pixels=problem.pixels.name
         )
-        choice = resolution.method.validation(problem) if made is not None else None
+        choices = _choices(resolution, problem) if made is not None else 0
         # In the set's own space, which may be that of a part of the images.
         space = problem.pixels if synthetic.pixels == problem.pixels.name else _space(synthetic.pixels, problem)
-        problem = dataclasses.replace(problem, pixels=space, _splits={})
-        share = budget / 2 / max(1, len(judged) + (choice is not None))
-        # Where every second step chooses, the steps that were measured have paid for it.
-        if choice is not None and 2 * choice.times <= resolution.method.total_steps:
-            phases.append(_choosing(choice, synthetic, problem, share, known))
+        problem = dataclasses.replace(problem, pixels=space)
+        share = budget / 2 / max(1, len(judged) + (choices > 0))
+        if choices:
+            phases.append(_choosing(resolution, choices, synthetic, problem, share, known))
         phases += [_students(cell, synthetic, problem, share, known, stand_in=made is None) for cell in judged]
     return Estimate(
         device=provenance.device_name(device),
@@ -167,8 +167,9 @@ def _space(name: str, problem: Problem) -> PixelSpace:
     return fit_pixels(name, problem.train, problem.info, store, device=problem.device).to(problem.device)
 
 
-def _condense(method: Method[Any], problem: Problem, budget: float) -> tuple[list[Phase], SyntheticSet | None]:
+def _condense(resolution: Resolution, problem: Problem, budget: float) -> tuple[list[Phase], SyntheticSet | None]:
     """The phases, and the method's set where it got so far."""
+    method, selection = resolution.method, resolution.selection
     times: list[float] = []
     doing, started = "prepare", time.perf_counter()
     phases: list[Phase] = []
@@ -177,6 +178,8 @@ def _condense(method: Method[Any], problem: Problem, budget: float) -> tuple[lis
         with problem.precision.active(problem.device), _at_most(budget):
             # Not before: setting torch's flags can import parts of it that were not needed until now.
             started = time.perf_counter()
+            if selection.on:
+                problem, _ = problem.heldout(selection.heldout)
             method.prepare(problem)
             phases.append(Phase("prepare", time.perf_counter() - started, "measured"))
             doing = "start"
@@ -198,12 +201,18 @@ def _condense(method: Method[Any], problem: Problem, budget: float) -> tuple[lis
         if made:
             phases[0] = dataclasses.replace(phases[0], basis=f"measured: {made}")
         start = times[0] - started - (phases[0].seconds or 0.0) if times else None
-        phases.append(_steps(method, times, start, budget))
+        phases.append(_steps(method.total_steps(problem), times, start, budget))
     return phases, synthetic
 
 
-def _steps(method: Method[Any], times: list[float], start: float | None, budget: float) -> Phase:
-    total = method.total_steps
+def _choices(resolution: Resolution, problem: Problem) -> int:
+    """How often a run looks whether its set is the best so far."""
+    if (selector := Selector.of(resolution.selection, resolution.method, problem)) is None:
+        return 0
+    return math.ceil(resolution.method.total_steps(selector.problem) / selector.steps)
+
+
+def _steps(total: int, times: list[float], start: float | None, budget: float) -> Phase:
     if start is None:
         return Phase("condense", None, f"its start takes more than {budget:.2g} s")
     durations = [b - a for a, b in itertools.pairwise(times)]
@@ -220,18 +229,18 @@ def _steps(method: Method[Any], times: list[float], start: float | None, budget:
 
 
 def _choosing(
-    choice: Validation, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None
+    resolution: Resolution, choices: int, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None
 ) -> Phase:
-    job, networks = Job(synthetic, choice.protocol, problem), choice.times * choice.students
-    name = f"choose by {choice.protocol.id}"
-    return _trained(job, name, networks, budget, known, stand_in=False, at_once=choice.students)
+    students, by = resolution.selection.students, protocol(resolution.method.native)
+    job, name = Job(synthetic, by, problem), f"choose by {by.id}"
+    return _trained(job, name, choices * students, budget, known, stand_in=False, at_once=students)
 
 
 def _students(
     cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None, *, stand_in: bool
 ) -> Phase:
     judge = build(cell.backbone, problem.shape, problem.classes)
-    job = Job(synthetic, cell.protocol, dataclasses.replace(problem, backbone=judge, _splits={}))
+    job = Job(synthetic, cell.protocol, dataclasses.replace(problem, backbone=judge))
     name = f"evaluate {cell.protocol.id} {judged_by(cell.protocol.id, cell.backbone)}"
     return _trained(job, name, cell.students, budget, known, stand_in=stand_in)
 

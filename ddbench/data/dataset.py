@@ -54,7 +54,7 @@ class Dataset:
 
     @property
     def contents(self) -> str:
-        """The same as the fingerprint, whatever the order of the images; empty where nobody has looked."""
+        """A digest of images and labels in any order; empty where nobody has looked."""
         known = known_copy(self.manifest["name"], fingerprint=self.fingerprint)
         return self.manifest.get("contents") or (known.contents if known else "")
 

@@ -73,7 +73,7 @@ class PixelSpace(ABC):
         """From this space to floats on the scale [0, 1], unclipped; None where the map has no inverse."""
 
     def to(self: P, device: torch.device | str) -> P:
-        """The same space with its tensors on `device`."""
+        """The space with its tensors on `device`."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if torch.is_tensor(value)}
         return replace(self, **moved)
@@ -183,6 +183,15 @@ def fit_pixels(
     return space(str(spec), digest(f"{spec.base} {train.fingerprint}".encode()), **fitted)
 
 
+def known_pixels(name: str, info: DatasetInfo) -> PixelSpace | None:
+    """The pixel space of that name where the catalogue's statistics alone say it; None where images are needed."""
+    spec = _Spec.parse(name)
+    if spec.kind != "standard" or spec.value not in info.statistics:
+        return None
+    mean, std = map(torch.tensor, info.statistics[spec.value])
+    return _of_statistics(spec, mean, std)
+
+
 def is_quick(name: str, train: DatasetTensors, store: Path, device: torch.device) -> bool:
     """Whether `fit_pixels` has next to nothing to do: no whitening, one that is kept or small, or one for a GPU."""
     spec = _Spec.parse(name)
@@ -260,6 +269,10 @@ def _standard(spec: _Spec, train: DatasetTensors, info: DatasetInfo) -> Standard
     mean, std = channel_statistics(train) if measured else map(torch.tensor, info.statistics[stats])
     if len(mean) != train.shape[0]:
         raise ConfigError(f"{spec} of {info.name} is for {len(mean)} channels; the images have {train.shape[0]}.")
+    return _of_statistics(spec, mean, std)
+
+
+def _of_statistics(spec: _Spec, mean: Tensor, std: Tensor) -> Standard:
     # A channel without any contrast is only centred.
     std = torch.where(std > 0, std, 1)
     text = f"{[round(value, 6) for value in mean.tolist()]} {[round(value, 6) for value in std.tolist()]}"
@@ -293,7 +306,7 @@ def _fit_once(
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, shapes and float32 numbers on the CPU."""
+    """A digest of names, shapes and float32 numbers on the CPU."""
     parts = [(f"{name} {tuple(value.shape)} ".encode(), value.numpy().data) for name, value in sorted(tensors.items())]
     return checksum(*(part for pair in parts for part in pair))
 

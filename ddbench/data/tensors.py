@@ -33,7 +33,8 @@ def digest(*parts: bytes) -> str:
 class DatasetTensors:
     """Raw uint8 images, class by class, on the host; memory-mapped when they come from the cache.
 
-    Shapes: images [N, C, H, W] uint8, sorted by class, inside a class in the order of the source; labels [N] int64.
+    Shapes: images [N, C, H, W] uint8, sorted by class, inside a class in the order of the source; labels [N] int64;
+    rows [N] int64, where they lie in the set that they are a part of, or None.
     Raises: DataError if the tensors are not of that form.
     """
 
@@ -41,6 +42,7 @@ class DatasetTensors:
     labels: Tensor
     classes: tuple[str, ...]
     known_fingerprint: str | None = None
+    rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -57,7 +59,7 @@ class DatasetTensors:
 
     @classmethod
     def sort(cls, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> DatasetTensors:
-        """The same images, class by class; inside a class they keep their order."""
+        """The images, class by class; inside a class they keep their order."""
         order = torch.argsort(labels, stable=True)
         return cls(images[order], labels[order].to(torch.int64), classes)
 
@@ -94,7 +96,7 @@ class DatasetTensors:
 
     @cached_property
     def contents(self) -> str:
-        """The same whatever the order of the images: over the sorted digests of each image with its label."""
+        """A digest that no order of the images changes: over the sorted digests of each image with its label."""
         alone = sorted(
             hashlib.blake2b(label.tobytes() + image.tobytes(), digest_size=16).digest()
             for images, labels in zip(self.images.split(HASH_CHUNK), self.labels.split(HASH_CHUNK), strict=True)
@@ -104,7 +106,8 @@ class DatasetTensors:
 
     def subset(self, indices: Tensor) -> DatasetTensors:
         """The images at these positions, class by class."""
-        return DatasetTensors.sort(self.images[indices], self.labels[indices], self.classes)
+        rows = indices[torch.argsort(self.labels[indices], stable=True)]
+        return DatasetTensors(self.images[rows], self.labels[rows], self.classes, rows=rows)
 
     def split(self, fraction: float) -> tuple[DatasetTensors, DatasetTensors]:
         """The rest, and a stratified held-out part of about `fraction`, at least one image of every class.
@@ -191,7 +194,7 @@ class RealImages:
         return self.take(indices), self.labels[indices]
 
     def raw(self, indices: Tensor) -> Tensor:
-        """The same images as stored: uint8 [..., C, H, W] on the device."""
+        """The images as stored: uint8 [..., C, H, W] on the device."""
         flat = indices.to(self.device, non_blocking=True).reshape(-1)
         return self._stored.index_select(0, flat).reshape(*indices.shape, *self.shape)
 

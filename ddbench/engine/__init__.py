@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: captured steps, augmentation, distances, regressions. Knows no network."""

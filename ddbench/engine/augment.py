@@ -96,7 +96,7 @@ class Draw:
         return replace(self, ops=self.ops[groups], numbers=self.numbers[groups])
 
     def to(self, device: torch.device | str) -> Draw:
-        """The same draw with its numbers on `device`, without waiting for the copy."""
+        """The draw with its numbers on `device`, without waiting for the copy."""
         return replace(self, numbers=_send(self.numbers, torch.device(device)))
 
 

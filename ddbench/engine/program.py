@@ -13,8 +13,8 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -79,11 +79,21 @@ def gpu_kernels() -> ModuleType | None:
     return layers
 
 
-Fuse = Callable[[F], F]
-"""A decorator for the parts of a step that fusion pays for: functions of tensors alone, which change nothing."""
+class _Running:
+    """What holds in the step that is running. No context variables: autograd runs backward functions in its threads."""
 
-_compiling: ContextVar[bool] = ContextVar("compiling", default=False)
-_layers: ContextVar[set[bool] | None] = ContextVar("layers", default=None)
+    compiling = False
+    layers: set[bool] | None = None
+
+
+@contextmanager
+def compiling(on: bool = True) -> Iterator[None]:
+    """Inside, what is `fusible` is compiled."""
+    before, _Running.compiling = _Running.compiling, on
+    try:
+        yield
+    finally:
+        _Running.compiling = before
 
 
 def fusible(function: F) -> F:
@@ -96,7 +106,7 @@ def fusible(function: F) -> F:
     @functools.wraps(function)
     def call(*args: Any) -> Any:
         # In a function that is being compiled this one is a part of it.
-        if torch.compiler.is_compiling() or not _compiling.get():
+        if torch.compiler.is_compiling() or not _Running.compiling:
             return function(*args)
         if not fast:
             fast.append(compiled(function))
@@ -110,8 +120,8 @@ def layers_ran(*, in_kernels: bool) -> None:
 
     A step that saw nothing but such kernels is not compiled.
     """
-    if not torch.compiler.is_compiling() and (seen := _layers.get()) is not None:
-        seen.add(in_kernels)
+    if _Running.layers is not None and not torch.compiler.is_compiling():
+        _Running.layers.add(in_kernels)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -121,7 +131,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 def weights_laid_out(weight: Tensor) -> Tensor:
     """A parameter in the memory layout that a GPU's convolutions want, unless few channels go in: that of the first
-    layer is read by a kernel of ours."""
+    layer is read by a GPU kernel of ddbench."""
     wide = weight.is_cuda and weight.dim() == 4 and weight.shape[1] >= 8
     return weight.contiguous(memory_format=torch.channels_last) if wide else weight
 
@@ -147,6 +157,11 @@ class Program:
         self._warm = self._decided = False
         self._eager = device.type != "cuda"
         self._stream = None if self._eager else torch.cuda.Stream(device)
+
+    @property
+    def captured(self) -> bool:
+        """Whether a call replays a graph."""
+        return self._graph is not None
 
     def __call__(self, *args: Any) -> Any:
         self._taken += 1
@@ -185,22 +200,19 @@ class Program:
             self._compiled, self._graph, self._warm = True, None, False
 
     def _run(self, *args: Any) -> Any:
-        token = _compiling.set(self._compiled)
-        try:
+        with compiling(self._compiled):
             return self._step(*args)
-        finally:
-            _compiling.reset(token)
 
     def _on_stream(self, args: Any) -> Any:
         assert self._stream is not None
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         seen: set[bool] = set()
-        token = _layers.set(seen)
+        before, _Running.layers = _Running.layers, seen
         try:
             with torch.cuda.stream(self._stream):
                 result = self._run(*args)
         finally:
-            _layers.reset(token)
+            _Running.layers = before
         self._decided = self._decided or seen == {True}
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return result
@@ -223,26 +235,25 @@ class Program:
 class Programs:
     """One step as a program for each shape of its arguments. It lives as long as the tensors that it changes.
 
-    `left()` says how many steps of the whole are left; how many of them have a shape follows from those so far.
+    `calls` is how often it will be taken in all; how many of those left have a shape follows from those so far.
     """
 
-    def __init__(self, step: Callable[..., Any], device: torch.device, left: Callable[[], float]) -> None:
-        self._step, self._device, self._left = step, device, left
-        self._programs: dict[tuple[object, ...], Program] = {}
-        self._calls: Counter[tuple[object, ...]] = Counter()
-        self._at_first = left()
+    def __init__(self, step: Callable[..., Any], device: torch.device, *, calls: int) -> None:
+        self._step, self._device, self._calls = step, device, calls
+        self.programs: dict[tuple[object, ...], Program] = {}
+        self._taken: Counter[tuple[object, ...]] = Counter()
 
     def __call__(self, *args: Any) -> Any:
         key = tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in _pytree.tree_leaves(args))
-        self._calls[key] += 1
-        if key not in self._programs:
-            calls = functools.partial(self._still, key)
-            self._programs[key] = Program(self._step, self._device, calls=calls)
-        return self._programs[key](*args)
+        self._taken[key] += 1
+        if key not in self.programs:
+            left = functools.partial(self._left, key)
+            self.programs[key] = Program(self._step, self._device, calls=left)
+        return self.programs[key](*args)
 
-    def _still(self, key: tuple[object, ...]) -> float:
-        done = self._at_first - self._left() + 1  # this step too
-        return self._left() * self._calls[key] / done
+    def _left(self, key: tuple[object, ...]) -> float:
+        taken = self._taken.total()
+        return (self._calls - taken) * self._taken[key] / taken
 
 
 def _own(leaf: Any, device: torch.device) -> Any:

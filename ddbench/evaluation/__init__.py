@@ -1,0 +1,1 @@
+"""How a set is judged: protocols, trainers, students, accuracies."""

@@ -114,7 +114,7 @@ def _criterion(options: DistillOptions) -> Distillation:
 
 def _problem(problem: Problem, options: DistillOptions) -> Problem:
     name = backbones.canonical(options.teacher, problem.shape)
-    return replace(problem, backbone=backbones.build(name, problem.shape, problem.classes), _splits={})
+    return replace(problem, backbone=backbones.build(name, problem.shape, problem.classes))
 
 
 def _weights(problem: Problem, options: DistillOptions) -> Variables:

@@ -21,9 +21,9 @@ from ddbench.errors import DivergedError
 from ddbench.evaluation.krr import regression_targets
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import FiniteWidthOptions
+from ddbench.evaluation.selection import VALIDATION
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trainer import Job, Predictor
-from ddbench.evaluation.validation import VALIDATION
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.training.plan import TrainingPlan

@@ -158,7 +158,7 @@ class Reference:
 
     @cached_property
     def features(self) -> Mapping[Guess, Features]:
-        """Of the sample in each pixel space."""
+        """Features of the sample in each pixel space."""
         return {name: Features.of(images) for name, images in self.spaces.items()}
 
 

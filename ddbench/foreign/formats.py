@@ -74,7 +74,7 @@ class Found:
 
     @property
     def sha256(self) -> str:
-        """Of the file, or of the names and contents of several."""
+        """The digest of the file, or of the names and contents of several."""
         if len(self.files) == 1:
             return sha256_of(self.files[0])
         lines = "".join(f"{path.name} {sha256_of(path)}\n" for path in self.files)

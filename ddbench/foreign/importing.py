@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ddbench import synthetic as sets
 from ddbench.backbones import names as backbones
+from ddbench.data import catalogue
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import PixelSpace, fit_pixels
@@ -24,12 +25,14 @@ from ddbench.data.sources import load
 from ddbench.engine.precision import usual
 from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.evaluation.plan import fit
+from ddbench.fields import MOST_COUNT
 from ddbench.files import sha256_of, write_atomically, write_json
-from ddbench.foreign.diagnosis import Diagnosis, Reference, diagnose, hard
+from ddbench.foreign.diagnosis import Diagnosis, Reference, diagnose, fitting_datasets, hard
 from ddbench.foreign.exporting import FORMATS, Format, Loss, export
-from ddbench.foreign.formats import Found
+from ddbench.foreign.formats import Found, choose, read
 from ddbench.foreign.terms import Said, Terms, complete, settle
 from ddbench.plugins import names_code
+from ddbench.runs.loaded import LoadedSet, pixels_of
 from ddbench.runs.preview import preview
 from ddbench.runs.record import (
     ConfigPart,
@@ -41,7 +44,7 @@ from ddbench.runs.record import (
     read_record,
     write_record,
 )
-from ddbench.runs.rundir import RunDir
+from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions, build_problem, data_part
 from ddbench.runs.spec import NAME, RunSpec
 from ddbench.synthetic import SyntheticSet, origin
@@ -65,6 +68,43 @@ class Import:
     protocols: tuple[str, ...] = ()
 
 
+def found_in(path: Path, entry: str | None, dataset: str | None) -> list[Found]:
+    """The sets of a foreign file that are meant. Raises: DataError where there are none, or a choice is needed."""
+    try:
+        return choose(read(path, catalogue.CATALOGUE.get(dataset or "")), entry, path)
+    except DataError as error:
+        if path.is_dir():
+            raise DataError(
+                f"{path} is not the folder of a run: it has no spec.json. Nor is it a set: {error}"
+            ) from None
+        raise
+
+
+def dataset_of(found: Found, path: Path, dataset: str | None, data_root: Path) -> Dataset:
+    """The dataset of a foreign set: the one that is said, else the one that its file names.
+
+    Raises: ConfigError where nobody says which it is, DataError where it is not there.
+    """
+    if dataset is None and "dataset" not in found.about:
+        rows = found.labels
+        classes = 0 if rows is None else rows.shape[1] if rows.ndim == 2 else int(hard(rows).max()) + 1
+        shape = found.images.shape
+        fits = fitting_datasets((shape[1], shape[2], shape[3]), classes)
+        like = f" By shape and classes it could be for {' or '.join(fits)}." if fits else ""
+        raise ConfigError(f"{path} does not say which dataset it was condensed from.{like} Say it with --dataset.")
+    return load(dataset or str(found.about["dataset"]), data_root)
+
+
+def terms_of(found: Found, said: Said, dataset: Dataset) -> tuple[Terms, Diagnosis]:
+    """The terms on which a foreign set is read, and what its numbers say.
+
+    Raises: DataError where the set is spoilt or of another dataset, ConfigError where a flag is missing.
+    """
+    diagnosis = diagnose(found, Reference.of(dataset.train, dataset.info), dataset.info, said.pixels)
+    _refuse(diagnosis, said)
+    return settle(found, said, diagnosis), diagnosis
+
+
 def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions) -> tuple[Path, list[str]]:
     """The run folder of a foreign set, made if it is not there, and sentences that a person should read.
 
@@ -72,9 +112,7 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
     Raises: DataError where the set is spoilt or of another dataset, ConfigError where a flag is missing.
     """
     info = dataset.info
-    diagnosis = diagnose(found, Reference.of(dataset.train, info), info, asked.said.pixels)
-    _refuse(diagnosis, asked.said)
-    terms = settle(found, asked.said, diagnosis)
+    terms, diagnosis = terms_of(found, asked.said, dataset)
     ipc, notes = _ipc(found, asked.ipc, len(dataset.train.classes))
     notes += [f"{finding.text}." for finding in diagnosis.findings if not finding.flag or finding.code == "pixels"]
     guessed = [f"{name} {terms.to_json()[name]}" for name, how in terms.sources.items() if how == "guessed"]
@@ -100,6 +138,62 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
     return folder.path, notes
 
 
+def own_set(path: Path) -> tuple[Path, SyntheticSet, dict[str, Any], Path | None]:
+    """The set of a run, or of a file of ddbench: its file, itself, where it comes from, and the folder of whitenings.
+
+    Raises: RunError or DataError where there is no such set, or it is damaged.
+    """
+    run = RunDir.at(path) if path.is_dir() else None
+    file = path if run is None else run.synthetic
+    if run is not None:
+        if not file.is_file():
+            raise RunError(f"{path} has no set yet: run its command again first, which goes on where it stopped.")
+        run.set_sha256()
+    synthetic = sets.load(file)
+    about = origin(sets.read_header(file).get("about"))
+    if run is None:
+        return file, synthetic, about, None
+    spec = run.spec
+    about |= {"method": spec.method, "seed": spec.seed, "backbone": spec.backbone, "provided_by": spec.provided_by}
+    return file, synthetic, about, run.root / "artifacts" / "pixels"
+
+
+def load_set(path: Path, said: Said, dataset: str | None, entry: str | None, data_root: Path) -> LoadedSet:
+    """The set of a run, of a file of ddbench, or of one that others wrote, as a torch Dataset.
+
+    What is said is for files that do not say it themselves; see `settle`.
+    Raises: RunError, DataError or ConfigError where there is no such set, it is spoilt, or something has to be said.
+    """
+    if (path / SPEC).is_file():
+        _, synthetic, about, store = own_set(path)
+        return LoadedSet.of(synthetic, about, data_root, store)
+    several = found_in(path, entry, dataset)
+    if len(several) > 1:
+        names = ", ".join(one.entry for one in several)
+        raise DataError(f"{path} holds {len(several)} sets: {names}. Say which is meant, as in --entry {names[0]}.")
+    (found,) = several
+    about = dict(found.about) | ({} if dataset is None else {"dataset": dataset})
+    if found.ours is not None and said == Said():
+        return LoadedSet.of(found.ours, about, data_root)
+    data = dataset_of(found, path, dataset, data_root)
+    terms, _ = terms_of(found, said, data)
+    space = fit_pixels(terms.pixels, data.train, data.info)
+    synthetic = complete(found, terms, space, len(data.train.classes))
+    return LoadedSet.of(synthetic, {**about, "dataset": data.info.name, "data": data.fingerprint}, data_root)
+
+
+def export_transform(path: Path, place: Path, data_root: Path) -> Path:
+    """Write what a test image goes through before a network sees it beside an exported set; returns where it lies.
+
+    It is the one of the pixel space of the run, or of the file of ddbench, at `path`.
+    Raises: DataError where the dataset is needed for it and is not there.
+    """
+    _, synthetic, about, store = own_set(path)
+    beside = place.with_name(f"{place.name if place.is_dir() else place.stem}.transform.npz")
+    LoadedSet.of(synthetic, about, data_root, store).transform().save(beside)
+    return beside
+
+
 def export_run(path: Path, kind: str, out: Path | None, data_root: Path) -> tuple[Path, Loss | None]:
     """Write the set of a run, or of a file of ddbench, in a layout that others read; returns where it lies.
 
@@ -107,24 +201,12 @@ def export_run(path: Path, kind: str, out: Path | None, data_root: Path) -> tupl
     """
     if kind not in FORMATS:
         raise ConfigError(f"there is no format {kind!r}; choose one of {', '.join(FORMATS)}.")
-    is_run = path.is_dir()
-    file = RunDir.at(path).synthetic if is_run else path
-    if is_run and not file.is_file():
-        raise RunError(f"{path} has no set yet: run its command again first, which goes on where it stopped.")
-    if is_run:
-        RunDir.at(path).set_sha256()
-    synthetic = sets.load(file)
-    about = origin(sets.read_header(file).get("about"))
-    if is_run:
-        spec = RunDir.at(path).spec
-        about |= {"method": spec.method, "seed": spec.seed, "backbone": spec.backbone, "provided_by": spec.provided_by}
+    file, synthetic, about, store = own_set(path)
 
     def space() -> PixelSpace:
         if "dataset" not in about:
             raise DataError(f"{file} does not say of which dataset it is, so its pixels cannot be brought into {kind}.")
-        dataset = load(str(about["dataset"]), data_root)
-        store = RunDir.at(path).root / "artifacts" / "pixels" if is_run else None
-        return fit_pixels(synthetic.pixels, dataset.train, dataset.info, store)
+        return pixels_of(synthetic, about, data_root, store)
 
     name = f"{about.get('method', _plain(file.stem))}-{about.get('dataset', 'set')}-ipc{about.get('ipc', 0)}"
     name += f"-s{about['seed']}" if "seed" in about else ""
@@ -235,6 +317,16 @@ def _whole(folder: RunDir) -> bool:
     return True
 
 
+def _claims(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As a record can hold them: finite numbers, and texts that a board can print."""
+
+    def kept(value: Any) -> Any:
+        number = isinstance(value, int | float) and abs(value) <= MOST_COUNT
+        return value if number or isinstance(value, bool) else printable(str(value))
+
+    return {printable(name, 200): kept(value) for name, value in values.items()}
+
+
 def _imported(found: Found, asked: Import, terms: Terms) -> ImportedPart:
     return ImportedPart(
         file=printable(found.source, MOST_LINE),
@@ -244,7 +336,7 @@ def _imported(found: Found, asked: Import, terms: Terms) -> ImportedPart:
         entry=printable(found.entry, MOST_LINE),
         terms=terms.to_json(),
         sources=dict(terms.sources),
-        claims={**found.claims, **asked.claims}
+        claims={**found.claims, **_claims(asked.claims)}
         | ({"choice": asdict(found.choice)} if found.choice is not None else {})
         | ({"about": dict(found.about)} if found.about else {}),
     )

@@ -64,7 +64,7 @@ class Terms:
     sources: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """As specs and records keep them."""
+        """The terms as specs and records keep them."""
         values = {"pixels": self.pixels, "scale": self.scale, "labels": self.labels, "augment": self.augment}
         lr = list(self.lr) if isinstance(self.lr, tuple) else self.lr
         return {**values, "lr": lr}

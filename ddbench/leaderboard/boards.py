@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from ddbench.leaderboard.published import read_published
 from ddbench.leaderboard.statistics import summarise
 from ddbench.leaderboard.tables import Board, board, escaped
 from ddbench.runs.record import RunRecord, json_schema, read_record, write_record
+from ddbench.text import budget_name, safe_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -47,8 +47,8 @@ def add(run_paths: Iterable[Path], leaderboards: Path, *, allow_dirty: bool = Fa
 def place_of(record: RunRecord) -> Path:
     """Where a record lies inside the leaderboard: records/cifar10/ipc10/dm-convnet-d3-s0-3f2a91c4.json."""
     run = record.run
-    name = f"{_safe(run.method)}-{_safe(run.backbone)}-s{run.seed}-{run.id}.json"
-    return Path("records") / _safe(run.dataset) / _budget(run.ipc) / name
+    name = f"{safe_name(run.method)}-{safe_name(run.backbone)}-s{run.seed}-{run.id}.json"
+    return Path("records") / safe_name(run.dataset) / budget_name(run.ipc) / name
 
 
 def build(leaderboards: Path) -> dict[Path, str]:
@@ -134,7 +134,7 @@ def _generated(leaderboards: Path) -> dict[Path, str]:
     files = {SCHEMA: json_schema()}
     entries = []
     for (dataset, ipc), item in zip(_keys(summary), _boards(summary, numbers), strict=True):
-        path = Path("tables") / _safe(dataset) / _budget(ipc)
+        path = Path("tables") / safe_name(dataset) / budget_name(ipc)
         files[path.with_suffix(".md")] = item.to_markdown()
         files[path.with_suffix(".csv")] = item.to_csv()
         entries.append((item, path))
@@ -253,11 +253,3 @@ def _check_replacement(file: Path, record: RunRecord, place: Path) -> None:
                 f"{file} would take away or change students that {place} has ({old.protocol}, {old.backbone}). "
                 "Evaluate the run again with at least as many students, or keep the record that is there."
             )
-
-
-def _budget(ipc: int) -> str:
-    return f"ipc{ipc}" if ipc else "whole"
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", name)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddbench.text import percent
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pandas import DataFrame
@@ -54,11 +56,6 @@ _COLUMNS = (
     "difference_random_ci95", "difference_random_provisional", "best_coreset", "difference_coreset",
     "difference_coreset_ci95", "difference_coreset_provisional", "bytes", "seconds", "cost", "failed_sets", "failed",
 )  # fmt: skip
-
-
-def percent(fraction: float) -> str:
-    """A fraction as the field prints it: % with one decimal."""
-    return f"{100 * fraction:.1f}"
 
 
 def to_records(summary: DataFrame) -> list[dict[str, Any]]:
@@ -185,7 +182,7 @@ class _Group:
         }
 
     def difference(self, other: _Group) -> tuple[float, float]:
-        """Of the means, and half its 95 % interval; paired by student where both have two or more in common."""
+        """Difference of means, and half its 95 % interval; paired by student where both have two or more in common."""
         gap = float(self.set_means.mean() - other.set_means.mean())
         both = self.common & other.common
         if len(both) > 1:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.leaderboard.published import ZCA, belongs, printed, under
 from ddbench.leaderboard.statistics import percent
-from ddbench.text import printable
+from ddbench.text import budget, duration, printable, size
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -129,7 +129,7 @@ def board(summary: DataFrame, published: DataFrame, dataset: str, ipc: int) -> B
     ids = [(fingerprint, protocol) for fingerprint, protocol, _ in tables]
     titles = {row["data_title"] for row in chosen} or {dataset}
     name = titles.pop() if len(titles) == 1 else min(titles).partition(", ")[0]  # what the copies have in common
-    title = f"{name}, {_budget(ipc)}"
+    title = f"{name}, {budget(ipc)}"
     return Board(
         title,
         tuple(
@@ -139,22 +139,6 @@ def board(summary: DataFrame, published: DataFrame, dataset: str, ipc: int) -> B
         tuple(_published_row(row) for row in numbers if row["ipc"] == ipc),
         summary[(summary["dataset"] == dataset) & (summary["ipc"] == ipc)],
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that reads best."""
-    for unit, size in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
-
-
-def size(count: int) -> str:
-    """Bytes in decimal units."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} B"
 
 
 _PUBLISHED_HEADERS = ("method", "accuracy, %", "protocol of the source", "learned on", "tested on", "source", "note")
@@ -196,7 +180,7 @@ def _table(
     last = tuple(cells(line, "", f"{line[0]['label']}, {line[0]['protocol']}", 0) for line in _lines(whole))
     best = next((row["best_coreset"] for row in rows if row["judge"] == judges[0] and row["best_coreset"]), "")
     return Table(
-        title=f"{first['data_title']}, {_budget(first['ipc'])}, protocol {first['protocol']}"
+        title=f"{first['data_title']}, {budget(first['ipc'])}, protocol {first['protocol']}"
         + (f" ({first['digest'][:8]})" if say_digest else ""),
         data=f"Data {first['fingerprint']}: {first['train']} training and {first['test']} test images.",
         headers=(
@@ -374,10 +358,6 @@ def _same_preset(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _whitened(row: Mapping[str, Any]) -> bool:
     return "zca" in row["pixels"]
-
-
-def _budget(ipc: int) -> str:
-    return f"ipc {ipc}" if ipc else "whole dataset"
 
 
 def _csv_line(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Infinitely wide networks: their kernels, exactly, in pieces that fit into memory."""

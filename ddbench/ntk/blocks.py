@@ -214,7 +214,7 @@ def _regression(
     targets: Tensor,
     share: Tensor,
 ) -> list[Tensor]:
-    """Of one second chunk: predictions, the gradient in the weights, those in each first chunk and its maps.
+    """Regression on a second chunk: predictions, the gradient in the weights, those in each first chunk and its maps.
 
     The graphs of all first chunks are held, and go one by one.
     """

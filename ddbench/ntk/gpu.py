@@ -81,7 +81,7 @@ def _line(x1, x2, s, t, row, dy, dx, x, H: tl.constexpr, W: tl.constexpr, RY: tl
 @triton.jit
 def _lines(x1, x2, s, t, row, dy, dx, x, live, H: tl.constexpr, W: tl.constexpr, RY: tl.constexpr, RX: tl.constexpr,
            C: tl.constexpr, IMAGES: tl.constexpr):  # fmt: skip
-    """The same for the pairs of pixels x + a and x + dx + b, (a, b) = (1, 0), (0, 0), (1, 1), (0, 1).
+    """`_line` for the pairs of pixels x + a and x + dx + b, (a, b) = (1, 0), (0, 0), (1, 1), (0, 1).
 
     x and dx are even. Where `live`, x + 1 and x + dx + 1 are inside.
     """
@@ -186,7 +186,7 @@ def _angle(a, q1, q2, py, px, vy, vx, live, i, j, W: tl.constexpr, SAME: tl.cons
 
 @triton.jit
 def _place(blocks, OFFSETS: tl.constexpr, COLUMNS: tl.constexpr, CELLS: tl.constexpr):
-    """Of a program: its offset, its cells, its first image, its block of second images. Offsets change fastest."""
+    """A program's place: its offset, its cells, its first image, its block of second images. Offsets change fastest."""
     count: tl.constexpr = (COLUMNS + CELLS - 1) // CELLS
     x = tl.program_id(0) // OFFSETS % count * CELLS + tl.arange(0, CELLS)[:, None]
     pair = tl.program_id(0) // (OFFSETS * count)

@@ -102,7 +102,7 @@ class Gram:
             side = max(1, min(side, self._pairs // (math.ceil(side / lanes) * lanes)))
             rows = _pieces(x1, _whole(side, WIDE))
             return rows, rows
-        # Chunks are four times as wide as high, as the blocks of our GPU kernels are.
+        # Chunks are four times as wide as high, as the blocks of the GPU kernels are.
         high = max(math.isqrt(self._pairs // 4), self._pairs // len(x2), 1)
         rows = _pieces(x1, _whole(high, HIGH))
         return rows, _pieces(x2, _whole(self._pairs // len(rows[0]), WIDE))

@@ -27,10 +27,10 @@ from ddbench.engine.program import gpu_kernels
 from ddbench.ntk.architectures import BIAS_VARIANCE, WEIGHT_VARIANCE, Architecture, resolutions
 from ddbench.ntk.layouts import POLE, Layout, all_is_less, convolution_layouts, layouts_of
 
-# Of images that our own kernels take.
+# Channels of images that the GPU kernels take.
 MOST_CHANNELS = 4
 
-# Pairs of images that our GPU kernels are cut into where it matters, on the first and on the second side.
+# Pairs of images that the GPU kernels are cut into where it matters, on the first and on the second side.
 HIGH, WIDE = 16, 64
 
 
@@ -105,7 +105,7 @@ def _layer_by_layer(
 def _in_stages(
     fused: Any, x1: Tensor, x2: Tensor, relus: Maps, plan: Sequence[tuple[Any, Any]], same: bool
 ) -> tuple[Tensor, Tensor]:
-    """The same by kernels that take convolution, ReLU and pooling in one pass; x2 is a constant."""
+    """The covariances by kernels that take convolution, ReLU and pooling in one pass; x2 is a constant."""
     s, theta = fused.first_stage(x1, x2, *next(relus), *plan[0], same)
     for here, after in plan[1:]:
         s, theta = fused.next_stage(s, theta, *next(relus), here, after, same)
@@ -113,7 +113,7 @@ def _in_stages(
 
 
 def one_pass(network: Architecture, channels: int, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """The module of our own GPU kernels, where it can be used."""
+    """The module of GPU kernels, where it can be used."""
     fits = network.banded and not network.flat and dtype == torch.float32 and channels <= MOST_CHANNELS
     if device.type != "cuda" or not fits or gpu_kernels() is None:
         return None

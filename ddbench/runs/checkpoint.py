@@ -30,7 +30,10 @@ _DAMAGED = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`state` is that of `State.state_dict`; `seconds` and the peaks are what condensing had cost by then."""
+    """`state` is that of `State.state_dict`; `seconds` and the peaks are what condensing had cost by then.
+
+    `best` is the best set so far, where a run selects.
+    """
 
     run: str
     step: int
@@ -38,6 +41,7 @@ class Checkpoint:
     seconds: float
     peak_device_bytes: int | None = None
     peak_host_bytes: int | None = None
+    best: Mapping[str, Any] | None = None
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:

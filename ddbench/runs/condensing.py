@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ddbench import synthetic as sets
 from ddbench.errors import DivergedError, PluginError
-from ddbench.loop import drive, export
+from ddbench.evaluation.selection import Selector
+from ddbench.loop import drive, export, over
 from ddbench.method import Method, Metrics, State
 from ddbench.problem import Problem
 from ddbench.runs import checkpoint
@@ -61,6 +62,7 @@ class Condensation:
     tell: Observer
     cadence: Cadence
     about: Mapping[str, Any]
+    selector: Selector | None = None
     _pending: list[tuple[int, Metrics]] = field(default_factory=list)
 
     def run(self) -> None:
@@ -75,10 +77,11 @@ class Condensation:
         self._log.cut(step if saved is not None else -1)
         self._clock = Clock(device, saved.seconds if saved is not None else 0.0)
         self._peaks = Peaks(device, *((saved.peak_device_bytes, saved.peak_host_bytes) if saved is not None else ()))
-        self._snapshots = set(snapshot_steps(self.method.total_steps, self.cadence.snapshots))
+        self._total = self.method.total_steps(self.problem)
+        self._snapshots = set(snapshot_steps(self._total, self.cadence.snapshots))
         self._saved_step = saved.step if saved is not None else None
         self.ledger.begin(step)
-        self.tell.on_start(Started(self.folder.spec, self.folder.path, step, self.method.total_steps))
+        self.tell.on_start(Started(self.folder.spec, self.folder.path, step, self._total))
         with self.problem.precision.active(device):
             self._drive(saved)
 
@@ -86,7 +89,9 @@ class Condensation:
         # What start() does again after an interruption was counted the first time.
         if saved is None:
             self._clock.start()
-        steps = drive(self.method, self.problem, saved.state if saved is not None else None)
+        if self.selector is not None and saved is not None:
+            self.selector.load_state_dict(saved.best)
+        steps = drive(self.method, self.problem, saved.state if saved is not None else None, self.selector)
         with self.stop.at_once():
             state, _ = next(steps)
         if saved is not None:
@@ -100,14 +105,15 @@ class Condensation:
 
     def _step(self, steps: Iterator[tuple[State, Metrics]], state: State) -> Metrics | None:
         """Let the method take a step, which changes `state`; None after the last one."""
+        before = state.step
         try:
             _, metrics = next(steps)
         except StopIteration:
             return None
         except DivergedError as error:
             # A metric of an earlier step may have gone wrong first, and nobody has looked yet.
-            self._tick(state.step)
-            raise self._diverged(str(error).rstrip("."), state.step + 1, {}) from error
+            self._tick(before)
+            raise self._diverged(str(error).rstrip("."), before + 1, {}) from error
         return metrics
 
     def _between_steps(self, state: State) -> None:
@@ -124,7 +130,7 @@ class Condensation:
         elif len(self._pending) >= TICK_STEPS or now - self._ticked >= TICK_SECONDS:
             self._tick(state.step)
         if stopping:
-            self.stop.check(f"after step {state.step} of {self.method.total_steps}, which is saved")
+            self.stop.check(f"after step {state.step} of {self._total}, which is saved")
 
     def _tick(self, step: int) -> None:
         """Look at the metrics since the last tick: the only place that waits for the device.
@@ -142,7 +148,7 @@ class Condensation:
                         raise self._diverged(f"{name} became {value}", at, values)
             means = _means([values for _, values in rows])
             self._log.add(step, seconds, means)
-            self.tell.on_step(step, self.method.total_steps, means, seconds)
+            self.tell.on_step(step, self._total, means, seconds)
         self._ticked = time.monotonic()
 
     def _save(self, state: State) -> None:
@@ -163,6 +169,7 @@ class Condensation:
                     seconds=seconds,
                     peak_device_bytes=self._peaks.device_bytes(),
                     peak_host_bytes=self._peaks.host_bytes(),
+                    best=self.selector.state_dict() if self.selector is not None else None,
                 ),
             )
             self.ledger.reached(state.step)
@@ -171,7 +178,7 @@ class Condensation:
 
     def _snapshot(self, state: State) -> None:
         path = self.folder.snapshot(state.step)
-        if state.step not in self._snapshots or self.method.finished(state):
+        if state.step not in self._snapshots or over(self.method, self.problem, state):
             return
         self._tick(state.step)
         with self._clock.paused():
@@ -183,7 +190,9 @@ class Condensation:
 
     def _finish(self, state: State) -> None:
         self._save(state)
-        synthetic = self._exported(state)
+        # Until now what was exported is the iterate: a curve shows what was learned, and not what was chosen.
+        best = self.selector.best if self.selector is not None else None
+        synthetic = self._exported(state) if best is None else best
         with self._clock.paused() as seconds:
             if not synthetic.finite():
                 raise self._diverged("the set holds a number that is not finite", state.step, {})

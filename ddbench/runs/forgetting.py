@@ -87,7 +87,7 @@ def forget(path: Path, parts: Sequence[EvaluationPart]) -> RunRecord:
 
 
 def name(part: EvaluationPart) -> str:
-    """As one writes it behind --forget: dsa@1/convnet-d3."""
+    """The name that goes behind --forget: dsa@1/convnet-d3."""
     return f"{part.protocol}/{judged_by(part.protocol, part.backbone)}"
 
 

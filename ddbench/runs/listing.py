@@ -20,6 +20,7 @@ from ddbench.runs.record import EvaluationPart, RunRecord, read_record
 from ddbench.runs.rundir import FAILURE, LOCKS, RECORD, SET, SPEC, RunDir
 from ddbench.runs.runspec import RunSpec
 from ddbench.runs.states import RunState, status_from
+from ddbench.text import budget_name
 
 ListedState = Literal[RunState, "damaged"]
 LISTED_STATES: tuple[ListedState, ...] = ("done", "failed", "running", "interrupted", "damaged")
@@ -62,7 +63,7 @@ class Listed:
 
     @property
     def accuracy(self) -> Accuracy | None:
-        """Of the judge that stands first: the run's first protocol with its first judge, where they have one."""
+        """Accuracy by the first judge of the run's first protocol, where there is one."""
         return first_accuracy(self.record, self.spec) if self.record is not None else None
 
     @property
@@ -71,7 +72,7 @@ class Listed:
         return self.record is not None and (self.folder / SET).is_file()
 
     def to_json(self) -> dict[str, Any]:
-        """As `ddbench runs list --json` prints it."""
+        """The entry that `ddbench runs list --json` prints."""
         first = self.accuracy
         shown = None if first is None else {"mean": first.mean, "protocol": first.protocol, "judge": first.judge}
         return {
@@ -325,13 +326,9 @@ def _is_run(path: Path) -> bool:
 def _may_fit(path: Path, wanted: Wanted) -> bool:
     if not _NAMED.fullmatch(path.name):
         return True
-    budgets = {_budget(ipc) for ipc in wanted.ipcs}
+    budgets = {budget_name(ipc) for ipc in wanted.ipcs}
     pairs = ((wanted.methods, 0), (budgets, 1), (wanted.datasets, 2))
     return all(not values or path.parents[level].name in values for values, level in pairs)
-
-
-def _budget(ipc: int) -> str:
-    return f"ipc{ipc}" if ipc else "whole"
 
 
 def _names(path: Path, spec: RunSpec | None) -> tuple[str, str, str, int | None, int | None]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 from ddbench.errors import RunError
 from ddbench.files import disk_is_full, write_atomically
 from ddbench.runs.pace import Pace
+from ddbench.text import budget, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -131,9 +132,10 @@ class Console(Observer):
 
     def on_start(self, started: Started) -> None:
         spec = started.spec
-        budget = f"ipc {spec.ipc}" if spec.ipc else "all images"
         going_on = f", going on from step {started.step} of {started.total}" if started.step else ""
-        self.on_note(f"{spec.method} on {spec.dataset}, {budget}, {spec.backbone}, seed {spec.seed}{going_on}")
+        self.on_note(
+            f"{spec.method} on {spec.dataset}, {budget(spec.ipc)}, {spec.backbone}, seed {spec.seed}{going_on}"
+        )
 
     def on_phase(self, name: str) -> None:
         self._close()
@@ -205,16 +207,6 @@ class Console(Observer):
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._task, self._task_name = None, None, ""
-
-
-def duration(seconds: float) -> str:
-    """ "42 s", "3 min 20 s", "2 h 05 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 @dataclass

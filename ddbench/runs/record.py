@@ -228,7 +228,7 @@ class RunRecord(Part):
         return list(dict.fromkeys(attempt.device for attempt in working))
 
     def to_json(self) -> dict[str, Any]:
-        """As written to record.json, less the checksum that `write_record` adds."""
+        """The document of record.json, less the checksum that `write_record` adds."""
         return self.model_dump(mode="json", by_alias=True, exclude={"checksum"})
 
 

@@ -43,7 +43,7 @@ class Piece:
     run: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As commands print it."""
+        """The document that commands print."""
         return {"path": str(self.path), "what": self.what, "bytes": self.bytes}
 
 
@@ -216,7 +216,7 @@ def _artifacts(store: Path, runs: Sequence[Listed]) -> tuple[list[Piece], list[K
 
 
 def _took(folder: Path) -> str:
-    from ddbench.runs.observers import duration
+    from ddbench.text import duration
 
     try:
         return f", {duration(float(read_json(folder / 'cost.json')['seconds']))} to make"

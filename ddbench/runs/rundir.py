@@ -21,6 +21,7 @@ from ddbench.evaluation.protocol import Protocol
 from ddbench.files import disk_is_full, read_json, require_locks, sha256_of, sweep, write_json
 from ddbench.runs.record import read_record
 from ddbench.runs.runspec import RunSpec
+from ddbench.text import safe_name
 
 logger = logging.getLogger(__name__)
 
@@ -149,8 +150,8 @@ class RunDir:
         return evaluation_file(self.path, protocol.id, backbone)
 
     def curve(self, protocol: Protocol, backbone: str) -> Path:
-        """The same for the snapshots."""
-        return self.evaluations / protocol.id / f"{_safe(backbone)}.curve.json"
+        """Where the learning curve of that evaluation is."""
+        return self.evaluations / protocol.id / f"{safe_name(backbone)}.curve.json"
 
     def snapshot(self, step: int) -> Path:
         """The set as it was after a step."""
@@ -253,7 +254,7 @@ class RunDir:
 
 def evaluation_file(path: Path, protocol: str, backbone: str) -> Path:
     """Where a run keeps the accuracies of students of one backbone under the protocol of this id."""
-    return path / EVALUATIONS / protocol / f"{_safe(backbone)}.json"
+    return path / EVALUATIONS / protocol / f"{safe_name(backbone)}.json"
 
 
 @contextlib.contextmanager
@@ -320,7 +321,3 @@ def _who(holder: Path) -> str:
         return f"pid {value['pid']} on {value['host']} since {value['started']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
-
-
-def _safe(name: str) -> str:
-    return name.replace("/", "-").replace(":", "-")

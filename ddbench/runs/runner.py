@@ -22,6 +22,7 @@ from ddbench.data.sources import load
 from ddbench.engine.precision import Precision
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import Protocol
+from ddbench.evaluation.selection import Selector
 from ddbench.files import disk_is_full, sha256_of, write_atomically, write_json
 from ddbench.problem import Problem, fitted
 from ddbench.rng import Rng
@@ -46,6 +47,7 @@ from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import Interrupted, Stop
 from ddbench.runs.spec import Resolution
 from ddbench.runs.states import kept_failure
+from ddbench.text import budget
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ def prepare(resolution: Resolution, options: RunOptions) -> list[dict[str, Any]]
     """Only fill the artefact cache with what the run will read. Returns what that is, with what it cost to make."""
     with _session(options) as (stop, tell), stop.at_once():
         tell.on_phase("prepare")
-        problem = _problem(resolution, options, tell)
+        problem, _ = _given(resolution, options, tell)
         with _advised(resolution.method.info.memory_advice):
             resolution.method.prepare(problem)
         return list(problem.artifacts.used.values())
@@ -354,13 +356,20 @@ def _problem(resolution: Resolution, options: RunOptions, tell: Observer) -> Pro
     )
 
 
+def _given(resolution: Resolution, options: RunOptions, tell: Observer) -> tuple[Problem, Selector | None]:
+    """What a method is given: the problem, without the images by which the best of its sets is selected, if it is."""
+    problem = _problem(resolution, options, tell)
+    selector = Selector.of(resolution.selection, resolution.method, problem)
+    return (problem, None) if selector is None else (selector.problem, selector)
+
+
 def _condense(
     resolution: Resolution, options: RunOptions, folder: RunDir, ledger: Ledger, stop: Stop, tell: Observer
 ) -> None:
     spec, dataset, method = resolution.spec, resolution.dataset, resolution.method
     tell.on_phase("prepare")
     with stop.at_once(), ledger.phase("prepare"):
-        problem = _problem(resolution, options, tell)
+        problem, selector = _given(resolution, options, tell)
         with problem.precision.active(problem.device):
             method.prepare(problem)
     # Now, not only at the end: after an interruption all this comes from the cache.
@@ -375,7 +384,7 @@ def _condense(
         "classes": list(dataset.train.classes),
     }
     cadence = Cadence(options.snapshots, options.checkpoint_seconds, options.checkpoint_steps)
-    Condensation(method, problem, folder, ledger, stop, tell, cadence, about).run()
+    Condensation(method, problem, folder, ledger, stop, tell, cadence, about, selector).run()
 
 
 def _describe(folder: RunDir, dataset: Dataset, options: RunOptions, title: str) -> None:
@@ -385,8 +394,7 @@ def _describe(folder: RunDir, dataset: Dataset, options: RunOptions, title: str)
         write_json(folder.about, described, sealed=True)
     if not folder.preview.is_file():
         synthetic = sets.load(folder.synthetic)
-        budget = f"ipc {folder.spec.ipc}" if folder.spec.ipc else "all images"
-        heading = f"{title}, {dataset.title}, {budget}, seed {folder.spec.seed}"
+        heading = f"{title}, {dataset.title}, {budget(folder.spec.ipc)}, seed {folder.spec.seed}"
         picture = preview(synthetic, dataset.train.classes, _space(synthetic.pixels, dataset, options), heading)
         write_atomically(folder.preview, picture)
 

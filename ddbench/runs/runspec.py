@@ -17,6 +17,7 @@ from ddbench.errors import RunError
 from ddbench.fields import Architecture, Count, Line, Name, PlainDict, Positive, Sha256, Text
 from ddbench.files import SEAL
 from ddbench.plugins import names_code
+from ddbench.text import budget_name, safe_name
 
 SCHEMA = "ddbench.spec/1"
 
@@ -82,12 +83,11 @@ class RunSpec:
     @property
     def folder(self) -> Path:
         """Relative to the runs folder: cifar10/ipc10/dm/convnet-d3-s0-3f2a91c4."""
-        budget = f"ipc{self.ipc}" if self.ipc else "whole"
-        backbone = self.backbone.replace("/", "-").replace(":", "-")
-        return Path(self.dataset) / budget / self.method / f"{backbone}-s{self.seed}-{self.id}"
+        name = f"{safe_name(self.backbone)}-s{self.seed}-{self.id}"
+        return Path(self.dataset) / budget_name(self.ipc) / self.method / name
 
     def to_json(self) -> dict[str, Any]:
-        """As written to spec.json."""
+        """The document of spec.json."""
         values = dataclasses.asdict(self)
         del values[SEAL]
         return {"schema": SCHEMA, "id": self.id, **values}

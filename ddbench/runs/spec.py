@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel
@@ -17,11 +17,12 @@ from ddbench.config import (
     ANY,
     Layer,
     MethodConfig,
+    Selection,
     Setting,
-    parse_assignments,
     preset_layers,
     read_toml,
     resolve,
+    selection_layers,
 )
 from ddbench.data import catalogue
 from ddbench.data.catalogue import DatasetInfo
@@ -32,9 +33,10 @@ from ddbench.engine.precision import Precision, usual
 from ddbench.errors import ConfigError, PluginError
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.method import Kind, Method, MethodInfo
-from ddbench.plugins import GROUPS, Loaded, names_code
+from ddbench.plugins import GROUPS, Loaded, names_code, of_class
 from ddbench.plugins import load as load_plugin
 from ddbench.runs.runspec import RunSpec
+from ddbench.runs.selecting import as_values, config_of, resolve_selection, split_off
 from ddbench.text import MOST_NAME, printable
 
 PRESETS = ("paper", "quick")
@@ -57,9 +59,14 @@ QUICK_PIXELS = 64 * 64
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person asked for; None leaves a value to the preset, then to the default."""
+    """What a person asked for; None leaves a value to the preset, then to the default.
 
-    method: str
+    `method` is a reference, or in a call also the class itself. `options` are values of the method's options by name.
+    `by` says whether they came as arguments of a call or through the command line, which records tell apart.
+    Hashable where its sequences are tuples.
+    """
+
+    method: str | type[Method[Any]]
     dataset: str
     ipc: int = 10
     seed: int = 0
@@ -71,7 +78,17 @@ class Asked:
     students: int | None = None
     precision: str | None = None
     config_file: Path | None = None
-    assignments: Sequence[str] = ()
+    # Equal options are compared; a mapping has no hash.
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    by: Literal["call", "command"] = "call"
+    # Values of a Selection, whether to select as the method does, or None: what the preset says, then the method.
+    select: Mapping[str, Any] | bool | None = field(default=None, hash=False)
+
+    def source(self, name: str) -> str:
+        """What a record says of where a value came from: "--backbone" or "argument", "--set" or "options"."""
+        if self.by == "command":
+            return "--set" if name == "options" else f"--{name}"
+        return "options" if name == "options" else "argument"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,20 +99,21 @@ class Resolution:
     method: Method[Any]
     dataset: Dataset
     protocols: tuple[Protocol, ...]
+    selection: Selection = field(default_factory=Selection)
 
 
 def resolve_spec(asked: Asked, data_root: Path, device: torch.device = CPU) -> Resolution:
     """Fill every value that was left open and say where it came from. `device` is that of the run, which an open
     precision follows.
 
-    Order for the method's options: default, preset, --config FILE, --set. For backbone, pixels and protocol: the
-    dataset's default, preset, the command line; and so for precision, whose default is that of the device.
+    Order for the method's options: default, preset, --config FILE, `options`. For backbone, pixels and protocol: the
+    dataset's default, preset, what was asked; and so for precision, whose default is that of the device.
     Raises: PluginError, ConfigError, DataError for whatever cannot be used as asked.
     """
     loaded, kind = find_method(asked.method)
     dataset = load(asked.dataset, data_root)
-    spec, method, protocols = _resolve(asked, loaded, kind, dataset.info, dataset.fingerprint, device)
-    return Resolution(spec, method, dataset, protocols)
+    spec, method, protocols, selection = _resolve(asked, loaded, kind, dataset.info, dataset.fingerprint, device)
+    return Resolution(spec, method, dataset, protocols, selection)
 
 
 def foresee(asked: Asked, device: torch.device = CPU) -> RunSpec:
@@ -109,7 +127,7 @@ def foresee(asked: Asked, device: torch.device = CPU) -> RunSpec:
 
 def _resolve(
     asked: Asked, loaded: Loaded, kind: type[Method[Any]], info: DatasetInfo, fingerprint: str, device: torch.device
-) -> tuple[RunSpec, Method[Any], tuple[Protocol, ...]]:
+) -> tuple[RunSpec, Method[Any], tuple[Protocol, ...], Selection]:
     preset = asked.preset or ("quick" if info.name == "digits" else "paper")
     if preset not in PRESETS:
         raise ConfigError(f"there is no preset {preset!r}; choose {' or '.join(PRESETS)}.")
@@ -118,12 +136,16 @@ def _resolve(
     if asked.seed < 0:
         raise ConfigError(f"the seed is {asked.seed}; it is a whole number, at least 0.")
     settings = [QUICK, *kind.settings()]
-    option_layers, run_layers = preset_layers(settings, preset, info.name, asked.ipc)
-    layers = list(option_layers)
+    layers, run_layers = preset_layers(settings, preset, info.name, asked.ipc)
     if asked.config_file is not None:
         layers.append(Layer("file", read_toml(asked.config_file)))
-    layers.append(Layer("--set", parse_assignments(asked.assignments)))
+    layers.append(Layer(asked.source("options"), asked.options))
+    layers, renamed = split_off(kind, layers)
     resolved = resolve(kind.name, kind.Config, layers)
+    asked_for = Layer(asked.source("select"), as_values(asked.select))
+    chosen = [*selection_layers(settings, preset, info.name, asked.ipc), *renamed, asked_for]
+    selection, selected_by = resolve_selection(kind, chosen)
+    selected = config_of(kind, selection)
 
     run: dict[str, Any] = {
         "pixels": "standard", "backbone": "convnet", "protocol": "dsa@1", "precision": usual(device),
@@ -136,13 +158,14 @@ def _resolve(
     for name, value in {**given, "protocol": list(asked.protocols)}.items():
         if value:
             run[name] = value
-            sources[name] = f"--{name}"
+            sources[name] = asked.source(name)
     refs = run["protocol"] if isinstance(run["protocol"], list) else [run["protocol"]]
     if not asked.protocols:
         refs = [_stable(info, asked.judges) if ref == "quick@1" else ref for ref in refs]
     judged_by = tuple(_protocol(ref, kind) for ref in refs)
     sources |= {f"config.{name}": source for name, source in resolved.sources.items()}
-    sources["preset"] = "--preset" if asked.preset else "default"
+    sources |= {f"config.{name}": selected_by[value] for name, (value, _) in selected.items()}
+    sources["preset"] = asked.source("preset") if asked.preset else "default"
     spec = RunSpec(
         method=loaded.name,
         provided_by=loaded.provided_by,
@@ -155,7 +178,7 @@ def _resolve(
         pixels=canonical_name(run["pixels"]),
         seed=asked.seed,
         precision=Precision(run["precision"]).name,
-        config=resolved.config.model_dump(mode="json"),
+        config=resolved.config.model_dump(mode="json") | {name: value for name, (_, value) in selected.items()},
         conventions=_conventions(info, canonical_name(run["pixels"])),
         preset=preset,
         protocols=tuple(asked_ref(p, ref) for p, ref in zip(judged_by, refs, strict=True)),
@@ -163,7 +186,7 @@ def _resolve(
         students=asked.students,
         sources=sources,
     )
-    return spec, kind(resolved.config), judged_by
+    return spec, kind(resolved.config), judged_by, selection
 
 
 def _stable(info: DatasetInfo, judges: Sequence[str]) -> str:
@@ -204,6 +227,17 @@ def protocols_of(spec: RunSpec) -> list[Protocol]:
     return found
 
 
+def judged_with(spec: RunSpec, refs: Sequence[str]) -> list[Protocol]:
+    """The protocols of these names for a run, "native" being that of its method; those of its folder without any.
+
+    Raises: ConfigError for an unknown name, and for "native" of a set that others made.
+    """
+    if "native" in refs and spec.imported is not None:
+        raise ConfigError("an imported set has no native protocol here; name one, such as mtt.")
+    kind = find_method(spec.method)[1] if "native" in refs else Method
+    return [_protocol(ref, kind) for ref in refs] or protocols_of(spec)
+
+
 def _texts(value: Any) -> Iterator[str]:
     match value:
         case str():
@@ -222,12 +256,15 @@ def _protocol(ref: str, kind: type[Method[Any]]) -> Protocol:
     return protocol(kind.info.native if ref == "native" else ref)
 
 
-def find_method(ref: str) -> tuple[Loaded, type[Method[Any]]]:
-    """The class of a method, and where it came from.
+def find_method(ref: str | type) -> tuple[Loaded, type[Method[Any]]]:
+    """The class of a method by its reference, or a class that is there already, and where it came from.
 
-    Raises: PluginError for an unknown name, and for something that is no method.
+    Raises: PluginError for an unknown name, for something that is no method, and for a class without a source.
     """
-    loaded = load_plugin(GROUPS["method"], ref)
+    if isinstance(ref, type):
+        loaded, ref = of_class(GROUPS["method"], ref), ref.__qualname__
+    else:
+        loaded = load_plugin(GROUPS["method"], ref)
     if not (isinstance(loaded.value, type) and issubclass(loaded.value, Method)):
         raise PluginError(
             f"{ref!r} is a {type(loaded.value).__name__}, not a subclass of ddbench.Method. "

@@ -116,7 +116,7 @@ def _damage(path: Path) -> str:
 
 
 def status_from(path: Path, record: RunRecord | None, asked: Sequence[Cell] | None = None) -> Status:
-    """The same for whoever has read the record; None where there is none, or none that can be read."""
+    """The state, for whoever has read the record; None where there is none, or none that can be read."""
     if not path.is_dir():
         return Status("missing")
     holder = RunDir.holder(path)

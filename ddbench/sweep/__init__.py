@@ -1,0 +1,1 @@
+"""Many runs on several workers: the GPUs of one machine, or Slurm."""

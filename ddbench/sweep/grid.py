@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ddbench.config import read_toml
+from ddbench.config import parse_assignments, parse_selection, read_toml
 from ddbench.errors import ConfigError, closest
+from ddbench.runs.selecting import old_names
 from ddbench.runs.spec import Asked, find_method
 
 T = TypeVar("T")
@@ -24,47 +24,50 @@ AXES = ("dataset", "precision", "pixels", "backbone", "preset", "method", "ipc",
 LISTS = {"protocol": "protocols", "judge": "judges"}
 KINDS: dict[str, type] = {"ipc": int, "seed": int, "students": int}
 LEAST = {"ipc": 1, "seed": 0, "students": 1}
-KEYS = (*AXES, *LISTS, "students", "set")
+KEYS = (*AXES, *LISTS, "students", "select", "set")
 
 
-def expand(axes: Mapping[str, Sequence[Any]], assignments: Sequence[str] = (), **common: Any) -> list[Asked]:
+def expand(axes: Mapping[str, Sequence[Any]], options: Mapping[str, Any] | None = None, **common: Any) -> list[Asked]:
     """One request for each combination of the axes' values; `common` holds what all of them share.
+
+    `options` are for all methods that have them, or for one: see `distribute`.
 
     Raises: PluginError for an unknown method, ConfigError where no method has an option that is set.
     """
-    given = distribute(assignments, axes["method"])
+    given = distribute(options or {}, axes["method"])
     names = [name for name in AXES if name in axes]
     requests = []
     for values in itertools.product(*(axes[name] for name in names)):
         chosen = dict(zip(names, values, strict=True))
-        requests.append(Asked(**chosen, **common, assignments=given[chosen["method"]]))
+        requests.append(Asked(**chosen, **common, options=given[chosen["method"]], by="command"))
     return requests
 
 
-def distribute(assignments: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Which of the assignments belong to which of the methods: KEY=VALUE to all that have it, METHOD.KEY=VALUE to one.
+def distribute(options: Mapping[str, Any], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Which of the options belong to which of the methods: "KEY" to all that have it, "METHOD.KEY" to one.
+
+    Of two that set the same option of a method the later wins.
 
     Raises: ConfigError where one belongs to none of them.
     """
     kinds = {ref: find_method(ref)[1] for ref in methods}
-    options = {ref: list(kind.Config.model_fields) for ref, kind in kinds.items()}
-    given: dict[str, list[str]] = {ref: [] for ref in methods}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        owner, dot, option = key.strip().rpartition(".")
-        takers = [ref for ref in options if not dot or owner in (ref, kinds[ref].name)]
+    known = {ref: [*kind.Config.model_fields, *old_names(kind).values()] for ref, kind in kinds.items()}
+    given: dict[str, dict[str, Any]] = {ref: {} for ref in methods}
+    for key, value in options.items():
+        owner, dot, option = key.rpartition(".")
+        takers = [ref for ref in known if not dot or owner in (ref, kinds[ref].name)]
         if not takers:
             chosen = [kind.name for kind in kinds.values()]
             hint = closest(owner, chosen)
-            raise ConfigError(f"--set {text}: {hint}{owner!r} is none of the methods here: {', '.join(chosen)}.")
-        if len(takers) > 1 and equals:
-            having = [ref for ref in takers if option in options[ref]]
+            raise ConfigError(f"option {key!r}: {hint}{owner!r} is none of the methods here: {', '.join(chosen)}.")
+        if len(takers) > 1:
+            having = [ref for ref in takers if option in known[ref]]
             if not having:
-                raise ConfigError(_nobody_has(option, [kinds[ref].name for ref in takers], options))
+                raise ConfigError(_nobody_has(option, [kinds[ref].name for ref in takers], known))
             takers = having
         for ref in takers:
-            given[ref].append(f"{option}={value}" if dot else text)
-    return {ref: tuple(texts) for ref, texts in given.items()}
+            given[ref][option] = value
+    return given
 
 
 def read_sweep(path: Path) -> list[Asked]:
@@ -95,9 +98,12 @@ def asked_to_json(asked: Asked) -> dict[str, Any]:
 
 def asked_from_json(value: Mapping[str, Any]) -> Asked:
     """What `asked_to_json` made."""
-    lists = {name: tuple(value[name]) for name in ("protocols", "judges", "assignments")}
-    file = value["config_file"]
-    return Asked(**{**value, **lists, "config_file": Path(file) if file else None})
+    rest = dict(value)
+    if "assignments" in rest:  # of a job that 0.1 has queued
+        rest |= {"options": parse_assignments(rest.pop("assignments")), "by": "command"}
+    lists = {name: tuple(rest[name]) for name in ("protocols", "judges")}
+    file = rest["config_file"]
+    return Asked(**{**rest, **lists, "config_file": Path(file) if file else None})
 
 
 def shard(items: Sequence[T], text: str) -> list[T]:
@@ -120,10 +126,15 @@ def _block(where: str, block: Any) -> list[Asked]:
     common: dict[str, Any] = {LISTS[key]: tuple(_values(where, key, block[key])) for key in LISTS if key in block}
     if "students" in block:
         (common["students"],) = _values(where, "students", block["students"])
+    if "select" in block:
+        select = block["select"]
+        common["select"] = parse_selection(select) if isinstance(select, str) else select
+        if not isinstance(common["select"], dict | bool):
+            raise ConfigError(f"{where}: select is a table, as in select = {{ heldout = 0.1, every = 500 }}, or none.")
     options = block.get("set", {})
     if not isinstance(options, dict):
         raise ConfigError(f"{where}: set is a table, as in set = {{ iterations = 100 }}.")
-    return expand(axes, _assignments(options), **common)
+    return expand(axes, _flat(options), **common)
 
 
 def _values(where: str, key: str, given: Any) -> list[Any]:
@@ -139,15 +150,12 @@ def _values(where: str, key: str, given: Any) -> list[Any]:
     return values
 
 
-def _assignments(options: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Back to KEY=VALUE; `dm.iterations` in TOML is a table of its own. JSON's values are TOML's."""
-    texts = []
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """With one level of names: in TOML `dm.iterations` is a table of its own."""
+    flat: dict[str, Any] = {}
     for key, value in options.items():
-        if isinstance(value, dict):
-            texts += _assignments(value, f"{prefix}{key}.")
-        else:
-            texts.append(f"{prefix}{key}={json.dumps(value)}")
-    return texts
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _nobody_has(option: str, methods: Sequence[str], options: Mapping[str, Sequence[str]]) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from ddbench.runs.observers import Observer, Patient, Started, duration
+from ddbench.runs.observers import Observer, Patient, Started
 from ddbench.runs.pace import Pace
+from ddbench.text import duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable

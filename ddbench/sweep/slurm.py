@@ -162,7 +162,7 @@ class Submission:
 
     @property
     def folder(self) -> Path:
-        """Of the list, the scripts and the logs; two submissions within a second have two."""
+        """The folder of the list, the scripts and the logs; two submissions within a second have two."""
         return (self.runs_root / "jobs" / f"{self.name}-{self.made:%Y%m%d-%H%M%S-%f}").absolute()
 
     def script(self) -> str:
@@ -268,7 +268,7 @@ def queued(runs_root: Path) -> list[tuple[str, Asked]]:
             jobs = {job: numbers for job, numbers in content["jobs"].items() if job in alive}
             found += [(job, asked_from_json(content["requests"][k]["asked"])) for job in jobs for k in jobs[job]]
         except (RunError, KeyError, TypeError, IndexError, AttributeError):
-            continue  # not a list of ours, or a damaged one: its runs are locked while they work
+            continue  # a list of something else, or a damaged one: its runs are locked while they work
     return found
 
 

@@ -27,7 +27,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """As progress calls it: cifar10 ipc 10 dm seed 0."""
+        """The name in progress lines: cifar10 ipc 10 dm seed 0."""
         spec = self.resolution.spec
         return f"{spec.dataset} {f'ipc {spec.ipc}' if spec.ipc else 'whole'} {spec.method} seed {spec.seed}"
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ddbench.artifacts import ArtifactCache
 from ddbench.backbones.names import build
-from ddbench.config import Layer, MethodConfig, resolve
+from ddbench.config import ANY, Layer, MethodConfig, preset_layers, resolve
 from ddbench.data.pixels import fit_pixels
 from ddbench.data.toy import toy
 from ddbench.errors import ConfigError, DataError, DdbenchError
@@ -403,12 +403,22 @@ def _artifacts_of(method_class: MethodClass) -> Path:
 
 
 def _configured(method_class: MethodClass, options: Options) -> MethodConfig:
-    trial = getattr(getattr(method_class, "info", None), "trial", {})
-    # A subclass may have inherited the words and not the options.
-    values = {name: value for name, value in trial.items() if name in method_class.Config.model_fields} | dict(options)
+    # A subclass may have inherited the settings and not the options.
+    known = method_class.Config.model_fields
+    values = {name: value for name, value in _trial(method_class).items() if name in known} | dict(options)
     if "iterations" in method_class.Config.model_fields:
         values.setdefault("iterations", FEW_STEPS)
     return resolve(method_class.name, method_class.Config, [Layer("options", values)]).config
+
+
+def _trial(method_class: MethodClass) -> Options:
+    """The preset `trial` of a method, or of the one that it is derived from: its defaults may be too much here."""
+    for kind in method_class.__mro__:
+        if issubclass(kind, Method) and "name" in vars(kind):
+            found = preset_layers(kind.settings(), "trial", ANY, ANY)[0]
+            if found:
+                return {name: value for layer in found for name, value in layer.values.items()}
+    return getattr(getattr(method_class, "info", None), "trial", {})
 
 
 def _method(method_class: MethodClass, options: Options) -> Method[Any]:

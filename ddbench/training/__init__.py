@@ -1,0 +1,1 @@
+"""Networks trained on images: plans, students in lockstep, unrolled steps, experts."""

@@ -20,9 +20,9 @@ from torch.func import grad, jvp, vmap
 from torch.overrides import TorchFunctionMode
 
 from ddbench.backbones.backbone import Backbone
-from ddbench.backbones.tangent_blocks import Change, cross_entropy_change, plain_cross_entropy_change
+from ddbench.backbones.tangent_blocks import cross_entropy_change, plain_cross_entropy_change
 from ddbench.backbones.variables import Variables
-from ddbench.engine.program import Fuse, channels_last, weights_laid_out
+from ddbench.engine.program import channels_last, fusible, weights_laid_out
 
 Tensors = dict[str, Tensor]
 Rules = dict[Any, Callable[..., Tensor]]
@@ -75,59 +75,57 @@ class SharedGradients(ClassGradients):
     For the networks of ddbench, whose layers are known.
     """
 
-    def __init__(self, net: Backbone, fuse: Fuse[Any]) -> None:
-        super().__init__(net)
-        self._fused_loss, self._fused_change = fuse(self._shared_loss), fuse(self._change)
-
     def of(self, network: Variables, images: Tensor, labels: Tensor) -> Tensors:
         chosen = {
             name: weight.expand(len(labels), *weight.shape).requires_grad_()
             for name, weight in self._chosen(network).items()
         }
         net = self._net.first_order(images.device)
-        loss = (self._shared_loss if net.fused else self._fused_loss)(net, network, chosen, images, labels)
+        # Kernels of ddbench leave a compiler nothing to do.
+        loss = (_class_loss if net.fused else _fusible_class_loss)(net, network, chosen, images, labels)
         return dict(zip(chosen, torch.autograd.grad(loss, list(chosen.values())), strict=True))
 
     def slopes(self, network: Variables, images: Tensor, labels: Tensor, directions: Tensors) -> Tensor:
         images = images.detach().requires_grad_()
-        written = written_change(self._net, images.device)
+        # Those kernels are in float32.
+        written = None if torch.is_autocast_enabled("cuda") else self._net.second_order(images.device)
         if written is None:
-            change = self._fused_change(network, directions, images, labels)
+            change = _class_change(self._net, network, directions, images, labels)
         else:
             params = {name: weights_laid_out(p.detach()) for name, p in network.params.items()}
             pair, n = written(params, directions, images.flatten(0, 1)), images.shape[1]
             change = cross_entropy_change(pair, labels.repeat_interleave(n), n)
         return torch.autograd.grad(change, images)[0]
 
-    def _shared_loss(
-        self, net: Backbone, network: Variables, chosen: Tensors, images: Tensor, labels: Tensor
-    ) -> Tensor:
-        with _Layers(CLASS_WISE):
-            logits = _logits(net, network, chosen, images.flatten(0, 1))
-        classes = labels[:, None].expand(images.shape[:2]).flatten()
-        return F.cross_entropy(logits, classes, reduction="sum") / images.shape[1]
 
-    def _change(self, network: Variables, directions: Tensors, images: Tensor, labels: Tensor) -> Tensor:
-        """How fast the losses change as the weights of each class go along its directions."""
-        both = {name: torch.cat([network.params[name][None], u]) for name, u in directions.items()}
-        with forward.dual_level():
-            with _Layers(TANGENT):
-                outputs = _logits(self._net, network, both, images.flatten(0, 1))
-            logits, change = forward.unpack_dual(outputs)
-        classes = labels[:, None].expand(images.shape[:2]).flatten()
-        return plain_cross_entropy_change(logits, change, classes, images.shape[1])
-
-
-def class_gradients(net: Backbone, *, everything: bool, fuse: Fuse[Any]) -> ClassGradients:
+def class_gradients(net: Backbone, *, everything: bool = False) -> ClassGradients:
     """The fastest way for a network and the parameters asked for; all are equal up to rounding."""
     if type(net) is Backbone and not everything:
-        return SharedGradients(net, fuse)
+        return SharedGradients(net)
     return ClassGradients(net, everything=everything)
 
 
-def written_change(net: Backbone, device: torch.device) -> Change | None:
-    """What `SharedGradients` takes slopes by, where nothing of it is left to compile. Its kernels are in float32."""
-    return None if torch.is_autocast_enabled("cuda") else net.second_order(device)
+def _class_loss(net: Backbone, network: Variables, chosen: Tensors, images: Tensor, labels: Tensor) -> Tensor:
+    """The sum of the classes' mean losses, each by copies of the weights of its own."""
+    with _Layers(CLASS_WISE):
+        logits = _logits(net, network, chosen, images.flatten(0, 1))
+    classes = labels[:, None].expand(images.shape[:2]).flatten()
+    return F.cross_entropy(logits, classes, reduction="sum") / images.shape[1]
+
+
+_fusible_class_loss = fusible(_class_loss)
+
+
+@fusible
+def _class_change(net: Backbone, network: Variables, directions: Tensors, images: Tensor, labels: Tensor) -> Tensor:
+    """How fast the losses change as the weights of each class go along its directions."""
+    both = {name: torch.cat([network.params[name][None], u]) for name, u in directions.items()}
+    with forward.dual_level():
+        with _Layers(TANGENT):
+            outputs = _logits(net, network, both, images.flatten(0, 1))
+        logits, change = forward.unpack_dual(outputs)
+    classes = labels[:, None].expand(images.shape[:2]).flatten()
+    return plain_cross_entropy_change(logits, change, classes, images.shape[1])
 
 
 def _logits(net: Backbone, network: Variables, chosen: Mapping[str, Tensor], images: Tensor) -> Tensor:

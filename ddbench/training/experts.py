@@ -81,7 +81,7 @@ class Trajectories:
         # Not torch's, whose threads wait for each other at every one of its parts: 70 ms a step beside another process.
         if not np.isfinite(params.numpy()).all():
             raise ArtifactError(
-                f"{path} is damaged: epoch {epoch} holds numbers that are none. Remove the file and run again, which "
+                f"{path} is damaged: epoch {epoch} holds NaN or infinite values. Remove the file and run again, which "
                 "trains this expert anew."
             )
         return params
@@ -198,7 +198,7 @@ class ExpertTrajectories(Artifact[Trajectories]):
             return [path for path, sound in zip(files, pool.map(_sound, files), strict=True) if not sound]
 
     def seconds(self, folder: Path) -> float:
-        """Of the experts and epochs that this run can read, whoever trained more of them."""
+        """Seconds of the experts and epochs that this run can read, whoever trained more of them."""
         return sum(times[: self.epochs + 1][-1] for times in self._times(folder) if times)
 
     def _short(self, folder: Path) -> list[tuple[int, int]]:

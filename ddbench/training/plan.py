@@ -63,7 +63,7 @@ class Block:
         return len(self.sizes)
 
     def to(self, device: torch.device) -> Block:
-        """The same block with its draws on a device: one copy for all its steps."""
+        """The block with its draws on a device: one copy for all its steps."""
         draw = self.draw.to(device) if self.draw is not None else None
         return replace(self, indices=self.indices.to(device, non_blocking=True), draw=draw)
 

@@ -6,7 +6,11 @@ of the unrolled loop, taken by its reverse recursion: parameters are kept from s
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,7 +22,7 @@ from torch.func import grad, grad_and_value, jvp
 from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.tangent_blocks import cross_entropy_change, plain_cross_entropy_change
 from ddbench.backbones.variables import Variables
-from ddbench.engine.program import Fuse, channels_last, weights_laid_out
+from ddbench.engine.program import channels_last, fusible, weights_laid_out
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Tensor, Tensor], Tensor]
@@ -30,9 +34,11 @@ Forth = Callable[[Params, Tensor, Tensor, Tensor], Params]
 Back = Callable[[Params, Params, Tensor, Tensor, Tensor], tuple[Params, Tensor, Tensor]]
 Written = tuple[Forth, Back]
 
+# Of a device's memory, what the graph of all steps may take.
+SHARE = 0.5
 
-def _plain(function: Any) -> Any:
-    return function
+# Where Linux tells what a container or a job of a cluster may take, in both of its versions.
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class Descent:
@@ -46,20 +52,19 @@ class Descent:
     - tesla: not the derivative, but what is left of it where every w[t] is taken as a constant in its step: v stays as
       it is (Cui et al., ICML 2023, arXiv 2211.10586).
 
-    Nothing here runs under autocast. `fuse` decorates the two functions of tensors that steps consist of; those of the
-    full form stay as they are, because compiled functions have no second derivative. `written` are the adjoint's two
-    functions where they need no derivative of a derivative, as `written_out` makes them.
+    Nothing here runs under autocast. The two functions of tensors that steps consist of are fusible; those of the full
+    form are not, because compiled functions have no second derivative. `written` are the adjoint's two functions where
+    they need no derivative of a derivative, as `written_out` makes them.
     Source: Wang et al., arXiv 1811.10959, whose gradient this is.
     """
 
-    def __init__(
-        self, loss: Loss, fuse: Fuse[Any] = _plain, *, form: Form = "adjoint", written: Written | None = None
-    ) -> None:
+    def __init__(self, loss: Loss, *, form: Form = "adjoint", written: Written | None = None) -> None:
         self._loss, self._form = loss, form
         if written is not None and form == "adjoint":
             self._forth, self._back = written
         else:
-            self._forth, self._back = fuse(_forth(loss)), fuse(_back_apart(loss) if form == "tesla" else _back(loss))
+            back = _back_apart(loss) if form == "tesla" else _back(loss)
+            self._forth, self._back = fusible(_forth(loss)), fusible(back)
 
     def __call__(self, params: Params, x: Tensor, y: Tensor, lr: Tensor, sizes: Sequence[int] | None = None) -> Params:
         """The parameters after T steps. Step t sees the first sizes[t] of B images, or all.
@@ -83,10 +88,53 @@ class Descent:
         return params
 
 
-def written_out(net: Backbone, device: torch.device, fuse: Fuse[Any] = _plain) -> Written | None:
-    """The two functions of an adjoint step for the cross-entropy of a network: in kernels of ours, which leave nothing
-    to compile where `net.second_order` has them, or out of the network's tangents, of which `fuse` decorates parts;
-    None for other networks."""
+@fusible
+def network_loss(net: Backbone, network: Variables, x: Tensor, y: Tensor) -> Tensor:
+    """The mean cross-entropy of a network. Shapes: x [B, C, H, W]; y [B] int64, or [B, K]."""
+    logits, _ = net(network, channels_last(x))
+    return F.cross_entropy(logits.float(), y)
+
+
+def descent(net: Backbone, network: Variables, form: Form = "adjoint") -> Descent:
+    """Descent on the cross-entropy of a network without batch statistics, by the fastest functions on its device.
+
+    `network` gives the device, and the buffers, which stay as they are.
+    """
+    loss, device = _loss_of(net, network.buffers), _device(network)
+    return Descent(loss, form=form, written=written_out(net, device))
+
+
+def exact_form(net: Backbone, network: Variables, images: int) -> Form:
+    """The faster one of the exact forms that fits, for steps that see so many images together.
+
+    By the size of the device, and not by what is free, so that a resumed run agrees.
+    """
+    loss, device = _loss_of(net, network.buffers), _device(network)
+    if net.second_order(device) is not None:
+        return "adjoint"  # in kernels of ddbench
+    pair, classes = torch.zeros(2, *net.shape, device=device), torch.zeros(2, dtype=torch.int64, device=device)
+    needed = graph_bytes(loss, network.params, pair, classes) / 2 * images
+    return "full" if needed <= SHARE * memory(device) else "adjoint"
+
+
+def memory(device: torch.device) -> int:
+    """Bytes of a GPU; or of this machine, or what of them this process, or its job, may take."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    own, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if own != resource.RLIM_INFINITY:
+        limits.append(own)
+    for path in CGROUPS:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
+def written_out(net: Backbone, device: torch.device) -> Written | None:
+    """The two functions of an adjoint step for the cross-entropy of a network: in kernels of ddbench where
+    `net.second_order` has them, which leaves nothing to compile, else out of the network's tangents; None for other
+    networks."""
     change = net.second_order(device)
     if change is not None:
         first_order = net.first_order(device)
@@ -102,14 +150,22 @@ def written_out(net: Backbone, device: torch.device, fuse: Fuse[Any] = _plain) -
     if tangents is None:
         return None
 
-    def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(net(Variables(params), channels_last(x))[0], y)
-
     def along(params: Params, v: Params, x: Tensor, y: Tensor) -> Tensor:
         logits, change = tangents(params, v, x).chunk(2)
         return plain_cross_entropy_change(logits, change, y, len(y))
 
-    return fuse(_forth(loss)), _back_along(fuse(along))
+    return fusible(_forth(_loss_of(net, {}))), _back_along(fusible(along))
+
+
+def _loss_of(net: Backbone, buffers: Params) -> Loss:
+    def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(net(Variables(params, buffers), channels_last(x))[0], y)
+
+    return loss
+
+
+def _device(network: Variables) -> torch.device:
+    return next(iter(network.params.values())).device
 
 
 def _back_along(along: Callable[[Params, Params, Tensor, Tensor], Tensor]) -> Back:

@@ -42,6 +42,8 @@ from ddbench.training.plan import TrainingPlan
 PIXELS_PER_PASS = 4_000_000
 # Nobody knows for how many epochs a network will train, so the orders of its images are drawn by the hundred.
 EPOCHS_DRAWN = 100
+# Updates and looks at the accuracy, a network, at ipc 10; only for deciding what is worth compiling.
+USUAL_CALLS = 200
 # What networks call the outputs of their blocks, after the activation and before the pooling, and the last pooling.
 ALIGNED = re.compile(r"stem|(block|stage|layer)\d+|pool")
 
@@ -120,7 +122,6 @@ class CAFE(Method[CAFEState]):
         native="cafe@2",
         advice="A smaller step size usually helps: --set lr_images=0.01",
         memory_advice="--set classes_per_pass=1 takes one class at a time",
-        trial={"window": 2, "most_updates": 3, "most_epochs": 2, "batch_real": 8, "batch_query": 12},
     )
     Config = CAFEConfig
     config: CAFEConfig
@@ -160,6 +161,13 @@ class CAFE(Method[CAFEState]):
         seen = {"accuracy": outer.accuracy} if config.loops == "watched" else {}
         numbers = {name: torch.tensor(float(value)) for name, value in (counts | seen).items()}
         return {"loss": torch.stack(losses).mean(), **numbers}
+
+    @property
+    def native(self) -> str:
+        return "dsa@1" if self.config.dsa else self.info.native
+
+    def updates_per_step(self, problem: Problem) -> int:
+        return self.config.outer_loop if self.config.loops == "fixed" else USUAL_CALLS
 
     def counts(self, state: CAFEState) -> dict[str, float]:
         return {"updates": state.updates, "epochs": state.epochs, "capped loops": state.capped}

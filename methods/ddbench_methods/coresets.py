@@ -24,7 +24,7 @@ class Chosen(State):
     indices: Tensor
 
 
-class Selection(Method[Chosen]):
+class Coreset(Method[Chosen]):
     """A method that only chooses: everything happens in start, and there are no steps."""
 
     @abstractmethod
@@ -47,7 +47,7 @@ class Selection(Method[Chosen]):
         )
 
 
-class Random(Selection):
+class Random(Coreset):
     """Random training images, ipc of each class."""
 
     name = "random"
@@ -57,7 +57,7 @@ class Random(Selection):
         return real_indices(problem, rng).flatten()
 
 
-class Whole(Selection):
+class Whole(Coreset):
     """Every training image: the ceiling of all methods."""
 
     name = "whole"
@@ -74,7 +74,7 @@ class EmbeddedConfig(MethodConfig):
     lr_network: float = Field(0.02, gt=0, description="Largest step size of that training (cosine schedule).")
 
 
-class Embedded(Selection):
+class Embedded(Coreset):
     """Chooses inside each class, in the embedding of a trained network."""
 
     Config = EmbeddedConfig

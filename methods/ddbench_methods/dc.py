@@ -3,10 +3,9 @@
 Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021, arXiv 2006.05929.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -16,9 +15,9 @@ from torch.func import grad_and_value
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet, Variables, transient
 from ddbench.engine.augment import Draw, siamese
 from ddbench.engine.distance import GRADIENT_DISTANCES
-from ddbench.engine.program import Fuse, Program
+from ddbench.engine.program import fusible
 from ddbench.initial import INITIALS
-from ddbench.training.class_gradients import class_gradients, written_change
+from ddbench.training.class_gradients import class_gradients
 from ddbench.training.lockstep import Lockstep
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import TrainingPlan
@@ -30,6 +29,8 @@ PIXELS_PER_PASS = 3_000_000
 BATCH_STATISTICS = 16
 # Beyond the published settings: as many matches as images, with 500 epochs on them in all.
 MOST_MATCHES, EPOCHS = 50, 500
+
+Tensors = dict[str, Tensor]
 
 
 class DCConfig(MethodConfig):
@@ -66,7 +67,6 @@ class DCState(State):
 
     images: Tensor
     optimizer: optim.Optimizer
-    match: Program = transient()
     training: Lockstep | None = transient()
 
 
@@ -82,26 +82,14 @@ class DC(Method[DCState]):
         learns=("images",),
         native="dc@2",
         advice="A smaller step size usually helps: --set lr_images=0.01",
-        trial={"inner_loop": 1, "batch_real": 8},
     )
     Config = DCConfig
     config: DCConfig
 
-    def strategy(self, problem: Problem) -> str:
-        """The augmentation of matches and of training; DC has none."""
-        return "none"
-
     def start(self, problem: Problem) -> DCState:
         images = INITIALS[self.config.initial](problem, problem.rng.fold("start")).requires_grad_()
         optimizer = optim.SGD([images], self.config.lr_images, momentum=self.config.momentum)
-        matches, _ = self.loops(problem)
-        match = Program(
-            self._match(problem, images, optimizer),
-            problem.device,
-            calls=self.config.iterations * matches,
-            fused=self.config.distance == "ours" and written_change(problem.backbone, problem.device) is not None,
-        )
-        return DCState(images, optimizer, match, self._training(problem, images) if matches > 1 else None)
+        return DCState(images, optimizer, self.training(problem, images))
 
     def step(self, problem: Problem, state: DCState, rng: Rng) -> Metrics:
         network = problem.backbone.init(rng.fold("network"), problem.device, on_device=True)
@@ -116,71 +104,86 @@ class DC(Method[DCState]):
             if training is not None and t > 0:
                 for _ in islice(steps, epochs * training.plan.steps_per_epoch):
                     pass
-            loss, buffers = state.match(network, *self._draws(problem, rng.fold("match", t)))
+            loss, buffers = self.run_update(problem, state, network, *self.draw(problem, state, rng.fold("match", t)))
             for name, value in buffers.items():
                 network.buffers[name].copy_(value)
             losses.append(loss)
         return {"loss": torch.stack(losses).mean()}
 
+    def draw(self, problem: Problem, state: DCState, rng: Rng) -> tuple[Draw, Tensor, Tensor | None]:
+        """What a match draws: augmentation, real images, and those for the statistics of batch norm."""
+        view = siamese(self.strategy(problem), problem.classes, rng.fold("view"))
+        rows = problem.real.class_indices(self.config.batch_real, rng.fold("real"))
+        if problem.backbone.per_sample:
+            return view, rows, None
+        return view, rows, problem.real.class_indices(BATCH_STATISTICS, rng.fold("statistics"))
+
+    def update(
+        self, problem: Problem, state: DCState, network: Variables, view: Draw, rows: Tensor, statistics: Tensor | None
+    ) -> tuple[Tensor, Tensors]:
+        """One match. Returns the loss, and the network's buffers as the statistics have left them."""
+        distance, buffers = GRADIENT_DISTANCES[self.config.distance], Tensors()
+        gradients = class_gradients(problem.backbone, everything=self.config.distance != "ours")
+        labels = torch.arange(problem.classes, device=problem.device)
+        if statistics is not None:
+            with torch.no_grad():
+                _, buffers = problem.backbone(network, problem.real.take(statistics).flatten(0, 1), train=True)
+            network = Variables(network.params, buffers)
+
+        losses = []
+        state.optimizer.zero_grad()
+        for some in self.passes(problem):
+            seen = self.seen(problem, view[some], problem.by_class(state.images)[some])
+            of_real = gradients.of(network, self.seen(problem, view[some], problem.real.take(rows[some])), labels[some])
+            of_synthetic = gradients.of(network, seen.detach(), labels[some])
+            # How the distance changes with the gradients of synthetic images, and these with the images.
+            directions, loss = grad_and_value(distance)(of_synthetic, of_real)
+            seen.backward(gradients.slopes(network, seen.detach(), labels[some], directions))
+            losses.append(loss)
+        state.optimizer.step()
+        return torch.stack(losses).sum(), buffers
+
     def export(self, problem: Problem, state: DCState) -> SyntheticSet:
         return SyntheticSet(state.images.detach().cpu().clone(), problem.class_labels())
+
+    def strategy(self, problem: Problem) -> str:
+        """The augmentation of matches and of training; DC has none."""
+        return "none"
+
+    def seen(self, problem: Problem, view: Draw, images: Tensor) -> Tensor:
+        """Images [K, n, C, H, W] as a network sees them."""
+        return images if self.strategy(problem) == "none" else augmented(view, images)
 
     def loops(self, problem: Problem) -> tuple[int, int]:
         """Matches of a network, and epochs between two of them."""
         matches = self.config.outer_loop or min(problem.ipc, MOST_MATCHES)
         return matches, self.config.inner_loop or max(1, EPOCHS // matches)
 
+    def updates_per_step(self, problem: Problem) -> int:
+        return self.loops(problem)[0]
+
     def passes(self, problem: Problem) -> list[slice]:
         """Which classes share a forward. One step on the sum is the same however it is cut."""
         pixels = max(self.config.batch_real, 3 * problem.ipc) * problem.pixel_count
         return problem.class_runs(self.config.classes_per_pass or max(1, PIXELS_PER_PASS // pixels))
 
-    def _match(self, problem: Problem, images: Tensor, optimizer: optim.Optimizer) -> Callable[[Fuse[Any]], Any]:
-        net, distance = problem.backbone, GRADIENT_DISTANCES[self.config.distance]
-        labels = torch.arange(problem.classes, device=problem.device)
-
-        def make(fuse: Fuse[Any]) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
-            gradients = class_gradients(net, everything=self.config.distance != "ours", fuse=fuse)
-            augment = fuse(_viewed) if self.strategy(problem) != "none" else _plain
-
-            def match(
-                network: Variables, view: Draw, rows: Tensor, statistics: Tensor | None
-            ) -> tuple[Tensor, dict[str, Tensor]]:
-                buffers = {}
-                if statistics is not None:
-                    with torch.no_grad():
-                        _, buffers = net(network, problem.real.take(statistics).flatten(0, 1), train=True)
-                    network = Variables(network.params, buffers)
-                optimizer.zero_grad()
-                losses = []
-                for some in self.passes(problem):
-                    seen = augment(view[some], problem.by_class(images)[some])
-                    real = gradients.of(network, augment(view[some], problem.real.take(rows[some])), labels[some])
-                    ours = gradients.of(network, seen.detach(), labels[some])
-                    directions, loss = grad_and_value(distance)(ours, real)
-                    seen.backward(gradients.slopes(network, seen.detach(), labels[some], directions))
-                    losses.append(loss)
-                optimizer.step()
-                return torch.stack(losses).sum(), buffers
-
-            return match
-
-        return make
-
-    def _training(self, problem: Problem, images: Tensor) -> Lockstep:
+    def training(self, problem: Problem, images: Tensor) -> Lockstep | None:
         """Trains a network on the images as they are at the moment; all epochs of one network are one plan."""
         matches, epochs = self.loops(problem)
+        if matches == 1:
+            return None
+        options = SGDOptions(
+            lr=self.config.lr_network,
+            batch=self.config.batch_train,
+            momentum=0.0,
+            weight_decay=0.0,
+            schedule="constant",
+        )
         plan = TrainingPlan(
             images=images.detach(),
             labels=problem.class_labels().to(problem.device),
             forward=lambda x: x,
-            options=SGDOptions(
-                lr=self.config.lr_network,
-                batch=self.config.batch_train,
-                momentum=0.0,
-                weight_decay=0.0,
-                schedule="constant",
-            ),
+            options=options,
             strategy=self.strategy(problem),
             legacy="none",
             passes=(matches - 1) * epochs,
@@ -189,18 +192,8 @@ class DC(Method[DCState]):
         network = problem.backbone.init(problem.rng.fold("network"), problem.device, copies=1)
         return Lockstep(problem.backbone, network, plan, groups=self.config.iterations)
 
-    def _draws(self, problem: Problem, rng: Rng) -> tuple[Draw, Tensor, Tensor | None]:
-        """What a match draws: augmentation, real images, and those for the statistics of batch norm."""
-        view = siamese(self.strategy(problem), problem.classes, rng.fold("view"))
-        rows = problem.real.class_indices(self.config.batch_real, rng.fold("real"))
-        if problem.backbone.per_sample:
-            return view, rows, None
-        return view, rows, problem.real.class_indices(BATCH_STATISTICS, rng.fold("statistics"))
 
-
-def _viewed(view: Draw, images: Tensor) -> Tensor:
+@fusible
+def augmented(view: Draw, images: Tensor) -> Tensor:
+    """The images under their class's draw."""
     return view(images)
-
-
-def _plain(view: Draw, images: Tensor) -> Tensor:
-    return images

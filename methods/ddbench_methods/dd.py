@@ -4,9 +4,8 @@ Wang, Zhu, Torralba and Efros, "Dataset Distillation", arXiv 1811.10959.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +26,9 @@ from ddbench import (
     transient,
 )
 from ddbench.engine.crop import crop, draw_crops
-from ddbench.engine.program import Fuse, Program, channels_last
 from ddbench.errors import ConfigError
 from ddbench.initial import INITIALS
-from ddbench.training.unroll import Descent, written_out
+from ddbench.training.unroll import Descent, descent, network_loss
 
 BETAS = (0.5, 0.999)
 MOST_BATCHES = 10
@@ -62,14 +60,16 @@ class DDConfig(MethodConfig):
 class DDState(State):
     """Shapes: images [N, C, H, W], batch by batch, in each class by class; raw [T], step sizes before softplus.
 
-    `first` is the one network of a fixed initialisation.
+    `first` is the one network of a fixed initialisation, `train` the training that is differentiated, `labels` [T, B]
+    what its steps see.
     """
 
     images: Tensor
     raw: Tensor
     optimizer: optim.Optimizer
     first: Variables = transient()
-    programs: dict[int, Program] = transient()
+    train: Descent = transient()
+    labels: Tensor = transient()
 
 
 class DD(Method[DDState]):
@@ -100,43 +100,50 @@ class DD(Method[DDState]):
         optimizer = optim.Adam([images, raw], config.lr_images, betas=BETAS, capturable=on_gpu)
         first = problem.backbone.init(problem.rng.fold("start", "network"), problem.device, copies=1)
         labels = self.labels(problem)[: len(images) // batches].to(problem.device).expand(steps, -1)
+        train = descent(problem.backbone, first.copy(0))
+        return DDState(images, raw, optimizer, first, train, labels)
 
-        def make(fuse: Fuse[Any]) -> Callable[..., tuple[Tensor, Tensor]]:
-            def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-                logits, _ = problem.backbone(Variables(params, first.copy(0).buffers), channels_last(x))
-                return F.cross_entropy(logits.float(), y)
+    def draw(self, problem: Problem, state: DDState, rng: Rng) -> tuple[Variables, Tensor, Tensor | None, Tensor]:
+        config = self.config
+        rows = problem.real.epoch_indices(config.batch_real, state.step, problem.rng.fold("real"))
+        crops = draw_crops(len(rows), rng.fold("crops")) if config.augment_real else None
+        epoch = state.step // math.ceil(len(problem.train) / config.batch_real)
+        lr = torch.tensor(config.lr_images * 0.5 ** (epoch // config.halve_every))
+        if config.initial_network == "fixed":
+            return state.first, rows, crops, lr
+        fresh = problem.backbone.init(rng.fold("networks"), problem.device, config.networks, on_device=True)
+        return fresh, rows, crops, lr
 
-            written = written_out(problem.backbone, problem.device, fuse)
-            train, test = Descent(loss, fuse, written=written), fuse(loss)
+    def update(
+        self, problem: Problem, state: DDState, networks: Variables, rows: Tensor, crops: Tensor | None, lr: Tensor
+    ) -> Metrics:
+        config, batches = self.config, self.batches(problem)
+        x, y = problem.real.take(rows), problem.real.labels.index_select(0, rows)
+        x = x if crops is None else crop(x, crops)
 
-            def condense(networks: Variables, rows: Tensor, crops: Tensor | None, lr: Tensor) -> tuple[Tensor, Tensor]:
-                x, y = problem.real.take(rows), problem.real.labels.index_select(0, rows)
-                x = x if crops is None else crop(x, crops)
-                optimizer.zero_grad()
-                losses = []
-                for k in range(config.networks):
-                    seen = images.unflatten(0, (batches, -1)).repeat(config.passes, 1, 1, 1, 1)
-                    trained = train(networks.copy(k).params, seen, labels, F.softplus(raw))
-                    outer = test(trained, x, y) / config.networks
-                    outer.backward()
-                    losses.append(outer.detach())
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                optimizer.step()
-                return torch.stack(losses).sum(), F.softplus(raw.detach()).mean()
+        losses = []
+        state.optimizer.zero_grad()
+        for k in range(config.networks):
+            network = networks.copy(k)
+            seen = state.images.unflatten(0, (batches, -1)).repeat(config.passes, 1, 1, 1, 1)
+            trained = state.train(network.params, seen, state.labels, F.softplus(state.raw))
+            loss = network_loss(problem.backbone, Variables(trained, network.buffers), x, y) / config.networks
+            loss.backward()
+            losses.append(loss.detach())
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        state.optimizer.step()
+        return {"loss": torch.stack(losses).sum(), "lr": F.softplus(state.raw.detach()).mean()}
 
-            return condense
-
-        # The last batch of a pass has another shape, and so a program of its own.
-        full, rest = divmod(len(problem.train), config.batch_real)
-        share = config.iterations / (full + bool(rest))
-        in_kernels = problem.backbone.second_order(problem.device) is not None
-        programs = {
-            size: Program(make, problem.device, calls=math.ceil(share * count), fused=in_kernels)
-            for size, count in ((config.batch_real, full), (rest, 1))
-            if size and count
-        }
-        return DDState(images, raw, optimizer, first, programs)
+    def export(self, problem: Problem, state: DDState) -> SyntheticSet:
+        schedule = torch.arange(len(state.images)).unflatten(0, (self.batches(problem), -1))
+        fixed = state.first.copy(0).params if self.config.initial_network == "fixed" else {}
+        return SyntheticSet(
+            state.images.detach().cpu().clone(),
+            self.labels(problem),
+            Recipe(lr=F.softplus(state.raw.detach()).cpu(), schedule=schedule.repeat(self.config.passes, 1)),
+            start={name: value.cpu().clone() for name, value in fixed.items()},
+        )
 
     def check(self, problem: Problem) -> None:
         """Raises: ConfigError where the network or the options cannot be used."""
@@ -166,25 +173,3 @@ class DD(Method[DDState]):
         """int64 [N] on the host, in the order of the images."""
         batches = self.batches(problem)
         return problem.class_labels().unflatten(0, (problem.classes, batches, -1)).transpose(0, 1).flatten()
-
-    def step(self, problem: Problem, state: DDState, rng: Rng) -> Metrics:
-        config = self.config
-        rows = problem.real.epoch_indices(config.batch_real, state.step, problem.rng.fold("real"))
-        epoch = state.step // math.ceil(len(problem.train) / config.batch_real)
-        lr = config.lr_images * 0.5 ** (epoch // config.halve_every)
-        crops = draw_crops(len(rows), rng.fold("crops")) if config.augment_real else None
-        networks = state.first
-        if config.initial_network == "random":
-            networks = problem.backbone.init(rng.fold("networks"), problem.device, config.networks, on_device=True)
-        loss, mean_lr = state.programs[len(rows)](networks, rows, crops, torch.tensor(lr))
-        return {"loss": loss, "lr": mean_lr}
-
-    def export(self, problem: Problem, state: DDState) -> SyntheticSet:
-        schedule = torch.arange(len(state.images)).unflatten(0, (self.batches(problem), -1))
-        fixed = state.first.copy(0).params if self.config.initial_network == "fixed" else {}
-        return SyntheticSet(
-            state.images.detach().cpu().clone(),
-            self.labels(problem),
-            Recipe(lr=F.softplus(state.raw.detach()).cpu(), schedule=schedule.repeat(self.config.passes, 1)),
-            start={name: value.cpu().clone() for name, value in fixed.items()},
-        )

@@ -34,7 +34,6 @@ class DSA(DC):
         learns=("images",),
         native="dsa@1",
         advice=DC.info.advice,
-        trial=DC.info.trial,
     )
     Config = DSAConfig
     config: DSAConfig

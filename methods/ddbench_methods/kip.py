@@ -103,7 +103,6 @@ class KIP(Method[KIPState]):
         native="native-kip@1",
         advice="A smaller step size or a larger ridge usually helps: --set lr_images=0.01 or --set ridge=1e-5",
         memory_advice="--set memory_gib=1 computes kernels in smaller chunks",
-        trial={"kernel": "convvec2", "batch_real": 12},
     )
     Config = KIPConfig
     config: KIPConfig

@@ -3,9 +3,8 @@
 Bohdal, Yang and Hospedales, "Flexible Dataset Distillation: Learn Labels Instead of Images", 2020, arXiv 2006.08572.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from torch import Tensor, optim
 from torch.func import jvp
 
 from ddbench import (
-    Choice,
+    Backbone,
     Method,
     MethodConfig,
     MethodInfo,
@@ -24,19 +23,15 @@ from ddbench import (
     Problem,
     Recipe,
     Rng,
+    Selection,
     State,
     SyntheticSet,
-    Validation,
     Variables,
     transient,
 )
-from ddbench.data.tensors import RealImages
-from ddbench.engine.program import Fuse, Program, channels_last
+from ddbench.engine.program import channels_last, fusible
 from ddbench.engine.regression import ridge_map, with_ones
 from ddbench.errors import ConfigError
-from ddbench.evaluation.protocol import PROTOCOLS, Protocol
-from ddbench.evaluation.trainer import Job
-from ddbench.evaluation.validation import validate
 from ddbench.initial import real_indices
 
 AVERAGED = 3
@@ -44,7 +39,6 @@ AVERAGED = 3
 ABOVE = 101.0
 
 Tensors = dict[str, Tensor]
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class LDConfig(MethodConfig):
@@ -68,8 +62,6 @@ class LDConfig(MethodConfig):
         None, ge=1, description="Steps of the moving mean error. After more than as many without a better one the "
         "network is drawn anew. none: 200 for more than 100 images, else 50.",
     )  # fmt: skip
-    heldout: float = Field(0.1, gt=0, lt=1, description="Share of the training set that chooses labels and length.")
-    validate_every: int = Field(5, ge=1, description="Passes over the real images from one such choice to the next.")
 
 
 @dataclass
@@ -79,7 +71,7 @@ class LDState(State):
     recent: errors [w] are the last ones of this network, in per cent; lowest is the least sum of w of them so far,
     since counts the steps after it, taken all of this network.
     drawn is the step at which this network was drawn, due the first at which it may have to be drawn anew, lengths
-    those of the last restarts. chosen are the labels that did best on held-out images, and choice says how well.
+    those of the last restarts.
     """
 
     rows: Tensor
@@ -92,11 +84,7 @@ class LDState(State):
     drawn: int
     due: int
     lengths: list[int]
-    chosen: Tensor
-    chosen_steps: int
-    choice: dict[str, Any]
     images: Tensor = transient()
-    programs: dict[int, Program] = transient()
 
 
 class LD(Method[LDState]):
@@ -114,6 +102,8 @@ class LD(Method[LDState]):
     )
     Config = LDConfig
     config: LDConfig
+    # As in the paper: after every fifth pass one new network decides on a tenth of the images.
+    selection = Selection(on=True, heldout=0.1, every="5p", students=1, fresh=True)
 
     def prepare(self, problem: Problem) -> None:
         if self.config.variant == "ridge" and not problem.backbone.per_sample:
@@ -124,9 +114,9 @@ class LD(Method[LDState]):
 
     def start(self, problem: Problem) -> LDState:
         config, device, rng = self.config, problem.device, problem.rng.fold("start")
-        rest, _ = problem.heldout(config.heldout)
-        rows = real_indices(problem, rng.fold("base")).flatten()
-        images = rest.pixels.forward(problem.train.images[rows].to(device))
+        # From all training images, as in the paper, be some of them held out.
+        rows = real_indices(problem.whole, rng.fold("base")).flatten()
+        images = problem.pixels.forward(problem.whole.train.images[rows].to(device))
         labels = torch.full((len(rows), problem.classes), 1 / problem.classes, dtype=images.dtype, device=device)
         network = problem.backbone.init(rng.fold("network"), device).clone()
         for value in network.params.values():
@@ -141,7 +131,7 @@ class LD(Method[LDState]):
         # Without this flag Adam counts its steps on the host, where a graph does not see them.
         capturable = device.type == "cuda"
         window = self.window_for(len(rows))
-        state = LDState(
+        return LDState(
             rows=rows,
             labels=labels,
             label_optimizer=optim.Adam([labels], config.lr_labels, capturable=capturable),
@@ -157,127 +147,92 @@ class LD(Method[LDState]):
             drawn=0,
             due=earliest(window),
             lengths=[],
-            chosen=labels.clone(),
-            chosen_steps=0,
-            choice={},
             images=images,
-            programs={},
         )
-        make = partial(self.second_order if config.variant == "second-order" else self.ridge, problem, state)
-        passes, last = config.iterations // self.per_pass(rest.real), len(rest.real) % config.batch_real
-        full = min(config.batch_real, len(rest.real))
-        for size, calls in ((full, config.iterations - passes), (last or full, passes)):
-            state.programs.setdefault(size, Program(make, device, calls=calls))
-        return state
 
-    def second_order(self, problem: Problem, state: LDState, fuse: Fuse[Any]) -> Step:
+    def step(self, problem: Problem, state: LDState, rng: Rng) -> Metrics:
+        metrics, done = super().step(problem, state, rng), state.step + 1
+        # The counter of the restart rule grows by one a step at most, so that there is a step before which it need not
+        # be looked at; reading it every time would make the host wait for the device in every step.
+        if done >= state.due:
+            self.restart_if_settled(problem, state, rng.fold("network"), done)
+        return metrics
+
+    def draw(self, problem: Problem, state: LDState, rng: Rng) -> tuple[Tensor, Tensor]:
+        """Rows of the base images, and of the real ones."""
+        n, real = len(state.rows), problem.real
+        base = torch.randperm(n, generator=rng.fold("base").torch())[: self.batch_for(n)]
+        return base, real.epoch_indices(self.config.batch_real, state.step, problem.rng.fold("real"))
+
+    def update(self, problem: Problem, state: LDState, base: Tensor, rows: Tensor) -> Metrics:
+        real = problem.real
+        x, y = state.images.index_select(0, base), real.labels.index_select(0, rows)
+        step = self.look_ahead if self.config.variant == "second-order" else self.ridge
+        loss, error = step(problem, state, base, x, real.take(rows), y)
+        with torch.no_grad():
+            note(state, error)
+        return {"loss": loss, "error": error}
+
+    def look_ahead(
+        self, problem: Problem, state: LDState, base: Tensor, x: Tensor, real: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Labels by the gradient through one SGD step of the network.
 
         The inner loss is linear in the labels, so that their gradient is a directional derivative of log-probabilities,
         along the outer gradient, and no graph has to be differentiated twice.
         """
-        net, config, real = problem.backbone, self.config, problem.heldout(self.config.heldout)[0].real
-
-        @fuse
-        def inner(network: Variables, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
-            logits, buffers = net(network, channels_last(x))
-            return F.cross_entropy(logits, y), buffers
-
-        @fuse
-        def outer(network: Variables, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            logits, _ = net(network, channels_last(x))
-            return F.cross_entropy(logits, y), misses(logits, y)
-
-        @fuse
-        def along(network: Variables, direction: Tensors, x: Tensor) -> Tensor:
-            def log_probabilities(params: Tensors) -> Tensor:
-                logits, _ = net(Variables(params, network.buffers), channels_last(x))
-                return logits.log_softmax(dim=1, dtype=x.dtype)
-
-            slope: Tensor = jvp(log_probabilities, (network.params,), (direction,))[1]
-            return slope
-
-        def step(chosen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            network, x = state.network, state.images.index_select(0, chosen)
-            loss, buffers = inner(network, x, state.labels.index_select(0, chosen))
-            slopes = torch.autograd.grad(loss, list(network.params.values()))
-            ahead = Variables(
-                {
-                    name: (value.detach() - config.lr_ahead * slope).requires_grad_()
-                    for (name, value), slope in zip(network.params.items(), slopes, strict=True)
-                },
-                {name: value.detach() for name, value in buffers.items()},
-            )
-            target, missed = outer(ahead, real.take(rows), real.labels.index_select(0, rows))
-            error = missed.double() / len(rows)
-            direction = torch.autograd.grad(target, list(ahead.params.values()))
+        net, network, lr = problem.backbone, state.network, self.config.lr_ahead
+        loss, buffers = inner_loss(net, network, x, state.labels.index_select(0, base))
+        slopes = torch.autograd.grad(loss, list(network.params.values()))
+        ahead = Variables(
+            {
+                name: (value.detach() - lr * slope).requires_grad_()
+                for (name, value), slope in zip(network.params.items(), slopes, strict=True)
+            },
+            {name: value.detach() for name, value in buffers.items()},
+        )
+        target, missed = outer_loss(net, ahead, real, y)
+        direction = torch.autograd.grad(target, list(ahead.params.values()))
+        with torch.no_grad():
             # Not every layer has a forward derivative in short precision, and these are few images.
-            with torch.no_grad(), torch.autocast(problem.device.type, enabled=False):
-                slope = along(network.detach(), dict(zip(network.params, direction, strict=True)), x)
-            with torch.no_grad():
-                move_labels(state, chosen, slope * (config.lr_ahead / len(chosen)))
-                for name, value in buffers.items():
-                    network.buffers[name].copy_(value)
-                move_network(state, slopes)
-                note(state, error)
-            return target.detach(), error
+            with torch.autocast(problem.device.type, enabled=False):
+                slope = along(net, network.detach(), dict(zip(network.params, direction, strict=True)), x)
+            move_labels(state, base, slope * (lr / len(base)))
+            for name, value in buffers.items():
+                network.buffers[name].copy_(value)
+            move_network(state, slopes)
+        return target.detach(), missed.double() / len(y)
 
-        return step
-
-    def ridge(self, problem: Problem, state: LDState, fuse: Fuse[Any]) -> Step:
+    def ridge(
+        self, problem: Problem, state: LDState, base: Tensor, x: Tensor, real: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Labels by the gradient through a running head, into which ridge regression on embeddings is mixed.
 
         The head is linear in the labels, so that one solution gives both the head and the gradient.
         """
-        net, config, real = problem.backbone, self.config, problem.heldout(self.config.heldout)[0].real
-        weight, scale = state.head["weight"], state.head["scale"]
-
-        @fuse
-        def embed(network: Variables, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, D + 1]
-            return with_ones(net.embed(network, channels_last(x)))
-
-        def step(chosen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            inside = embed(state.network, state.images.index_select(0, chosen))
-            solution = ridge_map(inside, config.ridge)
-            # The network learns through the solution too, which is one of labels before this update.
-            local = solution.T @ state.labels.index_select(0, chosen).double()
-            mixed = weight.lerp(local.to(weight.dtype), config.head_rate)
-            with torch.no_grad():
-                outside, y = embed(state.network, real.take(rows)), real.labels.index_select(0, rows)
-                weight.copy_(mixed)
-            head = (scale * mixed).detach().requires_grad_()
-            logits = outside @ head
-            target, error = F.cross_entropy(logits, y), misses(logits, y).double() / len(rows)
-            (slope,) = torch.autograd.grad(target, head)
-            with torch.no_grad():
-                slope = config.head_rate * scale * (solution @ slope.double())
-                move_labels(state, chosen, slope.to(state.labels.dtype))
-            loss = F.cross_entropy(inside @ (scale * mixed), state.labels.index_select(0, chosen))
-            moved = [*state.network.params.values(), scale]
-            # The last layer of the network takes no part: zero gradients leave it where it is.
-            slopes = torch.autograd.grad(loss, moved, materialize_grads=True)
-            with torch.no_grad():
-                move_network(state, slopes)
-                note(state, error)
-            return target.detach(), error
-
-        return step
-
-    def step(self, problem: Problem, state: LDState, rng: Rng) -> Metrics:
-        real = problem.heldout(self.config.heldout)[0].real
-        rows = real.epoch_indices(self.config.batch_real, state.step, problem.rng.fold("real"))
-        n = len(state.rows)
-        chosen = torch.randperm(n, generator=rng.fold("base").torch())[: self.batch_for(n)]
-        loss, error = state.programs[len(rows)](chosen, rows)
-        done = state.step + 1
-        # The counter of the restart rule grows by one a step at most, so that there is a step before which it need not
-        # be looked at; reading it every time would make the host wait for the device in every step.
-        if done >= state.due:
-            self.restart_if_settled(problem, state, rng.fold("network"), done)
-        passes, place = divmod(done, self.per_pass(real))
-        if (place == 0 and passes % self.config.validate_every == 0) or done == self.config.iterations:
-            self.choose(problem, state, done)
-        return {"loss": loss, "error": error}
+        config, weight, scale = self.config, state.head["weight"], state.head["scale"]
+        inside = embed(problem.backbone, state.network, x)
+        solution = ridge_map(inside, config.ridge)
+        # The network learns through the solution too, which is one of labels before this update.
+        local = solution.T @ state.labels.index_select(0, base).double()
+        mixed = weight.lerp(local.to(weight.dtype), config.head_rate)
+        with torch.no_grad():
+            outside = embed(problem.backbone, state.network, real)
+            weight.copy_(mixed)
+        head = (scale * mixed).detach().requires_grad_()
+        logits = outside @ head
+        target = F.cross_entropy(logits, y)
+        (slope,) = torch.autograd.grad(target, head)
+        with torch.no_grad():
+            slope = config.head_rate * scale * (solution @ slope.double())
+            move_labels(state, base, slope.to(state.labels.dtype))
+        loss = F.cross_entropy(inside @ (scale * mixed), state.labels.index_select(0, base))
+        # The last layer of the network takes no part: zero gradients leave it where it is.
+        moved = [*state.network.params.values(), scale]
+        slopes = torch.autograd.grad(loss, moved, materialize_grads=True)
+        with torch.no_grad():
+            move_network(state, slopes)
+        return target.detach(), misses(logits, y).double() / len(y)
 
     def restart_if_settled(self, problem: Problem, state: LDState, rng: Rng, done: int) -> None:
         """Draw a fresh network once the mean error has had no new minimum for a whole window of steps and one more."""
@@ -302,52 +257,29 @@ class LD(Method[LDState]):
             state.recent["since"].zero_()
             state.recent["taken"].zero_()
 
-    def choose(self, problem: Problem, state: LDState, done: int) -> None:
-        """Keep labels and length if a fresh network trained on them does best, so far, on the held-out images."""
-        rest, part = problem.heldout(self.config.heldout)
-        steps = self.length(state, done)
-        job = Job(self.synthetic(problem, state, state.labels, steps), self.judge, rest)
-        found = validate(job, part, done, first=done)
-        if not state.choice or found.accuracy >= state.choice["accuracy"]:
-            state.chosen.copy_(state.labels)
-            state.chosen_steps, state.choice = steps, asdict(found)
-
     def length(self, state: LDState, done: int) -> int:
         """How long a network should train: the mean of the last restarts without its fraction, as in the authors' code,
         or the age of the first network."""
         return int(mean(state.lengths)) if state.lengths else done - state.drawn
 
     def export(self, problem: Problem, state: LDState) -> SyntheticSet:
-        # Until the end the set is the iterate, so that a learning curve shows what was learned and not what was chosen.
-        if state.choice and self.finished(state):
-            return self.synthetic(problem, state, state.chosen, state.chosen_steps, Choice(**state.choice))
-        return self.synthetic(problem, state, state.labels, max(1, self.length(state, state.step)))
-
-    def synthetic(
-        self, problem: Problem, state: LDState, labels: Tensor, steps: int, choice: Choice | None = None
-    ) -> SyntheticSet:
         """The base images with these labels, and how long to train on them."""
-        rest, _ = problem.heldout(self.config.heldout)
+        steps = max(1, self.length(state, state.step))
         lr = torch.tensor(self.config.lr_network)
         return SyntheticSet(
-            problem.train.images[state.rows].clone(),
-            labels.float().cpu().clone(),
-            recipe=Recipe(optimizer="adam", lr=lr, steps=steps, batch=self.batch_for(len(labels))),
-            pixels=rest.pixels.name,
+            problem.whole.train.images[state.rows].clone(),
+            state.labels.float().cpu().clone(),
+            recipe=Recipe(optimizer="adam", lr=lr, steps=steps, batch=self.batch_for(len(state.labels))),
             label_kind="probability",
             source_indices=state.rows.clone(),
-            choice=choice,
         )
 
     @property
-    def judge(self) -> Protocol:
-        """The protocol of the variant; validation is judged as the final set is."""
-        return PROTOCOLS["ld@1" if self.config.variant == "second-order" else "ld-ridge@2"]
+    def native(self) -> str:
+        return "ld@1" if self.config.variant == "second-order" else "ld-ridge@2"
 
-    def validation(self, problem: Problem) -> Validation | None:
-        rest, _ = problem.heldout(self.config.heldout)
-        times = -(-self.config.iterations // (self.per_pass(rest.real) * self.config.validate_every))
-        return Validation(self.judge, times, 1) if times else None
+    def steps_per_pass(self, problem: Problem) -> int:
+        return -(-len(problem.train) // self.config.batch_real)
 
     def batch_for(self, n: int) -> int:
         """Labelled images per step."""
@@ -357,9 +289,37 @@ class LD(Method[LDState]):
         """Steps in the moving mean of the restart rule."""
         return self.config.window or (200 if n > 100 else 50)
 
-    def per_pass(self, real: RealImages) -> int:
-        """Steps in a pass over the real images."""
-        return -(-len(real) // self.config.batch_real)
+
+@fusible
+def inner_loss(net: Backbone, network: Variables, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
+    """The loss of the base images on their labels, and the buffers after them."""
+    logits, buffers = net(network, channels_last(x))
+    return F.cross_entropy(logits, y), buffers
+
+
+@fusible
+def outer_loss(net: Backbone, network: Variables, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of real images, and how many are classified wrongly."""
+    logits, _ = net(network, channels_last(x))
+    return F.cross_entropy(logits, y), misses(logits, y)
+
+
+@fusible
+def along(net: Backbone, network: Variables, direction: Tensors, x: Tensor) -> Tensor:
+    """[B, K]: how fast the log-probabilities change as the parameters go along a direction."""
+
+    def log_probabilities(params: Tensors) -> Tensor:
+        logits, _ = net(Variables(params, network.buffers), channels_last(x))
+        return logits.log_softmax(dim=1, dtype=x.dtype)
+
+    slope: Tensor = jvp(log_probabilities, (network.params,), (direction,))[1]
+    return slope
+
+
+@fusible
+def embed(net: Backbone, network: Variables, x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, D + 1]."""
+    return with_ones(net.embed(network, channels_last(x)))
 
 
 def earliest(window: int) -> int:

@@ -48,25 +48,16 @@ class LS(Method[LSState]):
         native="native-kip@1",
         advice="Two images of the support may be equal; a larger ridge helps: --set ridge=1e-5",
         memory_advice=KIP.info.memory_advice,
-        trial={"kernel": "convvec2", "batch_real": 40},
     )
     Config = LSConfig
     config: LSConfig
 
-    _total = 0
-
-    def prepare(self, problem: Problem) -> None:
-        """Count the steps: every training image is seen once."""
-        self._total = math.ceil(len(problem.train) / self.config.batch_real)
-
-    @property
-    def total_steps(self) -> int:
-        return self._total
+    def total_steps(self, problem: Problem) -> int:
+        return math.ceil(len(problem.train) / self.config.batch_real)
 
     def start(self, problem: Problem) -> LSState:
-        self.prepare(problem)
         indices = real_indices(problem, problem.rng.fold("start")).flatten()
-        kernel = self.config.gram(self.config.kernel, problem, self._total)
+        kernel = self.config.gram(self.config.kernel, problem, self.total_steps(problem))
         n, width = len(indices), len(indices) + problem.classes
         eye = torch.eye(n, dtype=torch.float64, device=problem.device)
         return LSState(
@@ -94,5 +85,5 @@ class LS(Method[LSState]):
             state.labels.cpu().clone(),
             recipe=Recipe(loss="mse"),
             label_kind="regression",
-            source_indices=state.indices.clone(),
+            source_indices=problem.source_rows(state.indices).clone(),
         )

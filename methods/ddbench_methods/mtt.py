@@ -4,23 +4,17 @@ Cazenavette, Wang, Torralba, Efros and Zhu, "Dataset Distillation by Matching Tr
 arXiv 2203.11932.
 """
 
-import contextlib
 import itertools
 import math
-import os
-import resource
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, optim
 
 from ddbench import (
-    Choice,
     Method,
     MethodConfig,
     MethodInfo,
@@ -30,25 +24,14 @@ from ddbench import (
     Rng,
     State,
     SyntheticSet,
-    Validation,
-    Variables,
     transient,
 )
 from ddbench.engine.augment import Draw, draw_many, resolve_strategy
-from ddbench.engine.program import Fuse, Program, channels_last, weights_laid_out
+from ddbench.engine.program import fusible, weights_laid_out
 from ddbench.errors import DivergedError
-from ddbench.evaluation.protocol import PROTOCOLS, Protocol
-from ddbench.evaluation.trainer import Job
-from ddbench.evaluation.validation import validate
 from ddbench.initial import INITIALS, check_budget
 from ddbench.training.experts import ExpertTrajectories, Trajectories, flatten, unflatten
-from ddbench.training.unroll import Descent, Form, Loss, graph_bytes, written_out
-
-# Where Linux tells what a container or a job of a cluster may take, in both of its versions.
-CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-
-# Of a device's memory, what the graph of a whole trajectory may take.
-SHARE = 0.5
+from ddbench.training.unroll import Descent, descent, exact_form
 
 
 class MTTConfig(MethodConfig):
@@ -71,30 +54,25 @@ class MTTConfig(MethodConfig):
     grad: Literal["auto", "adjoint", "full", "tesla"] = Field(
         "auto",
         description="adjoint: exact, with the memory of one step. full: exact, by the graph of all steps. auto: "
-        "adjoint where kernels of ours make it faster, else full where that fits. tesla: an approximation, which drops "
-        "how later parameters depend on earlier images.",
+        "adjoint where kernels of ddbench make it faster, else full where that fits. tesla: an approximation, which "
+        "drops how later parameters depend on earlier images.",
     )  # fmt: skip
-    select: Literal["last", "heldout"] = Field(
-        "last", description="last: the set after the last iteration. heldout: the best one on held-out training images."
-    )
-    heldout: float = Field(0.1, gt=0, lt=1, description="Share of the training set that is held out (heldout).")
-    select_every: int = Field(500, ge=1, description="Iterations from one choice to the next (heldout).")
-    select_students: int = Field(2, ge=1, description="Students whose mean accuracy decides (heldout).")
 
 
 @dataclass
 class MTTState(State):
     """Shapes: images [K * ipc, C, H, W], class by class; lr [], the student's step size.
 
-    `chosen` holds images and lr of the best set so far, if one is chosen, and under "choice" how good it is.
+    `student` is training as a function that can be differentiated, of parameters that are named and shaped as `like`.
     """
 
     images: Tensor
     lr: Tensor
     optimizer: optim.Optimizer
-    chosen: dict[str, Any]
     experts: Trajectories = transient()
-    match: Program = transient()
+    student: Descent = transient()
+    like: Mapping[str, Tensor] = transient()
+    labels: Tensor = transient()
 
 
 class MTT(Method[MTTState]):
@@ -111,96 +89,71 @@ class MTT(Method[MTTState]):
         advice="The step size lr is learned and must stay positive; log_lr is its logarithm. "
         "Smaller values usually help: --set lr_lr=..., --set lr_images=...",
         memory_advice="--set grad=adjoint needs the memory of one inner step, --set batch_syn=100 that of 100 images",
-        timing={"experts": 1, "start_epochs": 1, "expert_span": 1},
-        trial={
-            "experts": 2,
-            "start_epochs": 2,
-            "inner_steps": 2,
-            "lr_experts": 0.1,
-            "lr_images": 1.0,
-            "batch_syn": 4,
-        },
     )
     Config = MTTConfig
     config: MTTConfig
 
     def prepare(self, problem: Problem) -> None:
-        source = self.source(problem)
         if self.config.initial == "real":
-            check_budget(source)  # before the experts, which may take hours
-        self._experts(source)
+            check_budget(problem)  # before the experts, which may take hours
+        self.experts(problem)
 
     def start(self, problem: Problem) -> MTTState:
-        config, source = self.config, self.source(problem)
-        experts = self._experts(source)
-        images = INITIALS[config.initial](source, source.rng.fold("start")).requires_grad_()
+        config, experts = self.config, self.experts(problem)
+        images = INITIALS[config.initial](problem, problem.rng.fold("start")).requires_grad_()
         lr = torch.tensor(config.lr_network, device=problem.device).requires_grad_()
         optimizer = optim.SGD(
             [{"params": [images], "lr": config.lr_images}, {"params": [lr], "lr": config.lr_lr}],
             momentum=config.momentum,
         )
-        labels, sizes = problem.class_labels().to(problem.device), self.sizes(len(images))
-        like = problem.backbone.init(Rng(0), problem.device).params
+        network = problem.backbone.init(Rng(0), problem.device)
+        form = config.grad
+        if form == "auto":
+            form = exact_form(problem.backbone, network, sum(self.sizes(len(images))))
+        student = descent(problem.backbone, network, form)
+        labels = problem.class_labels().to(problem.device)
+        return MTTState(images, lr, optimizer, experts, student, network.params, labels)
 
-        def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            logits, _ = problem.backbone(Variables(params), channels_last(x))
-            return F.cross_entropy(logits.float(), y)
+    def draw(self, problem: Problem, state: MTTState, rng: Rng) -> tuple[Tensor, Tensor, Tensor, Draw | None]:
+        config, drawn = self.config, rng.fold("expert").numpy()
+        expert, epoch = int(drawn.integers(config.experts)), int(drawn.integers(config.start_epochs))
+        start, target = (state.experts.params(expert, at) for at in (epoch, epoch + config.expert_span))
+        rows, view = self.rows(len(state.images), rng.fold("rows")), None
+        strategy = resolve_strategy(config.augment, problem.info.digits)
+        if strategy != "none":
+            view = draw_many(strategy, len(rows), rows.shape[1], rng.fold("views"), align_corners=True)
+        return start, target, rows, view
 
-        in_kernels = problem.backbone.second_order(problem.device) is not None
-        form = self.form(problem, loss, like, images, sizes, in_kernels)
+    def update(
+        self, problem: Problem, state: MTTState, start: Tensor, target: Tensor, rows: Tensor, view: Draw | None
+    ) -> Metrics:
+        loss = mismatch(state, start, target, rows, view, self.sizes(len(state.images)))
+        state.optimizer.zero_grad()
+        loss.backward()
+        state.optimizer.step()
+        lr = state.lr.detach().clone()
+        # Not a number where the step size is not positive, which stops the run.
+        return {"loss": loss.detach(), "lr": lr, "log_lr": lr.log()}
 
-        def make(fuse: Fuse[Any]) -> Callable[..., tuple[Tensor, Tensor]]:
-            written = written_out(problem.backbone, problem.device, fuse)
-            descend = Descent(loss, fuse, form=form, written=written)
-            mismatch = matching(descend, labels, sizes, like, fuse)
+    def export(self, problem: Problem, state: MTTState) -> SyntheticSet:
+        """Raises: DivergedError where the step size is not positive."""
+        lr = state.lr.detach().cpu().clone()
+        if not float(lr) > 0:
+            raise DivergedError(f"the learned step size became {float(lr):.3g}; no student can train with it.")
+        return SyntheticSet(state.images.detach().cpu().clone(), problem.class_labels(), Recipe(lr=lr))
 
-            def match(start: Tensor, target: Tensor, rows: Tensor, view: Draw | None) -> tuple[Tensor, Tensor]:
-                optimizer.zero_grad()
-                missed = mismatch(images, lr, start, target, rows, view)
-                missed.backward()
-                optimizer.step()
-                return missed.detach(), lr.detach().clone()
-
-            return match
-
-        fused = in_kernels and form == "adjoint"
-        program = Program(make, problem.device, calls=config.iterations, fused=fused)
-        return MTTState(images, lr, optimizer, {}, experts, program)
-
-    def source(self, problem: Problem) -> Problem:
-        """What experts, whitening and first images come from: all training images, or those that are not held out."""
-        return problem.heldout(self.config.heldout)[0] if self.config.select == "heldout" else problem
-
-    def _experts(self, source: Problem) -> Trajectories:
+    def experts(self, problem: Problem) -> Trajectories:
+        """The networks trained on the real data, which are made where they are missing."""
         config = self.config
         wanted = ExpertTrajectories.of(
-            source,
+            problem,
             experts=config.experts,
             epochs=config.start_epochs - 1 + config.expert_span,
             lr=config.lr_experts,
             augment=config.augment,
             seed=config.experts_seed,
         )
-        return source.artifacts.get(wanted, source)
-
-    def form(
-        self,
-        problem: Problem,
-        loss: Loss,
-        like: Mapping[str, Tensor],
-        images: Tensor,
-        sizes: Sequence[int],
-        in_kernels: bool = False,
-    ) -> Form:
-        """How the gradient is taken; by size of the device, and not by what is free, so that a resumed run agrees."""
-        if self.config.grad != "auto":
-            return self.config.grad
-        if in_kernels:
-            return "adjoint"
-        some = images.detach()[:2].expand(2, *problem.shape)
-        labels = torch.zeros(2, dtype=torch.int64, device=problem.device)
-        needed = graph_bytes(loss, dict(like), some, labels) / 2 * sum(sizes)
-        return "full" if needed <= SHARE * memory(problem.device) else "adjoint"
+        return problem.artifacts.get(wanted, problem)
 
     def sizes(self, n: int) -> list[int]:
         """Images in each student step. A batch smaller than the others comes first in its pass, as in the authors'
@@ -219,104 +172,26 @@ class MTT(Method[MTTState]):
         filled = [torch.cat([order[:first], order.new_zeros(filling), order[first:]]) for order in orders]
         return torch.cat(filled).unflatten(0, (-1, batch))[: self.config.inner_steps]
 
-    def step(self, problem: Problem, state: MTTState, rng: Rng) -> Metrics:
-        config, drawn = self.config, rng.fold("expert").numpy()
-        expert, epoch = int(drawn.integers(config.experts)), int(drawn.integers(config.start_epochs))
-        start, target = (state.experts.params(expert, at) for at in (epoch, epoch + config.expert_span))
-        rows, view = self.rows(len(state.images), rng.fold("rows")), None
-        strategy = resolve_strategy(config.augment, problem.info.digits)
-        if strategy != "none":
-            view = draw_many(strategy, len(rows), rows.shape[1], rng.fold("views"), align_corners=True)
-        loss, lr = state.match(start, target, rows, view)
-        done = state.step + 1
-        # Not a number where the step size is not positive, which stops the run.
-        metrics = {"loss": loss, "lr": lr, "log_lr": lr.log()}
-        if config.select == "heldout" and (done % config.select_every == 0 or done == config.iterations):
-            metrics["heldout"] = self.choose(problem, state, done)
-        return metrics
 
-    def choose(self, problem: Problem, state: MTTState, done: int) -> Tensor:
-        """Keep the set if fresh students trained on it do best, so far, on the held-out images. Returns how well."""
-        rest, part = problem.heldout(self.config.heldout)
-        students = self.config.select_students
-        job = Job(self.synthetic(problem, state.images, state.lr), self.judge, rest, students)
-        found = validate(job, part, done, students=students)
-        if not state.chosen or found.accuracy > state.chosen["choice"]["accuracy"]:
-            images, lr = (value.detach().clone() for value in (state.images, state.lr))
-            state.chosen = {"images": images, "lr": lr, "choice": asdict(found)}
-        return torch.tensor(found.accuracy)
+def mismatch(
+    state: MTTState, start: Tensor, target: Tensor, rows: Tensor, view: Draw | None, sizes: Sequence[int]
+) -> Tensor:
+    """|θ̂_N - θ*_{t+M}|² / |θ*_t - θ*_{t+M}|²: 0 where the student arrives, 1 where it stays.
 
-    @property
-    def judge(self) -> Protocol:
-        """The protocol by which the best set is chosen."""
-        return PROTOCOLS["mtt@1"]
-
-    def validation(self, problem: Problem) -> Validation | None:
-        config = self.config
-        times = -(-config.iterations // config.select_every) if config.select == "heldout" else 0
-        return Validation(self.judge, times, config.select_students) if times else None
-
-    def export(self, problem: Problem, state: MTTState) -> SyntheticSet:
-        # Until the end the set is the iterate, so that a learning curve shows what was learned and not what was chosen.
-        if state.chosen and self.finished(state):
-            choice = Choice(**state.chosen["choice"])
-            return self.synthetic(problem, state.chosen["images"], state.chosen["lr"], choice)
-        return self.synthetic(problem, state.images, state.lr)
-
-    def synthetic(self, problem: Problem, images: Tensor, lr: Tensor, choice: Choice | None = None) -> SyntheticSet:
-        """Raises: DivergedError where the step size is not positive."""
-        learned = lr.detach().cpu().clone()
-        if not float(learned) > 0:
-            raise DivergedError(f"the learned step size became {float(learned):.3g}; no student can train with it.")
-        return SyntheticSet(
-            images.detach().cpu().clone(),
-            problem.class_labels(),
-            Recipe(lr=learned),
-            pixels=self.source(problem).pixels.name,
-            choice=choice,
-        )
-
-
-def matching(
-    descend: Descent,
-    labels: Tensor,
-    sizes: Sequence[int],
-    like: Mapping[str, Tensor],
-    fuse: Fuse[Any] = lambda function: function,
-) -> Callable[..., Tensor]:
-    """|θ̂_N - θ*_{t+M}|² / |θ*_t - θ*_{t+M}|², as a function of images, step size, both θ*, rows and augmentation.
-
-    Shapes: labels [n], images [n, C, H, W], θ* [P], rows [N, B]; the augmentation has N groups of B, or is None.
-    Source: Cazenavette et al., CVPR 2022.
+    Shapes: θ* `start` and `target` [P]; rows [N, B], of which step n uses the first sizes[n]; the augmentation has N
+    groups of B, or is None.
+    Source: Cazenavette et al., CVPR 2022, equation 2.
     """
-
-    @fuse
-    def seen(images: Tensor, rows: Tensor, view: Draw | None) -> Tensor:
-        x = images.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-        return x if view is None else view(x)
-
-    def mismatch(
-        images: Tensor, lr: Tensor, start: Tensor, target: Tensor, rows: Tensor, view: Draw | None = None
-    ) -> Tensor:
-        # All augmentations at once: few kernels, and no memory to speak of beside the networks' activations.
-        x = seen(images, rows, view)
-        # Copies, because compilers refuse forward derivatives at views.
-        origin = {name: weights_laid_out(value.clone()) for name, value in unflatten(start, like).items()}
-        reached = descend(origin, x, labels[rows], lr.expand(len(rows)), sizes)
-        return (flatten(reached) - target).square().sum() / (start - target).square().sum()
-
-    return mismatch
+    # All augmentations at once: few kernels, and no memory to speak of beside the networks' activations.
+    x, y = seen(state.images, rows, view), state.labels[rows]
+    # Copies, because compilers refuse forward derivatives at views.
+    origin = {name: weights_laid_out(value.clone()) for name, value in unflatten(start, state.like).items()}
+    reached = flatten(state.student(origin, x, y, state.lr.expand(len(rows)), sizes))
+    return (reached - target).square().sum() / (start - target).square().sum()
 
 
-def memory(device: torch.device) -> int:
-    """Bytes of a GPU; or of this machine, or what of them this process, or its job, may take."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    own, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if own != resource.RLIM_INFINITY:
-        limits.append(own)
-    for path in CGROUPS:
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-            limits.append(int(path.read_text()))
-    return min(limits)
+@fusible
+def seen(images: Tensor, rows: Tensor, view: Draw | None) -> Tensor:
+    """[n, C, H, W] -> [N, B, C, H, W]: what each student step sees."""
+    x = images.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    return x if view is None else view(x)

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 import ddbench.files as files
 from ddbench.backbones import names as backbones
 from ddbench.cli import root
-from ddbench.config import parse_value
+from ddbench.config import parse_assignments, parse_value
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.data.pixels import fit_pixels
 from ddbench.data.tensors import DatasetTensors
@@ -39,7 +39,7 @@ from ddbench.runs.spec import Asked, find_method, resolve_spec
 )  # fmt: skip
 def test_numbers_that_no_network_can_use_are_refused(tmp_path: Path, method: str, assignment: str) -> None:
     with pytest.raises(ConfigError, match=assignment.partition("=")[0]):
-        resolve_spec(Asked(method, "toy", assignments=(assignment,)), tmp_path)
+        resolve_spec(Asked(method, "toy", options=parse_assignments([assignment])), tmp_path)
 
 
 def test_a_seed_is_a_whole_number_that_is_not_below_0(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ from ddbench.runs.runner import Interrupted, RunOptions, run
 from ddbench.runs.spec import Asked, resolve_spec
 
 def work(order):
-    assignments = [f"iterations={order['iterations']}", "batch_real=4"]
-    asked = Asked("dm", "digits", ipc=1, backbone="mlp", protocols=[sys.argv[1]], assignments=assignments)
+    options = {"iterations": order["iterations"], "batch_real": 4}
+    asked = Asked("dm", "digits", ipc=1, backbone="mlp", protocols=[sys.argv[1]], options=options)
     resolution = resolve_spec(asked, Path("no-data"))
     if order.get("sleep"):
         step = resolution.method.step

@@ -24,7 +24,7 @@ METHODS = [plugin.name for plugin in listing(GROUPS["method"]) if plugin.package
 # Options that make more happen in few steps, or less, beside those that a method names itself.
 SMALL: dict[str, dict[str, Any]] = {name: {"epochs": 2} for name in ("herding", "k-center", "k-means")}
 SMALL |= {name: {"iterations": 2} for name in ("dc", "dsa")}
-SMALL["ld"] = {"iterations": 5, "window": 1, "validate_every": 1, "batch_real": 50}
+SMALL["ld"] = {"iterations": 5, "window": 1, "batch_real": 50}
 SMALL["dd"] = {"passes": 1, "batch_real": 50}
 SMALL["kip"] = {"augment": True}
 
@@ -425,18 +425,45 @@ def test_a_method_without_info_is_told_so() -> None:
     assert failed["name_and_info_are_complete"] == "info is None; tables need a MethodInfo."
 
 
+class Tried(Drift):
+    """Brings what it is tried with, as a preset file would."""
+
+    name = "tried"
+    seen: ClassVar[list[int]] = []
+
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__(config)
+        self.seen.append(self.config.iterations)
+
+    @classmethod
+    def settings(cls) -> list[Setting]:
+        return [Setting("trial", ("*",), ("*",), "test", {"iterations": 2, "batch": 4}, {})]
+
+
 def test_what_a_method_is_tried_with_yields_to_what_is_given_and_to_other_options() -> None:
-    class Tried(Drift):
-        info = MethodInfo(title="Tried", learns=("images",), trial={"iterations": 2, "batch": 4})
+    class Derived(Tried):
+        name = "derived"
         seen: ClassVar[list[int]] = []
 
-        def __init__(self, config: MethodConfig) -> None:
-            super().__init__(config)
-            self.seen.append(self.config.iterations)
+        @classmethod
+        def settings(cls) -> list[Setting]:
+            return []
 
-    contract.exporting_changes_nothing(Tried, {})
-    contract.exporting_changes_nothing(Tried, {"iterations": 1})
-    assert set(Tried.seen) == {1, 2}
+    for kind in (Tried, Derived):
+        contract.exporting_changes_nothing(kind, {})
+        contract.exporting_changes_nothing(kind, {"iterations": 1})
+        assert set(kind.seen) == {1, 2}
+
+
+def test_what_a_method_is_tried_with_was_part_of_its_info() -> None:
+    with pytest.warns(DeprecationWarning, match=r'preset = "trial" into presets/NAME\.toml'):
+        info = MethodInfo(title="Tried", learns=("images",), trial={"iterations": 2})
+
+    class Old(Drift):
+        pass
+
+    Old.info = info
+    assert steps_taken({}, Old) == 2
 
 
 def test_options_of_another_method_are_refused_at_once() -> None:
@@ -449,8 +476,8 @@ def test_iterations_are_few_unless_they_are_given() -> None:
     assert steps_taken({"iterations": 5}) == 5
 
 
-def steps_taken(options: dict[str, Any]) -> int:
-    class Counts(Drift):
+def steps_taken(options: dict[str, Any], kind: Any = None) -> int:
+    class Counts(kind or Drift):  # type: ignore[misc]
         most: ClassVar[int] = 0
 
         def step(self, problem: Problem, state: DriftState, rng: Rng) -> Metrics:

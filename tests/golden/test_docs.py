@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 
 from ddbench.cli import root
-from ddbench.config import Layer, read_settings, resolve
+from ddbench.config import Layer, parse_assignments, read_settings, resolve
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.data.sources import load
 from ddbench.evaluation.protocol import PROTOCOLS, protocol
@@ -237,7 +237,7 @@ def test_every_run_of_a_page_names_what_there_is(page: Path, asked: dict[str, An
     own = asked["dataset"] not in CATALOGUE
     requests = expand(
         {"dataset": ["digits" if own else asked["dataset"]], "method": methods, "ipc": asked["ipcs"]},
-        asked["assignments"],
+        parse_assignments(asked["assignments"]),
         protocols=[ref for ref in asked.get("protocols", ()) if not ref.endswith(".toml")],
         judges=asked.get("judges", ()),
         preset=asked["preset"],

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from ddbench.artifacts import ArtifactCache
 from ddbench.backbones.names import build
 from ddbench.data.pixels import fit_pixels
 from ddbench.data.toy import toy
+from ddbench.engine.program import Program
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.testing.contract import problem_for_checks
@@ -24,9 +26,25 @@ def on_the_gpu() -> Callable[[Path], Problem]:
         device = torch.device("cuda")
         problem = problem_for_checks(folder)
         pixels = fit_pixels("standard", problem.train, problem.info).to(device)
-        return replace(problem, device=device, pixels=pixels, _splits={})
+        return replace(problem, device=device, pixels=pixels)
 
     return make
+
+
+@pytest.fixture
+def call_one_by_one() -> Callable[[pytest.MonkeyPatch], None]:
+    """Lets every step run as it is called, without graphs, for as long as the patch holds."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        usual = Program.__init__
+
+        def eager(self: Program, *args: Any, **options: Any) -> None:
+            usual(self, *args, **options)
+            self._eager = True
+
+        monkeypatch.setattr(Program, "__init__", eager)
+
+    return patch
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ def test_matches_and_training_are_the_same_in_graphs(
     toy_problem: Callable[..., Problem],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    call_one_by_one: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
     for module in (program, lockstep):
         monkeypatch.setattr(module, "worth_compiling", lambda seconds, device: fused)
@@ -51,13 +52,14 @@ def test_matches_and_training_are_the_same_in_graphs(
     losses, images = [], []
     for eager in (True, False):
         problem = toy_problem(backbone, tmp_path, 4)
-        steps = drive(
-            kind(kind.Config(iterations=4, outer_loop=3, inner_loop=2, batch_real=16, batch_train=8)), problem
-        )
-        with problem.precision.active(problem.device), caplog.at_level("INFO"):
-            state, _ = next(steps)
-            state.match._eager = eager
-            losses.append([float(metrics["loss"]) for state, metrics in steps])
+        method = kind(kind.Config(iterations=4, outer_loop=3, inner_loop=2, batch_real=16, batch_train=8))
+        with problem.precision.active(problem.device), caplog.at_level("INFO"), monkeypatch.context() as patched:
+            if eager:
+                call_one_by_one(patched)
+            steps = list(drive(method, problem))
+        state, _ = steps[-1]
+        losses.append([float(metrics["loss"]) for _, metrics in steps[1:]])
+        assert all(step.captured is not eager for step in state._programs.programs.values())
         images.append(state.images.detach().cpu())
     assert losses[0] == pytest.approx(losses[1], rel=share)
     assert torch.allclose(images[0], images[1], atol=2 * share)

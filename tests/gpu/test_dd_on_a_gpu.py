@@ -27,6 +27,7 @@ def test_dd_takes_the_same_steps_in_a_graph(
     tmp_path: Path,
     on_the_gpu: Callable[[Path], Problem],
     monkeypatch: pytest.MonkeyPatch,
+    call_one_by_one: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
     monkeypatch.setattr(program, "worth_compiling", lambda seconds, device: fused)
     method_class = load_object(GROUPS["method"], "dd")
@@ -37,14 +38,13 @@ def test_dd_takes_the_same_steps_in_a_graph(
         method = method_class(
             method_class.Config(iterations=18, batch_real=50, initial_network=initial_network, augment_real=True)
         )
-        steps = drive(method, problem)
-        with problem.precision.active(problem.device):
-            state, _ = next(steps)
-            for step in state.programs.values():
-                step._eager = eager
-            losses.append([float(metrics["loss"]) for state, metrics in steps])
-        if not eager:
-            assert all(step._graph is not None for step in state.programs.values())
+        with problem.precision.active(problem.device), monkeypatch.context() as patched:
+            if eager:
+                call_one_by_one(patched)
+            steps = list(drive(method, problem))
+        state, _ = steps[-1]
+        losses.append([float(metrics["loss"]) for _, metrics in steps[1:]])
+        assert [step.captured is not eager for step in state._programs.programs.values()] == [True, True]
         images.append(state.images.detach().cpu())
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     # Adam moves pixels of vanishing slope as far as others, in the direction of the rounding.

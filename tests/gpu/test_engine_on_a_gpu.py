@@ -81,7 +81,11 @@ def test_graphs_train_the_students_of_the_plain_loop(
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_dm_takes_the_same_steps_in_a_graph(
-    fused: bool, tmp_path: Path, toy_problem: Callable[..., Problem], monkeypatch: pytest.MonkeyPatch
+    fused: bool,
+    tmp_path: Path,
+    toy_problem: Callable[..., Problem],
+    monkeypatch: pytest.MonkeyPatch,
+    call_one_by_one: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
     import ddbench.engine.program as program
 
@@ -91,11 +95,13 @@ def test_dm_takes_the_same_steps_in_a_graph(
     for eager in (True, False):
         problem = toy_problem("convnet-w16", tmp_path, 10)
         method = method_class(method_class.Config(iterations=12, batch_real=16))
-        steps = drive(method, problem)
-        with problem.precision.active(problem.device):
-            state, _ = next(steps)
-            state.match._eager = eager
-            losses.append([float(metrics["loss"]) for state, metrics in steps])
+        with problem.precision.active(problem.device), monkeypatch.context() as patched:
+            if eager:
+                call_one_by_one(patched)
+            steps = list(drive(method, problem))
+        state, _ = steps[-1]
+        losses.append([float(metrics["loss"]) for _, metrics in steps[1:]])
+        assert all(step.captured is not eager for step in state._programs.programs.values())
         images.append(state.images.detach().cpu())
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert torch.allclose(images[0], images[1], atol=1e-3)

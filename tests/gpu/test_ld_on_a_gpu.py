@@ -30,7 +30,12 @@ pytestmark = [
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("variant", ["second-order", "ridge"])
 def test_ld_takes_the_same_steps_in_a_graph(
-    variant: str, fused: bool, tmp_path: Path, on_the_gpu: Callable[[Path], Problem], monkeypatch: pytest.MonkeyPatch
+    variant: str,
+    fused: bool,
+    tmp_path: Path,
+    on_the_gpu: Callable[[Path], Problem],
+    monkeypatch: pytest.MonkeyPatch,
+    call_one_by_one: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
     monkeypatch.setattr(program, "worth_compiling", lambda seconds, device: fused)
     method_class = load_object(GROUPS["method"], "ld")
@@ -39,14 +44,13 @@ def test_ld_takes_the_same_steps_in_a_graph(
         problem = on_the_gpu(tmp_path)
         # Two full batches and a smaller one: both programs are captured, and one after the other uses the optimisers.
         method = method_class(method_class.Config(variant=variant, iterations=30, batch_real=50))
-        steps = drive(method, problem)
-        with problem.precision.active(problem.device):
-            state, _ = next(steps)
-            for step in state.programs.values():
-                step._eager = eager
-            losses.append([float(metrics["loss"]) for state, metrics in steps])
-        if not eager:
-            assert all(step._graph is not None for step in state.programs.values())
+        with problem.precision.active(problem.device), monkeypatch.context() as patched:
+            if eager:
+                call_one_by_one(patched)
+            steps = list(drive(method, problem))
+        state, _ = steps[-1]
+        losses.append([float(metrics["loss"]) for _, metrics in steps[1:]])
+        assert [step.captured is not eager for step in state._programs.programs.values()] == [True, True]
         labels.append(state.labels.cpu())
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
     assert torch.allclose(*labels, atol=3e-3)

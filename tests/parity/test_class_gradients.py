@@ -1,7 +1,6 @@
 """Gradients of all classes in one pass, and slopes without a second backward, against one class after the other."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,10 +20,6 @@ SMALL = [
     f"convnet-d2-w4{variant}" for variant in ("", "-gn", "-ln", "-bn", "-nn", "-gn-sigmoid-max", "-leaky-np", "-swish")
 ] + ["mlp"]
 LARGE = ["lenet", "alexcifarnet", "resnet-16-32-64"]
-
-
-def plain(function: Any) -> Any:
-    return function
 
 
 def setting(name: str) -> tuple[Backbone, Variables, Tensor]:
@@ -60,7 +55,7 @@ def one_by_one(
 def test_one_pass_gives_the_gradients_and_slopes_of_a_loop_that_differentiates_twice(name: str) -> None:
     net, network, images = setting(name)
     weights = [k for k, value in network.params.items() if value.ndim > 1]
-    shared = class_gradients(net, everything=False, fuse=plain)
+    shared = class_gradients(net)
     assert type(shared) is SharedGradients
 
     found = shared.of(network, images, LABELS)
@@ -81,7 +76,7 @@ def test_one_pass_gives_the_gradients_and_slopes_of_a_loop_that_differentiates_t
 def test_the_definition_takes_all_parameters_too(name: str) -> None:
     net, network, images = setting(name)
     names = list(network.params)
-    whole = class_gradients(net, everything=True, fuse=plain)
+    whole = class_gradients(net, everything=True)
     found = whole.of(network, images, LABELS)
     leaf = images.clone().requires_grad_()
     expected = one_by_one(net, network, leaf, names, create_graph=True)
@@ -98,7 +93,7 @@ def test_the_definition_takes_all_parameters_too(name: str) -> None:
 
 def test_a_slope_is_what_a_finite_difference_measures() -> None:
     net, network, images = setting("convnet-d2-w4-swish")
-    shared = SharedGradients(net, plain)
+    shared = SharedGradients(net)
     directions = directions_like(shared.of(network, images, LABELS))
 
     def product(x: Tensor) -> float:
@@ -112,7 +107,7 @@ def test_a_slope_is_what_a_finite_difference_measures() -> None:
 def test_slopes_go_through_the_augmentation_as_a_second_backward_would() -> None:
     net, network, images = setting("convnet-d2-w4")
     weights = [k for k, value in network.params.items() if value.ndim > 1]
-    shared = SharedGradients(net, plain)
+    shared = SharedGradients(net)
     drawn = set()
     for seed in range(8):
         view = siamese(ALL_OPS, CLASSES, Rng(seed))
@@ -147,7 +142,7 @@ def test_a_network_that_is_not_ours_goes_by_the_definition(tmp_path: Path) -> No
     net = from_module("own", Own, (3, 8, 8), CLASSES)
     network = net.init(Rng(0)).to(torch.float64)
     images = problem_for_checks(tmp_path).real.class_batches(IMAGES, Rng(0)).double()
-    gradients = class_gradients(net, everything=False, fuse=plain)
+    gradients = class_gradients(net)
     assert type(gradients) is ClassGradients
     found = gradients.of(network, images, LABELS)
     expected = one_by_one(net, network, images, list(found))
@@ -159,7 +154,7 @@ def test_a_network_that_is_not_ours_goes_by_the_definition(tmp_path: Path) -> No
 def test_nothing_is_left_on_the_network_or_the_images() -> None:
     net, network, images = setting("convnet-d2-w4")
     before = {name: value.clone() for name, value in network.params.items()}
-    shared = SharedGradients(net, plain)
+    shared = SharedGradients(net)
     gradients = shared.of(network, images, LABELS)
     slopes = shared.slopes(network, images, LABELS, gradients)
     assert not slopes.requires_grad
@@ -173,7 +168,7 @@ def test_nothing_is_left_on_the_network_or_the_images() -> None:
 def test_short_numbers_stay_near_long_ones(name: str) -> None:
     net = build(name, (3, 8, 8), CLASSES)
     network, images = net.init(Rng(0)), torch.randn(CLASSES, 8, 3, 8, 8, generator=Rng(1).torch())
-    shared = SharedGradients(net, plain)
+    shared = SharedGradients(net)
     gradients = shared.of(network, images, LABELS)
     slopes = shared.slopes(network, images, LABELS, gradients)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):

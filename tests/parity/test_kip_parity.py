@@ -162,6 +162,6 @@ def test_labels_solve_the_whole_training_set(tmp_path: Path, batch: int, ridge: 
     k_ts = fc1(targets, images)
     expected, *_ = np.linalg.lstsq((k_ts @ inverse).numpy(), y.numpy(), rcond=None)
     assert np.allclose(state.labels.numpy(), expected, atol=1e-5)
-    assert state.step == method.total_steps == -(-22 // batch)
+    assert state.step == method.total_steps(problem) == -(-22 // batch)
     residual = ((k_ts @ inverse @ torch.from_numpy(expected) - y) ** 2).sum() / 22
     assert float(metrics["residual"]) == pytest.approx(float(residual), rel=1e-4)

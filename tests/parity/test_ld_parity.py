@@ -36,12 +36,13 @@ class Double(Standard):
 
 
 def problem_in_double(folder: Path, monkeypatch: pytest.MonkeyPatch, backbone: str = "convnet-d2-w4") -> Problem:
+    """Without the images that are held out, as LD is given one."""
     problem = problem_for_checks(folder, seed=3)
     pixels = Double(**{f.name: getattr(problem.pixels, f.name) for f in fields(Standard)})
-    problem = replace(problem, pixels=pixels, backbone=build(backbone, problem.shape, problem.classes), _splits={})
+    problem = replace(problem, pixels=pixels, backbone=build(backbone, problem.shape, problem.classes))
     init = problem.backbone.init
     monkeypatch.setattr(problem.backbone, "init", lambda *a, **options: init(*a, **options).to(torch.float64))
-    return problem
+    return problem.heldout(0.1)[0]
 
 
 def embed(p: Tensors, x: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ class ByHand:
 
 def draws(problem: Problem, t: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """The chosen base rows and the real batch of a step, as the method draws them."""
-    rng, real = problem.rng.fold("step", t), problem.heldout(0.1)[0].real
+    rng, real = problem.rng.fold("step", t), problem.real
     rows = real.epoch_indices(BATCH_REAL, t, problem.rng.fold("real"))
     return torch.randperm(n, generator=rng.fold("base").torch())[:BATCH_BASE], real.take(rows), real.labels[rows]
 
@@ -202,8 +203,7 @@ BY_HAND: dict[str, Callable[..., ByHand]] = {"second-order": second_order, "ridg
 
 
 def started(problem: Problem, **options: Any) -> tuple[Any, Any]:
-    # More iterations than are taken, because the last one is followed by a validation.
-    known = {"iterations": 1000, "batch_real": BATCH_REAL, "batch_base": BATCH_BASE, "validate_every": 1000}
+    known = {"iterations": 1000, "batch_real": BATCH_REAL, "batch_base": BATCH_BASE}
     method = LD(LD.Config(**known | options))
     return method, method.start(problem)
 
@@ -222,7 +222,7 @@ def test_the_steps_are_those_of_the_loop(
     problem = problem_in_double(tmp_path, monkeypatch)
     method, state = started(problem, variant=variant, window=window, lr_labels=lr_labels)
     advance(method, problem, state, steps)
-    expected = BY_HAND[variant](problem, problem.real.take(state.rows), steps, window, lr_labels)
+    expected = BY_HAND[variant](problem, problem.whole.real.take(state.rows), steps, window, lr_labels)
     assert torch.allclose(state.labels.grad, expected.slope, rtol=1e-8, atol=1e-14)
     assert torch.allclose(state.labels, expected.labels, rtol=0, atol=1e-9)
     for name, value in expected.params.items():
@@ -237,10 +237,11 @@ def test_the_steps_are_those_of_the_loop(
 def test_a_step_in_float32_is_that_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_in_double(tmp_path / "a", monkeypatch)
     plain = replace(problem_for_checks(tmp_path / "b", seed=3), backbone=build("convnet-d2-w4", (3, 8, 8), 3))
+    plain = plain.heldout(0.1)[0]
     for variant, by_hand in BY_HAND.items():
         method, state = started(plain, variant=variant)
         advance(method, plain, state, 1)
-        expected = by_hand(problem, problem.real.take(state.rows), 1, 1000, 1e-3)
+        expected = by_hand(problem, problem.whole.real.take(state.rows), 1, 1000, 1e-3)
         assert (state.labels.grad - expected.slope).norm() < 1e-4 * expected.slope.norm()
 
 
@@ -314,7 +315,7 @@ def test_the_network_learns_through_the_solution(tmp_path: Path, monkeypatch: py
     state.labels.copy_(torch.rand(6, 3, dtype=torch.float64, generator=Rng(6).torch()).softmax(dim=1))
     p, y = leaves(state.network.params), state.labels.clone()
     chosen, _, _ = draws(problem, 0, 6)
-    z = ones(embed(p, problem.real.take(state.rows)[chosen]))
+    z = ones(embed(p, problem.whole.real.take(state.rows)[chosen]))
     advance(method, problem, state, 1)
 
     def slope(through: Tensor) -> Tensor:
@@ -342,11 +343,11 @@ def test_a_network_ends_one_step_after_a_whole_window_without_a_new_minimum(
     problem = problem_for_checks(tmp_path)
     method, state = started(problem, window=50)
 
-    def only_note(chosen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def only_note(problem: Problem, state: Any, base: Tensor, rows: Tensor) -> Tensors:
         MODULE.note(state, torch.tensor(errors[state.step], dtype=torch.float64))
-        return torch.zeros(()), torch.zeros(())
+        return {}
 
-    state.programs = dict.fromkeys(state.programs, only_note)
+    method.update = only_note
     while not state.drawn:
         advance(method, problem, state, 1)
     assert (state.drawn, state.lengths) == (step, [length])
@@ -385,14 +386,14 @@ def test_the_restart_rule_is_kept_although_it_is_looked_at_rarely(
             looks += name == "since"
             return super().__getitem__(name)
 
-    def only_note(chosen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def only_note(problem: Problem, state: Any, base: Tensor, rows: Tensor) -> Tensors:
         nonlocal looks
         MODULE.note(state, torch.tensor(errors[state.step], dtype=torch.float64))
         looks -= 1  # the look of the device at its own counter
-        return torch.zeros(()), torch.zeros(())
+        return {}
 
     state.recent = Watched(state.recent)
-    state.programs = dict.fromkeys(state.programs, only_note)
+    method.update = only_note
     for t, error in enumerate(errors):
         if rule.restarts(100 * error):
             expected.append(t + 1)

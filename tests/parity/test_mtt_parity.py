@@ -12,12 +12,12 @@ from torch import Tensor
 from ddbench import Problem, Rng, Variables, drive
 from ddbench.backbones import Backbone, build
 from ddbench.engine.augment import Draw, draw_many
-from ddbench.engine.program import compiled
+from ddbench.engine.program import compiling
 from ddbench.plugins import GROUPS, load_object
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.experts import flatten
 from ddbench.training.unroll import Descent, Form, graph_bytes
-from ddbench_methods.mtt import matching
+from ddbench_methods.mtt import MTTState, mismatch
 
 MTT = load_object(GROUPS["method"], "mtt")
 SIX = "color_crop_cutout_flip_scale_rotate"
@@ -120,6 +120,18 @@ def test_iterations_are_those_of_the_loop(tmp_path: Path, grad: str, batch_syn: 
 N, B, SIZES = 3, 4, (2, 4, 4)
 
 
+def matching(student: Any, labels: Tensor, sizes: tuple[int, ...], like: dict[str, Tensor]) -> Callable[..., Tensor]:
+    """The mismatch as a function of images, step size, both ends of the expert, rows and augmentation."""
+
+    def matched(
+        images: Tensor, lr: Tensor, start: Tensor, target: Tensor, rows: Tensor, view: Draw | None = None
+    ) -> Tensor:
+        state = MTTState(images, lr, torch.optim.SGD([torch.zeros(1)]), None, student, like, labels)
+        return mismatch(state, start, target, rows, view, sizes)
+
+    return matched
+
+
 def exact(form: Form, sizes: tuple[int, ...] = (B,) * N, backbone: str = "convnet-d2-w8") -> Any:
     """A loss in float64 on a small network, and its arguments."""
     net = build(backbone, (3, 8, 8), 3)
@@ -198,7 +210,7 @@ def test_a_student_that_takes_no_step_misses_by_one() -> None:
     net = build("convnet-d2-w8", (3, 8, 8), 3)
     _, (images, lr, start, target, rows) = exact("adjoint")
     like = net.init(Rng(0)).params
-    standing = matching(lambda params, *_: params, torch.arange(6) % 3, (), like)  # type: ignore[arg-type]
+    standing = matching(lambda params, *_: params, torch.arange(6) % 3, (), like)
     assert standing(images, lr, start, target, rows).item() == 1.0
 
 
@@ -265,11 +277,11 @@ def test_the_compiler_takes_an_iteration(form: Form, caplog: pytest.LogCaptureFi
 
     found = []
     with caplog.at_level("INFO", "ddbench.engine.program"):
-        for fuse in (lambda function: function, compiled):
-            descend = Descent(loss, fuse, form=form)
-            mismatch = matching(descend, torch.arange(3).repeat_interleave(2), SIZES, like, fuse)
+        for fuse in (False, True):
+            match = matching(Descent(loss, form=form), torch.arange(3).repeat_interleave(2), SIZES, like)
             u, a = (value.detach().float().requires_grad_() for value in (images, lr))
-            found.append(torch.autograd.grad(mismatch(u, a, start.float(), target.float(), rows, static), (u, a)))
+            with compiling(fuse):
+                found.append(torch.autograd.grad(match(u, a, start.float(), target.float(), rows, static), (u, a)))
     assert not [record for record in caplog.records if record.name.startswith("ddbench")]
     for ours, theirs in zip(*found, strict=True):
         assert (ours - theirs).norm() < 1e-3 * theirs.norm()

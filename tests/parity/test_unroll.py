@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import ddbench.engine.program as program
 from ddbench import Rng, Variables
 from ddbench.backbones import Backbone, build
-from ddbench.engine.program import compiled
+from ddbench.engine.program import compiling
 from ddbench.training.unroll import Descent, written_out
 
 Params = dict[str, Tensor]
@@ -149,7 +150,7 @@ def test_parameters_are_kept_and_graphs_are_not() -> None:
     assert all(tensor.grad_fn is None for tensor in kept)
 
 
-def test_compiled_parts_give_the_same() -> None:
+def test_compiled_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for the compiler: the two parts are functions of tensors, called with nothing else."""
     net = build("mlp", (1, 8, 8), 3)
     calls: list[str] = []
@@ -162,9 +163,14 @@ def test_compiled_parts_give_the_same() -> None:
 
         return call
 
+    monkeypatch.setattr(program, "compiled", fuse)
     params, x, y, lr = drawn(net, steps=3, batch=4)
-    ends = [Descent(loss_of(net), *fuses)(params, x, y, lr) for fuses in ((), (fuse,))]
-    ours, theirs = (torch.autograd.grad(end["logits.weight"].square().sum(), [x, lr]) for end in ends)
+    slopes = []
+    for on in (False, True):
+        with compiling(on):
+            end = Descent(loss_of(net))(params, x, y, lr)
+            slopes.append(torch.autograd.grad(end["logits.weight"].square().sum(), [x, lr]))
+    ours, theirs = slopes
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert calls == ["forth"] * 3 + ["back"] * 3
 
@@ -185,7 +191,11 @@ def test_the_compiler_takes_both_parts(caplog: pytest.LogCaptureFixture) -> None
     net = build("convnet-d2-w8", (1, 8, 8), 3)
     params, x, y, lr = drawn(net, steps=2, batch=3, dtype=torch.float32)
     with caplog.at_level("INFO", "ddbench.engine.program"):
-        ends = [Descent(loss_of(net), *fuses)(params, x, y, lr) for fuses in ((), (compiled,))]
-        ours, theirs = (torch.autograd.grad(end["logits.weight"].square().sum(), [x, lr]) for end in ends)
+        slopes = []
+        for on in (False, True):
+            with compiling(on):
+                end = Descent(loss_of(net))(params, x, y, lr)
+                slopes.append(torch.autograd.grad(end["logits.weight"].square().sum(), [x, lr]))
+        ours, theirs = slopes
     assert not [record for record in caplog.records if record.name == "ddbench.engine.program"]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))

@@ -18,7 +18,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     place = tmp_path_factory.mktemp("made")
     (place / "tiny.toml").write_text(PROTOCOL)
-    asked = Asked("dm", "digits", ipc=1, protocols=[str(place / "tiny.toml")], assignments=["iterations=2"])
+    asked = Asked("dm", "digits", ipc=1, protocols=[str(place / "tiny.toml")], options={"iterations": 2})
     options = RunOptions(root=place / "runs", data_root=place, device=torch.device("cpu"), snapshots=3)
     run(resolve_spec(asked, place), options)
     return place / "runs"

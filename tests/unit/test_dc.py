@@ -1,6 +1,5 @@
 """DC and DSA as their cards describe them, around the steps (which tests/parity compares with the algorithm)."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,21 +119,16 @@ class Watched:
         self.views: list[Any] = []
         self.rows: list[Tensor] = []
         self.heads: list[Tensor] = []
-        steps = drive(method, problem)
-        state, _ = next(steps)
-        self.steps: Iterator[Any] = steps
-        match = state.match
+        update = method.update
 
-        def watch(network: Any, view: Any, rows: Tensor, statistics: Any) -> Any:
+        def watch(problem: Problem, state: Any, network: Any, view: Any, rows: Tensor, statistics: Any) -> Any:
             self.views.append(view)
             self.rows.append(rows)
             self.heads.append(network.params["logits.weight"].clone())
-            return match(network, view, rows, statistics)
+            return update(problem, state, network, view, rows, statistics)
 
-        state.match = watch
-        self.state = state
-        for _ in steps:
-            pass
+        method.update = watch
+        (*_, (self.state, _)) = drive(method, problem)
 
 
 def test_a_network_is_drawn_anew_for_each_iteration_and_trained_between_its_matches(tmp_path: Path) -> None:

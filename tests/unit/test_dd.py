@@ -176,10 +176,14 @@ def test_the_step_size_is_halved_after_so_many_passes(tmp_path: Path) -> None:
 def test_the_last_batch_of_a_pass_has_a_program_of_its_own(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
 
-    def sizes(batch: int) -> set[int]:
-        return set(dd(batch_real=batch).start(problem).programs)
+    def programs(batch: int, sizes: set[int]) -> int:
+        (*_, (state, _)) = drive(dd(batch_real=batch, iterations=4, passes=1), problem)
+        per_pass = math.ceil(len(problem.train) / batch)
+        drawn = [problem.real.epoch_indices(batch, step, problem.rng.fold("real")) for step in range(per_pass)]
+        assert {len(rows) for rows in drawn} == sizes
+        return len(state._programs.programs)
 
-    assert (sizes(50), sizes(40), sizes(500)) == ({50, 20}, {40}, {120})
+    assert [programs(50, {50, 20}), programs(40, {40}), programs(500, {120})] == [2, 1, 1]
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:

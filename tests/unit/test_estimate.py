@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ddbench.config import parse_assignments
 from ddbench.costs.estimate import Estimate, estimate
 from ddbench.evaluation.krr import KRRTrainer
 from ddbench.evaluation.sgd import SGDTrainer
@@ -24,7 +25,9 @@ PLENTY = 1000.0
 def resolution(method: str, folder: Path, *assignments: str) -> Resolution:
     tiny = 'name = "tiny"\nbackbones = ["mlp"]\nstudents = 4\n[options]\nsteps = 400\nbatch = 16\n'
     (folder / "tiny.toml").write_text(tiny)
-    asked = Asked(method, "digits", ipc=2, protocols=(str(folder / "tiny.toml"),), assignments=assignments)
+    asked = Asked(
+        method, "digits", ipc=2, protocols=(str(folder / "tiny.toml"),), options=parse_assignments(assignments)
+    )
     return resolve_spec(asked, folder)
 
 
@@ -87,7 +90,7 @@ def test_a_set_that_a_protocol_cannot_judge_is_foreseen(tmp_path: Path) -> None:
 
 def test_what_only_the_set_tells_is_not_told_before_there_is_one(tmp_path: Path) -> None:
     assignments = ("experts=40", "start_epochs=3", "expert_span=1")
-    options = {"protocols": ("mtt",), "judges": ("mlp",), "assignments": assignments}
+    options = {"protocols": ("mtt",), "judges": ("mlp",), "options": parse_assignments(assignments)}
     asked = resolve_spec(Asked("mtt", "digits", ipc=1, **options), tmp_path)  # type: ignore[arg-type]
     found = estimate(asked, root=tmp_path / "runs", device=CPU, budget=0.5)
     assert not found.complete
@@ -148,7 +151,9 @@ def test_kernel_regression_is_timed_by_its_own_predictions(tmp_path: Path, monke
 
 def test_networks_that_choose_are_counted(tmp_path: Path) -> None:
     assignments = ("select=heldout", "experts=1", "start_epochs=1", "expert_span=1", "iterations=1001", "inner_steps=1")
-    asked = resolve_spec(Asked("mtt", "digits", ipc=1, backbone="mlp", assignments=assignments), tmp_path)
+    asked = resolve_spec(
+        Asked("mtt", "digits", ipc=1, backbone="mlp", options=parse_assignments(assignments)), tmp_path
+    )
     seconds, basis = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY))["choose by mtt@1"]
     assert seconds is not None
     assert basis.startswith("6 students x 1001 steps")
@@ -162,11 +167,15 @@ def test_networks_by_which_a_step_size_is_chosen_are_counted(tmp_path: Path) -> 
     assert basis.startswith("2 students and 3 to choose by x 1000 steps")
 
 
-@pytest.mark.parametrize("assignments", [("iterations=0",), ("iterations=4", "select_every=1")])
-def test_choosing_that_costs_nothing_beside_the_steps_is_no_phase(tmp_path: Path, assignments: tuple[str, ...]) -> None:
-    small = ("select=heldout", "experts=1", "start_epochs=1", "expert_span=1", "inner_steps=1", *assignments)
-    asked = resolve_spec(Asked("mtt", "digits", ipc=1, backbone="mlp", assignments=small), tmp_path)
-    assert not [name for name in phases(estimate(asked, root=tmp_path / "runs", device=CPU)) if "choose" in name]
+@pytest.mark.parametrize(("iterations", "students"), [(0, None), (4, "8 students")])
+def test_choosing_is_a_phase_of_its_own_where_there_are_steps(
+    tmp_path: Path, iterations: int, students: str | None
+) -> None:
+    small = {"experts": 1, "start_epochs": 1, "expert_span": 1, "inner_steps": 1, "iterations": iterations}
+    asked = resolve_spec(Asked("mtt", "digits", ipc=1, backbone="mlp", options=small, select={"every": 1}), tmp_path)
+    told = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY))
+    assert ("choose by mtt@1" in told) == (students is not None)
+    assert students is None or told["choose by mtt@1"][1].startswith(students)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +187,7 @@ def test_choosing_that_costs_nothing_beside_the_steps_is_no_phase(tmp_path: Path
 )
 def test_a_set_is_judged_in_its_own_space(tmp_path: Path, method: str, assignments: tuple[str, ...]) -> None:
     options: dict[str, Any] = {"pixels": "zca", "backbone": "mlp", "protocols": ("quick",), "judges": ("mlp",)}
-    asked = resolve_spec(Asked(method, "digits", ipc=1, assignments=assignments, **options), tmp_path)
+    asked = resolve_spec(Asked(method, "digits", ipc=1, options=parse_assignments(assignments), **options), tmp_path)
     told = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY))
     assert told["evaluate quick@1 mlp"][0] is not None
     assert any(name.startswith("choose by ") for name in told)

@@ -260,7 +260,7 @@ def test_runs_share_a_pool_whatever_their_seed_and_budget(tmp_path: Path) -> Non
     others = [key(lr=0.2), key(seed=1), key(augment="none"), key(problem_for_checks(tmp_path, per_class=39))]
     problem = problem_for_checks(tmp_path)
     others += [key(problem.heldout(0.2)[0]), key(replace(problem, backbone=build("mlp", (3, 8, 8), 3)))]
-    whitened = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info), _splits={})
+    whitened = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info))
     assert len({key(), *others, key(whitened), key(whitened.heldout(0.2)[0])}) == len(others) + 3
 
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from ddbench import Choice, SyntheticSet
 from ddbench import synthetic as sets
 from ddbench.cli import root
+from ddbench.data.pixels import fit_pixels
 from ddbench.data.sources import load
 from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.foreign.diagnosis import Reference, diagnose
@@ -95,9 +96,40 @@ def test_export_as_png_says_what_is_lost(workplace: Path, tmp_path: Path) -> Non
     assert record["synthetic"]["stored"] == "uint8"
     # Real images are bytes already.
     result = ddbench("export", run_of(workplace, "random"), "--format", "png", "--out", tmp_path / "real")
-    assert result.stderr == ""
+    assert "png holds bytes" not in result.stderr
     equal = done("evaluate", tmp_path / "real", "--runs", tmp_path / "runs", *cheap(workplace))
     assert accuracies(equal) == accuracies(read_record(run_of(workplace, "random") / "record.json").to_json())
+
+
+@pytest.mark.parametrize(("kind", "out"), [("pt", "set.pt"), ("safetensors", "set.safetensors"), ("png", "set")])
+def test_the_transform_of_test_images_lies_beside_an_export(
+    workplace: Path, tmp_path: Path, digits: Any, kind: str, out: str
+) -> None:
+    said = done("export", run_of(workplace, "dm"), "--format", kind, "--out", tmp_path / out)
+    assert said["transform"] == str(tmp_path / "set.transform.npz")
+    space = fit_pixels("standard", digits.train, digits.info)
+    with np.load(said["transform"], allow_pickle=False) as stored:
+        assert np.array_equal(stored["mean"], space.mean)  # type: ignore[attr-defined]
+        assert np.array_equal(stored["std"], space.std)  # type: ignore[attr-defined]
+
+
+def test_a_transform_of_a_whitened_set_has_its_matrix(workplace: Path, tmp_path: Path, digits: Any) -> None:
+    space = fit_pixels("zca(eps=0.1)", digits.train, digits.info)
+    whole = SyntheticSet(torch.rand(10, 1, 8, 8), torch.arange(10), pixels=space.name)
+    sets.save(whole, tmp_path / "set.safetensors", {"dataset": "digits", "ipc": 1})
+    said = done("export", tmp_path / "set.safetensors", "--format", "pt", "--out", tmp_path / "out.pt")
+    with np.load(said["transform"], allow_pickle=False) as stored:
+        assert np.array_equal(stored["weight"], space.weight)  # type: ignore[attr-defined]
+
+
+def test_an_export_without_its_dataset_lacks_the_transform_alone(tmp_path: Path) -> None:
+    whole = SyntheticSet(torch.rand(10, 3, 32, 32), torch.arange(10), pixels="zca(eps=0.1)")
+    sets.save(whole, tmp_path / "set.safetensors", {"dataset": "cifar10", "ipc": 1})
+    command = ["export", tmp_path / "set.safetensors", "--format", "pt", "--out", tmp_path / "out.pt"]
+    result = ddbench(*command, "--data", tmp_path / "nothing")
+    assert result.exit_code == 0, result.output
+    assert "Note: there is no transform of test images beside it: cifar10 is not in the data folder" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.pt", "set.safetensors"]
 
 
 def test_what_a_layout_has_no_place_for_comes_back(tmp_path: Path) -> None:
@@ -306,7 +338,6 @@ def standard(digits: Any) -> Found:
 
 
 def settled(found: Found, digits: Any, **said: Any) -> SyntheticSet:
-    from ddbench.data.pixels import fit_pixels
 
     asked = Said(**said)
     diagnosis = diagnose(found, Reference.of(digits.train, digits.info), digits.info, asked.pixels)

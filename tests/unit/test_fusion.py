@@ -78,7 +78,7 @@ def test_gradients_by_class_are_those_of_the_plain_network(name: str, monkeypatc
     net = build(name, (3, 32, 32), 3)
     v = net.init(Rng(0)).to(torch.float64)
     images = torch.randn(3, 2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    gradients, labels = class_gradients(net, everything=False, fuse=lambda function: function), torch.arange(3)
+    gradients, labels = class_gradients(net), torch.arange(3)
     plain = gradients.of(v, images, labels)
     monkeypatch.setattr(Backbone, "first_order", lambda self, device: in_fused_layers(net))
     ours = gradients.of(v, images, labels)

@@ -236,7 +236,7 @@ def test_label_solve_says_how_many_steps_it_takes_and_snapshots_are_solved(tmp_p
     labels = []
     for state, _ in drive(method, problem):
         labels.append(method.export(problem, state).labels)
-    assert method.total_steps == len(labels) - 1 == math.ceil(len(problem.train) / 50) > 1
+    assert method.total_steps(problem) == len(labels) - 1 == math.ceil(len(problem.train) / 50) > 1
     assert torch.equal(labels[0], condense(kip(iterations=0), problem).labels)
     # In between, the best labels for the images so far.
     ridge, first = float(method.config.ridge), torch.arange(50)

@@ -81,7 +81,7 @@ def test_a_method_that_held_images_out_must_name_its_whitening(tmp_path: Path) -
     from ddbench.plugins import GROUPS, load_object
 
     problem = problem_for_checks(tmp_path)
-    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info), _splits={})
+    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info))
     random = load_object(GROUPS["method"], "random")
 
     class HoldingOut(random):  # type: ignore[misc, valid-type]

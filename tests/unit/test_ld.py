@@ -1,7 +1,6 @@
 """LD as its card describes it, around the formulas (which tests/parity/test_ld_parity.py compares with loops)."""
 
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import ddbench.evaluation.validation as validation
-from ddbench import Choice, SyntheticSet, condense, drive
+from ddbench import Selection, condense, drive
 from ddbench.backbones.names import build
 from ddbench.config import preset_layers, resolve
 from ddbench.data.pixels import fit_pixels
 from ddbench.data.tensors import RealImages
 from ddbench.engine.precision import Precision
 from ddbench.errors import ConfigError
-from ddbench.evaluation.sgd import SGDTrainer
-from ddbench.evaluation.trainer import Job
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs.spec import QUICK, Asked, foresee
 from ddbench.testing import contract
@@ -99,7 +95,7 @@ def test_the_quick_preset_fits_any_dataset() -> None:
 
 @pytest.mark.parametrize("check", contract.checks, ids=lambda check: check.__name__)
 def test_the_ridge_variant_keeps_the_contract(check: contract.Check) -> None:
-    check(LD, {"variant": "ridge", "iterations": 5, "window": 1, "validate_every": 1, "batch_real": 50})
+    check(LD, {"variant": "ridge", "iterations": 5, "window": 1, "batch_real": 50})
 
 
 def test_labels_start_uniform_on_real_images_of_each_class(tmp_path: Path) -> None:
@@ -125,7 +121,7 @@ def test_images_stay_and_labels_move_on_the_simplex(tmp_path: Path, variant: str
     problem = problem_for_checks(tmp_path)
     method = ld(variant=variant, iterations=20, lr_labels=0.1)
     for state, _ in drive(method, problem):
-        labels = method.synthetic(problem, state, state.labels, 1).labels
+        labels = method.export(problem, state).labels
         assert torch.allclose(labels.sum(dim=1), torch.ones(6))
         assert float(labels.min()) >= 0
     assert (labels - 1 / 3).abs().max() > 0.1
@@ -156,43 +152,10 @@ def test_the_loss_on_real_images_falls(tmp_path: Path, variant: str) -> None:
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
-def judged_by(errors: Sequence[int], part: RealImages, monkeypatch: pytest.MonkeyPatch) -> list[SyntheticSet]:
-    """Judge by students that make so many mistakes, one number after the other; returns the sets that they judge."""
-    left, judged = list(errors), list[SyntheticSet]()
-
-    class Fake(SGDTrainer):
-        def train(self, job: Job, students: Sequence[int], tick: object) -> Callable[[Tensor], Tensor]:
-            judged.append(job.synthetic)
-            wrong = left.pop(0)
-            answers = part.labels.clone()
-            answers[:wrong] = (answers[:wrong] + 1) % 3
-            return lambda x: torch.nn.functional.one_hot(answers, 3).float()[None]
-
-    monkeypatch.setattr(validation, "trainer_of", lambda protocol: Fake())
-    return judged
-
-
-def test_the_best_labels_on_held_out_images_are_kept_and_the_newer_of_equals(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    problem = problem_for_checks(tmp_path)
-    judged = judged_by([5, 3, 4, 3, 6], problem.heldout(0.1)[1], monkeypatch)
-    method = ld(iterations=10, validate_every=2)  # one batch is a pass here
-    found = []
-    for state, _ in drive(method, problem):
-        found.append(method.export(problem, state))
-    # Before the end it is the iterate: a curve shows what was learned.
-    assert [synthetic.recipe.steps for synthetic in found] == [1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 8]
-    assert [synthetic.recipe.steps for synthetic in judged] == [2, 4, 6, 8, 10]
-    assert torch.equal(found[-1].labels, judged[3].labels)
-    held = len(problem.heldout(0.1)[1])
-    assert [one.choice for one in found] == [None] * 10 + [Choice(8, (held - 3) / held, held, 1, "ld@1")]
-    assert len({tuple(synthetic.labels.flatten().tolist()) for synthetic in judged}) == 5
-
-
 def test_validation_sees_held_out_images_and_training_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_for_checks(tmp_path)
     rest, part = problem.heldout(0.1)
+    assert LD.selection.heldout == 0.1
     everything = torch.cat([rest.train.images, part.raw(torch.arange(len(part)))]).flatten(1)
     assert len(everything) == len(problem.train)
     taken: list[Tensor] = []
@@ -252,7 +215,7 @@ def test_it_runs_in_short_precision(tmp_path: Path, variant: str, backbone: str)
     ends = []
     for name in ("fp32", "bf16"):
         net = build(backbone, problem.shape, 3)
-        same = replace(problem, precision=Precision(name), backbone=net, _splits={})  # type: ignore[arg-type]
+        same = replace(problem, precision=Precision(name), backbone=net)  # type: ignore[arg-type]
         ends.append(condense(ld(variant=variant), same).labels)
     assert torch.allclose(*ends, atol=1e-3)
 
@@ -266,23 +229,29 @@ def test_batch_norm_works_with_second_order_and_is_refused_with_ridge(tmp_path: 
 
 def test_a_whitening_without_the_held_out_images_is_named(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
-    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info), _splits={})
+    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info))
     assert condense(ld(), problem).pixels == "zca(eps=0.1, heldout=0.1)"
 
 
-def test_labels_are_chosen_by_networks_that_judge_no_final_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    students: list[int] = []
-    trainer = validation.trainer_of
+def test_base_images_come_from_all_images_and_real_batches_do_not(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path, ipc=30)
+    rest, part = problem.heldout(0.1)
+    state = ld().start(rest)
+    assert torch.equal(state.rows, ld().start(problem).rows)
+    held = {image.numpy().tobytes() for image in part.data.images}
+    exported = ld().export(rest, state)
+    assert any(image.numpy().tobytes() in held for image in exported.images)
+    assert torch.equal(exported.images, problem.train.images[state.rows])
 
-    class Spy:
-        def __init__(self, protocol: Any) -> None:
-            self._real = trainer(protocol)
-            self.decided = self._real.decided
 
-        def train(self, job: Any, numbers: Sequence[int], tick: Any) -> Any:
-            students.extend(numbers)
-            return self._real.train(job, numbers, tick)
-
-    monkeypatch.setattr(validation, "trainer_of", Spy)
-    condense(ld(iterations=6, validate_every=2), problem_for_checks(tmp_path))
-    assert students == [1_000_002, 1_000_004, 1_000_006]
+def test_it_selects_as_its_paper_does_unless_it_is_asked_otherwise(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    choice = condense(ld(iterations=6), problem).choice
+    # A pass is one step here: after the fifth and the last one a new network each.
+    assert choice is not None
+    assert choice.step in (5, 6)
+    assert (choice.students, choice.protocol) == (1, "ld@1")
+    choice = condense(ld(iterations=1, variant="ridge"), problem).choice
+    assert choice is not None
+    assert choice.protocol == "ld-ridge@2"
+    assert condense(ld(iterations=6), problem, Selection()).choice is None

@@ -49,7 +49,7 @@ def test_records_are_kept_by_dataset_and_budget(leaderboard: Path) -> None:
 def test_a_factory_of_a_file_names_a_file(write: Write, leaderboard: Path) -> None:
     placed = add([write("odd.json", run=lambda run: run | {"backbone": "nets.py:tiny@1a2b3c4d"})], leaderboard)[0]
     assert placed.relative_to(leaderboard / "records" / "cifar10").as_posix() == (
-        "ipc10/dm-nets.py-tiny-1a2b3c4d-s0-00000d00.json"
+        "ipc10/dm-nets.py-tiny@1a2b3c4d-s0-00000d00.json"
     )
 
 

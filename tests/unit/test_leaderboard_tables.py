@@ -9,7 +9,8 @@ import pytest
 from ddbench.leaderboard.observations import collect
 from ddbench.leaderboard.published import COLUMNS
 from ddbench.leaderboard.statistics import summarise
-from ddbench.leaderboard.tables import Board, Table, board, duration, size
+from ddbench.leaderboard.tables import Board, Table, board
+from ddbench.text import size
 
 RECORDS = Path(__file__).resolve().parents[1] / "golden" / "records"
 NUMBERS = pd.DataFrame(
@@ -175,11 +176,6 @@ def test_latex_spells_signs_that_fonts_lack() -> None:
     text = boards("dm-s0", "random-s0").to_latex()
     assert "$\\pm$" in text
     assert not set("±×†−") & set(text)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (61.0, "1.0 min"), (20963.7, "5.8 h")])
-def test_durations_read_well(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(("count", "text"), [(12, "12 B"), (1_228_880, "1.2 MB"), (614_800_000, "614.8 MB")])

@@ -190,7 +190,7 @@ def test_sizes_do_not_follow_links(tmp_path: Path) -> None:
 def test_details_tell_attempts_costs_and_files_also_without_a_record(root: Path) -> None:
     found = details(only(root))
     assert found["spec"]["config"]["iterations"] == 2
-    assert found["spec"]["sources"]["config.iterations"] == "--set"
+    assert found["spec"]["sources"]["config.iterations"] == "options"
     assert [a["steps"] for a in found["attempts"]] == [[0, 2]]
     assert {"prepare", "condense", "evaluate"} <= found["cost"].keys()
     assert found["files"]["checkpoints/"] > 0

@@ -202,6 +202,27 @@ def test_no_iterations_are_no_steps(tmp_path: Path) -> None:
     assert len(steps) == 1
 
 
+def test_a_number_of_steps_that_is_a_property_still_counts(tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match=r"Old.total_steps is a property; it is a method now"):
+
+        class Old(Counting):
+            @property
+            def total_steps(self) -> int:  # type: ignore[override]
+                return 2
+
+    method, problem = Old(CountingConfig(iterations=5)), problem_for_checks(tmp_path)
+    assert method.total_steps(problem) == method.total_steps == 2  # type: ignore[comparison-overlap, operator]
+    assert len(list(drive(method, problem))) == 3
+
+
+def test_a_method_may_find_out_by_itself_that_it_is_over(tmp_path: Path) -> None:
+    class Brief(Counting):
+        def finished(self, state: Total) -> bool:
+            return state.step >= 1
+
+    assert len(list(drive(Brief(CountingConfig(iterations=5)), problem_for_checks(tmp_path)))) == 2
+
+
 def test_an_export_is_told_its_pixel_space_unless_it_has_one(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
 

@@ -8,20 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-import ddbench.evaluation.validation as validation
-from ddbench import Choice, Variables, condense, drive
-from ddbench.backbones import build
+import ddbench.training.unroll as unroll
+from ddbench import Selection, Variables, condense, drive
+from ddbench.backbones import Backbone, build
 from ddbench.config import preset_layers, resolve
 from ddbench.data.pixels import fit_pixels
 from ddbench.errors import ConfigError, DataError, DivergedError
-from ddbench.evaluation.protocol import PROTOCOLS, Protocol
-from ddbench.evaluation.sgd import SGDTrainer
+from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.plugins import GROUPS, load_object
 from ddbench.rng import Rng
 from ddbench.runs.spec import QUICK, Asked, foresee
-from ddbench.testing import contract
 from ddbench.testing.contract import problem_for_checks
-from ddbench.training.unroll import graph_bytes
 
 MTT = load_object(GROUPS["method"], "mtt")
 MODULE = sys.modules[MTT.__module__]
@@ -89,6 +86,13 @@ def test_the_quick_preset_needs_few_expert_epochs(dataset: str) -> None:
     assert (values["pixels"], values["backbone"]) == ("standard", "convnet-w32")
 
 
+def test_a_step_is_timed_after_one_expert_epoch_and_otherwise_as_published() -> None:
+    layers, _ = preset_layers(MTT.settings(), "timing", "cifar10", 10)
+    config = resolve("mtt", MTT.Config, layers).config
+    published = resolve("mtt", MTT.Config, preset_layers(MTT.settings(), "paper", "cifar10", 10)[0]).config
+    assert config == published.model_copy(update={"experts": 1, "start_epochs": 1, "expert_span": 1})
+
+
 @pytest.mark.parametrize(
     ("batch", "steps", "sizes"),
     [
@@ -133,7 +137,7 @@ def test_every_start_below_the_latest_is_used(tmp_path: Path, monkeypatch: pytes
     problem = problem_for_checks(tmp_path)
     method = mtt(start_epochs=3, expert_span=2, experts=2, iterations=40)
     state = method.start(problem)
-    state.match = lambda *_: (torch.zeros(()), torch.ones(()))
+    method.update = lambda *_: {}
     for step in range(40):
         method.step(problem, state, Rng(step))
     assert set(asked[::2]) == {(k, t) for k in range(2) for t in range(3)}
@@ -167,10 +171,10 @@ def test_the_step_size_can_fall_below_zero_and_then_the_run_stops(tmp_path: Path
 
 def test_auto_takes_the_full_graph_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, forms = problem_for_checks(tmp_path), []
-    descent = MODULE.Descent
-    monkeypatch.setattr(MODULE, "Descent", lambda *a, form, written: forms.append(form) or descent(*a, form=form))
+    descent = MODULE.descent
+    monkeypatch.setattr(MODULE, "descent", lambda net, like, form: forms.append(form) or descent(net, like, form))
     for size in (1 << 40, 1 << 10):
-        monkeypatch.setattr(MODULE, "memory", lambda device, size=size: size)
+        monkeypatch.setattr(unroll, "memory", lambda device, size=size: size)
         mtt().start(problem)
     mtt(grad="tesla").start(problem)
     assert forms == ["full", "adjoint", "tesla"]
@@ -178,24 +182,30 @@ def test_auto_takes_the_full_graph_where_it_fits(tmp_path: Path, monkeypatch: py
 
 def test_auto_counts_the_graphs_of_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, method = problem_for_checks(tmp_path), mtt(inner_steps=7, batch_syn=4)
-    like, images, y = problem.backbone.init(Rng(0)).params, torch.zeros(6, 3, 8, 8), torch.zeros(6, dtype=torch.int64)
+    like, images, y = problem.backbone.init(Rng(0)), torch.zeros(6, 3, 8, 8), torch.zeros(6, dtype=torch.int64)
 
     def loss(params: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(problem.backbone(Variables(params), x)[0], y)
 
     sizes = method.sizes(6)
     assert sizes == [2, 4, 2, 4, 2, 4, 2]
-    needed = sum(graph_bytes(loss, like, images[:size], y[:size]) for size in sizes)
+    needed = sum(unroll.graph_bytes(loss, like.params, images[:size], y[:size]) for size in sizes)
     forms = []
     for share in (1.1, 0.9):
-        monkeypatch.setattr(MODULE, "memory", lambda device, share=share: share * needed / MODULE.SHARE)
-        forms.append(method.form(problem, loss, like, images, sizes))
+        monkeypatch.setattr(unroll, "memory", lambda device, share=share: share * needed / unroll.SHARE)
+        forms.append(unroll.exact_form(problem.backbone, like, sum(sizes)))
     assert forms == ["full", "adjoint"]
 
 
-def test_auto_takes_what_is_written_out() -> None:
-    assert mtt().form(*[None] * 5, in_kernels=True) == "adjoint"  # type: ignore[arg-type]
-    assert mtt(grad="full").form(*[None] * 5, in_kernels=True) == "full"  # type: ignore[arg-type]
+def test_auto_takes_what_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, forms = problem_for_checks(tmp_path), []
+    # As on a GPU; the layers themselves fall back to torch's on a CPU.
+    monkeypatch.setattr(Backbone, "second_order", lambda self, device: self.change)
+    descent = MODULE.descent
+    monkeypatch.setattr(MODULE, "descent", lambda net, like, form: forms.append(form) or descent(net, like, form))
+    mtt().start(problem)
+    mtt(grad="full").start(problem)
+    assert forms == ["adjoint", "full"]
 
 
 def test_both_exact_forms_learn_the_same_and_tesla_something_else(tmp_path: Path) -> None:
@@ -220,65 +230,20 @@ def test_batch_norm_is_refused(tmp_path: Path) -> None:
         condense(mtt(), problem)
 
 
-class Choosing(MTT):  # type: ignore[misc, valid-type]
-    """Chooses by a short look, so that a test does not take minutes."""
-
-    @property
-    def judge(self) -> Protocol:
-        native = PROTOCOLS["mtt@1"]
-        return native.model_copy(update={"options": native.options.model_copy(update={"epochs": 5})})
-
-
-HELDOUT = {"select": "heldout", "heldout": 0.25, "select_every": 2}
-
-
-def test_the_choice_is_made_on_images_that_nothing_else_has_seen(tmp_path: Path) -> None:
+def test_experts_whitening_and_first_images_are_without_what_is_held_out(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
-    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info), _splits={})
-    method = Choosing(MTT.Config(**SMALL | HELDOUT))
-    assert condense(method, problem).pixels == "zca(eps=0.1, heldout=0.25)"
+    problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info))
+    rule = Selection(on=True, heldout=0.25, every=2)
+    assert condense(mtt(), problem, rule).pixels == "zca(eps=0.1, heldout=0.25)"
     rest, _ = problem.heldout(0.25)
     used, space = sorted(problem.artifacts.used.values(), key=lambda entry: str(entry["kind"]))
     # The whitening without the held-out part is charged as well.
     assert space["identity"] == {"dataset": rest.train.fingerprint, "pixels": "zca(eps=0.1, heldout=0.25)"}
     assert used["identity"]["dataset"] == rest.train.fingerprint != problem.train.fingerprint
     assert used["identity"]["pixels"] == f"{rest.pixels.name} {rest.pixels.fingerprint}"
-    first = condense(Choosing(MTT.Config(**SMALL | HELDOUT | {"iterations": 0})), problem).images
+    first = condense(mtt(iterations=0), problem, rule).images
     seen = rest.real.take(torch.arange(len(rest.train)))
     assert all(any(torch.equal(image, other) for other in seen) for image in first)
-
-
-def test_the_best_set_is_kept_and_the_earlier_one_of_two_equal_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    problem = problem_for_checks(tmp_path)
-    part = problem.heldout(0.25)[1]
-    shares = iter([0.5, 0.9, 0.9, 0.2])
-
-    class Scripted(SGDTrainer):
-        def train(self, job: Any, students: Any, tick: Any) -> Any:
-            assert list(students) == [validation.VALIDATION, validation.VALIDATION + 1]
-            right = int(next(shares) * len(part))
-
-            def predict(x: torch.Tensor) -> torch.Tensor:
-                wrong = torch.arange(len(part)) >= right
-                scores = torch.nn.functional.one_hot((part.labels + wrong) % 3, 3)
-                return scores.expand(2, -1, -1)
-
-            return predict
-
-    monkeypatch.setattr(validation, "trainer_of", lambda protocol: Scripted())
-    method = mtt(**HELDOUT | {"select_every": 1, "iterations": 4})
-    exported, now, logged = [], [], []
-    for state, metrics in drive(method, problem):
-        now.append(state.images.detach().clone())
-        exported.append(method.export(problem, state))
-        logged.append(float(metrics["heldout"]) if metrics else None)
-    # Before the end it is the iterate: a curve shows what was learned.
-    assert [next(k for k, image in enumerate(now) if torch.equal(image, e.images)) for e in exported] == [0, 1, 2, 3, 2]
-    half, most, least = (int(share * len(part)) / len(part) for share in (0.5, 0.9, 0.2))
-    assert [e.choice for e in exported] == [None] * 4 + [Choice(2, most, len(part), 2, "mtt@1")]
-    assert logged == [None, *map(pytest.approx, (half, most, most, least))]
 
 
 def test_an_impossible_budget_is_refused_before_experts_are_trained(tmp_path: Path) -> None:
@@ -292,35 +257,5 @@ def test_memory_is_what_the_job_may_take(tmp_path: Path, monkeypatch: pytest.Mon
     limit, unlimited = tmp_path / "memory.max", tmp_path / "other"
     limit.write_text("12345678\n")
     unlimited.write_text("max\n")
-    monkeypatch.setattr(MODULE, "CGROUPS", (unlimited, tmp_path / "missing", limit))
-    assert MODULE.memory(torch.device("cpu")) == 12345678
-
-
-@pytest.mark.parametrize(("iterations", "choices"), [(4, [2, 4]), (5, [2, 4, 5]), (1, [1])])
-def test_the_last_iteration_is_a_choice_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iterations: int, choices: list[int]
-) -> None:
-    asked: list[int] = []
-
-    def choose(self: Any, problem: Any, state: Any, done: int) -> torch.Tensor:
-        asked.append(done)
-        return torch.tensor(0.5)
-
-    monkeypatch.setattr(MTT, "choose", choose)
-    problem, method = problem_for_checks(tmp_path), mtt(**HELDOUT | {"iterations": iterations})
-    told = [step for step, (_, metrics) in enumerate(drive(method, problem)) if "heldout" in metrics]
-    assert told == asked == choices
-    assert method.validation(problem).times == len(choices)
-
-
-@pytest.mark.parametrize(
-    "check",
-    [
-        contract.a_resumed_run_equals_an_uninterrupted_one,
-        contract.an_export_shares_no_memory_with_the_state,
-        contract.exporting_changes_nothing,
-    ],
-    ids=lambda check: check.__name__,
-)
-def test_choosing_keeps_the_contract_too(check: contract.Check) -> None:
-    check(Choosing, SMALL | HELDOUT | {"select_every": 1, "select_students": 1})
+    monkeypatch.setattr(unroll, "CGROUPS", (unlimited, tmp_path / "missing", limit))
+    assert unroll.memory(torch.device("cpu")) == 12345678

@@ -46,14 +46,15 @@ def job_for(dataset: str, judge: str, protocol: str) -> Job:
     info = CATALOGUE[dataset]
     names = tuple(f"class {number}" for number in range(info.classes))
     train = DatasetTensors(photographs(info, Rng(0)), torch.arange(info.classes), names)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     problem = Problem(
         info=info,
         train=train,
-        pixels=fit_pixels("standard", train, info),
+        pixels=fit_pixels("standard", train, info).to(device),
         backbone=build(judge, info.shape, info.classes),
         ipc=1,
         rng=Rng(0),
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device,
         artifacts=ArtifactCache(Path("none")),
     )
     return Job(SyntheticSet(train.images, train.labels), PROTOCOLS[protocol], problem)

@@ -23,7 +23,7 @@ PROTOCOL = 'name = "tiny"\nbackbones = ["mlp"]\nstudents = 1\n[options]\nsteps =
 @pytest.fixture
 def resolution(tmp_path: Path) -> Resolution:
     (tmp_path / "tiny.toml").write_text(PROTOCOL)
-    asked = Asked("dm", "digits", ipc=1, protocols=[str(tmp_path / "tiny.toml")], assignments=["iterations=1"])
+    asked = Asked("dm", "digits", ipc=1, protocols=[str(tmp_path / "tiny.toml")], options={"iterations": 1})
     return resolve_spec(asked, tmp_path)
 
 
@@ -154,9 +154,7 @@ def test_a_finished_run_whose_set_was_damaged_is_not_done(resolution: Resolution
 def test_a_run_that_lacks_a_judge_that_is_asked_for_is_not_done(resolution: Resolution, tmp_path: Path) -> None:
     assert run_one(resolution, options(tmp_path)).state == "done"
     more = resolve_spec(
-        Asked(
-            "dm", "digits", ipc=1, protocols=resolution.spec.protocols, assignments=["iterations=1"], judges=["lenet"]
-        ),
+        Asked("dm", "digits", ipc=1, protocols=resolution.spec.protocols, options={"iterations": 1}, judges=["lenet"]),
         tmp_path,
     )
     assert more.spec.id == resolution.spec.id

@@ -26,12 +26,13 @@ from ddbench.files import read_json, write_json
 from ddbench.runs import checkpoint, provenance
 from ddbench.runs.checkpoint import Checkpoint
 from ddbench.runs.ledger import Clock
-from ddbench.runs.observers import Console, MetricLog, Started, duration, read_log
+from ddbench.runs.observers import Console, MetricLog, Started, read_log
 from ddbench.runs.preview import preview
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import SAME_REQUEST, Interrupted, Stop
 from ddbench.runs.spec import RunSpec
 from ddbench.synthetic import SyntheticSet
+from ddbench.text import duration
 
 CPU = torch.device("cpu")
 SPEC = RunSpec(
@@ -339,7 +340,8 @@ def test_the_console_moves_one_line_on_a_terminal(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+    ("seconds", "text"),
+    [(0.4, "0.4 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
 )
 def test_durations_are_read_easily(seconds: float, text: str) -> None:
     assert duration(seconds) == text

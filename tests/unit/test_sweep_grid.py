@@ -1,5 +1,6 @@
 """Sweep files and --set for several methods."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from ddbench.config import parse_assignments
 from ddbench.errors import ConfigError, PluginError
 from ddbench.runs.spec import Asked
-from ddbench.sweep.grid import distribute, expand, read_sweep, shard
+from ddbench.sweep.grid import asked_from_json, asked_to_json, distribute, expand, read_sweep, shard
 
 
 def sweep(folder: Path, text: str) -> list[Asked]:
@@ -39,29 +40,55 @@ def test_values_that_are_no_axes_are_shared(tmp_path: Path) -> None:
         'preset = "paper"\nset = { iterations = 7, lr_images = 1e-3, augment = "none" }\n',
     )
     assert (asked.protocols, asked.judges, asked.students, asked.preset) == (("dsa", "dc"), ("mlp",), 3, "paper")
-    assert parse_assignments(asked.assignments) == {"iterations": 7, "lr_images": 1e-3, "augment": "none"}
+    assert asked.options == {"iterations": 7, "lr_images": 1e-3, "augment": "none"}
+
+
+def test_values_of_a_file_stay_what_they_are(tmp_path: Path) -> None:
+    text = (
+        '[grid]\nmethod = "kip"\ndataset = "digits"\nset = { "kip.kernel" = "3", augment = true, sizes = [1, 2.5] }\n'
+    )
+    with pytest.raises(ConfigError, match="none"):
+        distribute({"sizes": 1}, ["dm", "kip"])
+    (asked,) = sweep(tmp_path, text)
+    assert asked.options == {"kernel": "3", "augment": True, "sizes": [1, 2.5]}
+    assert hash(asked) == hash(replace(asked))
+    assert {asked: "known"}[replace(asked, options=dict(asked.options))] == "known"
+    assert replace(asked, options={}) not in {asked}
+
+
+def test_a_request_of_a_job_that_was_queued_with_texts_is_read() -> None:
+    old = asked_to_json(Asked("dm", "digits")) | {"assignments": ["iterations=5", "augment=none"]}
+    del old["options"], old["by"]
+    assert asked_from_json(old) == Asked("dm", "digits", options={"iterations": 5, "augment": "none"}, by="command")
 
 
 def test_options_go_to_the_methods_that_have_them(tmp_path: Path) -> None:
     options = "set = { iterations = 5, herding.epochs = 0 }"
     text = f'[grid]\nmethod = ["random", "dm", "herding"]\ndataset = "digits"\n{options}\n'
-    given = {a.method: parse_assignments(a.assignments) for a in sweep(tmp_path, text)}
+    given = {a.method: a.options for a in sweep(tmp_path, text)}
     assert given == {"random": {}, "dm": {"iterations": 5}, "herding": {"epochs": 0}}
 
 
 def test_set_for_one_method_and_for_all() -> None:
-    given = distribute(["epochs=3", "k-means.epochs=0", "iterations=1"], ["herding", "k-means", "dm"])
-    assert given == {"herding": ("epochs=3",), "k-means": ("epochs=3", "epochs=0"), "dm": ("iterations=1",)}
+    given = distribute({"epochs": 3, "k-means.epochs": 0, "iterations": 1}, ["herding", "k-means", "dm"])
+    assert given == {"herding": {"epochs": 3}, "k-means": {"epochs": 0}, "dm": {"iterations": 1}}
+
+
+@pytest.mark.parametrize(("last", "epochs"), [("epochs=5", 5), ("k-means.epochs=5", 5), ("iterations=1", 0)])
+def test_what_was_said_last_counts(last: str, epochs: int) -> None:
+    said = parse_assignments(["epochs=3", "k-means.epochs=0", last])
+    assert distribute(said, ["k-means", "dm"])["k-means"] == {"epochs": epochs}
 
 
 def test_a_value_with_dots_and_signs_stays_whole() -> None:
-    assert distribute(["dm.augment=color=1.5"], ["dm", "random"]) == {"dm": ("augment=color=1.5",), "random": ()}
+    said = parse_assignments(["dm.augment=color=1.5"])
+    assert distribute(said, ["dm", "random"]) == {"dm": {"augment": "color=1.5"}, "random": {}}
 
 
 def test_a_method_of_a_file_is_named_by_its_name(tmp_path: Path) -> None:
     file = tmp_path / "idea.py"
     file.write_text("from ddbench_methods.dm import DM\nclass Own(DM):\n    name = 'own'\n")
-    assert distribute(["own.iterations=2"], [str(file), "dm"]) == {str(file): ("iterations=2",), "dm": ()}
+    assert distribute({"own.iterations": 2}, [str(file), "dm"]) == {str(file): {"iterations": 2}, "dm": {}}
 
 
 @pytest.mark.parametrize(
@@ -118,5 +145,5 @@ def test_a_shard_that_is_none_is_refused(text: str) -> None:
 
 
 def test_expand_shares_what_is_common() -> None:
-    asked = expand({"dataset": ["digits"], "method": ["dm"], "ipc": [1], "seed": [0, 1]}, ["iterations=2"], students=4)
-    assert [(a.seed, a.students, a.assignments) for a in asked] == [(s, 4, ("iterations=2",)) for s in (0, 1)]
+    asked = expand({"dataset": ["digits"], "method": ["dm"], "ipc": [1], "seed": [0, 1]}, {"iterations": 2}, students=4)
+    assert [(a.seed, a.students, a.options) for a in asked] == [(s, 4, {"iterations": 2}) for s in (0, 1)]

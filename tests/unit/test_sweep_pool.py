@@ -112,7 +112,7 @@ def test_workers_on_unlike_devices_make_the_same_runs(tmp_path: Path, monkeypatc
 def test_a_request_crosses_to_another_process_unchanged() -> None:
     asked = Asked(
         "dm", "digits", ipc=3, seed=2, protocols=("dsa@1",), judges=("mlp",), students=4, precision="fp32",
-        config_file=Path("a.toml"), assignments=("a=1",),
+        config_file=Path("a.toml"), options={"a": 1, "b": [2, "x"]}, by="command",
     )  # fmt: skip
     assert asked_from_json(json.loads(json.dumps(asked_to_json(asked)))) == asked
 

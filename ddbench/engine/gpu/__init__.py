@@ -1,0 +1,1 @@
+"""Kernels in Triton. Import these modules only where CUDA and Triton are."""

@@ -1,0 +1,245 @@
+"""What the command line does, as functions of Python: run, evaluate, load, look at the results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from ddbench.data import sources
+from ddbench.data.dataset import Dataset
+from ddbench.errors import DataError
+from ddbench.evaluation.protocol import judged_by
+from ddbench.evaluation.protocol import protocol as judging_by
+from ddbench.foreign.importing import Import, bring_in, dataset_of, found_in, load_set
+from ddbench.foreign.terms import Said
+from ddbench.leaderboard.boards import local_summary
+from ddbench.leaderboard.observations import collect
+from ddbench.leaderboard.statistics import percent, summarise
+from ddbench.method import Method
+from ddbench.runs import runner
+from ddbench.runs.devices import choose_device
+from ddbench.runs.loaded import LoadedSet
+from ddbench.runs.observers import Console
+from ddbench.runs.record import RunRecord
+from ddbench.runs.rundir import SPEC, RunDir
+from ddbench.runs.runner import RunOptions
+from ddbench.runs.spec import Asked, asked_ref, judged_with, resolve_spec
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    Several = str | Sequence[str]
+
+DATA, RUNS = "DDBENCH_DATA", "DDBENCH_RUNS"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run:
+    """A finished run: its folder, its record, and the set in it."""
+
+    folder: Path
+    record: RunRecord
+    data_root: Path = Path("data")
+
+    @cached_property
+    def set(self) -> LoadedSet:
+        """The synthetic set, as a torch Dataset. Raises: RunError if it was damaged or replaced since."""
+        return load_set(self.folder, Said(), None, None, self.data_root)
+
+    @property
+    def accuracies(self) -> dict[tuple[str, str], tuple[float, ...]]:
+        """Accuracy of each student on the test set, as a fraction, by protocol and judge: ("dsa@1", "convnet-d3").
+
+        Empty for a judge that came to no result; `record.evaluations` says why.
+        """
+        return {(part.protocol, part.backbone): part.accuracy for part in self.record.evaluations}
+
+    def __repr__(self) -> str:
+        run = self.record.run
+        lines = [f"{run.method} on {run.dataset}, ipc {run.ipc or 'whole'}, seed {run.seed}: {self.folder}"]
+        for part in self.record.evaluations:
+            result = f"failed: {part.failed}"
+            if part.accuracy:
+                result = f"{percent(fmean(part.accuracy))} % of {len(part.accuracy)} students"
+            lines.append(f"{part.protocol}, {judged_by(part.protocol, part.backbone)}: {result}")
+        return "\n".join(lines)
+
+
+def run(
+    method: str | type[Method[Any]],
+    dataset: str,
+    *,
+    ipc: int = 10,
+    seed: int = 0,
+    backbone: str | None = None,
+    pixels: str | None = None,
+    preset: str | None = None,
+    protocol: Several = (),
+    judge: Several = (),
+    students: int | None = None,
+    precision: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    select: Mapping[str, Any] | bool | None = None,
+    device: str = "auto",
+    data: str | Path | None = None,
+    runs: str | Path | None = None,
+    fresh: bool = False,
+    curve: bool = False,
+    progress: bool = False,
+) -> Run:
+    """Condense a dataset, judge the set, write a record: `ddbench run`. A finished run is read, not repeated.
+
+    `method` is a name, "package/name", "./file.py:Class", or a subclass of `Method` itself; `options` are values of its
+    options by name. `select` keeps the best set on held-out training images, as in {"heldout": 0.1, "every": 500,
+    "students": 2}; True does so as the method proposes, False not at all. What is left open is decided by the preset,
+    then by the default. `protocol` and `judge` are one name or several. `data` and `runs` are the folders of datasets
+    and runs: by default those of the environment variables DDBENCH_DATA and DDBENCH_RUNS, else "data" and "runs".
+    `fresh` starts over, `curve` judges the snapshots too, `progress` prints on stderr. In its record an option given
+    here has the source "options".
+    Raises: DdbenchError, with a sentence that says what to do, for whatever cannot be used as asked.
+    """
+    asked = Asked(
+        method=method,
+        dataset=dataset,
+        ipc=ipc,
+        seed=seed,
+        preset=preset,
+        backbone=backbone,
+        pixels=pixels,
+        protocols=_several(protocol),
+        judges=_several(judge),
+        students=students,
+        precision=precision,
+        options=dict(options or {}),
+        select=select,
+    )
+    where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve)
+    resolution = resolve_spec(asked, where.data_root, where.device)
+    record = runner.run(resolution, where)
+    return Run(where.root / resolution.spec.folder, record, where.data_root)
+
+
+def evaluate(
+    path: str | Path | Run,
+    *,
+    protocol: Several = (),
+    judge: Several = (),
+    students: int | None = None,
+    device: str = "auto",
+    dataset: str | None = None,
+    pixels: str | None = None,
+    labels: str | None = None,
+    lr: float | None = None,
+    augment: str | None = None,
+    entry: str | None = None,
+    name: str | None = None,
+    ipc: int | None = None,
+    made_with: str | None = None,
+    claims: Mapping[str, Any] | None = None,
+    data: str | Path | None = None,
+    runs: str | Path | None = None,
+    curve: bool = False,
+    progress: bool = False,
+) -> Run:
+    """Judge a finished run by more protocols, judges or students, or a set that somebody else made: `ddbench evaluate`.
+
+    `path` is the folder of a run, or a file or folder that was downloaded, which becomes a run without a condensation.
+    `protocol` and `judge` are one name or several; left out, those of the run, or of the protocol. What a downloaded
+    file does not say is said here: `dataset`, `pixels`, `labels`, `lr` and `augment` as in `load`; `entry` which set of
+    several; `name` what boards call it, `ipc` its budget, `made_with` its backbone, `claims` what its maker says of it.
+    Raises: DdbenchError, with a sentence that says what to do; it calls the arguments by the command line's options.
+    """
+    place = path.folder if isinstance(path, Run) else Path(path)
+    refs = _several(protocol)
+    imported = not (place / SPEC).is_file()
+    where = _options(device, data, runs if imported else RunDir.at(place).root, progress=progress, curve=curve)
+    said = Said(pixels, labels, lr, augment)
+    if imported:
+        found = found_in(place, entry, dataset)
+        if len(found) > 1:
+            raise DataError(f"{place} holds {len(found)} sets: {', '.join(o.entry for o in found)}. Say entry=….")
+        real = dataset_of(found[0], place, dataset, where.data_root)
+        refs_of_set = tuple(asked_ref(judging_by(ref), ref) for ref in refs if ref != "native")
+        asked = Import(said, name or "", ipc, made_with or "", dict(claims or {}), refs_of_set)
+        place, _ = bring_in(found[0], asked, real, where)
+    elif said != Said() or any(value for value in (entry, name, ipc, made_with, claims)):
+        raise DataError(f"{place} is a run, whose set says itself what it is; leave out what is said of a file.")
+    protocols = judged_with(RunDir.at(place).spec, refs)
+    own_data = None if imported else dataset
+    record = runner.evaluate_run(place, protocols, _several(judge), students, where, curve, own_data)
+    return Run(place, record, where.data_root)
+
+
+def load(
+    path: str | Path | Run,
+    *,
+    dataset: str | None = None,
+    pixels: str | None = None,
+    labels: str | None = None,
+    lr: float | None = None,
+    augment: str | None = None,
+    entry: str | None = None,
+    data: str | Path | None = None,
+) -> LoadedSet:
+    """The synthetic set of a run, of a file of ddbench, or of one that others published, as a torch Dataset.
+
+    What a file of others does not say is said here, as for `evaluate`: `dataset`, the one that it was condensed from;
+    `pixels`, such as "zca", or "unit" or "raw" for images that are still to be normalised; `labels`, such as
+    "probability"; `lr`, the step size that was learned with it; `entry`, which set of several.
+    Raises: DdbenchError where there is no such set, it is damaged, or something has to be said.
+    """
+    place = path.folder if isinstance(path, Run) else Path(path)
+    return load_set(place, Said(pixels, labels, lr, augment), dataset, entry, _folder(data, DATA))
+
+
+def load_dataset(name: str, *, data: str | Path | None = None) -> Dataset:
+    """A dataset as ddbench uses it: `train` and `test.load()` have uint8 images [N, C, H, W] and int64 labels [N].
+
+    Raises: DataError where it is not in the data folder; the digits always are.
+    """
+    return sources.load(name, _folder(data, DATA))
+
+
+def leaderboard(runs: str | Path | Iterable[str | Path | Run] | None = None) -> DataFrame:
+    """The rows of the board of some runs: one for each method, settings, protocol and judge.
+
+    `runs` is a runs folder, by default that of DDBENCH_RUNS, else "runs"; or run folders, records and results of `run`.
+    `mean`, `ci95` (half the width of the 95 % interval) and `sd` are fractions; see `leaderboard.statistics.summarise`.
+    Raises: RunError for a path without a record, where paths are named.
+    """
+    if runs is None or isinstance(runs, str | Path):
+        return local_summary(_folder(runs, RUNS))
+    return summarise(collect([one.folder if isinstance(one, Run) else Path(one) for one in runs]))
+
+
+def _options(
+    device: str,
+    data: str | Path | None,
+    runs: str | Path | None,
+    *,
+    progress: bool,
+    curve: bool,
+    fresh: bool = False,
+) -> RunOptions:
+    return RunOptions(
+        root=_folder(runs, RUNS),
+        data_root=_folder(data, DATA),
+        device=choose_device(device),
+        fresh=fresh,
+        curve=curve,
+        observers=[Console()] if progress else [],
+    )
+
+
+def _folder(given: str | Path | None, variable: str) -> Path:
+    usual = {DATA: "data", RUNS: "runs"}[variable]
+    return Path(given) if given is not None else Path(os.environ.get(variable) or usual)
+
+
+def _several(names: Several) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)

@@ -1,0 +1,89 @@
+"""The best of a run's sets: by networks that train on each and are tested on images held out of the training set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ddbench.config import Selection
+from ddbench.data.tensors import RealImages
+from ddbench.errors import ConfigError
+from ddbench.evaluation.evaluate import tested_together, trainer_of
+from ddbench.evaluation.protocol import Protocol, protocol
+from ddbench.evaluation.trainer import Job
+from ddbench.method import Method
+from ddbench.problem import Problem
+from ddbench.synthetic import Choice, SyntheticSet, assemble, header_of, tensors_of
+
+# Networks of validation are numbered from here on, so that none of them is a student that judges the final set.
+VALIDATION = 1_000_000
+
+
+@dataclass
+class Selector:
+    """Looks at a run's sets now and then, every so many `steps`, and keeps the best.
+
+    `problem` is the one without the held-out images `part`; `best` brings its `choice` along.
+    """
+
+    rule: Selection
+    protocol: Protocol
+    problem: Problem
+    part: RealImages
+    steps: int
+    best: SyntheticSet | None = None
+
+    @classmethod
+    def of(cls, rule: Selection, method: Method[Any], problem: Problem) -> Selector | None:
+        """The one that a rule asks for; None where it asks for none. Hold on to its `problem`: the run's is without.
+
+        Raises: ConfigError where a rule counts in passes and the method does not.
+        """
+        if not rule.on:
+            return None
+        rest, part = problem.heldout(rule.heldout)
+        if rule.passes is None:
+            steps = int(rule.every)
+        elif per_pass := method.steps_per_pass(rest):
+            steps = rule.passes * per_pass
+        else:
+            raise ConfigError(
+                f"--select every={rule.every} counts passes over the real images, and {method.name} does not go over "
+                "them in passes. Give a number of steps, such as every=500."
+            )
+        return cls(rule, protocol(method.native), rest, part, steps)
+
+    def due(self, step: int, *, last: bool) -> bool:
+        """Whether to look after this step."""
+        return last or step % self.steps == 0
+
+    def look(self, synthetic: SyntheticSet, step: int) -> Choice:
+        """Keep the set of this step if it does best so far. Returns how well it does; waits for the device."""
+        students = self.rule.students
+        job = Job(synthetic, self.protocol, self.problem, students)
+        found = validate(job, self.part, step, students=students, first=step if self.rule.fresh else 0)
+        before = self.best.choice.accuracy if self.best is not None and self.best.choice is not None else -1.0
+        if found.accuracy > before or (self.rule.fresh and found.accuracy == before):
+            self.best = replace(synthetic, choice=found)
+        return found
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """The best set as values that a checkpoint keeps."""
+        return None if self.best is None else {"header": header_of(self.best), "tensors": tensors_of(self.best)}
+
+    def load_state_dict(self, saved: Mapping[str, Any] | None) -> None:
+        """Put back what `state_dict` gave."""
+        self.best = None if saved is None else assemble(saved["header"], saved["tensors"], "the best set so far")
+
+
+def validate(job: Job, part: RealImages, step: int, *, students: int = 1, first: int = 0) -> Choice:
+    """How well networks of validation that train on a job's set do on held-out images; waits for the device.
+
+    `step` is that after which the set was taken, `first` the number of the first of the networks.
+    """
+    numbers = [VALIDATION + first + number for number in range(students)]
+    trainer, tick = trainer_of(job.protocol), lambda _: None
+    predict = trainer.train(trainer.decided(job, tick), numbers, tick)
+    right = sum((predict(x).argmax(dim=-1) == y).sum() for x, y in part.chunks(tested_together(part.shape)))
+    return Choice(step, int(right) / (students * len(part)), len(part), students, job.protocol.id)

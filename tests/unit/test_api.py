@@ -1,0 +1,185 @@
+"""The functions of Python do what the commands do, with options as values."""
+
+import importlib
+import importlib.util
+import linecache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import ddbench
+from ddbench.cli import root as command_line
+from ddbench.errors import ConfigError, DataError, PluginError, RunError
+from ddbench.plugins import GROUPS, of_class
+from ddbench.runs.record import read_record
+from ddbench_methods.dm import DM
+
+TINY = 'name = "tiny"\nbackbones = ["mlp"]\nstudents = 2\n[options]\nsteps = 2\nbatch = 16\n'
+OWN = """
+from ddbench_methods.dm import DM
+
+class Own(DM):
+    name = "own"
+
+    def export(self, problem, state):
+        return super().export(problem, state)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("api")
+    (folder / "tiny.toml").write_text(TINY)
+    return folder
+
+
+def run(place: Path, method: Any = "dm", **more: Any) -> ddbench.Run:
+    given = {"ipc": 1, "options": {"iterations": 2}, "protocol": str(place / "tiny.toml"), "device": "cpu"}
+    return ddbench.run(method, "digits", data=place, runs=place / "runs", **given | more)
+
+
+def test_a_call_and_a_command_are_one_run(place: Path) -> None:
+    found = run(place)
+    command = ["run", "--method", "dm", "--dataset", "digits", "--ipc", "1", "--set", "iterations=2", "--device", "cpu"]
+    where = ["--protocol", str(place / "tiny.toml"), "--runs", str(place / "runs"), "--data", str(place), "--quiet"]
+    said = CliRunner().invoke(command_line, [*command, *where])
+    assert str(found.folder / "record.json") in said.stdout
+    assert [path.parent for path in (place / "runs").glob("digits/ipc1/dm/*/record.json")] == [found.folder]
+    assert found.record == read_record(found.folder / "record.json")
+    assert found.record.config.sources["iterations"] == "options"
+    assert found.record.config.sources["lr_images"].startswith(("default", "preset"))
+
+
+def test_the_result_has_accuracies_and_the_set_and_prints(place: Path) -> None:
+    found = run(place)
+    assert list(found.accuracies) == [("tiny@1", "mlp")]
+    (accuracy,) = found.accuracies.values()
+    assert len(accuracy) == 2
+    assert len(found.set) == 10
+    lines = repr(found).splitlines()
+    assert lines[0] == f"dm on digits, ipc 1, seed 0: {found.folder}"
+    assert lines[1] == f"tiny@1, mlp: {100 * sum(accuracy) / 2:.1f} % of 2 students"
+
+
+def test_folders_are_those_of_the_environment(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DDBENCH_RUNS", str(tmp_path / "there"))
+    monkeypatch.setenv("DDBENCH_DATA", str(place))
+    found = ddbench.run("random", "digits", ipc=1, protocol=str(place / "tiny.toml"), device="cpu")
+    assert found.folder.is_relative_to(tmp_path / "there")
+    assert ddbench.leaderboard()["method"].tolist() == ["random"]
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"options": {"iteration": 2}}, "dm has no option 'iteration'. Did you mean 'iterations'?"),
+        ({"options": {"lr_images": -1.0}}, "lr_images: input should be greater than 0 (got -1.0)"),
+        ({"options": {"iterations": "many"}}, "iterations: input should be a valid integer"),
+        ({"backbone": "convnett"}, "Did you mean 'convnet'?"),
+        ({"preset": "fast"}, "there is no preset 'fast'"),
+        ({"device": "tpu"}, "there is no device 'tpu'"),
+        ({"ipc": 0}, "ipc is 0"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_a_sentence(place: Path, more: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run(place, **more)
+    assert sentence in str(caught.value)
+
+
+def own_class(path: Path, source: str = OWN) -> Any:
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return vars(module)["Own"]
+
+
+def test_a_class_is_the_method_of_its_file(place: Path, tmp_path: Path) -> None:
+    by_class = run(place, own_class(tmp_path / "idea.py"))
+    by_file = run(place, f"{tmp_path / 'idea.py'}:Own")
+    assert by_class.folder == by_file.folder
+    assert by_class.record.run.provided_by == "idea.py"
+    assert len(by_class.record.run.method_sha256 or "") == 64
+    changed = run(place, own_class(tmp_path / "idea.py", OWN + "# one more thought\n"))
+    assert changed.folder != by_class.folder
+
+
+def test_a_registered_class_is_the_method_of_its_package(place: Path) -> None:
+    assert run(place, DM).folder == run(place).folder
+
+
+def test_a_class_of_a_notebook_is_known_by_its_cell() -> None:
+    def typed(cell: str, source: str) -> Any:
+        # As IPython leaves it: no file, and the lines where tracebacks look for them.
+        linecache.cache[cell] = (len(source), None, source.splitlines(keepends=True), cell)
+        names: dict[str, Any] = {"__name__": "a-notebook"}
+        exec(compile(source, cell, "exec"), names)
+        return of_class(GROUPS["method"], names["Own"])
+
+    first, again = typed("<ipython-1>", OWN), typed("<ipython-2>", OWN)
+    other = typed("<ipython-3>", OWN.replace("super()", "DM.export and super()"))
+    with pytest.raises(PluginError, match="a function of its own"):
+        typed("<ipython-4>", "from ddbench_methods.dm import DM\nclass Own(DM):\n    name = 'own'\n")
+    assert (first.name, first.provided_by) == ("own", "notebook")
+    assert first.sha256 == again.sha256 != other.sha256
+
+
+def test_a_class_without_a_source_is_refused() -> None:
+    names: dict[str, Any] = {"__name__": "a-prompt"}
+    exec(compile(OWN, "<typed>", "exec"), names)
+    with pytest.raises(PluginError, match="Put the class into a file"):
+        of_class(GROUPS["method"], names["Own"])
+
+
+def test_what_is_no_method_is_refused(place: Path) -> None:
+    with pytest.raises(PluginError, match=r"not a subclass of ddbench\.Method"):
+        run(place, Path)
+
+
+def test_a_run_is_judged_by_more(place: Path) -> None:
+    found = run(place)
+    more = ddbench.evaluate(found, judge="convnet-w4", students=1, device="cpu", data=place)
+    assert len(more.accuracies["tiny@1", "convnet-d2-w4"]) == 1
+    assert more.accuracies["tiny@1", "mlp"] == found.accuracies["tiny@1", "mlp"]
+    with pytest.raises(DataError, match="leave out what is said of a file"):
+        ddbench.evaluate(found.folder, pixels="zca")
+
+
+def test_a_file_of_others_is_judged_and_stands_on_the_board(place: Path, tmp_path: Path) -> None:
+    whole = run(place).set
+    torch.save({"data": [[whole.images, whole.labels]]}, tmp_path / "theirs.pt")
+    said: dict[str, Any] = {"dataset": "digits", "pixels": "standard", "protocol": str(place / "tiny.toml")}
+    where: dict[str, Any] = {"data": place, "runs": tmp_path / "runs", "device": "cpu"}
+    judged = ddbench.evaluate(tmp_path / "theirs.pt", name="theirs", claims={"accuracy": 0.9}, **said, **where)
+    assert judged.accuracies == {("tiny@1", "mlp"): run(place).accuracies["tiny@1", "mlp"]}
+    assert judged.record.imported is not None
+    assert judged.record.imported.claims["accuracy"] == 0.9
+    board = ddbench.leaderboard([judged, run(place).folder])
+    assert sorted(board[board["judge"] == "mlp"]["method"]) == ["dm", "theirs"]
+    with pytest.raises(ConfigError, match="no native protocol"):
+        ddbench.evaluate(judged, protocol="native", data=place)
+
+
+def test_the_board_is_a_function_before_and_after_its_package_is_imported(place: Path, tmp_path: Path) -> None:
+    run(place)
+    first = ddbench.leaderboard(place / "runs")
+    importlib.import_module("ddbench.leaderboard.boards")
+
+    assert first.equals(ddbench.leaderboard(place / "runs"))
+    assert {"dataset", "method", "judge", "mean", "ci95", "sd", "rank"} <= set(first.columns)
+    assert ddbench.leaderboard(tmp_path / "none").empty
+    with pytest.raises(RunError, match="holds no record"):
+        ddbench.leaderboard([tmp_path])
+
+
+def test_a_dataset_is_bytes_and_classes(tmp_path: Path) -> None:
+    digits = ddbench.load_dataset("digits")
+    assert digits.train.images.dtype == digits.test.load().images.dtype == torch.uint8
+    with pytest.raises(DataError, match="Did you mean 'digits'"):
+        ddbench.load_dataset("digit", data=tmp_path)
