@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ddbench.config import explain
 from ddbench.errors import RunError
@@ -201,7 +201,7 @@ class Ledger:
 class _CostFile(Part):
     cost: dict[Line, CostPart]
     artifacts: dict[Line, UsedArtifact]
-    counts: dict[Line, Number] = {}
+    counts: dict[Line, Number] = Field(default={})
 
 
 class _AttemptsFile(Part):

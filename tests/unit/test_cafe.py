@@ -20,7 +20,10 @@ from ddbench.data.toy import toy
 from ddbench.errors import ConfigError
 from ddbench.loop import condense
 from ddbench.plugins import GROUPS, load_object
-from ddbench.runs.spec import QUICK
+from ddbench.runs.observers import read_log
+from ddbench.runs.record import read_record
+from ddbench.runs.runner import RunOptions, run
+from ddbench.runs.spec import QUICK, Asked, resolve_spec
 from ddbench.testing.contract import problem_for_checks
 from ddbench_methods.cafe import Rounds, Watch, aligned_taps
 
@@ -216,6 +219,28 @@ def test_caps_are_counted_over_the_run_and_reach_the_record(tmp_path: Path) -> N
     assert float(metrics["capped"]) >= 2  # both inner loops, and the outer one unless three looks were equal
     assert method.counts(state)["updates"] == state.updates >= 4
     assert method.counts(state)["capped loops"] == state.capped >= 4
+
+
+def test_a_record_says_how_many_loops_a_cap_has_ended(tmp_path: Path) -> None:
+    judge = tmp_path / "tiny.toml"
+    judge.write_text(
+        'name = "tiny"\naugment = "none"\nbackbones = ["mlp"]\nstudents = 1\noptions = { epochs = 0, batch = 4 }\n'
+    )
+    options = {**SMALL, "iterations": 1, "plateau": 1e-6, "progress": 0.99}
+    asked = Asked("cafe", "digits", ipc=1, backbone="convnet-w8", protocols=[str(judge)], options=options)
+    record = run(
+        resolve_spec(asked, tmp_path),
+        RunOptions(root=tmp_path / "runs", data_root=tmp_path, device=torch.device("cpu")),
+    )
+    (log,) = (tmp_path / "runs").rglob("log.jsonl")
+    (line,) = read_log(log)
+    assert record.counts == {name: line["metrics"][key] for name, key in COUNTED.items()}
+    assert record.counts["capped loops"] >= 1
+    (file,) = (tmp_path / "runs").rglob("record.json")
+    assert read_record(file).counts == record.counts
+
+
+COUNTED = {"updates": "updates", "epochs": "epochs", "capped loops": "capped"}
 
 
 # Queries
@@ -415,6 +440,10 @@ def test_batch_norm_is_refused_in_one_sentence(tmp_path: Path) -> None:
 
 
 # State
+
+
+def test_sets_of_cafe_and_of_dsa_have_protocols_of_their_own() -> None:
+    assert (cafe().native, cafe(dsa=True).native) == ("cafe@2", "dsa@1")
 
 
 def test_a_checkpoint_holds_images_velocity_and_counts_and_nothing_of_a_network(tmp_path: Path) -> None:
