@@ -36,7 +36,8 @@ def main(runs: tuple[Path, ...], output: Path) -> None:
 def summary(folder: Path) -> dict[str, Any]:
     """One run, with the options that were set by hand."""
     record, log = read_record(folder / "record.json"), read_log(folder / "log.jsonl")
-    by_hand = {name: record.config.values[name] for name, source in record.config.sources.items() if "set" in source}
+    given = {name for name, source in record.config.sources.items() if not source.startswith(("default", "preset"))}
+    by_hand = {name: value for name, value in record.config.values.items() if name in given}
     networks = record.config.values["iterations"]
     updates, epochs = record.counts["updates"], record.counts["epochs"]
     lines = [line["metrics"] for line in log]
