@@ -56,6 +56,8 @@ def __getattr__(name: str) -> Any:
             return "0+unknown"
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in moved.GONE:
+        return moved.gone(name)
     raise AttributeError(f"module 'ddbench' has no attribute {name!r}")
 
 

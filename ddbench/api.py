@@ -19,7 +19,7 @@ from ddbench.foreign.importing import Import, bring_in, dataset_of, found_in, lo
 from ddbench.foreign.terms import Said
 from ddbench.leaderboard.boards import local_summary
 from ddbench.leaderboard.observations import collect
-from ddbench.leaderboard.statistics import percent, summarise
+from ddbench.leaderboard.statistics import summarise
 from ddbench.method import Method
 from ddbench.runs import runner
 from ddbench.runs.devices import choose_device
@@ -29,6 +29,7 @@ from ddbench.runs.record import RunRecord
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions
 from ddbench.runs.spec import Asked, asked_ref, judged_with, resolve_spec
+from ddbench.text import budget, percent
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -61,7 +62,7 @@ class Run:
 
     def __repr__(self) -> str:
         run = self.record.run
-        lines = [f"{run.method} on {run.dataset}, ipc {run.ipc or 'whole'}, seed {run.seed}: {self.folder}"]
+        lines = [f"{run.method} on {run.dataset}, {budget(run.ipc)}, seed {run.seed}: {self.folder}"]
         for part in self.record.evaluations:
             result = f"failed: {part.failed}"
             if part.accuracy:

@@ -114,6 +114,11 @@ class Setting:
     run: Mapping[str, Any]
     select: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """All of it: values of the run, options, and of a selection."""
+        return {**self.run, **self.options, **{f"select.{name}": value for name, value in self.select.items()}}
+
     def fits(self, preset: str, dataset: str, ipc: int | str) -> bool:
         """Whether it applies. Settings `quick` and `timing` lie on top of the published ones, so these take both."""
         presets = ("paper", preset) if preset in ("quick", "timing") else (preset,)

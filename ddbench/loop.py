@@ -56,8 +56,9 @@ def export(method: Method[S], problem: Problem, state: S) -> SyntheticSet:
     synthetic = method.export(problem, state)
     if not isinstance(synthetic, SyntheticSet):
         raise PluginError(f"export of {method.name} returned a {type(synthetic).__name__}, and not a SyntheticSet.")
-    whole, rows = problem.whole, synthetic.source_indices
-    if whole is not problem and rows is not None and synthetic.stored == "uint8":
+    rows = synthetic.source_indices
+    if rows is not None and problem.whole is not problem and synthetic.stored == "uint8":
+        whole = problem.whole
         there = bool(rows.max() < len(whole.train)) and torch.equal(synthetic.images, whole.train.images[rows])
         if not there:
             raise PluginError(

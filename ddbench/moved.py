@@ -9,6 +9,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -52,6 +53,30 @@ MOVED: dict[str, tuple[str, ...]] = {
     "ddbench.runs.judging": ("ddbench.runs.evaluating",),
     "ddbench.runs.sharing": ("ddbench.foreign.importing",),
 }
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a method of 0.1 said of how it chooses. Nothing asks for it any more; see `Method.selection`."""
+
+    protocol: Any
+    times: int
+    students: int
+
+
+# Public names of 0.1 that have no meaning left, for files that import them.
+GONE = {"Validation": Validation}
+
+
+def gone(name: str) -> Any:
+    """One of `GONE`, with a warning that says what to use."""
+    warnings.warn(
+        f"ddbench.{name} is no longer asked for: the loop selects on held-out images (--select, Method.selection). The "
+        "name goes with ddbench 0.3.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return GONE[name]
 
 
 class _Finder(MetaPathFinder, Loader):

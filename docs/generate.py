@@ -26,8 +26,11 @@ CURVES = DOCS / "measured" / "curves"
 LANGUAGES = {".py": "python", ".toml": "toml"}
 SIZES = (((1, 28, 28), 10), ((3, 32, 32), 10), ((3, 64, 64), 200))
 
-# The package's file is the example's, so that a stranger can copy either.
-COPIES = {DOCS / "examples" / "package" / "mypaper" / "method.py": DOCS / "examples" / "idea.py"}
+# The package's files are the examples', so that a stranger can copy either.
+COPIES = {
+    DOCS / "examples" / "package" / "mypaper" / "method.py": DOCS / "examples" / "idea.py",
+    DOCS / "examples" / "package" / "mypaper" / "trainer.py": DOCS / "examples" / "trainer.py",
+}
 
 
 def current() -> dict[Path, str]:
@@ -90,7 +93,7 @@ def presets(name: str) -> str:
                 setting.preset,
                 everything(setting.datasets, "any"),
                 everything(setting.ipcs, "any"),
-                ", ".join(_code(f"{key}={value}") for key, value in [*setting.run.items(), *setting.options.items()]),
+                ", ".join(_code(f"{key}={value}") for key, value in setting.values.items()),
                 setting.source,
             )
             for setting in find_method(name)[1].settings()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddbench.cli import Group
 from ddbench.cli.common import data_option, json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from ddbench.config import Selection
 
 
 @click.command("list")
@@ -112,6 +115,7 @@ def method(ref: str, as_json: bool) -> None:
     if as_json:
         value = {"name": loaded.name, "provided_by": loaded.provided_by, **asdict(info)}
         value |= {"options": [asdict(o) for o in options], "presets": [asdict(s) for s in settings]}
+        value |= {"selection": kind.selection.model_dump()}
         print_json(value)
         return
     paper = ", ".join(str(part) for part in (info.venue, info.year, info.arxiv and f"arXiv {info.arxiv}") if part)
@@ -123,6 +127,7 @@ def method(ref: str, as_json: bool) -> None:
             ("kind", info.kind),
             ("learns", ", ".join(info.learns) or "nothing: it chooses real images"),
             ("native protocol", info.native),
+            *([("result", _result(kind.selection))] if info.kind == "condensation" else []),
         ]
     )
     click.echo()
@@ -139,7 +144,7 @@ def method(ref: str, as_json: bool) -> None:
         datasets = ", ".join("any dataset" if d == "*" else d for d in setting.datasets)
         click.echo(f"preset {setting.preset} for {datasets}, ipc {ipc}")
         click.echo(f"  source: {setting.source}")
-        for name, value in [*setting.run.items(), *setting.options.items()]:
+        for name, value in setting.values.items():
             click.echo(f"  {name} = {value!r}")
 
 
@@ -226,3 +231,9 @@ def _classes(count: int, names: tuple[str, ...]) -> str:
     if not names:
         return str(count)
     return f"{count}: {', '.join(names[:10])}" + (", …" if len(names) > 10 else "")
+
+
+def _result(by: Selection) -> str:
+    if not by.on:
+        return "the last iterate, unless --select is given"
+    return f"the best iterate, by --select heldout={by.heldout},every={by.every},students={by.students}"

@@ -82,7 +82,6 @@ def sweep(
     # Before torch, which both take seconds to load.
     with started_ahead(places, runs_root / "jobs" / file.stem) as ahead:
         from ddbench.config import parse_assignments
-        from ddbench.runs.batch import settled
         from ddbench.runs.devices import choose_device, visible_devices
         from ddbench.sweep.grid import read_sweep, shard
         from ddbench.sweep.tasks import tasks_of
@@ -95,14 +94,12 @@ def sweep(
             requests = shard(requests, part)
         # Jobs of a cluster find their devices where they run.
         here = choose_device(device if cluster == "local" else "auto")
-        if cluster == "local":
-            requests = settled(requests, data_root, here)
-        elif here.type == "cpu" and any(asked.precision is None for asked in requests):
+        if cluster == "slurm" and here.type == "cpu" and any(asked.precision is None for asked in requests):
             note(
                 "Some runs leave the precision open, and this machine has no GPU: runs that were done on GPUs are not "
                 'recognised. Say precision = "tf32", or another, in the file.'
             )
-        tasks = tasks_of(requests, data_root, here)
+        tasks = tasks_of(requests, data_root, here, settled=cluster == "local")
         states = [task.status(runs_root) for task in tasks]
         if cluster == "slurm":
             _on_slurm(file, tasks, states, slurm, jobs, dry_run, device, data_root, runs_root, as_json)

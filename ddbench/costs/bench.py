@@ -30,10 +30,10 @@ from ddbench.data.dataset import Dataset
 from ddbench.data.tensors import DatasetTensors
 from ddbench.engine.precision import Precision
 from ddbench.errors import ConfigError, RunError
-from ddbench.evaluation.evaluate import SealedTest, evaluate, tested_together
-from ddbench.evaluation.plan import plan
+from ddbench.evaluation.evaluate import SealedTest, scores, tested_together
 from ddbench.evaluation.protocol import PROTOCOLS
-from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.sgd import SGDTrainer
+from ddbench.evaluation.trainer import Trainer
 from ddbench.files import write_json
 from ddbench.initial import real_images
 from ddbench.loop import drive
@@ -233,10 +233,10 @@ def latest(root: Path, device: torch.device) -> Bench | None:
     return found if found.machine == here else None
 
 
-def student_result(bench: Bench, job: Job) -> Result | None:
-    """The measurement of students that are trained as those of a job, if there is one."""
-    problem = job.problem
-    wanted = (problem.backbone.name, problem.shape, problem.classes, len(job.synthetic.images), job.protocol.digest)
+def student_result(bench: Bench, trainer: Trainer) -> Result | None:
+    """The measurement of students that are trained as those of a trainer, if there is one."""
+    problem, images = trainer.problem, len(trainer.synthetic.images)
+    wanted = (problem.backbone.name, problem.shape, problem.classes, images, trainer.protocol.digest)
     for result in bench.results:
         part = result.student
         if part is None or result.precision != problem.precision.name:
@@ -373,20 +373,21 @@ def _experts(problem: Problem) -> Result:
 
 
 def _students(problem: Problem, data: Dataset, asked: Asked) -> Result:
-    """Students under dsa@1, by the path that a run takes: `evaluate`."""
+    """Students under dsa@1, by the path that a run takes: `scores`."""
     synthetic = SyntheticSet(
         real_images(problem, problem.rng.fold("bench")).cpu(), problem.class_labels(), pixels=problem.pixels.name
     )
-    schedule = plan(synthetic, PROTOCOL, problem, Job(synthetic, PROTOCOL, problem).rng)
     count, device = asked.students, asked.device
     # As a fresh process would find it: what one loop has compiled would otherwise serve the next.
-    lockstep.forget_compiled()
-    watch = _Stopwatch(device, asked.seconds, schedule.steps, count)
+    lockstep.COMPILED.forget()
     finished = True
     wait_for(device)
     started = time.perf_counter()
+    trainer = SGDTrainer(synthetic, PROTOCOL, problem, students=count)
+    schedule = trainer.plan
+    watch = _Stopwatch(device, asked.seconds, schedule.steps, count)
     try:
-        for _ in evaluate(synthetic, PROTOCOL, problem, SealedTest(data.test), students=range(count), tick=watch):
+        for _ in scores(trainer, SealedTest(data.test), range(count), progress=watch):
             pass
     except _EnoughError:
         finished = False
@@ -396,7 +397,7 @@ def _students(problem: Problem, data: Dataset, asked: Asked) -> Result:
     whole = schedule.steps * timing.median
     images = len(synthetic.images) / schedule.steps_per_epoch
     rate = images / timing.median
-    graph: Literal["graph", "compiled graph"] = "compiled graph" if lockstep.anything_compiled() else "graph"
+    graph: Literal["graph", "compiled graph"] = "compiled graph" if lockstep.COMPILED else "graph"
     student = StudentPart(
         backbone=problem.backbone.name,
         shape=problem.shape,
@@ -475,7 +476,7 @@ class _EnoughError(Exception):
 
 @dataclass
 class _Stopwatch:
-    """A tick of `evaluate` that waits for the device only between stretches of steps, so as not to disturb them.
+    """The progress of `scores`, which waits for the device only between stretches of steps, so as not to disturb them.
 
     `steps` are those of one student, of which `students` are to be trained.
     """

@@ -30,15 +30,15 @@ from ddbench.costs.bench import Bench, latest, student_result, wait_for
 from ddbench.data.pixels import PixelSpace, fit_pixels, is_quick
 from ddbench.engine.precision import Precision
 from ddbench.errors import ConfigError
-from ddbench.evaluation.evaluate import tested_together, trainer_of
+from ddbench.evaluation.evaluate import tested_together
 from ddbench.evaluation.protocol import judged_by, protocol
 from ddbench.evaluation.selection import Selector
-from ddbench.evaluation.trainer import Job, Predictor
+from ddbench.evaluation.trainer import Predictor, Trainer, trainer_of
 from ddbench.initial import real_images
 from ddbench.loop import drive, export
 from ddbench.problem import Problem
 from ddbench.runs import provenance
-from ddbench.runs.evaluating import Cell, cells
+from ddbench.runs.evaluating import Cell
 from ddbench.runs.runner import build_problem
 from ddbench.runs.spec import Resolution
 from ddbench.synthetic import SyntheticSet
@@ -90,8 +90,6 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
     that `ddbench bench` measured on this device. Takes about `budget` seconds.
     Raises: ConfigError, DataError where the run itself would.
     """
-    spec = resolution.spec
-    judged = cells(resolution.protocols, spec.judges, spec.students, resolution.dataset.info.shape, own=spec.backbone)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with tempfile.TemporaryDirectory(prefix="ddbench-estimate-") as folder:
@@ -107,10 +105,12 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
         # In the set's own space, which may be that of a part of the images.
         space = problem.pixels if synthetic.pixels == problem.pixels.name else _space(synthetic.pixels, problem)
         problem = dataclasses.replace(problem, pixels=space)
-        share = budget / 2 / max(1, len(judged) + (choices > 0))
+        share = budget / 2 / max(1, len(resolution.cells) + (choices > 0))
         if choices:
             phases.append(_choosing(resolution, choices, synthetic, problem, share, known))
-        phases += [_students(cell, synthetic, problem, share, known, stand_in=made is None) for cell in judged]
+        phases += [
+            _students(cell, synthetic, problem, share, known, stand_in=made is None) for cell in resolution.cells
+        ]
     return Estimate(
         device=provenance.device_name(device),
         phases=tuple(phases),
@@ -232,21 +232,21 @@ def _choosing(
     resolution: Resolution, choices: int, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None
 ) -> Phase:
     students, by = resolution.selection.students, protocol(resolution.method.native)
-    job, name = Job(synthetic, by, problem), f"choose by {by.id}"
-    return _trained(job, name, choices * students, budget, known, stand_in=False, at_once=students)
+    trainer, name = trainer_of(synthetic, by, problem), f"choose by {by.id}"
+    return _trained(trainer, name, choices * students, budget, known, stand_in=False, at_once=students)
 
 
 def _students(
     cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None, *, stand_in: bool
 ) -> Phase:
     judge = build(cell.backbone, problem.shape, problem.classes)
-    job = Job(synthetic, cell.protocol, dataclasses.replace(problem, backbone=judge))
+    trainer = trainer_of(synthetic, cell.protocol, dataclasses.replace(problem, backbone=judge))
     name = f"evaluate {cell.protocol.id} {judged_by(cell.protocol.id, cell.backbone)}"
-    return _trained(job, name, cell.students, budget, known, stand_in=stand_in)
+    return _trained(trainer, name, cell.students, budget, known, stand_in=stand_in)
 
 
 def _trained(
-    job: Job,
+    trainer: Trainer,
     name: str,
     students: int,
     budget: float,
@@ -255,16 +255,16 @@ def _trained(
     stand_in: bool,
     at_once: int | None = None,
 ) -> Phase:
-    """What so many students of a job take, tests included; `at_once` of them are trained together."""
-    problem, trainer = job.problem, trainer_of(job.protocol)
+    """What so many students of a trainer take, tests included; `at_once` of them are trained together."""
+    problem = trainer.problem
     try:
         with problem.precision.active(problem.device), _at_most(budget):
-            total = trainer.steps(job)
-            if _length_is_found(job, total):
+            total = trainer.steps
+            if _length_is_found(trainer):
                 return Phase(name, None, "cannot be told before the set says how long to train on it")
-            alike = trainer.alike(job)
-            students, trials = (1, 0) if alike else (students, trainer.trials(job))
-            group = list(range(min(students, at_once or trainer.together(job))))
+            single = trainer.deterministic
+            students, trials = (1, 0) if single else (students, trainer.trials)
+            group = list(range(min(students, at_once or trainer.together)))
     except _TimeIsUpError:
         return Phase(name, None, f"getting ready for a student takes more than {budget:.2g} s")
     except ConfigError as error:
@@ -273,7 +273,7 @@ def _trained(
         return Phase(name, 0.0, f"will fail: {error}")
     networks = f"{students} student{'s' * (students != 1)}" + (f" and {trials} to choose by" if trials else "")
     trained = students + trials
-    found = student_result(known, job) if known is not None else None
+    found = student_result(known, trainer) if known is not None else None
     if found is not None and found.student is not None:
         setup, one = found.setup_seconds or 0.0, found.student.seconds
         basis = f"ddbench bench: {networks} x {total} steps of {found.ms:.3g} ms"
@@ -288,13 +288,14 @@ def _trained(
 
     predict = None
     with problem.precision.active(problem.device), contextlib.suppress(_TimeIsUpError), _at_most(budget):
-        predict = trainer.train(trainer.decided(job, tick), group, tick)
+        trainer.choose(tick)
+        predict = trainer.train(group, tick)
         wait_for(problem.device)
     if predict is not None:
         training = (time.perf_counter() - taken[0][0]) / (len(group) + trials) * trained
         basis = f"{networks} x {total} steps, {len(group) + trials} trained to the end"
         testing = _testing(problem, predict, budget)
-        return _tested(name, "its predictions" if alike else basis, training, students / len(group), testing)
+        return _tested(name, "its predictions" if single else basis, training, students / len(group), testing)
     if len(taken) == 1:
         least = trained * total * budget
         slow = f"one of {total} training steps takes more than {budget:.2g} s: over {duration(least)} without tests"
@@ -306,13 +307,13 @@ def _trained(
     return _tested(name, basis, trained * total * each, students, _testing(problem, _untrained(problem), budget))
 
 
-def _length_is_found(job: Job, total: int) -> bool:
+def _length_is_found(trainer: Trainer) -> bool:
     """Whether the set says how long to train on it; condensation finds that, and this set comes from its start."""
-    recipe = job.synthetic.recipe
+    recipe = trainer.synthetic.recipe
     if recipe.steps is None:
         return False
-    longer = dataclasses.replace(job.synthetic, recipe=dataclasses.replace(recipe, steps=recipe.steps + 1))
-    return trainer_of(job.protocol).steps(dataclasses.replace(job, synthetic=longer)) != total
+    longer = dataclasses.replace(trainer.synthetic, recipe=dataclasses.replace(recipe, steps=recipe.steps + 1))
+    return trainer_of(longer, trainer.protocol, trainer.problem).steps != trainer.steps
 
 
 def _tested(name: str, basis: str, training: float, tests: float, testing: float | None) -> Phase:

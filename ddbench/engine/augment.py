@@ -9,7 +9,7 @@ come from H for rows and from W for columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import pi
 
@@ -34,8 +34,6 @@ ROTATE_DEGREES = 15.0
 MOST_TURN = 2 * ROTATE_DEGREES * pi / 180
 
 _IDENTITY = -1
-
-View = Callable[[Tensor], Tensor]
 
 
 def parse_strategy(text: str, known: tuple[str, ...] = OPS) -> tuple[str, ...]:

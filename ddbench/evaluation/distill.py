@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,11 @@ from torch import Tensor
 from ddbench.backbones import names as backbones
 from ddbench.backbones.variables import Variables
 from ddbench.errors import ConfigError
-from ddbench.evaluation.plan import plan
+from ddbench.evaluation.plan import plan, training_labels
 from ddbench.evaluation.protocol import DistillOptions
 from ddbench.evaluation.sgd import SGDTrainer
-from ddbench.evaluation.trainer import Job
 from ddbench.problem import Problem
-from ddbench.rng import Rng
+from ddbench.synthetic import SyntheticSet
 from ddbench.training.networks import TrainedNetwork
 from ddbench.training.plan import TrainingPlan
 
@@ -60,17 +60,16 @@ class Distillation:
 
 
 @dataclass(frozen=True, eq=False)
-class DistillPlan(TrainingPlan):
-    """A plan with a teacher, whose soft labels come before the class in targets [S, B, 2K]. `labels` [N, K] has the
-    class alone, one-hot."""
+class FromTeacher:
+    """Targets [S, B, 2K]: the teacher's soft labels at the temperature, then the class [S, B, K], one-hot."""
 
-    options: DistillOptions
     teacher: Teacher
+    temperature: float
 
-    def targets(self, x: Tensor, indices: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, x: Tensor, classes: Tensor) -> Tensor:
         # Labelled as the student sees them, after augmentation.
-        soft = (self.teacher(x.flatten(0, 1)) / self.options.temperature).softmax(-1)
-        return torch.cat([soft.unflatten(0, x.shape[:2]), self.labels[indices]], dim=-1)
+        soft = (self.teacher(x.flatten(0, 1)) / self.temperature).softmax(-1)
+        return torch.cat([soft.unflatten(0, x.shape[:2]), classes], dim=-1)
 
 
 class DistillTrainer(SGDTrainer):
@@ -78,38 +77,39 @@ class DistillTrainer(SGDTrainer):
 
     Options = DistillOptions
 
-    def plan(self, job: Job) -> TrainingPlan:
-        options: DistillOptions = job.protocol.options
+    @cached_property
+    def plan(self) -> TrainingPlan:
+        options: DistillOptions = self.protocol.options
+        planned = partial(
+            plan, self.synthetic, self.protocol, self.problem, self.rng,
+            criterion=Distillation(options.temperature, options.hard_weight),
+        )  # fmt: skip
         if options.targets == "given":
-            return self._given(job, options)
+            return planned(labels=self._given)
+        teacher = FromTeacher(_teacher(self.problem, options), options.temperature)
         # A teacher labels hard and soft sets alike.
-        plain = plan(job.synthetic, job.protocol.model_copy(update={"labels": "hard"}), job.problem, job.rng)
-        classes = F.one_hot(plain.labels, job.problem.classes).to(torch.float32)
-        values = {entry.name: getattr(plain, entry.name) for entry in fields(plain)}
-        values |= {"labels": classes, "criterion": _criterion(options)}
-        return DistillPlan(**values, teacher=_teacher(job.problem, options))
+        return planned(labels=lambda synthetic: self._one_hot(synthetic.hard_labels), labeller=teacher)
 
-    def stored_bytes(self, job: Job) -> int:
-        options: DistillOptions = job.protocol.options
+    @property
+    def extra_bytes(self) -> int:
+        options: DistillOptions = self.protocol.options
         if options.targets == "given":
             return 0
-        weights = _weights(job.problem, options)
+        weights = _weights(self.problem, options)
         return sum(v.numel() * v.element_size() for part in (weights.params, weights.buffers) for v in part.values())
 
-    def _given(self, job: Job, options: DistillOptions) -> TrainingPlan:
-        if not job.synthetic.soft:
+    def _given(self, synthetic: SyntheticSet) -> Tensor:
+        """The set's own soft labels at the temperature, then the likeliest class: [N, 2K]."""
+        if not synthetic.soft:
             raise ConfigError(
-                f"protocol {job.protocol.id} trains on the soft labels of a set, and this one has classes. Use a "
+                f"protocol {self.protocol.id} trains on the soft labels of a set, and this one has classes. Use a "
                 "protocol with hard labels, such as dsa, or one with a teacher, such as distill."
             )
-        plain = plan(job.synthetic, job.protocol, job.problem, job.rng)
-        classes = F.one_hot(plain.labels.argmax(dim=1), job.problem.classes).to(torch.float32)
-        labels = torch.cat([tempered(plain.labels, options.temperature), classes], dim=-1)
-        return replace(plain, labels=labels, criterion=_criterion(options))
+        soft = training_labels(synthetic, self.protocol)
+        return torch.cat([tempered(soft, self.protocol.options.temperature), self._one_hot(soft.argmax(dim=1))], dim=-1)
 
-
-def _criterion(options: DistillOptions) -> Distillation:
-    return Distillation(options.temperature, options.hard_weight)
+    def _one_hot(self, classes: Tensor) -> Tensor:
+        return F.one_hot(classes, self.problem.classes).to(torch.float32)
 
 
 def _problem(problem: Problem, options: DistillOptions) -> Problem:

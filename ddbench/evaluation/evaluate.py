@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol as Interface
@@ -16,8 +16,7 @@ from ddbench.data.tensors import DatasetTensors
 from ddbench.engine.precision import Precision
 from ddbench.errors import DivergedError
 from ddbench.evaluation.protocol import Protocol
-from ddbench.evaluation.trainer import Job, Predictor, Trainer
-from ddbench.plugins import TRAINERS, load_object
+from ddbench.evaluation.trainer import Predictor, Progress, Trainer, trainer_of
 from ddbench.problem import Problem
 from ddbench.synthetic import SyntheticSet
 from ddbench.training.students import TESTED_IMAGES, fewer_if_larger
@@ -110,12 +109,6 @@ class Score:
     chose: dict[str, float] = field(default_factory=dict)
 
 
-def trainer_of(protocol: Protocol) -> Trainer:
-    """The trainer that a protocol names."""
-    trainer: Trainer = load_object(TRAINERS, protocol.trainer)()
-    return trainer
-
-
 def evaluate(
     synthetic: SyntheticSet,
     protocol: Protocol,
@@ -123,36 +116,46 @@ def evaluate(
     test: SealedTest,
     *,
     students: Sequence[int] | None = None,
-    label: str = "",
-    tick: Callable[[int], None] | None = None,
-    chose: Mapping[str, float] | None = None,
-    keep: Callable[[dict[str, float]], None] = lambda _: None,
+    progress: Progress | None = None,
 ) -> Iterator[Score]:
     """Train fresh students on a set and yield the score of each as soon as it is known.
 
-    `students` are their numbers, 0 to protocol.students - 1 unless given. `label` tells sets apart that are judged
-    with one SealedTest, such as the snapshots of a run. Of students that would all be alike the first is trained.
-    `tick` hears how many student-steps were taken since its last call: none while students are tested. `chose` is what
-    trials for earlier students of this set have chosen; `keep` hears of a new choice, before any student is trained.
+    `students` are their numbers, 0 to protocol.students - 1 unless given; see `scores`.
+    """
+    numbers = list(range(protocol.students) if students is None else students)
+    return scores(trainer_of(synthetic, protocol, problem, students=len(numbers)), test, numbers, progress=progress)
+
+
+def scores(
+    trainer: Trainer,
+    test: SealedTest,
+    students: Sequence[int],
+    *,
+    label: str = "",
+    progress: Progress | None = None,
+    keep: Callable[[dict[str, float]], None] = lambda _: None,
+) -> Iterator[Score]:
+    """Train the numbered students and yield the score of each as soon as it is known.
+
+    Of students that would all be one the first is trained. `label` tells sets apart that are judged with one
+    SealedTest, such as the snapshots of a run. `progress` hears how many student-steps were taken since its last call:
+    none while students are tested. `keep` hears of a new choice by trials, before any student is trained.
     Raises: DataError, ConfigError where the set does not fit; DivergedError where a student's outputs are not finite.
     """
-    trainer = trainer_of(protocol)
-    numbers = list(range(protocol.students) if students is None else students)
-    if trainer.alike(Job(synthetic, protocol, problem)):
-        numbers = numbers[:1]
-    job = Job(synthetic, protocol, problem, len(numbers), chose or {})
-    say = tick or (lambda _: None)
+    protocol, problem = trainer.protocol, trainer.problem
+    say = progress or (lambda _: None)
+    numbers = list(students[:1] if trainer.deterministic else students)
+    size = max(1, trainer.together)
+    before = dict(trainer.chosen)
     with problem.precision.active(problem.device):
-        decided = trainer.decided(job, say)
-    if decided.chose != job.chose:
-        job = decided
-        keep(dict(job.chose))
-    size = max(1, trainer.together(job))
+        chosen = dict(trainer.choose(say))
+    if chosen != before:
+        keep(chosen)
     for first in range(0, len(numbers), size):
         group = numbers[first : first + size]
         started = time.perf_counter()
         with problem.precision.active(problem.device):
-            predict = trainer.train(job, group, say)
+            predict = trainer.train(group, say)
         names = [f"{label}{protocol.id}/{problem.backbone.name}/{k}" for k in group]
         # Scores in full precision: short ones are often equal, and the arg-max of equal scores favours low classes.
         with Precision("fp32").active(problem.device):
@@ -160,4 +163,4 @@ def evaluate(
             accuracies = test.score(names, predict, problem.pixels, problem.device, between=lambda: say(0))
         seconds = (time.perf_counter() - started) / len(group)
         for number, accuracy in zip(group, accuracies, strict=True):
-            yield Score(number, accuracy, seconds, dict(job.chose))
+            yield Score(number, accuracy, seconds, chosen)

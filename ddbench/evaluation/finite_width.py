@@ -6,8 +6,9 @@ Nguyen et al., NeurIPS 2021 (arXiv 2107.13034): how KIP's images train a wide ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,14 +17,13 @@ from torch.func import jvp, vjp
 
 from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.variables import Variables
-from ddbench.engine.decode import decode
 from ddbench.errors import DivergedError
 from ddbench.evaluation.krr import regression_targets
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import FiniteWidthOptions
 from ddbench.evaluation.selection import VALIDATION
 from ddbench.evaluation.sgd import SGDTrainer
-from ddbench.evaluation.trainer import Job, Predictor
+from ddbench.evaluation.trainer import Predictor, Progress
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.training.plan import TrainingPlan
@@ -50,60 +50,72 @@ class FiniteWidthTrainer(SGDTrainer):
 
     Options = FiniteWidthOptions
 
-    def plan(self, job: Job) -> TrainingPlan:
-        options = job.protocol.options
-        # Any step size will do until one is chosen: whoever counts steps should not wait for the right one. And the
-        # common plan asks for classes; its labels are replaced.
-        lr = options.lr or job.chose.get("lr", 1.0)
-        common = job.protocol.model_copy(
-            update={"options": options.model_copy(update={"lr": lr}), "labels": "hard"},
-        )
-        usual = plan(job.synthetic, common, job.problem, job.rng)
-        targets = regression_targets(job.synthetic, job.problem.classes, hard=job.protocol.labels == "hard")
-        _, targets = decode(job.synthetic.decode, job.synthetic.images, targets)
-        return replace(usual, labels=targets.to(job.problem.device), criterion=half_mean_square)
+    @property
+    def plan(self) -> TrainingPlan:
+        """How students are trained; at the step size 1 until one is chosen, so that counting steps waits for none."""
+        return self._at(self.protocol.options.lr or self.chosen.get("lr", 1.0))
 
-    def trials(self, job: Job) -> int:
-        options: FiniteWidthOptions = job.protocol.options
-        decided = options.lr is not None or job.chose or len(options.lr_factors) == 1
-        return 0 if decided else len(options.lr_factors)
+    @cached_property
+    def _at_one(self) -> TrainingPlan:
+        labels = partial(regression_targets, classes=self.problem.classes, hard=self.protocol.labels == "hard")
+        return plan(
+            self.synthetic, self.protocol, self.problem, self.rng,
+            options=self.protocol.options.model_copy(update={"lr": 1.0}), labels=labels, criterion=half_mean_square,
+        )  # fmt: skip
 
-    def choose(self, job: Job, tick: Callable[[int], None]) -> dict[str, float]:
+    @property
+    def trials(self) -> int:
+        factors = self.protocol.options.lr_factors
+        return 0 if self._decided or len(factors) == 1 else len(factors)
+
+    def choose(self, progress: Progress) -> Mapping[str, float]:
         """The step size, and its share of the largest. Raises: DivergedError where training diverges with all."""
-        options: FiniteWidthOptions = job.protocol.options
-        if options.lr is not None or job.chose:
-            return dict(job.chose)
-        largest = self._largest_lr(job)
+        if not self._decided:
+            self.chosen = self._best(progress)
+        return self.chosen
+
+    def train(self, students: Sequence[int], progress: Progress) -> Predictor:
+        assert self._decided, "a step size is chosen before students are trained"
+        return super().train(students, progress)
+
+    @property
+    def _decided(self) -> bool:
+        return self.protocol.options.lr is not None or bool(self.chosen)
+
+    def _at(self, lr: float) -> TrainingPlan:
+        options = self._at_one.options
+        assert options.lr is not None  # below 1 for large images, where the protocol says so
+        return replace(self._at_one, options=options.model_copy(update={"lr": lr * options.lr}))
+
+    def _best(self, progress: Progress) -> dict[str, float]:
+        options: FiniteWidthOptions = self.protocol.options
+        largest = self._largest_lr()
         choices = [{"lr_factor": factor, "lr": factor * largest} for factor in options.lr_factors]
-        if not self.trials(job):
+        if len(choices) == 1:
             return choices[0]
-        images, labels = job.problem.real.batch(options.validation, job.rng.fold("validation"))
-        accuracies = [self._accuracy(replace(job, chose=choice), images, labels, tick) for choice in choices]
+        images, labels = self.problem.real.batch(options.validation, self.rng.fold("validation"))
+        accuracies = [self._accuracy(choice["lr"], images, labels, progress) for choice in choices]
         best = accuracies.index(max(accuracies))
         if accuracies[best] < 0:
             raise DivergedError(
-                f"{job.protocol.id}: training on this set diverges even with {min(options.lr_factors):g} of the "
+                f"{self.protocol.id}: training on this set diverges even with {min(options.lr_factors):g} of the "
                 "largest stable step size. The numbers of the set are too large, which `ddbench inspect` shows."
             )
         return choices[best]
 
-    def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
-        assert job.chose or job.protocol.options.lr is not None, "a step size is chosen before students are trained"
-        return super().train(job, students, tick)
-
-    def _accuracy(self, job: Job, images: Tensor, labels: Tensor, tick: Callable[[int], None]) -> float:
-        """Of a network of validation that is trained like this; -1 where its outputs are not finite."""
-        scores = self.train(job, [VALIDATION], tick)(images)[0]
+    def _accuracy(self, lr: float, images: Tensor, labels: Tensor, progress: Progress) -> float:
+        """Validation accuracy of one network trained with this step size; -1 where its outputs are not finite."""
+        scores = self._train(self._at(lr), [VALIDATION], progress)(images)[0]
         return float((scores.argmax(dim=1) == labels).float().mean()) if bool(torch.isfinite(scores).all()) else -1.0
 
-    def _largest_lr(self, job: Job) -> float:
-        net, problem = job.problem.backbone, job.problem
+    def _largest_lr(self) -> float:
+        net, problem = self.problem.backbone, self.problem
         known = _LARGEST_LR.setdefault(problem, {})
-        if job.protocol.digest not in known:
-            fresh = net.init(job.rng.fold("student", 0, "network"), problem.device)
-            images, _ = problem.real.batch(PROBES, job.rng.fold("probes"))
-            known[job.protocol.digest] = largest_lr(net, fresh, images, job.rng.fold("power"))
-        return known[job.protocol.digest]
+        if self.protocol.digest not in known:
+            fresh = net.init(self.rng.fold("student", 0, "network"), problem.device)
+            images, _ = problem.real.batch(PROBES, self.rng.fold("probes"))
+            known[self.protocol.digest] = largest_lr(net, fresh, images, self.rng.fold("power"))
+        return known[self.protocol.digest]
 
 
 def largest_lr(net: Backbone, variables: Variables, images: Tensor, rng: Rng) -> float:

@@ -5,17 +5,18 @@ Nguyen et al., ICLR 2021 (arXiv 2011.00050) and NeurIPS 2021 (arXiv 2107.13034).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ddbench.engine.decode import decode
 from ddbench.engine.regression import centred, ridge_weights
 from ddbench.errors import DivergedError
-from ddbench.evaluation.plan import fit
+from ddbench.evaluation.plan import on_device
 from ddbench.evaluation.protocol import KRROptions
-from ddbench.evaluation.trainer import Job, Predictor, Trainer
+from ddbench.evaluation.trainer import Predictor, Progress, Trainer
 from ddbench.ntk.gram import gram
 from ddbench.synthetic import SyntheticSet
 
@@ -24,39 +25,36 @@ class KRRTrainer(Trainer):
     """Ridge regression with the NTK of an infinitely wide network. All students are one."""
 
     Options = KRROptions
+    uses_backbone: ClassVar[bool] = False
 
-    def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
-        problem, options = job.problem, job.protocol.options
-        fit(job.synthetic, problem)
-        targets = regression_targets(job.synthetic, problem.classes, hard=job.protocol.labels == "hard")
-        images, targets = decode(job.synthetic.decode, job.synthetic.images, targets)
-        images, targets = images.to(problem.device), targets.to(problem.device)
-        if images.dtype == torch.uint8:
-            images = problem.pixels.forward(images)
+    def train(self, students: Sequence[int], progress: Progress) -> Predictor:
+        problem, options = self.problem, self.protocol.options
+        labels = partial(regression_targets, classes=problem.classes, hard=self.protocol.labels == "hard")
+        images, targets, forward = on_device(self.synthetic, problem, labels)
+        images = forward(images)
         dtype = getattr(torch, options.dtype)
         kernel = gram(options.kernel, problem.shape, problem.device, dtype=dtype)
         weights = ridge_weights(kernel(images), targets, options.ridge)
         if not bool(torch.isfinite(weights).all()):
             finer = "" if dtype == torch.float64 else 'dtype = "float64" or '
             raise DivergedError(
-                f"{job.protocol.id}: the kernel of the set's images is not positive definite in {options.dtype}, so "
+                f"{self.protocol.id}: the kernel of the set's images is not positive definite in {options.dtype}, so "
                 "that there is no regression on it. Some of its images may be equal, or their numbers too large. A "
                 f"protocol of your own with {finer}a larger ridge may judge it."
             )
-        tick(len(students))
+        progress(len(students))
 
         def predict(x: Tensor) -> Tensor:
             return (kernel(images, x).T.double() @ weights).expand(len(students), -1, -1)
 
         return predict
 
-    def steps(self, job: Job) -> int:
+    @property
+    def steps(self) -> int:
         return 1
 
-    def together(self, job: Job) -> int:
-        return job.students
-
-    def alike(self, job: Job) -> bool:
+    @property
+    def deterministic(self) -> bool:
         return True
 
 

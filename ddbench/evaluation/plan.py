@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddbench.backbones.backbone import Backbone
@@ -16,20 +19,59 @@ from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import SyntheticSet
-from ddbench.training.plan import TrainingPlan, unchanged
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import Criterion, Labeller, TrainingPlan, unchanged
 
 # What the network is called here that DC's code calls ConvNetBN, at whatever size of images.
 CONVNET_BN = "convnet-d3-bn"
 
 
-def plan(synthetic: SyntheticSet, protocol: Protocol, problem: Problem, rng: Rng) -> TrainingPlan:
-    """The training plan of a protocol whose trainer is `sgd`.
+class OnDevice(NamedTuple):
+    """A set as students are trained on it.
 
+    Shapes: images [N, C, H, W] on the device, in the pixel space or raw uint8, which `forward` brings there; labels [N]
+    int64 or [N, K].
+    """
+
+    images: Tensor
+    labels: Tensor
+    forward: Callable[[Tensor], Tensor]
+
+
+def on_device(synthetic: SyntheticSet, problem: Problem, labels: Callable[[SyntheticSet], Tensor]) -> OnDevice:
+    """Images of a set on the device, decoded, with what students learn of them. `labels` is asked only once it fits.
+
+    Raises: DataError where the set does not fit the problem, and as `labels`.
+    """
+    fit(synthetic, problem)
+    images, targets = decode(synthetic.decode, synthetic.images, labels(synthetic))
+    images = images.to(problem.device)
+    if images.dtype == torch.uint8 and not problem.pixels.cheap:
+        images = problem.pixels.forward(images)  # once, and not at every step
+    forward = problem.pixels.forward if images.dtype == torch.uint8 else unchanged
+    return OnDevice(images, targets.to(problem.device), forward)
+
+
+def plan(
+    synthetic: SyntheticSet,
+    protocol: Protocol,
+    problem: Problem,
+    rng: Rng,
+    *,
+    options: SGDOptions | None = None,
+    labels: Callable[[SyntheticSet], Tensor] | None = None,
+    criterion: Criterion = F.cross_entropy,
+    labeller: Labeller | None = None,
+) -> TrainingPlan:
+    """The plan of minibatch training on a set: what a protocol leaves to the set is taken from there.
+
+    `options` and `labels` take the place of the protocol's own options, and of the classes or probabilities that it
+    asks for. `criterion` and `labeller` are those of the plan.
     Raises: ConfigError where the protocol asks for what the set does not have, DataError where the set does not fit
     the problem.
     """
-    options = protocol.options
-    fit(synthetic, problem)
+    images, targets, forward = on_device(synthetic, problem, labels or partial(training_labels, protocol=protocol))
+    options = options or protocol.options
     if options.lr is None:
         options = options.model_copy(update={"lr": _learned_lr(synthetic, protocol)})
     if options.epochs is None and options.steps is None:
@@ -37,26 +79,25 @@ def plan(synthetic: SyntheticSet, protocol: Protocol, problem: Problem, rng: Rng
     if options.batch is None:
         options = options.model_copy(update={"batch": _own(synthetic, "batch", protocol)})
     if options.lr_pixels is not None:
+        assert options.lr is not None
         share = options.lr_pixels / math.prod(problem.shape[1:])
         options = options.model_copy(update={"lr": options.lr * min(1.0, share)})
     strategy, legacy = _augment(protocol, problem)
     epochs = options.epochs or 0
     if legacy != "none" and options.epochs_augmented is not None:
         epochs = options.epochs_augmented
-    images, labels = decode(synthetic.decode, synthetic.images, _labels(synthetic, protocol))
-    images = images.to(problem.device)
-    if images.dtype == torch.uint8 and not problem.pixels.cheap:
-        images = problem.pixels.forward(images)  # once, and not at every step
     return TrainingPlan(
         images=images,
-        labels=labels.to(problem.device),
-        forward=problem.pixels.forward if images.dtype == torch.uint8 else unchanged,
+        labels=targets,
+        forward=forward,
         options=options,
         strategy=strategy,
         legacy=legacy,
         passes=passes(epochs),
         rng=rng,
         passes_before_drop=epochs // 2 + 2,
+        criterion=criterion,
+        labeller=labeller,
     )
 
 
@@ -84,7 +125,11 @@ def fit(synthetic: SyntheticSet, problem: Problem) -> None:
         )
 
 
-def _labels(synthetic: SyntheticSet, protocol: Protocol) -> Tensor:
+def training_labels(synthetic: SyntheticSet, protocol: Protocol) -> Tensor:
+    """The labels that a protocol trains on: classes [N], or probabilities [N, K] where it takes soft ones.
+
+    Raises: ConfigError where it takes soft ones, and those of the set are no probabilities.
+    """
     if protocol.labels == "hard" or not synthetic.soft:
         return synthetic.hard_labels
     match synthetic.label_kind:

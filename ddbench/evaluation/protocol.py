@@ -15,8 +15,6 @@ from ddbench.config import explain, read_toml
 from ddbench.errors import ConfigError, closest
 from ddbench.training.options import SGDOptions, TrainerOptions
 
-DIFFAUGMENT = "color_crop_cutout_flip_scale_rotate"
-
 
 class ReplayOptions(TrainerOptions):
     """None: the set says which images make each step, and how long the step is."""
@@ -59,6 +57,9 @@ class KRROptions(TrainerOptions):
     kernel: str = Field("convnet", description="Network of the NTK, as KIP's option of that name.")
     ridge: float = Field(1e-6, gt=0, description="Ridge, as a share of the mean diagonal of the support's kernel.")
     dtype: Literal["float32", "float64"] = Field("float32", description="Rounding of kernels; solved in float64.")
+
+    def judge(self, backbone: str) -> str:
+        return f"{self.kernel} kernel"
 
 
 class FiniteWidthOptions(SGDOptions):
@@ -116,14 +117,20 @@ class Protocol(BaseModel):
     def _options_of_the_trainer(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        trainer = str(values.get("trainer", "sgd"))
+        if "options" not in values and "trainer" not in values:
+            return values
+        trainer, options = str(values.get("trainer", "sgd")), values.get("options", {})
         if ".py" in trainer:
             # A digest over a path would not see an edit of the file, and two recipes would share a column.
             raise ValueError("a trainer comes from a package's entry point, not from a file")
-        model, options = trainer_options(trainer), values.get("options", {})
-        if not isinstance(options, dict | model):
+        # Options that are made already, as those of the presets below, are compared with the trainer when it is made:
+        # it needs torch, which whoever only lists protocols does not wait for.
+        if isinstance(options, TrainerOptions):
+            return values
+        model = trainer_options(trainer)
+        if not isinstance(options, dict):
             raise ValueError(f"the options of trainer {trainer!r} are a {model.__name__} or a table")
-        return {**values, "options": model(**options) if isinstance(options, dict) else options}
+        return {**values, "options": model(**options)}
 
     @property
     def id(self) -> str:
@@ -138,25 +145,11 @@ class Protocol(BaseModel):
         return digest
 
 
-# Those of ddbench's own protocols, which are made when this module is imported; trainers need torch.
-BUILT_IN: dict[str, type[TrainerOptions]] = {
-    "sgd": SGDOptions,
-    "replay": ReplayOptions,
-    "ridge-head": RidgeHeadOptions,
-    "distill": DistillOptions,
-    "krr": KRROptions,
-    "finite-width": FiniteWidthOptions,
-}
-
-
 def trainer_options(name: str) -> type[TrainerOptions]:
-    """The options model of a trainer, by its entry point."""
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    from ddbench.plugins import TRAINERS, load_object
+    """The options model of a trainer, by its entry point. Raises: PluginError where it is no trainer."""
+    from ddbench.evaluation.trainer import trainer_class
 
-    options: type[TrainerOptions] = load_object(TRAINERS, name).Options
-    return options
+    return trainer_class(name).Options
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -190,7 +183,7 @@ PROTOCOLS: dict[str, Protocol] = {
             source="Cazenavette et al., CVPR 2022 (arXiv 2203.11932), last iterate",
         ),
         Protocol(
-            name="dd", trainer="replay", augment="none", backbones=("own",), students=20,
+            name="dd", trainer="replay", augment="none", backbones=("own",), students=20, options=ReplayOptions(),
             source="Wang et al., arXiv 1811.10959: the set's own steps, once; the paper has 200 students",
         ),
         Protocol(
@@ -219,6 +212,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             name="distill",
             trainer="distill",
+            options=DistillOptions(),
             labels="soft",
             source="ddbench: dsa@1 with a teacher's soft labels (Hinton et al., 2015, arXiv 1503.02531)",
         ),
@@ -257,6 +251,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             name="krr",
             trainer="krr",
+            options=KRROptions(),
             labels="soft",
             students=1,
             source="Nguyen et al., NeurIPS 2021 (arXiv 2107.13034): the infinite ConvNet predicts",
@@ -309,7 +304,8 @@ def protocol(ref: str) -> Protocol:
 def judged_by(ref: str, backbone: str) -> str:
     """What gives the accuracy: the backbone, or the kernel where a built-in protocol trains no network."""
     known = PROTOCOLS.get(ref)
-    return f"{known.options.kernel} kernel" if known and isinstance(known.options, KRROptions) else backbone
+    name: str = known.options.judge(backbone) if known else backbone
+    return name
 
 
 def _from_file(path: Path) -> Protocol:

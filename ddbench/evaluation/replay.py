@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from ddbench.backbones.variables import Variables
 from ddbench.errors import ConfigError
-from ddbench.evaluation.plan import plan
+from ddbench.evaluation.plan import on_device, training_labels
 from ddbench.evaluation.protocol import Protocol, ReplayOptions
 from ddbench.evaluation.sgd import SGDTrainer
-from ddbench.evaluation.trainer import Job
 from ddbench.synthetic import SyntheticSet
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import Block, TrainingPlan
@@ -56,38 +56,39 @@ class ReplayTrainer(SGDTrainer):
 
     Options = ReplayOptions
 
-    def plan(self, job: Job) -> ReplayPlan:
-        schedule, lrs = _steps(job.synthetic, job.protocol)
-        options = SGDOptions(
-            epochs=None,
-            steps=len(lrs),
-            lr=1.0,
-            momentum=0.0,
-            weight_decay=0.0,
-            batch=schedule.shape[1],
-            schedule="constant",
-        )
-        plain = plan(job.synthetic, job.protocol.model_copy(update={"options": options}), job.problem, job.rng)
+    @cached_property
+    def plan(self) -> ReplayPlan:
+        schedule, lrs = _steps(self.synthetic, self.protocol)
+        labels = partial(training_labels, protocol=self.protocol)
         return ReplayPlan(
-            **{f.name: getattr(plain, f.name) for f in fields(TrainingPlan)},
+            **on_device(self.synthetic, self.problem, labels)._asdict(),
+            options=SGDOptions(
+                epochs=None, steps=len(lrs), lr=1.0, momentum=0.0, weight_decay=0.0, batch=schedule.shape[1],
+                schedule="constant",
+            ),
+            strategy="none",
+            legacy="none",
+            passes=1,
+            rng=self.rng,
             schedule=schedule,
             lrs=lrs,
-        )
+        )  # fmt: skip
 
-    def fresh(self, job: Job, student: int) -> Variables:
-        fresh, start = super().fresh(job, student), job.synthetic.start
+    def fresh(self, student: int) -> Variables:
+        fresh, start = super().fresh(student), self.synthetic.start
         if not start:
             return fresh
         shapes = {name: value.shape for name, value in fresh.params.items()}
         if shapes != {name: value.shape for name, value in start.items()}:
             raise ConfigError(
-                f"the set stores the network that its steps start from, and that is no {job.problem.backbone.name}. "
+                f"the set stores the network that its steps start from, and that is no {self.problem.backbone.name}. "
                 "Judge it with the backbone that it was made with, or under a protocol with fresh ones, such as dsa."
             )
         return Variables({name: start[name].to(value) for name, value in fresh.params.items()}, fresh.buffers)
 
-    def alike(self, job: Job) -> bool:
-        return bool(job.synthetic.start)
+    @property
+    def deterministic(self) -> bool:
+        return bool(self.synthetic.start)
 
 
 def _steps(synthetic: SyntheticSet, protocol: Protocol) -> tuple[Tensor, tuple[float, ...]]:

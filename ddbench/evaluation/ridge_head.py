@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from ddbench.engine.regression import ridge_map, with_ones
 from ddbench.errors import ConfigError
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import RidgeHeadOptions
-from ddbench.evaluation.trainer import Job, Predictor, Trainer
+from ddbench.evaluation.trainer import Predictor, Progress, Trainer
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import TrainingPlan
 
@@ -29,15 +30,23 @@ class RidgeHeadTrainer(Trainer):
 
     Options = RidgeHeadOptions
 
-    def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
-        net = job.problem.backbone
+    @cached_property
+    def plan(self) -> TrainingPlan:
+        """Which images make each step, how they are augmented, and how many steps there are."""
+        return plan(self.synthetic, self.protocol, self.problem, self.rng, options=_DRAWN)
+
+    @property
+    def steps(self) -> int:
+        return self.plan.steps
+
+    def train(self, students: Sequence[int], progress: Progress) -> Predictor:
+        net = self.problem.backbone
         if not net.per_sample:
             raise ConfigError(
-                f"protocol {job.protocol.id} solves for a head on embeddings, which the batch norm of {net.name} would "
-                "change from batch to batch. Judge by a backbone without it."
+                f"protocol {self.protocol.id} solves for a head on embeddings, which the batch norm of {net.name} "
+                "would change from batch to batch. Judge by a backbone without it."
             )
-        schedule = self._plan(job)
-        trained = [self._student(job, schedule, k, tick) for k in students]
+        trained = [self._student(k, progress) for k in students]
 
         @torch.inference_mode()
         def predict(images: Tensor) -> Tensor:
@@ -45,27 +54,18 @@ class RidgeHeadTrainer(Trainer):
 
         return predict
 
-    def steps(self, job: Job) -> int:
-        return self._plan(job).steps
-
-    def _plan(self, job: Job) -> TrainingPlan:
-        drawn = job.protocol.model_copy(update={"options": _DRAWN})
-        return plan(job.synthetic, drawn, job.problem, job.rng)
-
-    def _student(
-        self, job: Job, schedule: TrainingPlan, student: int, tick: Callable[[int], None]
-    ) -> tuple[Variables, Tensor]:
+    def _student(self, student: int, progress: Progress) -> tuple[Variables, Tensor]:
         """A trained network, and its head [D + 1, K] without the factor, which leaves the arg-max alone."""
-        options, net, device = job.protocol.options, job.problem.backbone, job.problem.device
-        network = net.init(job.rng.fold("student", student, "network"), device).clone()
+        options, net, device = self.protocol.options, self.problem.backbone, self.problem.device
+        network = net.init(self.rng.fold("student", student, "network"), device).clone()
         params = [value.requires_grad_() for value in network.params.values()]
         scale = torch.ones((), device=device, requires_grad=True)
         optimizer = optim.Adam([{"params": params, "lr": options.lr}, {"params": [scale], "lr": options.lr_scale}])
         head: Tensor | None = None
-        for block in schedule.blocks([student]):
+        for block in self.plan.blocks([student]):
             for step in block.to(device).steps():
-                x = step.transform(schedule.take(step.indices))
-                y = _probabilities(schedule.targets(x, step.indices, step.rng)[0], job.problem.classes)
+                x = step.transform(self.plan.take(step.indices))
+                y = _probabilities(self.plan.targets(x, step.indices, step.rng)[0], self.problem.classes)
                 embedded = with_ones(net.embed(network, x[0]))
                 solving = embedded if options.through_head else embedded.detach()
                 solved = (ridge_map(solving, options.ridge).T @ y.double()).to(y.dtype)
@@ -73,7 +73,7 @@ class RidgeHeadTrainer(Trainer):
                 optimizer.zero_grad()
                 F.cross_entropy(embedded @ (scale * head), y).backward()
                 optimizer.step()
-                tick(1)
+                progress(1)
         assert head is not None
         return network.detach(), head.detach()
 

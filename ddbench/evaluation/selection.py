@@ -9,9 +9,9 @@ from typing import Any
 from ddbench.config import Selection
 from ddbench.data.tensors import RealImages
 from ddbench.errors import ConfigError
-from ddbench.evaluation.evaluate import tested_together, trainer_of
+from ddbench.evaluation.evaluate import tested_together
 from ddbench.evaluation.protocol import Protocol, protocol
-from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.trainer import trainer_of
 from ddbench.method import Method
 from ddbench.problem import Problem
 from ddbench.synthetic import Choice, SyntheticSet, assemble, header_of, tensors_of
@@ -60,9 +60,9 @@ class Selector:
 
     def look(self, synthetic: SyntheticSet, step: int) -> Choice:
         """Keep the set of this step if it does best so far. Returns how well it does; waits for the device."""
+        first = step if self.rule.fresh else 0
         students = self.rule.students
-        job = Job(synthetic, self.protocol, self.problem, students)
-        found = validate(job, self.part, step, students=students, first=step if self.rule.fresh else 0)
+        found = validate(synthetic, self.protocol, self.problem, self.part, step, students=students, first=first)
         before = self.best.choice.accuracy if self.best is not None and self.best.choice is not None else -1.0
         if found.accuracy > before or (self.rule.fresh and found.accuracy == before):
             self.best = replace(synthetic, choice=found)
@@ -77,13 +77,28 @@ class Selector:
         self.best = None if saved is None else assemble(saved["header"], saved["tensors"], "the best set so far")
 
 
-def validate(job: Job, part: RealImages, step: int, *, students: int = 1, first: int = 0) -> Choice:
-    """How well networks of validation that train on a job's set do on held-out images; waits for the device.
+def validate(
+    synthetic: SyntheticSet,
+    protocol: Protocol,
+    problem: Problem,
+    part: RealImages,
+    step: int,
+    *,
+    students: int = 1,
+    first: int = 0,
+) -> Choice:
+    """How well networks of validation that train on a set do on held-out images; waits for the device.
 
-    `step` is that after which the set was taken, `first` the number of the first of the networks.
+    `problem` is the one without these images, `step` that after which the set was taken, `first` the number of the
+    first of the networks.
     """
     numbers = [VALIDATION + first + number for number in range(students)]
-    trainer, tick = trainer_of(job.protocol), lambda _: None
-    predict = trainer.train(trainer.decided(job, tick), numbers, tick)
+    trainer = trainer_of(synthetic, protocol, problem, students=students)
+    trainer.choose(_unheard)
+    predict = trainer.train(numbers, _unheard)
     right = sum((predict(x).argmax(dim=-1) == y).sum() for x, y in part.chunks(tested_together(part.shape)))
-    return Choice(step, int(right) / (students * len(part)), len(part), students, job.protocol.id)
+    return Choice(step, int(right) / (students * len(part)), len(part), students, protocol.id)
+
+
+def _unheard(steps: int) -> None:
+    """Progress of networks of validation, which nobody waits for by themselves."""

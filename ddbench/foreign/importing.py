@@ -26,26 +26,17 @@ from ddbench.engine.precision import usual
 from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.evaluation.plan import fit
 from ddbench.fields import MOST_COUNT
-from ddbench.files import sha256_of, write_atomically, write_json
 from ddbench.foreign.diagnosis import Diagnosis, Reference, diagnose, fitting_datasets, hard
 from ddbench.foreign.exporting import FORMATS, Format, Loss, export
 from ddbench.foreign.formats import Found, choose, read
 from ddbench.foreign.terms import Said, Terms, complete, settle
 from ddbench.plugins import names_code
+from ddbench.runs.finishing import describe, finish
 from ddbench.runs.loaded import LoadedSet, pixels_of
 from ddbench.runs.preview import preview
-from ddbench.runs.record import (
-    ConfigPart,
-    ImportedPart,
-    RunPart,
-    RunRecord,
-    SyntheticPart,
-    as_a_record,
-    read_record,
-    write_record,
-)
+from ddbench.runs.record import ImportedPart, as_a_record, read_record
 from ddbench.runs.rundir import SPEC, RunDir
-from ddbench.runs.runner import RunOptions, build_problem, data_part
+from ddbench.runs.runner import RunOptions, build_problem
 from ddbench.runs.spec import NAME, RunSpec
 from ddbench.synthetic import SyntheticSet, origin
 from ddbench.text import MOST_LINE, MOST_NAME, printable
@@ -356,40 +347,20 @@ def _fill(
         "step": 0,
     }
     sets.save(synthetic, folder.synthetic, about)
-    sha256 = sha256_of(folder.synthetic)
-    write_json(folder.about, {**sets.read_header(folder.synthetic), "sha256": sha256}, sealed=True)
-    heading = f"{spec.method} (imported), {dataset.title}, ipc {spec.ipc}"
-    write_atomically(folder.preview, preview(synthetic, dataset.train.classes, pixels, heading))
-    record = RunRecord(
-        status="complete",
-        run=RunPart(
-            id=spec.id,
-            method=spec.method,
-            title=spec.method,
-            kind="imported",
-            provided_by=spec.provided_by,
-            dataset=spec.dataset,
-            ipc=spec.ipc,
-            backbone=spec.backbone,
-            seed=spec.seed,
-            preset=spec.preset,
-            precision=spec.precision,
-            native="",
-        ),
-        config=ConfigPart(values={}, sources={}),
-        data=data_part(dataset, synthetic.pixels, pixels),
-        # That a step was chosen without test images is a claim of whoever says so.
-        synthetic=SyntheticPart.of(
-            replace(synthetic, choice=None),
-            sha256,
-            learned=(
-                "images",
-                *(("labels",) if synthetic.soft else ()),
-                *(("lr",) if synthetic.recipe.lr is not None else ()),
-            ),
+    title = f"{spec.method} (imported), {dataset.title}, ipc {spec.ipc}"
+    describe(folder, synthetic, dataset, pixels, title, anew=True)
+    finish(
+        folder,
+        spec,
+        replace(synthetic, choice=None),  # that a step was chosen without test images is a claim of whoever says so
+        dataset,
+        pixels,
+        title=spec.method,
+        kind="imported",
+        learned=(
+            "images",
+            *(("labels",) if synthetic.soft else ()),
+            *(("lr",) if synthetic.recipe.lr is not None else ()),
         ),
         imported=imported,
-        cost={},
-        attempts=(),
     )
-    write_record(folder.record, record)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddbench.leaderboard.published import ZCA, belongs, printed, under
-from ddbench.leaderboard.statistics import percent
-from ddbench.text import budget, duration, printable, size
+from ddbench.text import budget, duration, percent, printable, size
 
 if TYPE_CHECKING:
     from pandas import DataFrame

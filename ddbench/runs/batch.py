@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ddbench.errors import DdbenchError, RunError
-from ddbench.runs.evaluating import Cell, cells
 from ddbench.runs.record import RunRecord
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, run
@@ -46,12 +45,6 @@ def what_is_done(resolution: Resolution) -> Hashable:
     return spec.id, spec.protocols, spec.judges
 
 
-def settled(requests: Iterable[Asked], data_root: Path, device: torch.device) -> list[Asked]:
-    """The same requests with the precision written down that they have on a device: workers share a list of runs, and
-    on unlike devices an open precision would make two runs of one."""
-    return [replace(asked, precision=resolve_spec(asked, data_root, device).spec.precision) for asked in requests]
-
-
 def run_all(resolutions: Sequence[Resolution], options: RunOptions) -> list[Outcome]:
     """One run after another."""
     return [run_one(resolution, options) for resolution in resolutions]
@@ -65,16 +58,10 @@ def run_one(resolution: Resolution, options: RunOptions) -> Outcome:
     except DdbenchError as error:
         busy = isinstance(error, RunError) and RunDir.holder(folder) is not None
         return Outcome(resolution.spec, folder, "running" if busy else "failed", message=str(error))
-    status = judged(record, asked_of(resolution))
+    status = judged(record, resolution.cells)
     return Outcome(resolution.spec, folder, status.state, record, status.why)
-
-
-def asked_of(resolution: Resolution) -> list[Cell]:
-    """The evaluations that a run asks for."""
-    spec = resolution.spec
-    return cells(resolution.protocols, spec.judges, spec.students, resolution.dataset.info.shape, own=spec.backbone)
 
 
 def status_in(resolution: Resolution, root: Path) -> Status:
     """How far a run is under a runs folder, with all the evaluations that are asked of it."""
-    return status_of(root / resolution.spec.folder, asked_of(resolution))
+    return status_of(root / resolution.spec.folder, resolution.cells)

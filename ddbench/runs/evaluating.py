@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from ddbench.backbones import names as backbones
 from ddbench.config import explain
 from ddbench.data.dataset import Dataset
 from ddbench.errors import ConfigError, DataError, DivergedError, RunError
-from ddbench.evaluation.evaluate import Score, SealedTest, evaluate, trainer_of
-from ddbench.evaluation.protocol import KRROptions, Protocol
-from ddbench.evaluation.trainer import Job
-from ddbench.fields import Architecture, Count, Flag, Hex, Line, Number, ProtocolId, Seconds, Sha256, Share, Text
+from ddbench.evaluation.evaluate import Score, SealedTest, scores
+from ddbench.evaluation.protocol import Protocol
+from ddbench.evaluation.trainer import Trainer, trainer_class, trainer_of
+from ddbench.fields import Architecture, Count, Hex, Line, Number, ProtocolId, Seconds, Sha256, Share, Text
 from ddbench.files import read_json, sha256_of, write_json
 from ddbench.problem import Problem
 from ddbench.runs import provenance
@@ -64,13 +64,13 @@ def cells(
 ) -> list[Cell]:
     """Every protocol with every judge, or with its backbones where no judge is named; `own` is the set's backbone.
 
-    A kernel judges once, whatever networks are named.
+    A trainer that trains no network, such as one of kernel regression, judges once, whatever backbones are named.
     """
     found = []
     for protocol in protocols:
         named = judges or protocol.backbones
         networks = list(dict.fromkeys(own if name == OWN else backbones.canonical(name, shape) for name in named))
-        if isinstance(protocol.options, KRROptions):
+        if not trainer_class(protocol.trainer).uses_backbone:
             networks = networks[:1]
         found += [Cell(protocol, backbone, students or protocol.students) for backbone in networks]
     return found
@@ -87,56 +87,67 @@ class StudentScore(Part):
     chose: dict[Line, Number] = Field(default={})
 
 
-class Judged(Part):
-    """Whose students a file is about. `synthetic` is the sha256 of the set's file."""
+class EvaluationFile(Part):
+    """evaluations/<protocol>/<backbone>.json: whose students they are, and beside that what a record says of them all.
 
-    protocol: ProtocolId
-    digest: Hex
-    backbone: Architecture
+    `synthetic` is the sha256 of the set's file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
     synthetic: Sha256
+    file_schema: Literal["ddbench.evaluation/1"] = "ddbench.evaluation/1"
+    scores: tuple[StudentScore, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation so far: as a record has it, of the set with that sha256, by these students one by one."""
+
+    part: EvaluationPart
+    synthetic: str
+    scores: tuple[StudentScore, ...] = ()
 
     @classmethod
     def of(cls, cell: Cell, sha256: str) -> Self:
-        """The file before its first student."""
-        return cls(protocol=cell.protocol.id, digest=cell.protocol.digest, backbone=cell.backbone, synthetic=sha256)
+        """An evaluation before its first student."""
+        about = {"protocol": cell.protocol.id, "digest": cell.protocol.digest, "backbone": cell.backbone}
+        return cls(EvaluationPart(**about, **_of_students((), failed="")), sha256)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """What a file says. Raises: ValidationError from pydantic where it is none of an evaluation."""
+        file = EvaluationFile.model_validate(value)
+        said = dict(file.model_extra or {})
+        # Files of ddbench 0.1 may have the choice with every student alone.
+        said["chose"] = said.get("chose") or (file.scores[-1].chose if file.scores else {})
+        part = {**said, **_of_students(file.scores, failed=said.get("failed", ""))}
+        return cls(EvaluationPart.model_validate(part), file.synthetic, file.scores)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the file has it, which leaves out what its students say one by one."""
+        part = self.part.model_dump(mode="json", exclude=set(_of_students((), failed="")))
+        about = {name: part.pop(name) for name in ("protocol", "digest", "backbone")}
+        file = EvaluationFile(synthetic=self.synthetic, scores=self.scores).model_dump(mode="json")
+        return {**about, **file, **part}
+
+    def having(self, *scores: StudentScore, **values: Any) -> Self:
+        """The same evaluation with more students, and with other values of its part."""
+        students, part = (*self.scores, *scores), self.part.model_copy(update=values)
+        part = part.model_copy(update=_of_students(students, failed=part.failed))
+        return replace(self, part=part, scores=students)
 
 
-class Evaluated(Judged):
-    """evaluations/<protocol>/<backbone>.json."""
-
-    file_schema: Literal["ddbench.evaluation/1"] = "ddbench.evaluation/1"
-    scores: tuple[StudentScore, ...] = ()
-    alike: Flag = False
-    failed: Text = ""
-    beside_bytes: Count = 0
-    chose: dict[Line, Number] = Field(default={})
-
-    @property
-    def accuracy(self) -> tuple[float, ...]:
-        """Of students 0, 1, …; none after a failure, so that nobody averages over the survivors."""
-        by_number = {s.student: s.accuracy for s in self.scores}
-        return () if self.failed else tuple(by_number[k] for k in range(len(by_number)) if k in by_number)
-
-    def part(self) -> EvaluationPart:
-        """As a record has it."""
-        return EvaluationPart(
-            protocol=self.protocol,
-            digest=self.digest,
-            backbone=self.backbone,
-            accuracy=self.accuracy,
-            seconds=sum(s.seconds for s in self.scores),
-            device=", ".join(dict.fromkeys(s.device for s in self.scores)),
-            precision=", ".join(dict.fromkeys(s.precision for s in self.scores)) or "fp32",
-            alike=self.alike,
-            failed=self.failed,
-            beside_bytes=self.beside_bytes,
-            chose=self.known_choice,
-        )
-
-    @property
-    def known_choice(self) -> dict[str, float]:
-        """What trials have chosen, be it that no student was trained since."""
-        return self.chose or (self.scores[-1].chose if self.scores else {})
+def _of_students(scores: Sequence[StudentScore], *, failed: str) -> dict[str, Any]:
+    """What a record says of all students together: accuracies of students 0, 1, …, seconds, devices, precisions."""
+    by_number = {s.student: s.accuracy for s in scores}
+    return {
+        # None after a failure, so that nobody averages over the survivors.
+        "accuracy": () if failed else tuple(by_number[k] for k in range(len(by_number)) if k in by_number),
+        "seconds": sum(s.seconds for s in scores),
+        "device": ", ".join(dict.fromkeys(s.device for s in scores)),
+        "precision": ", ".join(dict.fromkeys(s.precision for s in scores)) or "fp32",
+    }
 
 
 class CurvePoint(Part):
@@ -148,18 +159,29 @@ class CurvePoint(Part):
     failed: Text = ""
 
 
-class Curve(Judged):
-    """evaluations/<protocol>/<backbone>.curve.json. All snapshots, none chosen; the last point is the result."""
+class Curve(Part):
+    """evaluations/<protocol>/<backbone>.curve.json. All snapshots, none chosen; the last point is the result.
 
+    `synthetic` is the sha256 of the set's file.
+    """
+
+    protocol: ProtocolId
+    digest: Hex
+    backbone: Architecture
+    synthetic: Sha256
     file_schema: Literal["ddbench.curve/1"] = "ddbench.curve/1"
     points: tuple[CurvePoint, ...] = ()
 
 
 @dataclass
 class Judging:
-    """One attempt at evaluating a run's set. `problem_of` gives the problem for a pixel space and a backbone."""
+    """One attempt at evaluating a run's set, whose file has that sha256.
+
+    `problem_of` gives the problem for a pixel space and a backbone.
+    """
 
     folder: RunDir
+    synthetic: SyntheticSet
     dataset: Dataset
     sha256: str
     problem_of: Callable[[str, str], Problem]
@@ -169,7 +191,6 @@ class Judging:
 
     def __post_init__(self) -> None:
         self._test = SealedTest(self.dataset.test)
-        self._synthetic = load(self.folder.synthetic)
 
     def judge(self, cell: Cell) -> Evaluated:
         """Train the students that are missing; what is known is kept, student by student.
@@ -179,49 +200,44 @@ class Judging:
         """
         path = self.folder.evaluation(cell.protocol, cell.backbone)
         done = self._read(path, cell)
-        if self.retry and done.failed:
-            done = done.model_copy(update={"failed": ""})
+        if self.retry and done.part.failed:
+            done = done.having(failed="")
         missing = sorted(set(range(cell.students)) - {s.student for s in done.scores})
-        if done.failed or done.alike or not missing:
+        if done.part.failed or done.part.alike or not missing:
             return done
+
+        def keep(*scores: StudentScore, **values: Any) -> None:
+            nonlocal done
+            done = done.having(*scores, **values)
+            write_json(path, done.to_json(), sealed=True)
+
         try:
-            problem = self.problem_of(self._synthetic.pixels, cell.backbone)
-            device = provenance.device_name(problem.device)
-            trainer, job = trainer_of(cell.protocol), Job(self._synthetic, cell.protocol, problem)
-            alike = trainer.alike(job)
-            missing = missing[:1] if alike else missing
-            beside = trainer.stored_bytes(job)
-            done = done.model_copy(update={"beside_bytes": beside})
-
-            def keep(choice: dict[str, float]) -> None:
-                nonlocal done
-                done = done.model_copy(update={"chose": choice})
-                write_json(path, done.model_dump(mode="json"), sealed=True)
-
-            for score in self._scores(self._synthetic, cell, problem, missing, "", done.known_choice, keep):
-                line = StudentScore(device=device, precision=problem.precision.on(problem.device), **vars(score))
-                done = done.model_copy(update={"scores": (*done.scores, line), "alike": alike})
-                write_json(path, done.model_dump(mode="json"), sealed=True)
+            problem = self.problem_of(self.synthetic.pixels, cell.backbone)
+            trainer = trainer_of(self.synthetic, cell.protocol, problem, students=len(missing), chosen=done.part.chose)
+            device, precision = provenance.device_name(problem.device), problem.precision.on(problem.device)
+            done = done.having(beside_bytes=trainer.extra_bytes)
+            for score in self._scores(trainer, cell, missing, "", lambda chosen: keep(chose=chosen)):
+                keep(StudentScore(device=device, precision=precision, **vars(score)), alike=trainer.deterministic)
         except (DivergedError, ConfigError) as error:
             # Boards tell a cell that went wrong from one that has no meaning, such as MTT's protocol on random images.
-            why = printable(f"not defined: {error}" if isinstance(error, ConfigError) else str(error), lines=True)
-            done = done.model_copy(update={"failed": why})
-            write_json(path, done.model_dump(mode="json"), sealed=True)
+            keep(
+                failed=printable(f"not defined: {error}" if isinstance(error, ConfigError) else str(error), lines=True)
+            )
             self.tell.on_note(f"{cell.protocol.id} with {cell.backbone} failed: {error}")
         return done
 
     def draw_curve(self, cell: Cell, result: Evaluated, last_step: int, seconds: float) -> Curve | None:
         """Judge every snapshot as the result was judged; None where the result could not be."""
-        if result.failed:
+        if result.part.failed:
             return None
         path = self.folder.curve(cell.protocol, cell.backbone)
-        students = range(len(result.accuracy))
+        students = range(len(result.part.accuracy))
         curve = self._read_curve(path, cell)
         known = {p.step: p for p in curve.points if p.failed or len(p.accuracy) == len(students)}
         clock = {entry["step"]: entry.get("seconds") for entry in read_log(self.folder.log)} | {0: 0.0}
         clock = {step: known if _is_time(known) else None for step, known in clock.items()}
-        known[last_step] = CurvePoint(step=last_step, seconds=seconds, accuracy=result.accuracy)
-        problem = self.problem_of(self._synthetic.pixels, cell.backbone)
+        known[last_step] = CurvePoint(step=last_step, seconds=seconds, accuracy=result.part.accuracy)
+        problem = self.problem_of(self.synthetic.pixels, cell.backbone)
         for step, snapshot in snapshots(self.folder):
             if step not in known:
                 known[step] = self._point(step, snapshot, cell, problem, students, clock.get(step))
@@ -238,28 +254,23 @@ class Judging:
                 step=step, seconds=seconds, failed=f"{snapshot.name} is damaged: it is not what was saved"
             )
         try:
-            scores = list(self._scores(load(snapshot), cell, problem, students, f"step {step} ", {}))
+            trainer = trainer_of(load(snapshot), cell.protocol, problem, students=len(students))
+            found = list(self._scores(trainer, cell, students, f"step {step} "))
         except (DivergedError, ConfigError, DataError) as error:
             return CurvePoint(step=step, seconds=seconds, failed=printable(str(error), lines=True))
-        return CurvePoint(step=step, seconds=seconds, accuracy=tuple(score.accuracy for score in scores))
+        return CurvePoint(step=step, seconds=seconds, accuracy=tuple(score.accuracy for score in found))
 
     def _scores(
         self,
-        synthetic: SyntheticSet,
+        trainer: Trainer,
         cell: Cell,
-        problem: Problem,
         students: Sequence[int],
         label: str,
-        chose: Mapping[str, float],
         keep: Callable[[dict[str, float]], None] = lambda _: None,
     ) -> Iterable[Score]:
-        trainer, job = trainer_of(cell.protocol), Job(synthetic, cell.protocol, problem, chose=chose)
-        networks = len(students) + trainer.trials(job)
-        progress = _Progress(self.tell, cell, label, max(1, trainer.steps(job)), networks, self.stop)
-        return evaluate(
-            synthetic, cell.protocol, problem, self._test, students=students, label=label, tick=progress.tick,
-            chose=chose, keep=keep,
-        )  # fmt: skip
+        networks = (1 if trainer.deterministic else len(students)) + trainer.trials
+        heard = _Progress(self.tell, cell, label, max(1, trainer.steps), networks, self.stop)
+        return scores(trainer, self._test, students, label=label, progress=heard.add, keep=keep)
 
     def _read(self, path: Path, cell: Cell) -> Evaluated:
         fresh = Evaluated.of(cell, self.sha256)
@@ -267,9 +278,10 @@ class Judging:
             return fresh
         found = read_evaluation(path)
         # Without a score nothing was judged, and a mistake in a protocol's file can be mended.
-        if found.synthetic != self.sha256 or (found.digest != cell.protocol.digest and not found.scores):
+        changed = found.part.digest != cell.protocol.digest
+        if found.synthetic != self.sha256 or (changed and not found.scores):
             return fresh
-        if found.digest != cell.protocol.digest:
+        if changed:
             raise ConfigError(
                 f"protocol {cell.protocol.id} has changed since this run was judged by it, and a column is one recipe. "
                 "Raise its version, or give it another name."
@@ -277,7 +289,9 @@ class Judging:
         return found
 
     def _read_curve(self, path: Path, cell: Cell) -> Curve:
-        fresh = Curve.of(cell, self.sha256)
+        fresh = Curve(
+            protocol=cell.protocol.id, digest=cell.protocol.digest, backbone=cell.backbone, synthetic=self.sha256
+        )
         if not path.is_file():
             return fresh
         found = read_curve(path)
@@ -300,7 +314,7 @@ class _Progress:
         self._pace = Pace()
         self._shown = -float("inf")
 
-    def tick(self, count: int) -> None:
+    def add(self, count: int) -> None:
         self.stop.check("while students were trained; those that were done are kept")
         if not count:
             return
@@ -341,20 +355,20 @@ def curve_is_drawn(folder: RunDir, cell: Cell, record: RunRecord) -> bool:
 
 def read_evaluation(path: Path) -> Evaluated:
     """Raises: RunError if the file is damaged."""
-    return _read_part(path, Evaluated)
+    return _read(path, Evaluated.from_json)
 
 
 def read_curve(path: Path) -> Curve:
     """Raises: RunError if the file is damaged."""
-    return _read_part(path, Curve)
+    return _read(path, Curve.model_validate)
 
 
-P = TypeVar("P", bound=Part)
+T = TypeVar("T")
 
 
-def _read_part(path: Path, model: type[P]) -> P:
+def _read(path: Path, model: Callable[[Any], T]) -> T:
     try:
-        return model.model_validate(read_json(path))
+        return model(read_json(path))
     except RunError as error:
         raise RunError(f"{error} Remove that file and run again.") from None
     except ValidationError as error:
@@ -371,4 +385,4 @@ def evaluations(folder: RunDir, sha256: str) -> list[EvaluationPart]:
     """Everything that is known about the set of this content, by protocol and backbone."""
     paths = (p for p in sorted(folder.evaluations.glob("*/*.json")) if not p.name.endswith(".curve.json"))
     found = [read_evaluation(path) for path in paths]
-    return [e.part() for e in found if e.synthetic == sha256 and (e.scores or e.failed)]
+    return [e.part for e in found if e.synthetic == sha256 and (e.scores or e.part.failed)]

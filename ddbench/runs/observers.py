@@ -64,10 +64,6 @@ class Observer:
         """Nothing more comes: the run is done, interrupted or failed."""
 
 
-class Quiet(Observer):
-    """Says nothing."""
-
-
 class Patient(io.TextIOBase):
     """A stream for progress, which is never worth a run: what it cannot take, because the terminal was closed, the
     pipe's reader left or the disk of the log is full, is dropped. Letters that its encoding lacks are replaced.

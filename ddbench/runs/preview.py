@@ -12,7 +12,6 @@ from torch.nn.functional import interpolate
 from ddbench.data.pixels import PixelSpace
 from ddbench.synthetic import SyntheticSet
 
-FEW_CLASSES = 10
 MOST_CLASSES = 20
 MOST_IMAGES = 10
 SMALLEST_SIDE = 64  # pixels that an image takes on the page at least

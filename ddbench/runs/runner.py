@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,36 +17,26 @@ from ddbench import synthetic as sets
 from ddbench.artifacts import ArtifactCache, Tell
 from ddbench.backbones import names as backbones
 from ddbench.data.dataset import Dataset
-from ddbench.data.pixels import PixelSpace
 from ddbench.data.sources import load
 from ddbench.engine.precision import Precision
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import Protocol
 from ddbench.evaluation.selection import Selector
-from ddbench.files import disk_is_full, sha256_of, write_atomically, write_json
+from ddbench.files import disk_is_full, sha256_of
 from ddbench.problem import Problem, fitted
 from ddbench.rng import Rng
 from ddbench.runs import provenance
 from ddbench.runs.condensing import Cadence, Condensation
 from ddbench.runs.evaluating import Cell, Judging, cells, curve_is_drawn, evaluations
+from ddbench.runs.finishing import describe, finish
 from ddbench.runs.ledger import Ledger
 from ddbench.runs.observers import Observer
-from ddbench.runs.preview import preview
-from ddbench.runs.record import (
-    ConfigPart,
-    CostPart,
-    DataPart,
-    RunPart,
-    RunRecord,
-    SyntheticPart,
-    as_a_record,
-    read_record,
-    write_record,
-)
+from ddbench.runs.record import CostPart, RunRecord, read_record, write_record
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import Interrupted, Stop
 from ddbench.runs.spec import Resolution
 from ddbench.runs.states import kept_failure
+from ddbench.synthetic import SyntheticSet
 from ddbench.text import budget
 
 logger = logging.getLogger(__name__)
@@ -102,8 +92,7 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
     _refuse_dirty(options)
     spec, dataset = resolution.spec, resolution.dataset
     folder = RunDir.open(options.root, spec)
-    asked = cells(resolution.protocols, spec.judges, spec.students, dataset.info.shape, own=spec.backbone)
-    record = None if options.fresh else _finished(folder, asked, options)
+    record = None if options.fresh else _finished(folder, resolution.cells, options)
     if record is not None:
         return record
     with _session(options) as (stop, tell), folder.lock(), kept_failure(folder), _explained(options):
@@ -117,13 +106,16 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
         else:
             with _advised(resolution.method.info.memory_advice):
                 _condense(resolution, options, folder, ledger, stop, tell)
-        _describe(folder, dataset, options, resolution.method.info.title)
-        _evaluate(folder, dataset, asked, options, ledger, stop, tell)
+        synthetic, info = sets.load(folder.synthetic), resolution.method.info
+        space = fitted(synthetic.pixels, dataset.train, dataset.info, ArtifactCache(options.artifacts), options.device)
+        title = f"{info.title}, {dataset.title}, {budget(spec.ipc)}, seed {spec.seed}"
+        describe(folder, synthetic, dataset, space, title)
+        _evaluate(folder, synthetic, dataset, resolution.cells, options, ledger, stop, tell)
         tell.on_phase("record")
-        with as_a_record():
-            record = _record(resolution, folder, ledger, options)
-        write_record(folder.record, record)
-        return record
+        return finish(
+            folder, spec, synthetic, dataset, space,
+            title=info.title, kind=info.kind, native=info.native, learned=resolution.method.learns, ledger=ledger,
+        )  # fmt: skip
 
 
 def evaluate_run(
@@ -161,7 +153,10 @@ def evaluate_run(
         ledger = Ledger(folder, options.device)
         ledger.check()
         ledger.begin(ledger.last_step)
-        _evaluate(folder, dataset, asked, options, ledger, stop, tell, retry=True, curve=curve or options.curve)
+        synthetic = sets.load(folder.synthetic)
+        _evaluate(
+            folder, synthetic, dataset, asked, options, ledger, stop, tell, retry=True, curve=curve or options.curve
+        )
         record = before.model_copy(
             update={
                 "evaluations": tuple(evaluations(folder, before.synthetic.sha256)),
@@ -387,20 +382,9 @@ def _condense(
     Condensation(method, problem, folder, ledger, stop, tell, cadence, about, selector).run()
 
 
-def _describe(folder: RunDir, dataset: Dataset, options: RunOptions, title: str) -> None:
-    """What a person looks at first: the set's header as JSON, and a picture."""
-    if not folder.describes_its_set():
-        described = {**sets.read_header(folder.synthetic), "sha256": sha256_of(folder.synthetic)}
-        write_json(folder.about, described, sealed=True)
-    if not folder.preview.is_file():
-        synthetic = sets.load(folder.synthetic)
-        heading = f"{title}, {dataset.title}, {budget(folder.spec.ipc)}, seed {folder.spec.seed}"
-        picture = preview(synthetic, dataset.train.classes, _space(synthetic.pixels, dataset, options), heading)
-        write_atomically(folder.preview, picture)
-
-
 def _evaluate(
     folder: RunDir,
+    synthetic: SyntheticSet,
     dataset: Dataset,
     asked: Sequence[Cell],
     options: RunOptions,
@@ -413,7 +397,7 @@ def _evaluate(
 ) -> None:
     tell.on_phase("evaluate")
     sha256 = sha256_of(folder.synthetic)
-    judging = Judging(folder, dataset, sha256, _problems(folder, dataset, options, tell), stop, tell, retry)
+    judging = Judging(folder, synthetic, dataset, sha256, _problems(folder, dataset, options, tell), stop, tell, retry)
     try:
         with ledger.phase("evaluate"):
             results = [(cell, judging.judge(cell)) for cell in asked]
@@ -447,59 +431,3 @@ def _problems(folder: RunDir, dataset: Dataset, options: RunOptions, tell: Obser
         )
 
     return problem
-
-
-def _record(resolution: Resolution, folder: RunDir, ledger: Ledger, options: RunOptions) -> RunRecord:
-    spec, dataset, info = resolution.spec, resolution.dataset, resolution.method.info
-    synthetic = sets.load(folder.synthetic)
-    sha256 = sha256_of(folder.synthetic)
-    return RunRecord(
-        status="complete",
-        run=RunPart(
-            id=spec.id,
-            method=spec.method,
-            title=info.title,
-            kind=info.kind,
-            provided_by=spec.provided_by,
-            method_sha256=spec.method_sha256,
-            dataset=spec.dataset,
-            ipc=spec.ipc,
-            backbone=spec.backbone,
-            seed=spec.seed,
-            preset=spec.preset,
-            precision=spec.precision,
-            native=info.native,
-        ),
-        config=ConfigPart(values=dict(spec.config), sources=_option_sources(spec.sources)),
-        data=data_part(dataset, synthetic.pixels, _space(synthetic.pixels, dataset, options)),
-        synthetic=SyntheticPart.of(synthetic, sha256, learned=resolution.method.learns),
-        artifacts=ledger.artifacts,
-        evaluations=tuple(evaluations(folder, sha256)),
-        cost=ledger.costs,
-        counts=ledger.counts,
-        attempts=ledger.attempts,
-    )
-
-
-def _option_sources(sources: Mapping[str, str]) -> dict[str, str]:
-    return {k.removeprefix("config."): v for k, v in sources.items() if k.startswith("config.")}
-
-
-def data_part(dataset: Dataset, name: str, pixels: PixelSpace) -> DataPart:
-    """What a record says of its data; `name` is the pixel space as the set has it."""
-    return DataPart(
-        title=dataset.title,
-        fingerprint=dataset.fingerprint,
-        contents=dataset.contents,
-        original=dataset.original,
-        train=len(dataset.train),
-        test=dataset.manifest["test"]["images"],
-        classes=len(dataset.train.classes),
-        shape=dataset.train.shape,
-        pixels=name,
-        pixels_fingerprint=pixels.fingerprint,
-    )
-
-
-def _space(pixels: str, dataset: Dataset, options: RunOptions) -> PixelSpace:
-    return fitted(pixels, dataset.train, dataset.info, ArtifactCache(options.artifacts), options.device)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -35,6 +36,7 @@ from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.method import Kind, Method, MethodInfo
 from ddbench.plugins import GROUPS, Loaded, names_code, of_class
 from ddbench.plugins import load as load_plugin
+from ddbench.runs.evaluating import Cell, cells
 from ddbench.runs.runspec import RunSpec
 from ddbench.runs.selecting import as_values, config_of, resolve_selection, split_off
 from ddbench.text import MOST_NAME, printable
@@ -100,6 +102,12 @@ class Resolution:
     dataset: Dataset
     protocols: tuple[Protocol, ...]
     selection: Selection = field(default_factory=Selection)
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The evaluations that the run asks for."""
+        spec = self.spec
+        return cells(self.protocols, spec.judges, spec.students, self.dataset.info.shape, own=spec.backbone)
 
 
 def resolve_spec(asked: Asked, data_root: Path, device: torch.device = CPU) -> Resolution:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ddbench.errors import RunError
-from ddbench.runs.batch import Outcome, asked_of, what_is_done
+from ddbench.runs.batch import Outcome, what_is_done
 from ddbench.runs.record import read_record
 from ddbench.runs.spec import CPU, Asked, Resolution, resolve_spec
 from ddbench.runs.states import Status, status_of
@@ -40,7 +40,7 @@ class Task:
 
     def status(self, root: Path) -> Status:
         """Its state under a runs folder, with all that is asked of it."""
-        return status_of(root / self.resolution.spec.folder, asked_of(self.resolution))
+        return status_of(root / self.resolution.spec.folder, self.resolution.cells)
 
     def outcome(self, root: Path, state: Status) -> Outcome:
         """Its outcome, with the record where there is one."""
@@ -51,10 +51,19 @@ class Task:
         return Outcome(self.resolution.spec, folder, state.state, record, state.why)
 
 
-def tasks_of(requests: Iterable[Asked], data_root: Path, device: torch.device = CPU) -> list[Task]:
+def tasks_of(
+    requests: Iterable[Asked], data_root: Path, device: torch.device = CPU, *, settled: bool = False
+) -> list[Task]:
     """The runs that are asked for on a device, none twice.
 
+    `settled` writes the precision down that they have there: workers share a list of runs, and on unlike devices an
+    open precision would make two runs of one.
     Raises: the first error of any of them, before anything has been started.
     """
-    resolved = (Task(asked, resolve_spec(asked, data_root, device)) for asked in requests)
+
+    def task(asked: Asked) -> Task:
+        resolution = resolve_spec(asked, data_root, device)
+        return Task(replace(asked, precision=resolution.spec.precision) if settled else asked, resolution)
+
+    resolved = (task(asked) for asked in requests)
     return list({what_is_done(task.resolution): task for task in resolved}.values())

@@ -37,31 +37,61 @@ class Functions:
     update: Callable[[list[Tensor], list[Tensor], list[Tensor], Tensor], None]
 
 
-# Compiling takes seconds, so what one plan has compiled serves the next plan of the same shapes, and what earlier plans
-# spent without it counts for compiling.
-_compiled: dict[tuple[object, ...], Functions] = {}
-_spent: defaultdict[tuple[object, ...], float] = defaultdict(float)
+class Compilations:
+    """What plans have compiled, by the shapes that they share, and what they spent on each without it.
+
+    Compiling takes seconds, so what one plan has compiled serves the next of the same shapes, and what earlier plans
+    spent without it counts for compiling.
+    """
+
+    def __init__(self) -> None:
+        self._functions: dict[tuple[object, ...], Functions] = {}
+        self._spent: defaultdict[tuple[object, ...], float] = defaultdict(float)
+
+    def __bool__(self) -> bool:
+        return bool(self._functions)
+
+    def of(self, key: tuple[object, ...]) -> Functions | None:
+        """What was compiled for these shapes; None where nothing was."""
+        return self._functions.get(key)
+
+    def decide(
+        self, key: tuple[object, ...], plain: Functions, seconds: float, groups: int, device: torch.device
+    ) -> Functions | None:
+        """Compile where so many groups that take that long each make it pay; None where they do not yet."""
+        if not worth_compiling(self._spent[key] + seconds * groups, device):
+            self._spent[key] += seconds
+            return None
+        self._functions[key] = _compile(plain)
+        return self._functions[key]
+
+    def forget(self) -> None:
+        """Begin as a fresh process does, for measuring what that costs. torch's own cache on disk stays."""
+        self._functions.clear()
+        self._spent.clear()
 
 
-def anything_compiled() -> bool:
-    """Whether this process has compiled a step of student training."""
-    return bool(_compiled)
-
-
-def forget_compiled() -> None:
-    """Begin as a fresh process does, for measuring what that costs. torch's own cache on disk stays."""
-    _compiled.clear()
-    _spent.clear()
+COMPILED = Compilations()
+"""Those of this process, which all students share that are not given others."""
 
 
 class Lockstep:
     """S students of one plan, as static tensors on a device.
 
     `variables` are the fresh students, with a leading S. `groups` is how many such groups are still to be trained, this
-    one included: compilation is paid once for them.
+    one included: compilation is paid once for them. `compilations` are those that are used and added to.
     """
 
-    def __init__(self, net: Backbone, variables: Variables, plan: TrainingPlan, *, groups: int = 1) -> None:
+    def __init__(
+        self,
+        net: Backbone,
+        variables: Variables,
+        plan: TrainingPlan,
+        *,
+        groups: int = 1,
+        compilations: Compilations = COMPILED,
+    ) -> None:
+        self._compilations = compilations
         self._device = plan.images.device
         self.plan, self._net, self._groups = plan, net.first_order(self._device), groups
         count = len(next(iter(variables.params.values())))
@@ -162,15 +192,15 @@ class Lockstep:
             self._restore(before)
             return graphs
         key = _key(self._net, self.plan)
-        if key not in _compiled:
+        functions = self._compilations.of(key)
+        if functions is None:
             graphs = {size: self._captured(size, stream) for size in sizes}
             seconds = self._time(graphs[max(sizes)]) * self.plan.steps
-            if not worth_compiling(_spent[key] + seconds * self._groups, self._device):
-                _spent[key] += seconds
+            functions = self._compilations.decide(key, self._functions, seconds, self._groups, self._device)
+            if functions is None:
                 self._restore(before)
                 return graphs
-            _compiled[key] = _compile(self._functions)
-        self._functions = _compiled[key]
+        self._functions = functions
         graphs = {size: self._captured(size, stream) for size in sizes}
         self._restore(before)
         return graphs

@@ -25,6 +25,10 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 it must not hold it; equal ones compare as equal."""
 
 
+Labeller = Callable[[Tensor, Tensor], Tensor]
+"""Targets of augmented images [S, B, C, H, W], given their labels [S, B] or [S, B, K]: what a teacher says of them."""
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One step of S students in lockstep.
@@ -88,7 +92,7 @@ class TrainingPlan:
     """All that training a student needs, besides the student.
 
     `passes` are those over the images, unless the options count steps; in the schedule "step" the step size falls after
-    `passes_before_drop` of them.
+    `passes_before_drop` of them. A `labeller` makes the targets where labels alone do not say them.
     Shapes: images [N, C, H, W] on the device, in the pixel space or raw uint8; labels [N] int64, or [N, K] soft.
     """
 
@@ -102,6 +106,7 @@ class TrainingPlan:
     rng: Rng
     passes_before_drop: int = field(default=0, kw_only=True)
     criterion: Criterion = field(default=F.cross_entropy, kw_only=True)
+    labeller: Labeller | None = field(default=None, kw_only=True)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -117,7 +122,7 @@ class TrainingPlan:
     @property
     def static(self) -> bool:
         """Whether every step is the same program on other numbers. A subclass with its own targets says so itself."""
-        return self.legacy == "none" and type(self).targets is TrainingPlan.targets
+        return self.legacy == "none" and self.labeller is None and type(self).targets is TrainingPlan.targets
 
     @property
     def batch(self) -> int:
@@ -131,7 +136,8 @@ class TrainingPlan:
 
     def targets(self, x: Tensor, indices: Tensor, rng: Rng) -> Tensor:
         """The targets of augmented images x [S, B, ...]: [S, B] classes or [S, B, K] probabilities."""
-        return self.labels[indices]
+        labels = self.labels[indices]
+        return labels if self.labeller is None else self.labeller(x, labels)
 
     def blocks(self, students: Sequence[int]) -> Iterator[Block]:
         """The whole training of the given students, drawn block by block."""

@@ -47,7 +47,7 @@ def test_matches_and_training_are_the_same_in_graphs(
 ) -> None:
     for module in (program, lockstep):
         monkeypatch.setattr(module, "worth_compiling", lambda seconds, device: fused)
-    monkeypatch.setattr(lockstep, "_compiled", {})
+    monkeypatch.setattr(lockstep.COMPILED, "_functions", {})
     kind = load_object(GROUPS["method"], name)
     losses, images = [], []
     for eager in (True, False):

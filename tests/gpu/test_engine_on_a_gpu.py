@@ -58,7 +58,7 @@ def test_graphs_train_the_students_of_the_plain_loop(
     # Deep networks that norm maps of four pixels are so ill-conditioned at the start that after three steps the plain
     # loop itself is a tenth of the way off, and one flipped maximum shows; one step is what rounding leaves comparable.
     monkeypatch.setattr(lockstep, "worth_compiling", lambda seconds, device: fused)
-    monkeypatch.setattr(lockstep, "_compiled", {})
+    monkeypatch.setattr(lockstep.COMPILED, "_functions", {})
     problem = toy_problem(backbone, tmp_path, 10)
     some = SyntheticSet(problem.train.images[::4].clone(), problem.train.labels[::4].clone())
     schedule = plan(

@@ -61,7 +61,7 @@ def test_graphs_take_the_steps_of_adam(
     fused: bool, tmp_path: Path, on_the_gpu: Callable[[Path], Problem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lockstep, "worth_compiling", lambda seconds, device: fused)
-    monkeypatch.setattr(lockstep, "_compiled", {})
+    monkeypatch.setattr(lockstep.COMPILED, "_functions", {})
     problem = on_the_gpu(tmp_path)
     images = problem.train.images[torch.arange(0, 120, 20)]
     synthetic = SyntheticSet(images, problem.class_labels(), recipe=Recipe(steps=20, batch=4))

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ddbench import Problem, Protocol, SyntheticSet, Variables
 from ddbench.errors import ConfigError
-from ddbench.evaluation.distill import DistillPlan, DistillTrainer, distillation_loss, tempered
+from ddbench.evaluation.distill import DistillTrainer, distillation_loss, tempered
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS, DistillOptions
-from ddbench.evaluation.trainer import Job
 from ddbench.initial import real_images
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.networks import TrainedNetwork
@@ -81,14 +80,13 @@ def soft_set(problem: Problem) -> SyntheticSet:
     return replace(hard_set(problem), labels=rows, label_kind="logit")
 
 
-def job(problem: Problem, synthetic: SyntheticSet, **options: object) -> Job:
-    return Job(synthetic, protocol(**options), problem, students=3)
+def trainer(problem: Problem, synthetic: SyntheticSet, **options: object) -> DistillTrainer:
+    return DistillTrainer(synthetic, protocol(**options), problem, students=3)
 
 
 def test_the_teacher_labels_what_the_student_sees(problem: Problem) -> None:
-    chosen = job(problem, hard_set(problem))
-    made = DistillTrainer().plan(chosen)
-    assert isinstance(made, DistillPlan)
+    made = trainer(problem, hard_set(problem)).plan
+    assert not made.static
     x = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     targets = made.targets(x, torch.tensor([[0, 1, 2, 3], [4, 5, 0, 1]]), problem.rng)
     weights = problem.artifacts.get(
@@ -102,7 +100,7 @@ def test_the_teacher_labels_what_the_student_sees(problem: Problem) -> None:
 
 def test_given_labels_are_those_of_the_set(problem: Problem) -> None:
     synthetic = soft_set(problem)
-    made = DistillTrainer().plan(job(problem, synthetic, targets="given"))
+    made = trainer(problem, synthetic, targets="given").plan
     targets = made.targets(torch.zeros(1, 6, 3, 8, 8), torch.arange(6)[None], problem.rng)[0]
     assert torch.allclose(targets[:, :3], (synthetic.labels / TEMPERATURE).softmax(1), atol=1e-6)
     assert torch.equal(targets[:, 3:].argmax(1), synthetic.labels.argmax(1))
@@ -110,7 +108,7 @@ def test_given_labels_are_those_of_the_set(problem: Problem) -> None:
 
 @pytest.mark.parametrize("targets", ["teacher", "given"])
 def test_students_side_by_side_are_those_trained_one_by_one(problem: Problem, targets: str) -> None:
-    made = DistillTrainer().plan(job(problem, soft_set(problem), targets=targets))
+    made = trainer(problem, soft_set(problem), targets=targets).plan
     net = problem.backbone
     fresh = Variables.stack([net.init(problem.rng.fold("student", k), problem.device) for k in range(3)])
     alone = train_students(net, fresh, made, [0, 1, 2], together=1)
@@ -121,8 +119,8 @@ def test_students_side_by_side_are_those_trained_one_by_one(problem: Problem, ta
 
 def test_one_step_moves_by_the_gradient_of_the_formula(problem: Problem) -> None:
     """The whole step in float64, from the plan's own draws and numpy's loss: w <- w - lr (g + decay w)."""
-    chosen = job(problem, soft_set(problem), targets="given", steps=1, batch=6, momentum=0.0)
-    made, net = DistillTrainer().plan(chosen), problem.backbone
+    chosen = trainer(problem, soft_set(problem), targets="given", steps=1, batch=6, momentum=0.0)
+    made, net = chosen.plan, problem.backbone
     fresh = net.init(problem.rng.fold("student"), problem.device)
     (step,) = [step for block in made.blocks([0]) for step in block.steps()]
     x = step.transform(made.take(step.indices))[0].double()
@@ -141,7 +139,7 @@ def test_without_a_soft_part_it_is_plain_training(problem: Problem) -> None:
     synthetic = hard_set(problem)
     net = problem.backbone
     fresh = Variables.stack([net.init(problem.rng.fold("student"), problem.device)])
-    made = DistillTrainer().plan(job(problem, synthetic, hard_weight=1.0))
+    made = trainer(problem, synthetic, hard_weight=1.0).plan
     same = Protocol(name="plain", augment="flip", options=SGDOptions(epochs=None, steps=4, batch=4))
     plain = plan(synthetic, same, problem, made.rng)
     for name, value in train_students(net, fresh, plain, [0]).params.items():
@@ -149,17 +147,16 @@ def test_without_a_soft_part_it_is_plain_training(problem: Problem) -> None:
 
 
 def test_a_teacher_is_stored_and_counted_and_given_labels_need_none(problem: Problem) -> None:
-    trainer = DistillTrainer()
-    assert trainer.stored_bytes(job(problem, hard_set(problem))) == 4 * problem.backbone.parameters
-    assert trainer.stored_bytes(job(problem, soft_set(problem), targets="given")) == 0
+    assert trainer(problem, hard_set(problem)).extra_bytes == 4 * problem.backbone.parameters
+    assert trainer(problem, soft_set(problem), targets="given").extra_bytes == 0
 
 
 def test_hard_labels_never_pass_for_given_soft_ones(problem: Problem) -> None:
     with pytest.raises(ConfigError, match="trains on the soft labels of a set, and this one has classes"):
-        DistillTrainer().plan(job(problem, hard_set(problem), targets="given"))
+        assert trainer(problem, hard_set(problem), targets="given").steps
     targets = replace(soft_set(problem), label_kind="regression")
     with pytest.raises(ConfigError, match="which are none"):
-        DistillTrainer().plan(job(problem, targets, targets="given"))
+        assert trainer(problem, targets, targets="given").steps
 
 
 def test_no_hard_protocol_shares_a_recipe_with_a_soft_one() -> None:
@@ -170,5 +167,5 @@ def test_no_hard_protocol_shares_a_recipe_with_a_soft_one() -> None:
 
 
 def test_counting_steps_trains_no_teacher(problem: Problem) -> None:
-    assert DistillTrainer().steps(job(problem, hard_set(problem))) == 4
+    assert trainer(problem, hard_set(problem)).steps == 4
     assert not problem.artifacts.used

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ddbench import Problem, Recipe, Rng, SyntheticSet
 from ddbench.backbones.names import build
-from ddbench.evaluation.evaluate import trainer_of
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS
-from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.trainer import Trainer, trainer_of
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.plan import TrainingPlan
 
@@ -53,9 +52,9 @@ class Adam:
         return moved
 
 
-def job_of(name: str, folder: Path, **parts: Any) -> Job:
+def trainer_for(name: str, folder: Path, **parts: Any) -> Trainer:
     problem = replace(problem_for_checks(folder, ipc=3), backbone=build("mlp", (3, 8, 8), 3))
-    return Job(set_of(problem, **parts), PROTOCOLS[name], problem, len(STUDENTS))
+    return trainer_of(set_of(problem, **parts), PROTOCOLS[name], problem, students=len(STUDENTS))
 
 
 def set_of(problem: Problem, **parts: Any) -> SyntheticSet:
@@ -76,9 +75,9 @@ def drawn(training: TrainingPlan, student: int) -> list[Tensor]:
     return [step.indices[0] for step in steps]
 
 
-def by_hand(job: Job, student: int, images: Tensor, labels: Tensor, rows: list[Tensor]) -> Tensors:
-    rng = job.rng.fold("student", student, "network")
-    p, adam = job.problem.backbone.init(rng).to(torch.float64).params, Adam(1e-3)
+def by_hand(trainer: Trainer, student: int, images: Tensor, labels: Tensor, rows: list[Tensor]) -> Tensors:
+    rng = trainer.rng.fold("student", student, "network")
+    p, adam = trainer.problem.backbone.init(rng).to(torch.float64).params, Adam(1e-3)
     for chosen in rows:
         leaves = {name: value.clone().requires_grad_() for name, value in p.items()}
         z = embed(leaves, images[chosen]) @ leaves["logits.weight"].T + leaves["logits.bias"]
@@ -88,10 +87,10 @@ def by_hand(job: Job, student: int, images: Tensor, labels: Tensor, rows: list[T
 
 
 def ridge_by_hand(
-    job: Job, student: int, images: Tensor, labels: Tensor, rows: list[Tensor], *, constant: bool
+    trainer: Trainer, student: int, images: Tensor, labels: Tensor, rows: list[Tensor], *, constant: bool
 ) -> tuple[Tensors, Tensor]:
-    rng = job.rng.fold("student", student, "network")
-    p, adam, adam_scale = job.problem.backbone.init(rng).to(torch.float64).params, Adam(1e-3), Adam(0.01)
+    rng = trainer.rng.fold("student", student, "network")
+    p, adam, adam_scale = trainer.problem.backbone.init(rng).to(torch.float64).params, Adam(1e-3), Adam(0.01)
     names = [name for name in p if not name.startswith("logits")]
     head, scale = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     for chosen in rows:
@@ -108,9 +107,9 @@ def ridge_by_hand(
     return p, head.detach()
 
 
-def in_double(job: Job) -> tuple[Tensor, Tensor, Tensor]:
+def in_double(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor]:
     """Base images, their labels, and images to be told apart."""
-    synthetic, problem = job.synthetic, job.problem
+    synthetic, problem = trainer.synthetic, trainer.problem
     x, labels = problem.pixels.forward(synthetic.images).double(), synthetic.labels.double()
     if not synthetic.soft:
         labels = F.one_hot(synthetic.labels, 3).double()
@@ -120,15 +119,18 @@ def in_double(job: Job) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("hard", [False, True])
 def test_students_of_ld_take_adam_steps_on_random_subsets(tmp_path: Path, hard: bool) -> None:
     parts = {"labels": torch.arange(3).repeat_interleave(3), "label_kind": "class"} if hard else {}
-    job = job_of("ld@1", tmp_path, **parts)
-    images, labels, unseen = in_double(job)
-    trainer = trainer_of(job.protocol)
+    trainer = trainer_for("ld@1", tmp_path, **parts)
+    images, labels, unseen = in_double(trainer)
     ticks: list[int] = []
-    scores = trainer.train(job, STUDENTS, ticks.append)(unseen)
-    assert sum(ticks) == len(STUDENTS) * STEPS == len(STUDENTS) * trainer.steps(job)
+    scores = trainer.train(STUDENTS, ticks.append)(unseen)
+    assert sum(ticks) == len(STUDENTS) * STEPS == len(STUDENTS) * trainer.steps
     for k, student in enumerate(STUDENTS):
         p = by_hand(
-            job, student, images, labels, drawn(plan(job.synthetic, job.protocol, job.problem, job.rng), student)
+            trainer,
+            student,
+            images,
+            labels,
+            drawn(plan(trainer.synthetic, trainer.protocol, trainer.problem, trainer.rng), student),
         )
         expected = embed(p, unseen.double()) @ p["logits.weight"].T + p["logits.bias"]
         assert torch.allclose(scores[k].double(), expected, atol=1e-4)
@@ -138,16 +140,15 @@ def test_students_of_ld_take_adam_steps_on_random_subsets(tmp_path: Path, hard: 
 @pytest.mark.parametrize("hard", [False, True])
 def test_students_of_ld_ridge_have_a_running_head_that_is_solved_for(tmp_path: Path, hard: bool, version: int) -> None:
     parts = {"labels": torch.arange(3).repeat_interleave(3), "label_kind": "class"} if hard else {}
-    job = job_of(f"ld-ridge@{version}", tmp_path, **parts)
-    images, labels, unseen = in_double(job)
-    trainer = trainer_of(job.protocol)
+    trainer = trainer_for(f"ld-ridge@{version}", tmp_path, **parts)
+    images, labels, unseen = in_double(trainer)
     ticks: list[int] = []
-    scores = trainer.train(job, STUDENTS, ticks.append)(unseen)
-    assert sum(ticks) == len(STUDENTS) * STEPS == len(STUDENTS) * trainer.steps(job)
+    scores = trainer.train(STUDENTS, ticks.append)(unseen)
+    assert sum(ticks) == len(STUDENTS) * STEPS == len(STUDENTS) * trainer.steps
     plain = PROTOCOLS["ld@1"]  # of the same recipe, as far as it says which images make a step
     for k, student in enumerate(STUDENTS):
-        rows = drawn(plan(job.synthetic, plain, job.problem, job.rng), student)
-        p, head = ridge_by_hand(job, student, images, labels, rows, constant=version == 1)
+        rows = drawn(plan(trainer.synthetic, plain, trainer.problem, trainer.rng), student)
+        p, head = ridge_by_hand(trainer, student, images, labels, rows, constant=version == 1)
         assert torch.allclose(scores[k].double(), ones(embed(p, unseen.double())) @ head, atol=1e-5)
-        other, wrong = ridge_by_hand(job, student, images, labels, rows, constant=version == 2)
+        other, wrong = ridge_by_hand(trainer, student, images, labels, rows, constant=version == 2)
         assert not torch.allclose(scores[k].double(), ones(embed(other, unseen.double())) @ wrong, atol=1e-5)

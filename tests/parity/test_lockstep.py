@@ -13,10 +13,9 @@ from ddbench.data.pixels import fit_pixels
 from ddbench.data.toy import toy
 from ddbench.engine.augment import ALL_OPS, OPS, apply, independent, siamese
 from ddbench.engine.program import Program, fusible, worth_compiling
-from ddbench.evaluation.evaluate import trainer_of
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
-from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.trainer import trainer_of
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import SyntheticSet
@@ -105,7 +104,7 @@ def test_other_losses_are_those_of_the_plain_loop(trainer: str, tmp_path: Path) 
         {"targets": "given"} if trainer == "distill" else {}
     )
     protocol = Protocol(name="recipe", trainer=trainer, options=options, labels="soft")
-    schedule = trainer_of(protocol).plan(Job(some, protocol, problem))  # type: ignore[attr-defined]
+    schedule = trainer_of(some, protocol, problem).plan  # type: ignore[attr-defined]
     assert schedule.static
     net, students = problem.backbone, [0, 3]
     fresh = Variables.stack([net.init(Rng(k)) for k in students])

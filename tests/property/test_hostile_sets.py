@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddbench.cli.evaluate import _claims as claims
 from ddbench.data import folders
 from ddbench.errors import ConfigError, DataError, DdbenchError
 from ddbench.foreign.diagnosis import diagnose
 from ddbench.foreign.exporting import FORMATS, export
 from ddbench.foreign.formats import read
+from ddbench.foreign.importing import _claims as claims
 from ddbench.foreign.importing import export_run
 from ddbench.foreign.terms import Said
 from ddbench.synthetic import Recipe, SyntheticSet, header_of, origin, save

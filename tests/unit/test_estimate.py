@@ -12,7 +12,7 @@ from ddbench.config import parse_assignments
 from ddbench.costs.estimate import Estimate, estimate
 from ddbench.evaluation.krr import KRRTrainer
 from ddbench.evaluation.sgd import SGDTrainer
-from ddbench.evaluation.trainer import Job, Predictor
+from ddbench.evaluation.trainer import Predictor
 from ddbench.runs.runner import RunOptions, prepare, run
 from ddbench.runs.spec import Asked, Resolution, resolve_spec
 from ddbench_methods.dm import DM
@@ -46,12 +46,12 @@ class Work:
             self.now += 0.5
             return step(method, problem, state, rng)
 
-        def slow_train(trainer: SGDTrainer, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Any:
+        def slow_train(trainer: SGDTrainer, students: Sequence[int], tick: Callable[[int], None]) -> Any:
             def slow_tick(steps: int) -> None:
                 self.now += 0.01 * steps
                 tick(steps)
 
-            return train(trainer, job, students, slow_tick)
+            return train(trainer, students, slow_tick)
 
         monkeypatch.setattr(DM, "step", slow_step)
         monkeypatch.setattr(SGDTrainer, "train", slow_train)
@@ -123,7 +123,7 @@ def test_a_large_whitening_is_not_begun(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_getting_ready_for_a_student_has_a_limit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddbench.evaluation.sgd.SGDTrainer.steps", lambda self, job: time.sleep(30))
+    monkeypatch.setattr("ddbench.evaluation.sgd.SGDTrainer.steps", property(lambda self: time.sleep(30)))
     found = estimate(resolution("random", tmp_path), root=tmp_path / "runs", device=CPU, budget=1.0)
     assert phases(found)["evaluate tiny@1 mlp"] == (None, "getting ready for a student takes more than 0.5 s")
 
@@ -132,8 +132,8 @@ def test_kernel_regression_is_timed_by_its_own_predictions(tmp_path: Path, monke
     asked = resolve_spec(Asked("random", "digits", ipc=2, protocols=("krr-fc1",), judges=("mlp",)), tmp_path)
     train, work = KRRTrainer.train, Work(monkeypatch)
 
-    def slow(self: KRRTrainer, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
-        predict = train(self, job, students, tick)
+    def slow(self: KRRTrainer, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
+        predict = train(self, students, tick)
 
         def wait(x: torch.Tensor) -> torch.Tensor:
             work.now += 0.002 * len(x)

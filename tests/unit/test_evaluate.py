@@ -13,12 +13,12 @@ from ddbench import Problem, Protocol, SyntheticSet, Variables
 from ddbench.data.tensors import DatasetTensors
 from ddbench.data.toy import toy
 from ddbench.engine.precision import Precision
-from ddbench.errors import DivergedError, PluginError
+from ddbench.errors import ConfigError, DivergedError, PluginError
 from ddbench.evaluation import evaluate as module
-from ddbench.evaluation.evaluate import SealedTest, evaluate
+from ddbench.evaluation.evaluate import SealedTest, evaluate, scores
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.sgd import SGDTrainer
-from ddbench.evaluation.trainer import Job, Predictor, Trainer
+from ddbench.evaluation.trainer import Predictor, Trainer, trainer_of
 from ddbench.initial import real_images
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.options import SGDOptions
@@ -135,8 +135,8 @@ def test_test_data_is_read_only_after_training(tmp_path: Path) -> None:
         events.append(f"step with {len(sealed.reads)} read")
         source.locked = len(events) < STEPS
 
-    scores = list(evaluate(set_for(problem), SHORT, problem, sealed, tick=tick))
-    assert [score.student for score in scores] == [0, 1, 2]
+    found = list(evaluate(set_for(problem), SHORT, problem, sealed, progress=tick))
+    assert [score.student for score in found] == [0, 1, 2]
     # Student k takes all its steps while k others have read; then it reads too.
     assert events == [f"step with {k} read" for k in range(3) for _ in range(STEPS)]
     assert source.loads == 1
@@ -147,11 +147,11 @@ def test_reading_early_would_be_noticed(tmp_path: Path, monkeypatch: pytest.Monk
     source.locked = True
 
     class Cheat(SGDTrainer):
-        def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
+        def train(self, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
             source.load()
-            return super().train(job, students, tick)
+            return super().train(students, tick)
 
-    monkeypatch.setattr(module, "trainer_of", lambda _: Cheat())
+    monkeypatch.setattr(module, "trainer_of", Cheat)
     with pytest.raises(AssertionError, match="before training was over"):
         next(evaluate(set_for(problem), SHORT, problem, SealedTest(source)))
 
@@ -162,16 +162,16 @@ def test_every_student_reads_exactly_once(tmp_path: Path) -> None:
     assert sealed.reads == {f"short@1/convnet-d2-w8/{k}": 1 for k in range(3)}
     with pytest.raises(RuntimeError, match="has read the test data already"):
         list(evaluate(set_for(problem, 1), SHORT, problem, sealed))
-    list(evaluate(set_for(problem, 1), SHORT, problem, sealed, label="step 10/"))
+    list(scores(trainer_of(set_for(problem, 1), SHORT, problem), sealed, range(3), label="step 10/"))
     list(evaluate(set_for(problem), SHORT, problem, sealed, students=[3]))
     assert len(sealed.reads) == 7
 
 
 def test_accuracies_are_those_of_students_trained_by_hand(tmp_path: Path) -> None:
     problem, synthetic, source = problem_for_checks(tmp_path), set_for(problem_for_checks(tmp_path)), toy_test()
-    scores = list(evaluate(synthetic, SHORT, problem, SealedTest(source)))
-    rng = Job(synthetic, SHORT, problem).rng
-    for score in scores:
+    found = list(evaluate(synthetic, SHORT, problem, SealedTest(source)))
+    rng = trainer_of(synthetic, SHORT, problem).rng
+    for score in found:
         k, net = score.student, problem.backbone
         fresh = Variables.stack([net.init(rng.fold("student", k, "network"))])
         trained = train_students(net, fresh, plan(synthetic, SHORT, problem, rng), [k]).copy(0)
@@ -231,9 +231,9 @@ def test_students_train_in_the_precision_of_the_problem_and_answer_in_full(
     seen: list[bool] = []
 
     class Watching(SGDTrainer):
-        def train(self, job: Job, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
+        def train(self, students: Sequence[int], tick: Callable[[int], None]) -> Predictor:
             seen.append(torch.is_autocast_enabled("cpu"))
-            predict = super().train(job, students, tick)
+            predict = super().train(students, tick)
 
             def watched(images: Tensor) -> Tensor:
                 seen.append(torch.is_autocast_enabled("cpu"))
@@ -241,23 +241,27 @@ def test_students_train_in_the_precision_of_the_problem_and_answer_in_full(
 
             return watched
 
-    monkeypatch.setattr(module, "trainer_of", lambda _: Watching())
+    monkeypatch.setattr(module, "trainer_of", Watching)
     next(evaluate(set_for(problem), SHORT, problem, SealedTest(toy_test())))
     assert seen == [True, False]
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_a_protocol_names_its_trainer() -> None:
-    trainer = module.trainer_of(SHORT)
+def test_a_protocol_names_its_trainer(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    trainer = trainer_of(set_for(problem), SHORT, problem)
     assert isinstance(trainer, SGDTrainer)
     assert isinstance(trainer, Trainer)
     with pytest.raises(PluginError, match="there is no trainer 'replai'"):
-        module.trainer_of(SHORT.model_copy(update={"trainer": "replai"}))
+        trainer_of(set_for(problem), SHORT.model_copy(update={"trainer": "replai"}), problem)
+    wrong = Protocol(name="own", trainer="krr", options=SGDOptions())
+    with pytest.raises(ConfigError, match=r"own@1 has the options of another trainer: those of 'krr' are a KRROptions"):
+        trainer_of(set_for(problem), wrong, problem)
 
 
 def test_a_trainer_tells_its_steps_in_advance(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
     ticks: list[int] = []
     synthetic = set_for(problem)
-    list(evaluate(synthetic, SHORT, problem, SealedTest(toy_test()), tick=ticks.append))
-    assert sum(ticks) == 3 * SGDTrainer().steps(Job(synthetic, SHORT, problem)) == 3 * STEPS
+    list(evaluate(synthetic, SHORT, problem, SealedTest(toy_test()), progress=ticks.append))
+    assert sum(ticks) == 3 * trainer_of(synthetic, SHORT, problem).steps == 3 * STEPS

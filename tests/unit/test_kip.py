@@ -17,12 +17,12 @@ from ddbench.data.pixels import fit_pixels
 from ddbench.data.sources import load
 from ddbench.engine.regression import centred, ridge_weights
 from ddbench.errors import ConfigError, DivergedError
-from ddbench.evaluation.evaluate import SealedTest, evaluate, trainer_of
+from ddbench.evaluation.evaluate import SealedTest, evaluate
 from ddbench.evaluation.finite_width import FiniteWidthTrainer, largest_lr
 from ddbench.evaluation.krr import regression_targets
 from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, KRROptions, Protocol
-from ddbench.evaluation.trainer import Job
-from ddbench.evaluation.validation import VALIDATION
+from ddbench.evaluation.selection import VALIDATION
+from ddbench.evaluation.trainer import trainer_of
 from ddbench.loop import drive
 from ddbench.ntk.architectures import architecture
 from ddbench.ntk.kernel import kernel
@@ -31,6 +31,7 @@ from ddbench.runs.evaluating import cells
 from ddbench.runs.runner import RunOptions, run
 from ddbench.runs.spec import QUICK, Asked, resolve_spec
 from ddbench.testing.contract import problem_for_checks
+from ddbench.training.plan import TrainingPlan
 from ddbench_methods.kip import moved
 
 KIP = load_object(GROUPS["method"], "kip")
@@ -252,15 +253,16 @@ def test_label_solve_says_how_many_steps_it_takes_and_snapshots_are_solved(tmp_p
 
 
 def predictor(synthetic: SyntheticSet, problem: Problem, protocol: Protocol, students: int = 1) -> Any:
-    job, trainer = Job(synthetic, protocol, problem, students), trainer_of(protocol)
-    return trainer.train(trainer.decided(job, lambda _: None), range(students), lambda _: None)
+    trainer = trainer_of(synthetic, protocol, problem, students=students)
+    trainer.choose(lambda _: None)
+    return trainer.train(range(students), lambda _: None)
 
 
 def test_kernel_regression_predicts_as_its_formula_says(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
     synthetic = condense(kip(), problem)
     x = problem.real.take(torch.arange(60, 80))
-    assert trainer_of(PROTOCOLS["krr@1"]).alike(Job(synthetic, PROTOCOLS["krr@1"], problem))
+    assert trainer_of(synthetic, PROTOCOLS["krr@1"], problem).deterministic
     krr = PROTOCOLS["krr@1"].model_copy(update={"options": KRROptions(kernel="convnet3", dtype="float64", ridge=0.01)})
     found = predictor(synthetic, problem, krr)(x)
     network = architecture("convnet3")
@@ -340,7 +342,7 @@ def test_a_kernel_that_is_not_positive_definite_is_named_and_not_the_students(tm
     krr = PROTOCOLS["krr-fc1@1"].model_copy(update={"options": KRROptions(kernel="fc1", ridge=1e-300)})
     twice = SyntheticSet(torch.ones(6, 3, 8, 8), torch.tensor([0, 0, 1, 1, 2, 2]), pixels="standard")
     with pytest.raises(DivergedError, match=r"not positive definite in float32.*dtype = \"float64\" or a larger ridge"):
-        trainer_of(krr).train(Job(twice, krr, problem), [0], lambda _: None)
+        trainer_of(twice, krr, problem).train([0], lambda _: None)
 
 
 def test_a_kernel_judges_once_whatever_networks_are_named() -> None:
@@ -377,16 +379,16 @@ def test_the_largest_step_size_is_found_once_for_a_problem(tmp_path: Path, monke
         return found[-1]
 
     monkeypatch.setattr("ddbench.evaluation.finite_width.largest_lr", watched)
-    jobs = [Job(condense(kip(iterations=steps), problem), native, problem) for steps in (0, 1)]
+    sets = [condense(kip(iterations=steps), problem) for steps in (0, 1)]
     other = replace(problem, backbone=build("convnet-d2-w16", (3, 8, 8), 3))
     rates = []
-    for job in [*jobs, replace(jobs[0], problem=other)]:
-        trainer: Any = trainer_of(native)
-        assert trainer.steps(job) == 1
+    for synthetic, where in [(sets[0], problem), (sets[1], problem), (sets[0], other)]:
+        trainer: Any = trainer_of(synthetic, native, where)
+        assert trainer.steps == 1
         assert len(found) == len(set(rates)), "counting steps needs no step size"
-        decided = trainer.decided(job, lambda _: None)
-        trainer.train(decided, [0], lambda _: None)
-        rates.append(trainer.plan(decided).lr(0))
+        trainer.choose(lambda _: None)
+        trainer.train([0], lambda _: None)
+        rates.append(trainer.plan.lr(0))
     assert rates == [found[0], found[0], found[1]]
     assert found[0] != found[1]
 
@@ -414,18 +416,18 @@ def share_taken(problem: Problem, synthetic: SyntheticSet, *factors: float) -> f
     protocol = PROTOCOLS["native-kip@1"].model_copy(
         update={"options": FiniteWidthOptions(steps=30, lr_factors=factors, validation=40)}
     )
-    job, heard, trainer = Job(synthetic, protocol, problem, students=3), [0], trainer_of(protocol)
+    heard, trainer = [0], trainer_of(synthetic, protocol, problem, students=3)
     assert isinstance(trainer, FiniteWidthTrainer)
-    trials = trainer.trials(job)
+    trials = trainer.trials
     assert trials == (len(factors) if len(factors) > 1 else 0)
-    ready = trainer.decided(job, heard.append)
+    chosen = dict(trainer.choose(heard.append))
     for number in range(3):
-        trainer.train(ready, [number], heard.append)
+        trainer.train([number], heard.append)
     assert sum(heard) == 30 * (3 + trials)
-    assert (trainer.trials(ready), trainer.choose(ready, heard.append)) == (0, ready.chose)
-    rate = trainer.plan(ready).lr(0)
-    share = rate / trainer._largest_lr(job)
-    assert ready.chose == pytest.approx({"lr_factor": share, "lr": rate})
+    assert (trainer.trials, trainer.choose(heard.append)) == (0, chosen)
+    rate = trainer.plan.lr(0)
+    share = rate / trainer._largest_lr()
+    assert chosen == pytest.approx({"lr_factor": share, "lr": rate})
     return share
 
 
@@ -454,22 +456,22 @@ def test_a_choice_is_kept_when_its_students_are_interrupted(tmp_path: Path, monk
     (tmp_path / "native.toml").write_text(native + "[options]\nsteps = 20\nlr_factors = [1e6, 0.1]\n")
     asked = resolve_spec(Asked("random", "digits", ipc=1, protocols=(str(tmp_path / "native.toml"),)), tmp_path)
     options = RunOptions(root=tmp_path / "runs", data_root=tmp_path, device=torch.device("cpu"))
-    train, tried = FiniteWidthTrainer.train, []
+    train, tried = FiniteWidthTrainer._train, []
 
-    def watched(self: FiniteWidthTrainer, job: Job, students: Any, tick: Any) -> Any:
+    def watched(self: FiniteWidthTrainer, schedule: TrainingPlan, students: Any, progress: Any) -> Any:
         if VALIDATION in students:
-            tried.append(job.chose["lr_factor"])
+            tried.append(schedule.lr(0) / self._largest_lr())
         elif len(tried) == 2 and not interrupted:
             interrupted.append(True)
             raise KeyboardInterrupt
-        return train(self, job, students, tick)
+        return train(self, schedule, students, progress)
 
     interrupted: list[bool] = []
-    monkeypatch.setattr(FiniteWidthTrainer, "train", watched)
+    monkeypatch.setattr(FiniteWidthTrainer, "_train", watched)
     with pytest.raises(KeyboardInterrupt):
         run(asked, options)
     (found,) = run(asked, options).evaluations
-    assert (tried, interrupted) == ([1e6, 0.1], [True])
+    assert (tried, interrupted) == (pytest.approx([1e6, 0.1]), [True])
     assert (found.chose["lr_factor"], len(found.accuracy)) == (0.1, 2)
 
 
@@ -478,11 +480,10 @@ def test_the_choice_of_a_step_size_leaves_no_trace_in_the_students(tmp_path: Pat
     synthetic, images = condense(kip(), problem), torch.randn(4, 3, 8, 8, generator=Rng(3).torch())
     native = PROTOCOLS["native-kip@1"]
     native = native.model_copy(update={"options": native.options.model_copy(update={"steps": 5})})
-    job, tick = Job(synthetic, native, problem, students=2), lambda _: None
-    one: Any = trainer_of(native)
-    job = one.decided(job, tick)
-    apart = [one.train(job, [number], tick)(images) for number in (0, 1)]
-    together = trainer_of(native).train(job, [0, 1], tick)(images)
+    one, progress = trainer_of(synthetic, native, problem, students=2), lambda _: None
+    chosen = one.choose(progress)
+    apart = [one.train([number], progress)(images) for number in (0, 1)]
+    together = trainer_of(synthetic, native, problem, students=2, chosen=chosen).train([0, 1], progress)(images)
     torch.testing.assert_close(torch.cat(apart), together)
 
 
@@ -498,7 +499,7 @@ def test_finite_networks_fit_the_targets_as_stored(tmp_path: Path) -> None:
 def test_the_loss_of_finite_networks_is_half_the_mean_square(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
     native = PROTOCOLS["native-kip@1"].model_copy(update={"options": FiniteWidthOptions(lr=0.5)})
-    plan = trainer_of(native).plan(Job(condense(kip(iterations=0), problem), native, problem))  # type: ignore[attr-defined]
+    plan = trainer_of(condense(kip(iterations=0), problem), native, problem).plan  # type: ignore[attr-defined]
     a, b = torch.randn(2, 4, 3, generator=Rng(0).torch())
     assert float(plan.criterion(a, b)) == pytest.approx(float(((a - b) ** 2).sum() / 24))
     assert (plan.lr(0), plan.steps, plan.batch, plan.options.weight_decay) == (0.5, 5000, 6, 1e-3)
@@ -514,6 +515,6 @@ def test_finite_networks_learn_labels_as_they_are_unless_the_protocol_asks_for_c
     synthetic = replace(condense(kip(iterations=0), problem), labels=learned)
     native = PROTOCOLS["native-kip@1"]
     assert native.labels == "soft"
-    job = Job(synthetic, native.model_copy(update={"labels": labels}), problem)
+    trainer = trainer_of(synthetic, native.model_copy(update={"labels": labels}), problem)
     expected = learned if labels == "soft" else torch.eye(3)[learned.argmax(dim=1)] - 1 / 3
-    assert torch.allclose(trainer_of(native).plan(job).labels, expected)  # type: ignore[attr-defined]
+    assert torch.allclose(trainer.plan.labels, expected)  # type: ignore[attr-defined]

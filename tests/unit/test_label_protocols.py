@@ -11,10 +11,9 @@ import torch
 from ddbench import Problem, Protocol, Recipe, Rng, SyntheticSet
 from ddbench.backbones.names import build
 from ddbench.errors import ConfigError
-from ddbench.evaluation.evaluate import trainer_of
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS
-from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.trainer import trainer_of
 from ddbench.runs.evaluating import cells
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.options import SGDOptions
@@ -84,9 +83,9 @@ def test_length_and_batch_are_those_of_the_set(tmp_path: Path) -> None:
 )
 def test_a_set_without_length_or_batch_is_refused(tmp_path: Path, name: str, recipe: dict[str, Any], why: str) -> None:
     problem = problem_for_checks(tmp_path)
-    job = Job(set_of(problem, **recipe), PROTOCOLS[name], problem)
+    trainer = trainer_of(set_of(problem, **recipe), PROTOCOLS[name], problem)
     with pytest.raises(ConfigError, match=why):
-        trainer_of(job.protocol).steps(job)
+        assert trainer.steps
 
 
 def test_a_step_size_of_adam_is_not_taken_for_one_of_sgd(tmp_path: Path) -> None:
@@ -100,9 +99,9 @@ def test_a_step_size_of_adam_is_not_taken_for_one_of_sgd(tmp_path: Path) -> None
 
 def test_a_head_is_not_solved_for_on_embeddings_that_depend_on_the_batch(tmp_path: Path) -> None:
     problem = replace(problem_for_checks(tmp_path), backbone=build("convnet-d2-w8-bn", (3, 8, 8), 3))
-    job = Job(set_of(problem, steps=5, batch=4), PROTOCOLS["ld-ridge@2"], problem)
+    trainer = trainer_of(set_of(problem, steps=5, batch=4), PROTOCOLS["ld-ridge@2"], problem)
     with pytest.raises(ConfigError, match=r"ld-ridge@2 solves for a head.* batch norm of convnet-d2-w8-bn"):
-        trainer_of(job.protocol).train(job, [0], lambda _: None)
+        trainer.train([0], lambda _: None)
 
 
 def test_the_sets_own_network_is_its_judge_unless_others_are_named() -> None:

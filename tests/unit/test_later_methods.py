@@ -62,7 +62,7 @@ def test_a_protocol_without_options_takes_those_of_its_trainer(monkeypatch: pyte
     monkeypatch.setattr("ddbench.evaluation.protocol.trainer_options", lambda name: Ridge)
     assert Protocol(name="krr", trainer="krr").options == Ridge()
     with pytest.raises(ValueError, match="are a Ridge or a table"):
-        Protocol(name="krr", trainer="krr", options=SGDOptions())
+        Protocol(name="krr", trainer="krr", options=[1])
 
 
 def test_a_trainer_from_a_file_is_refused_because_a_digest_would_not_see_its_edits() -> None:

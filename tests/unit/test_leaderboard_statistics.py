@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ddbench.leaderboard.observations import COLUMNS, NO_STUDENT
-from ddbench.leaderboard.statistics import half_width, percent, summarise, to_records
+from ddbench.leaderboard.statistics import half_width, summarise, to_records
+from ddbench.text import percent
 
 DEFAULTS: dict[str, Any] = {
     "run": "0", "status": "complete", "method": "dm", "title": "Distribution Matching", "kind": "condensation",

@@ -58,3 +58,9 @@ def test_a_module_that_never_was_is_not_found() -> None:
         driver = importlib.import_module("ddbench.driver")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = driver.nothing
+
+
+def test_a_public_name_without_a_meaning_can_still_be_imported() -> None:
+    with pytest.warns(DeprecationWarning, match=r"ddbench.Validation is no longer asked for"):
+        from ddbench import Validation  # type: ignore[attr-defined]
+    assert Validation("dsa@1", 3, 1).times == 3

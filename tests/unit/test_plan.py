@@ -14,7 +14,7 @@ from ddbench.backbones.names import build
 from ddbench.errors import ConfigError, DataError
 from ddbench.evaluation.plan import fit, passes, plan
 from ddbench.evaluation.protocol import protocol
-from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.trainer import trainer_of
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import Block, Step, TrainingPlan
@@ -143,9 +143,9 @@ def test_two_sets_of_one_size_meet_the_same_students(tmp_path: Path) -> None:
     blocks = []
     for seed in (0, 7):
         problem = problem_for_checks(tmp_path, seed=seed)
-        job = Job(set_of(problem, seed), protocol("dsa"), problem)
-        blocks.append(first_block(plan(job.synthetic, job.protocol, job.problem, job.rng), [0, 1]))
-        assert job.rng == Rng(0, ("students", protocol("dsa").digest, "convnet-d2-w8"))
+        rng = trainer_of(set_of(problem, seed), protocol("dsa"), problem).rng
+        blocks.append(first_block(plan(set_of(problem, seed), protocol("dsa"), problem, rng), [0, 1]))
+        assert rng == Rng(0, ("students", protocol("dsa").digest, "convnet-d2-w8"))
     one, other = blocks
     assert torch.equal(one.indices, other.indices)
     assert one.draw is not None
@@ -158,7 +158,7 @@ def test_protocol_and_backbone_choose_the_students(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
     wider = replace(problem, backbone=build("convnet-d2-w16", problem.shape, 3))
     synthetic = set_of(problem)
-    rngs = {Job(synthetic, protocol(name), p).rng for name in ("dsa", "mtt") for p in (problem, wider)}
+    rngs = {trainer_of(synthetic, protocol(name), p).rng for name in ("dsa", "mtt") for p in (problem, wider)}
     assert len(rngs) == 4
 
 

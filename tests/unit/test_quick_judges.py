@@ -20,7 +20,7 @@ from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import ConfigError
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS
-from ddbench.evaluation.trainer import Job
+from ddbench.evaluation.trainer import Trainer, trainer_of
 from ddbench.runs.spec import Asked, foresee
 from ddbench.training.lockstep import Lockstep
 
@@ -42,7 +42,7 @@ def photographs(info: DatasetInfo, rng: Rng) -> torch.Tensor:
 
 
 @functools.cache
-def job_for(dataset: str, judge: str, protocol: str) -> Job:
+def trainer_for(dataset: str, judge: str, protocol: str) -> Trainer:
     info = CATALOGUE[dataset]
     names = tuple(f"class {number}" for number in range(info.classes))
     train = DatasetTensors(photographs(info, Rng(0)), torch.arange(info.classes), names)
@@ -57,7 +57,7 @@ def job_for(dataset: str, judge: str, protocol: str) -> Job:
         device=device,
         artifacts=ArtifactCache(Path("none")),
     )
-    return Job(SyntheticSet(train.images, train.labels), PROTOCOLS[protocol], problem)
+    return trainer_of(SyntheticSet(train.images, train.labels), PROTOCOLS[protocol], problem)
 
 
 def chosen(dataset: str, *judges: str) -> str:
@@ -65,12 +65,12 @@ def chosen(dataset: str, *judges: str) -> str:
     return foresee(Asked("random", dataset, ipc=1, preset="quick", judges=judges)).protocols[0]
 
 
-def trained(job: Job, steps: int, student: int = 0) -> tuple[float, float]:
+def trained(trainer: Trainer, steps: int, student: int = 0) -> tuple[float, float]:
     """The largest number in a student after some steps, not finite where it has diverged, and its mean loss on its
     set as a share of that of a guess."""
-    net, device = job.problem.backbone, job.problem.device
-    training = plan(job.synthetic, job.protocol, job.problem, job.rng)
-    fresh = net.init(job.rng.fold("student", student, "network"), device)
+    net, device = trainer.problem.backbone, trainer.problem.device
+    training = plan(trainer.synthetic, trainer.protocol, trainer.problem, trainer.rng)
+    fresh = net.init(trainer.rng.fold("student", student, "network"), device)
     lockstep = Lockstep(net, Variables.stack([fresh]), training)
     for done, _ in enumerate(lockstep.steps(training.blocks([student])), start=1):
         if done == steps:
@@ -80,7 +80,7 @@ def trained(job: Job, steps: int, student: int = 0) -> tuple[float, float]:
     rows = torch.arange(min(64, len(training.images)), device=device)
     with torch.no_grad():
         loss = F.cross_entropy(net(after, training.take(rows))[0], training.labels[rows])
-    return largest, float(loss) / float(torch.tensor(job.problem.classes).log())
+    return largest, float(loss) / float(torch.tensor(trainer.problem.classes).log())
 
 
 def test_large_images_have_a_protocol_of_their_own() -> None:
@@ -103,17 +103,17 @@ def test_alexnet_has_a_protocol_of_its_own() -> None:
 
 @pytest.mark.slow
 def test_alexnet_diverges_with_the_step_size_of_the_others_and_not_with_its_own() -> None:
-    largest, _ = trained(job_for("svhn", "alexnet", "quick@1"), STEPS)
+    largest, _ = trained(trainer_for("svhn", "alexnet", "quick@1"), STEPS)
     assert not largest < 10
-    largest, share = trained(job_for("svhn", "alexnet", chosen("svhn", "alexnet")), STEPS)
+    largest, share = trained(trainer_for("svhn", "alexnet", chosen("svhn", "alexnet")), STEPS)
     assert largest < 0.5
     assert share < 0.2
 
 
 def test_the_step_size_falls_with_the_pixels_beyond_those_of_tiny_imagenet() -> None:
     def highest(dataset: str, protocol: str) -> float:
-        job = job_for(dataset, "convnet-w32", protocol)
-        training = plan(job.synthetic, job.protocol, job.problem, job.rng)
+        trainer = trainer_for(dataset, "convnet-w32", protocol)
+        training = plan(trainer.synthetic, trainer.protocol, trainer.problem, trainer.rng)
         return max(training.lr(step) for step in range(training.steps))
 
     assert highest("tiny-imagenet", "quick-large@1") == highest("tiny-imagenet", "quick@1") == pytest.approx(0.02)
@@ -122,9 +122,9 @@ def test_the_step_size_falls_with_the_pixels_beyond_those_of_tiny_imagenet() -> 
 
 
 def test_an_mlp_on_large_images_diverges_with_the_step_size_of_small_ones_and_not_with_its_own() -> None:
-    largest, share = trained(job_for("imagenette", "mlp", "quick@1"), 45)
+    largest, share = trained(trainer_for("imagenette", "mlp", "quick@1"), 45)
     assert not (largest < 10 and share < 1)
-    largest, share = trained(job_for("imagenette", "mlp", chosen("imagenette")), 45)
+    largest, share = trained(trainer_for("imagenette", "mlp", chosen("imagenette")), 45)
     assert largest < 1
     assert share < 0.2
 
@@ -134,10 +134,10 @@ def test_an_mlp_on_large_images_diverges_with_the_step_size_of_small_ones_and_no
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_no_judge_diverges_on_any_dataset(dataset: str, judge: str) -> None:
     try:
-        job = job_for(dataset, judge, chosen(dataset, judge))
+        trainer = trainer_for(dataset, judge, chosen(dataset, judge))
     except ConfigError as error:
         pytest.skip(str(error))
-    largest, share = trained(job, STEPS)
+    largest, share = trained(trainer, STEPS)
     assert largest < 10
     # One that has learned nothing yet has the loss of a guess; one that diverges many times as much.
     assert share < 2

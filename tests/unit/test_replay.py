@@ -18,7 +18,6 @@ from ddbench.errors import ConfigError
 from ddbench.evaluation.evaluate import SealedTest, evaluate
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.evaluation.replay import ReplayTrainer
-from ddbench.evaluation.trainer import Job
 from ddbench.initial import real_images
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs import runner
@@ -43,9 +42,9 @@ def made(problem: Problem, start: dict[str, Tensor] | None = None, **changes: An
     )
 
 
-def trained(job: Job, students: list[int]) -> Variables:
+def trained(trainer: ReplayTrainer, students: list[int]) -> Variables:
     """What the trainer's students end as."""
-    predict = ReplayTrainer().train(job, students, lambda _: None)
+    predict = trainer.train(students, lambda _: None)
     return predict.args[1]  # type: ignore[attr-defined]
 
 
@@ -67,21 +66,20 @@ def problem(tmp_path: Path) -> Problem:
 
 def test_students_take_the_stored_steps_in_their_order(problem: Problem) -> None:
     synthetic = made(problem)
-    job = Job(synthetic, DD, problem)
-    found = trained(job, [0, 3])
+    trainer = ReplayTrainer(synthetic, DD, problem)
+    found = trained(trainer, [0, 3])
     for place, student in enumerate((0, 3)):
-        start = problem.backbone.init(job.rng.fold("student", student, "network")).params
+        start = problem.backbone.init(trainer.rng.fold("student", student, "network")).params
         expected = by_hand(problem, synthetic, start)
         assert all(torch.allclose(found.params[k][place].double(), v, atol=1e-5) for k, v in expected.items())
     backwards = replace(synthetic.recipe, schedule=torch.tensor(SCHEDULE[::-1]))
-    other = trained(Job(replace(synthetic, recipe=backwards), DD, problem), [0])
+    other = trained(ReplayTrainer(replace(synthetic, recipe=backwards), DD, problem), [0])
     assert (other.params["logits.weight"][0] - found.params["logits.weight"][0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("together", [1, 2, 3])
 def test_the_static_program_takes_the_steps_of_the_plain_loop(problem: Problem, together: int) -> None:
-    job = Job(made(problem), DD, problem)
-    schedule, net, students = ReplayTrainer().plan(job), problem.backbone, [0, 1, 2]
+    schedule, net, students = ReplayTrainer(made(problem), DD, problem).plan, problem.backbone, [0, 1, 2]
     assert schedule.static
     assert (schedule.steps, schedule.batch) == (4, 3)
     fresh = Variables.stack([net.init(Rng(k)) for k in students])
@@ -94,8 +92,8 @@ def test_the_static_program_takes_the_steps_of_the_plain_loop(problem: Problem, 
 
 
 def test_one_step_size_serves_all_steps(problem: Problem) -> None:
-    one = trained(Job(made(problem, lr=torch.tensor(0.1)), DD, problem), [0])
-    four = trained(Job(made(problem, lr=torch.full((4,), 0.1)), DD, problem), [0])
+    one = trained(ReplayTrainer(made(problem, lr=torch.tensor(0.1)), DD, problem), [0])
+    four = trained(ReplayTrainer(made(problem, lr=torch.full((4,), 0.1)), DD, problem), [0])
     assert all(torch.equal(one.params[name], value) for name, value in four.params.items())
 
 
@@ -110,7 +108,7 @@ def test_a_stored_start_is_where_the_one_student_starts(problem: Problem, tmp_pa
     synthetic = made(problem, start)
     save(synthetic, tmp_path / "set.safetensors")
     synthetic = load(tmp_path / "set.safetensors")
-    found = trained(Job(synthetic, DD, problem), [0, 1])
+    found = trained(ReplayTrainer(synthetic, DD, problem), [0, 1])
     expected = by_hand(problem, synthetic, start)
     for student in (0, 1):
         assert all(torch.allclose(found.params[k][student].double(), v, atol=1e-5) for k, v in expected.items())
@@ -129,13 +127,13 @@ def test_a_stored_start_is_where_the_one_student_starts(problem: Problem, tmp_pa
 )
 def test_a_set_that_cannot_be_replayed_is_refused(problem: Problem, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=rf"protocol dd@1 .*{words}"):
-        trained(Job(made(problem, **changes), DD, problem), [0])
+        trained(ReplayTrainer(made(problem, **changes), DD, problem), [0])
 
 
 def test_a_start_of_another_network_is_refused(problem: Problem) -> None:
     start = build("mlp", problem.shape, 3).init(Rng(0)).params
     with pytest.raises(ConfigError, match="that is no convnet-d2-w8"):
-        trained(Job(made(problem, start), DD, problem), [0])
+        trained(ReplayTrainer(made(problem, start), DD, problem), [0])
 
 
 def asked(root: Path, initial_network: str, students: int) -> Resolution:

@@ -11,7 +11,7 @@ import torch
 from ddbench.errors import DataError, DivergedError, RunError
 from ddbench.files import SEAL
 from ddbench.runs import runner
-from ddbench.runs.batch import asked_of, run_one, status_in
+from ddbench.runs.batch import run_one, status_in
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions
 from ddbench.runs.spec import Asked, Resolution, resolve_spec
@@ -158,7 +158,7 @@ def test_a_run_that_lacks_a_judge_that_is_asked_for_is_not_done(resolution: Reso
         tmp_path,
     )
     assert more.spec.id == resolution.spec.id
-    assert [cell.backbone for cell in asked_of(more)] == ["lenet"]
+    assert [cell.backbone for cell in more.cells] == ["lenet"]
     assert status_in(more, tmp_path / "runs").state == "interrupted"
 
 

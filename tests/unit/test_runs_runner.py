@@ -34,7 +34,7 @@ from ddbench.rng import Rng
 from ddbench.runs import checkpoint, condensing, provenance, runner
 from ddbench.runs.condensing import snapshot_steps
 from ddbench.runs.evaluating import read_curve, read_evaluation
-from ddbench.runs.observers import Quiet, read_log
+from ddbench.runs.observers import Observer, read_log
 from ddbench.runs.record import read_record
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import Interrupted, RunOptions, build_problem, evaluate_run, prepare, run
@@ -102,7 +102,7 @@ class Drift(Method[DriftState]):
         return SyntheticSet(state.images.detach().clone(), problem.class_labels())
 
 
-class Notes(Quiet):
+class Notes(Observer):
     """Remembers what was said."""
 
     def __init__(self) -> None:
@@ -471,7 +471,7 @@ def test_a_signal_while_getting_ready_interrupts_at_once(tmp_path: Path) -> None
     assert after == []
 
 
-class StopAfterOneStudent(Quiet):
+class StopAfterOneStudent(Observer):
     """Sends SIGTERM while the second student is trained."""
 
     def on_student(self, protocol: str, backbone: str, done: float, of: int, eta_seconds: float | None) -> None:
@@ -685,7 +685,7 @@ def test_a_run_on_a_gpu_leaves_the_processor_to_others(tmp_path: Path, device: s
 def test_progress_says_when_students_are_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[float, int]] = []
 
-    class Watch(Quiet):
+    class Watch(Observer):
         def on_student(self, protocol: str, backbone: str, done: float, of: int, eta_seconds: float | None) -> None:
             told.append((done, of))
             assert done < of or eta_seconds is None  # how long their tests take is not known

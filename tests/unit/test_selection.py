@@ -49,14 +49,14 @@ class Scripted:
         left, outer = list(shares), self
 
         class Trainer(SGDTrainer):
-            def train(self, job: Any, students: Sequence[int], tick: object) -> Callable[[Tensor], Tensor]:
+            def train(self, students: Sequence[int], progress: object) -> Callable[[Tensor], Tensor]:
                 outer.numbers.append(list(students))
-                outer.sets.append(job.synthetic)
+                outer.sets.append(self.synthetic)
                 wrong = torch.arange(len(part)) >= int(left.pop(0) * len(part))
                 scores = torch.nn.functional.one_hot((part.labels + wrong) % 3, 3)
                 return lambda x: scores.expand(len(students), -1, -1)
 
-        monkeypatch.setattr(selection, "trainer_of", lambda protocol: Trainer())
+        monkeypatch.setattr(selection, "trainer_of", Trainer)
 
 
 def share(of: float, part: Any) -> float:

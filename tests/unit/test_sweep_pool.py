@@ -15,7 +15,7 @@ import torch
 from ddbench.errors import ConfigError, RunError
 from ddbench.files import read_json
 from ddbench.runs import spec
-from ddbench.runs.batch import resolve_all, settled
+from ddbench.runs.batch import resolve_all
 from ddbench.runs.devices import choose_device, visible_devices
 from ddbench.runs.places import likely_devices, place_of
 from ddbench.runs.rundir import RunDir
@@ -103,7 +103,7 @@ def test_methods_without_a_budget_answer_every_ipc_with_one_run(tmp_path: Path) 
 def test_workers_on_unlike_devices_make_the_same_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spec, "usual", lambda device: "tf32" if device.index == 0 else "fp32")
     requests = [Asked("random", "digits"), Asked("random", "digits", precision="bf16")]
-    there = settled(requests, tmp_path, torch.device("cuda:0"))
+    there = [task.asked for task in tasks_of(requests, tmp_path, torch.device("cuda:0"), settled=True)]
     assert [asked.precision for asked in there] == ["tf32", "bf16"]
     ids = [[r.spec.id for r in resolve_all(there, tmp_path, torch.device(f"cuda:{k}"))] for k in (0, 1)]
     assert ids[0] == ids[1]
