@@ -205,6 +205,10 @@ class Method(ABC, Generic[S]):
         """What is learned with these options: as `info` says, unless a method can leave something out."""
         return self.info.learns
 
+    def counts(self, state: S) -> Mapping[str, float]:
+        """What the record says of the whole run in numbers, such as how many loops a cap has ended."""
+        return {}
+
     @classmethod
     def settings(cls) -> list[Setting]:
         """The presets of `presets/<name>.toml` beside the class's file; none where there is no such file."""

@@ -185,7 +185,8 @@ def side_by_side(dataset: str, title: str, protocol: str, judge: str, records: P
         _column(dataset, title, protocol, judge, records),
         key=lambda row: (len(row["overridden"]), -row["sets"], row["variant"]),
     ):
-        by_method.setdefault(row["method"], {}).setdefault(row["ipc"], row)
+        method = row["method"] + ("+dsa" if row["config"].get("dsa") else "")
+        by_method.setdefault(method, {}).setdefault(row["ipc"], row)
     return _by_budget({_code(method): of for method, of in by_method.items()}, say_options=True)
 
 
@@ -224,6 +225,8 @@ def fidelity(dataset: str, records: Path = RECORDS) -> str:
     for ours in measured:
         known = [p for p in published if (p["ipc"], p["dataset"]) == (ours["ipc"], dataset)]
         known = [p for p in known if belongs(p["method"], ours["method"])]
+        # A method with an option on, where papers count the two as one more method.
+        known = [p for p in known if p["method"].endswith("+dsa") == bool(ours["config"].get("dsa"))]
         # KIP's paper says of its network how wide it is and not how deep.
         judges = (ours["judge"], re.sub(r"-d\d+(?=-)", "", ours["judge"]))
         known = [p for p in known if p["test_backbone"] in judges]

@@ -205,6 +205,7 @@ class Condensation:
                 ),
             )
             self.ledger.set_artifacts(self.problem.artifacts.used)
+            self.ledger.set_counts(self.method.counts(state))
             # Last: a folder that has this file is condensed.
             sets.save(synthetic, self.folder.synthetic, {**self.about, "step": state.step})
 

@@ -85,6 +85,7 @@ def finish(
             artifacts=ledger.artifacts if ledger is not None else (),
             evaluations=tuple(evaluations(folder, sha256)),
             cost=ledger.costs if ledger is not None else {},
+            counts=ledger.counts if ledger is not None else {},
             attempts=ledger.attempts if ledger is not None else (),
         )
     write_record(folder.record, record)

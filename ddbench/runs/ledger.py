@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ddbench.config import explain
 from ddbench.errors import RunError
-from ddbench.fields import Line
+from ddbench.fields import Line, Number
 from ddbench.files import read_json, write_json
 from ddbench.runs import provenance
 from ddbench.runs.record import Attempt, CostPart, Part, UsedArtifact
@@ -97,6 +97,11 @@ class Ledger:
         return tuple(self._cost()["artifacts"].values())
 
     @property
+    def counts(self) -> dict[str, float]:
+        """What the method counted in all its steps."""
+        return dict(self._cost().get("counts", {}))
+
+    @property
     def attempts(self) -> tuple[Attempt, ...]:
         """One for each process that worked on the run."""
         return tuple(Attempt.model_validate(entry) for entry in self._attempts())
@@ -143,6 +148,11 @@ class Ledger:
             earlier = value["artifacts"].get(key, {}).get("from_cache", True)
             value["artifacts"][key] = {**entry, "from_cache": entry["from_cache"] and earlier}
         write_json(self.folder.cost, value, sealed=True)
+
+    def set_counts(self, counts: Mapping[str, float]) -> None:
+        """Enter what the method counted; nothing where it counts nothing."""
+        if counts:
+            write_json(self.folder.cost, {**self._cost(), "counts": dict(counts)}, sealed=True)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -191,6 +201,7 @@ class Ledger:
 class _CostFile(Part):
     cost: dict[Line, CostPart]
     artifacts: dict[Line, UsedArtifact]
+    counts: dict[Line, Number] = Field(default={})
 
 
 class _AttemptsFile(Part):

@@ -211,6 +211,9 @@ class RunRecord(Part):
     artifacts: tuple[UsedArtifact, ...] = ()
     evaluations: tuple[EvaluationPart, ...] = ()
     cost: dict[Line, CostPart]
+    counts: dict[Line, Number] = Field(
+        default={}, description="What the method counted in all its steps, such as loops that a cap has ended."
+    )
     attempts: tuple[Attempt, ...]
     checksum: Line = Field(
         default="", description="Over all else in the file, which is compared when it is read. Not in earlier records."

@@ -23,7 +23,7 @@ from ddbench.training.networks import TrainedNetwork
 METHODS = [plugin.name for plugin in listing(GROUPS["method"]) if plugin.package == "ddbench"]
 # Options that make more happen in few steps, or less, beside those that a method names itself.
 SMALL: dict[str, dict[str, Any]] = {name: {"epochs": 2} for name in ("herding", "k-center", "k-means")}
-SMALL |= {name: {"iterations": 2} for name in ("dc", "dsa")}
+SMALL |= {name: {"iterations": 2} for name in ("dc", "dsa", "cafe")}
 SMALL["ld"] = {"iterations": 5, "window": 1, "batch_real": 50}
 SMALL["dd"] = {"passes": 1, "batch_real": 50}
 SMALL["kip"] = {"augment": True}

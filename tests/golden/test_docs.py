@@ -106,6 +106,29 @@ def test_fidelity_sets_records_beside_the_same_recipe_or_names_the_other(generat
     assert generate.fidelity("cifar10", tmp_path / "none") == "There are no records yet."
 
 
+def test_cafe_with_dsa_stands_beside_its_own_numbers(generate: ModuleType, tmp_path: Path) -> None:
+    """Papers count the two as two methods; here one is an option of the other."""
+    folder = tmp_path / "cifar10"
+    folder.mkdir()
+    for name, dsa in (("cafe", False), ("cafe-dsa", True)):
+        record = json.loads((ROOT / "tests" / "golden" / "records" / "dm-s0.json").read_text())
+        record.pop("checksum", None)
+        record["run"] |= {"method": "cafe", "title": "Aligning Features", "id": "0000000" + str(int(dsa))}
+        record["config"] = {"values": {"dsa": dsa}, "sources": {"dsa": "--set" if dsa else "default"}}
+        record["synthetic"]["sha256"] = ("1" if dsa else "0") * 64
+        (folder / f"{name}.json").write_text(json.dumps(record))
+    rows = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.strip("|").split("|")]
+        for line in generate.fidelity("cifar10", tmp_path).splitlines()
+        if "`dsa@1`" in line and "`convnet-d3`" in line
+    }
+    # Nobody has published CAFE under dsa@1, nor CAFE+DSA under any other protocol.
+    assert rows["`cafe [dsa=false]`"][7:9] == ["46.3 ± 0.6", "`cafe`"]
+    assert rows["`cafe [dsa=true]`"][7:9] == ["50.9 ± 0.5", "`dsa`"]
+    table = generate.side_by_side("cifar10", "CIFAR-10,_JPEG_copy", "dsa@1", "convnet-d3", tmp_path)
+    assert {line.split("|")[1].strip() for line in table.splitlines()[2:]} == {"`cafe`", "`cafe+dsa`"}
+
+
 def test_results_are_those_of_one_copy_protocol_and_judge_best_first(generate: ModuleType, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "tests" / "golden" / "records", tmp_path / "cifar10")
     table = generate.results("cifar10", "CIFAR-10,_JPEG_copy", "dsa@1", "convnet-d3", tmp_path)
