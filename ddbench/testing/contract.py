@@ -47,6 +47,7 @@ Check = Callable[[MethodClass, Options], None]
 
 CLASSES = 3
 FEW_STEPS = 3
+HELD_OUT = 0.1
 # Some choices from a few images coincide by chance, so one other seed would not do.
 OTHER_SEEDS = (1, 2, 3)
 
@@ -308,6 +309,13 @@ def metrics_are_scalar_tensors(method_class: MethodClass, options: Options) -> N
     _final(method_class, options, visit=look)
 
 
+def held_out_images_are_not_missed(method_class: MethodClass, options: Options) -> None:
+    """Without the images by which a run selects; what the set was taken from is still named in all training images."""
+    if method_class.info.kind == "condensation":
+        rest, _ = _problem(method_class).heldout(HELD_OUT)
+        _final(method_class, options, rest, visit=_require_fit)
+
+
 def grey_images_work(method_class: MethodClass, options: Options) -> None:
     """One channel."""
     _final(method_class, options, _problem(method_class, shape=(1, 8, 8)), visit=_require_fit)
@@ -342,6 +350,7 @@ checks: list[Check] = [
     grey_images_work,
     unbalanced_classes_work,
     one_image_per_class_works,
+    held_out_images_are_not_missed,
 ]
 
 
@@ -464,13 +473,14 @@ def _require_fit(moment: Moment) -> None:
 
 
 def _require_taken(problem: Problem, synthetic: SyntheticSet, rows: Tensor, when: str) -> None:
-    inside = int(rows.min()) >= 0 and int(rows.max()) < len(problem.train)
-    _require(inside, f"{when}: source_indices leave the training set, which has {len(problem.train)} images.")
+    train = problem.whole.train
+    inside = int(rows.min()) >= 0 and int(rows.max()) < len(train)
+    _require(inside, f"{when}: source_indices leave the training set, which has {len(train)} images.")
     _require(len(rows.unique()) == len(rows), f"{when} has an image twice.")
-    images = problem.train.images[rows] if synthetic.stored == "uint8" else problem.real.take(rows)
+    images = train.images[rows] if synthetic.stored == "uint8" else problem.pixels.forward(train.images[rows])
     _require(torch.equal(synthetic.images, images), f"{when}: the images are not those that source_indices name.")
     if not synthetic.soft:
-        labels = problem.train.labels[rows]
+        labels = train.labels[rows]
         _require(torch.equal(synthetic.labels, labels), f"{when}: the labels are not those that source_indices name.")
 
 

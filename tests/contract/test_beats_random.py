@@ -28,7 +28,7 @@ STUDENTS = (0, 1)
 OPTIONS: dict[str, dict[str, Any]] = {
     "dm": {"iterations": 30, "batch_real": 64},
     "dd": {"iterations": 12, "passes": 4, "batch_real": 128, "initial": "real", "lr_images": 0.05, "lr_network": 0.1},
-    "ld": {"iterations": 5000, "validate_every": 100},
+    "ld": {"iterations": 5000},
     "mtt": {
         "iterations": 10,
         "inner_steps": 10,
@@ -115,7 +115,8 @@ def test_learned_labels_beat_the_true_ones_on_the_same_images(tmp_path: Path) ->
     gains = []
     for seed in SEEDS:
         problem = problem_of(seed, "mlp", tmp_path)
-        learned = condense(kind(kind.Config(**OPTIONS["ld"])), problem)
+        rarely = kind.selection.model_copy(update={"every": "100p"})
+        learned = condense(kind(kind.Config(**OPTIONS["ld"])), problem, rarely)
         true = replace(learned, labels=one_hot(problem.class_labels().long(), problem.classes).float())
         means = [
             mean(s.accuracy for s in evaluate(one, label_look(), problem, SealedTest(data.test), students=STUDENTS))
