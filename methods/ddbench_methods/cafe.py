@@ -401,12 +401,12 @@ def discrimination_loss(embedded: Tensor, centres: Tensor, some: slice) -> tuple
 
     Shapes: embedded [k, n, D], of the classes `some`; centres [K, D], and so is the gradient.
     """
-    labels = torch.arange(len(centres), device=centres.device)[some].repeat_interleave(embedded.shape[1])
-    flat = embedded.flatten(0, 1)
+    classes, flat = torch.arange(len(centres), device=centres.device), embedded.flatten(0, 1)
+    labels = classes[some, None].expand(-1, embedded.shape[1]).flatten()
     # Products of hundreds, which bfloat16 would round to whole numbers.
     with torch.autocast(flat.device.type, enabled=False):
         logits = flat @ centres.mT
-        errors = logits.softmax(dim=1) - F.one_hot(labels, len(centres)).to(flat.dtype)
+        errors = logits.softmax(dim=1) - (labels[:, None] == classes).to(flat.dtype)
         return F.cross_entropy(logits, labels, reduction="sum"), errors.mT @ flat
 
 

@@ -226,7 +226,7 @@ def test_a_record_says_how_many_loops_a_cap_has_ended(tmp_path: Path) -> None:
     judge.write_text(
         'name = "tiny"\naugment = "none"\nbackbones = ["mlp"]\nstudents = 1\noptions = { epochs = 0, batch = 4 }\n'
     )
-    options = {**SMALL, "iterations": 1, "plateau": 1e-6, "progress": 0.99}
+    options = {**SMALL, "loops": "watched", "iterations": 1, "plateau": 1e-6, "progress": 0.99}
     asked = Asked("cafe", "digits", ipc=1, backbone="convnet-w8", protocols=[str(judge)], options=options)
     record = run(
         resolve_spec(asked, tmp_path),
