@@ -16,10 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree
 
 from ddbench.backbones import initialisers
-from ddbench.backbones.fusion import change, fuse, tangents
+from ddbench.backbones.fusion import fuse, linearised, tangents
 from ddbench.backbones.initialisers import Initialiser
 from ddbench.backbones.stack import Chain
-from ddbench.backbones.tangent_blocks import Change
+from ddbench.backbones.tangent_blocks import Linearised
 from ddbench.backbones.tangent_layers import Tangents
 from ddbench.backbones.variables import Shape, Variables
 from ddbench.engine.program import gpu_kernels, layers_ran
@@ -130,14 +130,14 @@ class Backbone:
         return self if device.type != "cuda" or gpu_kernels() is None else self._in_fused_layers
 
     @functools.cached_property
-    def change(self) -> Change | None:
+    def linearised(self) -> Linearised | None:
         """The network together with its tangent, written out; None where it is of another kind."""
-        return change(self._modules[True], *self.shape[1:])
+        return linearised(self._modules[True], *self.shape[1:])
 
-    def second_order(self, device: torch.device) -> Change | None:
-        """`change` where GPU kernels of ddbench take all of it on a device, and nothing is left to compile."""
-        change = self.change if device.type == "cuda" else None
-        return change if change is not None and change.in_kernels else None
+    def second_order(self, device: torch.device) -> Linearised | None:
+        """`linearised` where GPU kernels of ddbench take all of it on a device, and nothing is left to compile."""
+        linearised = self.linearised if device.type == "cuda" else None
+        return linearised if linearised is not None and linearised.in_kernels else None
 
     @functools.cached_property
     def tangents(self) -> Tangents | None:

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from ddbench.backbones import initialisers
 from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.initialisers import Initialiser
-from ddbench.backbones.tangent_blocks import Change
+from ddbench.backbones.tangent_blocks import Linearised
 from ddbench.backbones.tangent_layers import Tangents
 from ddbench.backbones.variables import Shape, Variables
 from ddbench.errors import ConfigError
@@ -46,7 +46,7 @@ class ForeignBackbone(Backbone):
         return self
 
     @functools.cached_property
-    def change(self) -> Change | None:
+    def linearised(self) -> Linearised | None:
         return None
 
     @functools.cached_property

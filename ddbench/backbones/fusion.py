@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddbench.backbones.tangent_blocks import Block, Change
+from ddbench.backbones.tangent_blocks import Block, Linearised
 from ddbench.backbones.tangent_layers import Tangents, known
 from ddbench.engine.program import channels_last, gpu_kernels
 
@@ -117,7 +117,7 @@ def tangents(module: nn.Module) -> Tangents | None:
     return Tangents(tuple(chain)) if chain and all(known(layer) for _, layer in chain) else None
 
 
-def change(module: nn.Module, height: int, width: int) -> Change | None:
+def linearised(module: nn.Module, height: int, width: int) -> Linearised | None:
     """A module together with its tangent; None where it is no chain of blocks with instance norm and a linear layer."""
     chain = _chain(module)
     names, line, blocks = {layer: name for name, layer in chain}, [layer for _, layer in chain], []
@@ -144,7 +144,7 @@ def change(module: nn.Module, height: int, width: int) -> Change | None:
         blocks.append(Block(names[conv], names[norm], conv.stride, conv.padding, norm.eps, relu, pool, maps))
     match line:
         case [nn.Flatten(), nn.Linear() as linear] if blocks and linear.bias is not None:
-            return Change(tuple(blocks), names[linear])
+            return Linearised(tuple(blocks), names[linear])
     return None
 
 

@@ -5,7 +5,7 @@ images, of inner products with gradients. Both are the gradient of the change of
 carrying tangents forward and differentiating once in reverse is all there is to do (Pearlmutter, Neural Computation
 1994). For chains of convolution, instance norm, ReLU and pooling this is written out here: maps and their tangents lie
 behind one another as one batch, a convolution of both is one convolution, and what lies between convolutions is one
-kernel on a GPU (`fused_change`).
+kernel on a GPU (`tangent_kernels`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Change:
+class Linearised:
     """A chain of blocks that ends in a linear layer, together with its tangent."""
 
     blocks: Sequence[Block]
@@ -53,9 +53,9 @@ class Change:
         """Whether the GPU kernels take all of its maps."""
         if gpu_kernels() is None:
             return False
-        from ddbench.engine.gpu.tangent_layers import change_fits
+        from ddbench.engine.gpu.tangent_layers import jvp_fits
 
-        return all(change_fits(*block.maps) for block in self.blocks)
+        return all(jvp_fits(*block.maps) for block in self.blocks)
 
     def __call__(self, params: Tensors, directions: Tensors, images: Tensor) -> Tensor:
         """The logits, and behind them their change along the directions: [2N, K]. Differentiable once, in parameters
@@ -82,7 +82,7 @@ class Change:
         return out
 
 
-def cross_entropy_change(pair: Tensor, labels: Tensor, n: int) -> Tensor:
+def cross_entropy_jvp(pair: Tensor, labels: Tensor, n: int) -> Tensor:
     """The change of the cross-entropy, summed over images and divided by n. Differentiable once.
 
     Shapes: pair [2N, K], logits and their tangents behind them; labels [N] int64.
@@ -91,7 +91,7 @@ def cross_entropy_change(pair: Tensor, labels: Tensor, n: int) -> Tensor:
     return change
 
 
-def plain_cross_entropy_change(logits: Tensor, change: Tensor, labels: Tensor, n: int) -> Tensor:
+def plain_cross_entropy_jvp(logits: Tensor, change: Tensor, labels: Tensor, n: int) -> Tensor:
     """The change of the cross-entropy from logits [N, K] and their tangents, in operations that a compiler joins.
 
     By hand, because torch 2.15 cannot differentiate the tangent of a log-softmax.
@@ -239,10 +239,10 @@ Backward = Callable[..., tuple[Tensor, Tensor]]
 def _norms(x: Tensor) -> tuple[Forward, Backward]:
     """Norm, ReLU and pooling of a pair, and the gradients: GPU kernels where they can be used."""
     if x.is_cuda and gpu_kernels() is not None:
-        from ddbench.engine.gpu import tangent_layers as fused_change
+        from ddbench.engine.gpu import tangent_layers as tangent_kernels
 
-        if x.dtype == torch.float32 and fused_change.change_fits(*x.shape[1:]):
-            return fused_change.norm_act_pool_change, fused_change.norm_act_pool_change_gradients
+        if x.dtype == torch.float32 and tangent_kernels.jvp_fits(*x.shape[1:]):
+            return tangent_kernels.norm_act_pool_jvp, tangent_kernels.norm_act_pool_jvp_gradients
     return _norm_forward, _norm_backward
 
 

@@ -1,8 +1,8 @@
 """Chains of layers together with their tangent, in torch's operations.
 
-For networks that `change` has no kernels for: a compiler joins what lies between convolutions, and autograd takes the
-reverse pass. As there, maps and their tangents lie behind one another as one batch. A layer is known by its type, or
-brings a method `tangent(x, dx)` that gives its output and the change of it.
+For networks that `linearised` has no kernels for: a compiler joins what lies between convolutions, and autograd takes
+the reverse pass. As there, maps and their tangents lie behind one another as one batch. A layer is known by its type,
+or brings a method `tangent(x, dx)` that gives its output and the change of it.
 """
 
 from __future__ import annotations

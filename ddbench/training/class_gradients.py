@@ -20,7 +20,7 @@ from torch.func import grad, jvp, vmap
 from torch.overrides import TorchFunctionMode
 
 from ddbench.backbones.backbone import Backbone
-from ddbench.backbones.tangent_blocks import cross_entropy_change, plain_cross_entropy_change
+from ddbench.backbones.tangent_blocks import cross_entropy_jvp, plain_cross_entropy_jvp
 from ddbench.backbones.variables import Variables
 from ddbench.engine.program import channels_last, fusible, weights_laid_out
 
@@ -94,7 +94,7 @@ class SharedGradients(ClassGradients):
         else:
             params = {name: weights_laid_out(p.detach()) for name, p in network.params.items()}
             pair, n = written(params, directions, images.flatten(0, 1)), images.shape[1]
-            change = cross_entropy_change(pair, labels.repeat_interleave(n), n)
+            change = cross_entropy_jvp(pair, labels.repeat_interleave(n), n)
         return torch.autograd.grad(change, images)[0]
 
 
@@ -125,7 +125,7 @@ def _class_change(net: Backbone, network: Variables, directions: Tensors, images
             outputs = _logits(net, network, both, images.flatten(0, 1))
         logits, change = forward.unpack_dual(outputs)
     classes = labels[:, None].expand(images.shape[:2]).flatten()
-    return plain_cross_entropy_change(logits, change, classes, images.shape[1])
+    return plain_cross_entropy_jvp(logits, change, classes, images.shape[1])
 
 
 def _logits(net: Backbone, network: Variables, chosen: Mapping[str, Tensor], images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import grad, grad_and_value, jvp
 
 from ddbench.backbones.backbone import Backbone
-from ddbench.backbones.tangent_blocks import cross_entropy_change, plain_cross_entropy_change
+from ddbench.backbones.tangent_blocks import cross_entropy_jvp, plain_cross_entropy_jvp
 from ddbench.backbones.variables import Variables
 from ddbench.engine.program import channels_last, fusible, weights_laid_out
 
@@ -145,14 +145,14 @@ def written_out(net: Backbone, device: torch.device) -> Written | None:
                 loss = F.cross_entropy(first_order(Variables(leaves), x)[0], y)
             return _minus(params, lr, _slopes(loss, leaves))
 
-        return forth, _back_along(lambda params, v, x, y: cross_entropy_change(change(params, v, x), y, len(y)))
+        return forth, _back_along(lambda params, v, x, y: cross_entropy_jvp(change(params, v, x), y, len(y)))
     tangents = net.tangents
     if tangents is None:
         return None
 
     def along(params: Params, v: Params, x: Tensor, y: Tensor) -> Tensor:
         logits, change = tangents(params, v, x).chunk(2)
-        return plain_cross_entropy_change(logits, change, y, len(y))
+        return plain_cross_entropy_jvp(logits, change, y, len(y))
 
     return fusible(_forth(_loss_of(net, {}))), _back_along(fusible(along))
 

@@ -21,10 +21,10 @@ EPS = 0.1
 
 
 @pytest.fixture(scope="module")
-def fused_change() -> types.ModuleType:
-    from ddbench.engine.gpu import tangent_layers as fused_change
+def tangent_kernels() -> types.ModuleType:
+    from ddbench.engine.gpu import tangent_layers as tangent_kernels
 
-    return fused_change
+    return tangent_kernels
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -70,24 +70,24 @@ def pair_by_torch(
     ],
 )
 def test_a_pair_and_its_gradient_are_those_of_separate_layers(
-    fused_change: types.ModuleType, shape: tuple[int, ...], moving: bool, relu: bool, pool: str
+    tangent_kernels: types.ModuleType, shape: tuple[int, ...], moving: bool, relu: bool, pool: str
 ) -> None:
     pair, weight, bias, *changes = pair_and_vectors(shape)
     dweight, dbias = changes if moving else (None, None)
     x, dx = pair.chunk(2)
-    ours = fused_change.norm_act_pool_change(x, dx, weight, bias, dweight, dbias, EPS, relu, pool)
+    ours = tangent_kernels.norm_act_pool_jvp(x, dx, weight, bias, dweight, dbias, EPS, relu, pool)
     exact = [t.double().requires_grad_() for t in (pair, weight, bias)]
     truth = pair_by_torch(*exact, *(t.double() if moving else None for t in changes), relu, pool)
     assert ours.is_contiguous(memory_format=torch.channels_last)
     assert close(ours, truth.detach())
     grad = numbers(*truth.shape, seed=5)
-    of_pair, sums = fused_change.norm_act_pool_change_gradients(grad, x, dx, weight, bias, dweight, EPS, relu, pool)
+    of_pair, sums = tangent_kernels.norm_act_pool_jvp_gradients(grad, x, dx, weight, bias, dweight, EPS, relu, pool)
     for mine, right in zip((of_pair, *sums), torch.autograd.grad(truth, exact, grad.double()), strict=True):
         assert close(mine, right)
 
 
-def test_kernels_know_which_pairs_fit(fused_change: types.ModuleType) -> None:
-    assert fused_change.change_fits(128, 32, 32)
-    assert not fused_change.change_fits(128, 64, 64)  # too large for the registers of a block
-    assert not fused_change.change_fits(128, 7, 8)  # no 2x2 windows
-    assert not fused_change.change_fits(12, 8, 8)
+def test_kernels_know_which_pairs_fit(tangent_kernels: types.ModuleType) -> None:
+    assert tangent_kernels.jvp_fits(128, 32, 32)
+    assert not tangent_kernels.jvp_fits(128, 64, 64)  # too large for the registers of a block
+    assert not tangent_kernels.jvp_fits(128, 7, 8)  # no 2x2 windows
+    assert not tangent_kernels.jvp_fits(12, 8, 8)

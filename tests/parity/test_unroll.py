@@ -86,7 +86,7 @@ def test_steps_that_are_written_out_have_the_derivative_of_the_whole_loop(
     net = build(backbone, (3, 16, 16), 3)
     # As on a GPU; the layers themselves fall back to torch's on a CPU.
     monkeypatch.setattr(Backbone, "first_order", lambda self, device: self._in_fused_layers)
-    monkeypatch.setattr(Backbone, "second_order", lambda self, device: self.change)
+    monkeypatch.setattr(Backbone, "second_order", lambda self, device: self.linearised)
     written = written_out(net, torch.device("cpu"))
     assert written is not None
     loss, (params, x, y, lr), sizes = loss_of(net), drawn(net, steps=4, batch=5), [3, 5, 5, 5]

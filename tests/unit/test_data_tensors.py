@@ -1,7 +1,9 @@
 """DatasetTensors and RealImages on small examples."""
 
 import hashlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from ddbench.data.tensors import DatasetTensors, RealImages
 from ddbench.data.toy import toy
 from ddbench.errors import DataError
 from ddbench.rng import Rng
+from ddbench.testing.contract import problem_for_checks
 
 CPU = torch.device("cpu")
 GOLDEN = "b2:457bee772d20d12d"  # records and caches of every release carry such values
@@ -116,8 +119,6 @@ def test_chunks_go_over_all_images_in_order() -> None:
 def test_sampling_leaves_the_global_generators_alone() -> None:
     import random
 
-    import numpy as np
-
     real = on_cpu(toy().train)
     before = (
         torch.random.get_rng_state(),
@@ -146,3 +147,18 @@ def test_an_image_that_is_there_twice_counts_twice() -> None:
         DatasetTensors(once, torch.tensor([0]), ("a",)).contents
         != DatasetTensors(twice, torch.tensor([0, 0]), ("a",)).contents
     )
+
+
+@pytest.mark.parametrize("n", [7, 30, 200])
+def test_epoch_batches_visit_every_image_once_a_pass_and_depend_on_the_step_alone(tmp_path: Path, n: int) -> None:
+    real: RealImages = problem_for_checks(tmp_path).real
+    per_pass = -(-len(real) // n)
+    seen = [real.epoch_batch(n, step, Rng(3)) for step in range(2 * per_pass)]
+    for some in (seen[:per_pass], seen[per_pass:]):
+        labels = torch.cat([y for _, y in some])
+        assert torch.equal(torch.bincount(labels), real.counts)
+        images = torch.cat([x for x, _ in some]).flatten(1)
+        assert len(images.unique(dim=0)) == len(real.take(torch.arange(len(real))).flatten(1).unique(dim=0))
+    if per_pass > 1:
+        assert not torch.equal(seen[0][0], seen[per_pass][0])
+    assert torch.equal(real.epoch_batch(n, per_pass, Rng(3))[0], seen[per_pass][0])

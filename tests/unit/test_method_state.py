@@ -10,7 +10,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, optim
 
-from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet, drive, transient
+from ddbench import (
+    Method,
+    MethodConfig,
+    MethodInfo,
+    Metrics,
+    Problem,
+    Rng,
+    State,
+    SyntheticSet,
+    Variables,
+    drive,
+    transient,
+)
 from ddbench.errors import RunError
 from ddbench.loop import condense, export
 from ddbench.testing.contract import problem_for_checks
@@ -239,3 +251,20 @@ def test_presets_lie_beside_the_class() -> None:
 
     assert load_object(GROUPS["method"], "dm").settings()
     assert Counting.settings() == []
+
+
+@dataclass
+class Training(State):
+    """A method that keeps a network, as LD does."""
+
+    network: Variables
+    window: tuple[int, ...] = ()
+
+
+def test_a_state_may_keep_a_network(tmp_path: Path) -> None:
+    net = problem_for_checks(tmp_path).backbone
+    first, second = Training(net.init(Rng(0)), (1, 2)), Training(net.init(Rng(1)))
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert all(torch.equal(second.network.params[k], v) for k, v in first.network.params.items())
+    assert second.window == (1, 2)

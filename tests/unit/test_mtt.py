@@ -200,7 +200,7 @@ def test_auto_counts_the_graphs_of_all_steps(tmp_path: Path, monkeypatch: pytest
 def test_auto_takes_what_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, forms = problem_for_checks(tmp_path), []
     # As on a GPU; the layers themselves fall back to torch's on a CPU.
-    monkeypatch.setattr(Backbone, "second_order", lambda self, device: self.change)
+    monkeypatch.setattr(Backbone, "second_order", lambda self, device: self.linearised)
     descent = MODULE.descent
     monkeypatch.setattr(MODULE, "descent", lambda net, like, form: forms.append(form) or descent(net, like, form))
     mtt().start(problem)

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from ddbench.errors import ConfigError, PluginError
 from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, Protocol, names, protocol
-from ddbench.training.options import SGDOptions
+from ddbench.training.options import SGDOptions, TrainerOptions
 
 
 def test_a_name_means_the_newest_version() -> None:
@@ -133,3 +133,22 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_trainer_that_nobody_provides_is_named(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"there is no trainer 'replai'"):
         protocol(write(tmp_path, "name = 'mine'\ntrainer = 'replai'\n[options]\nsteps = 3"))
+
+
+def test_a_protocol_without_options_takes_those_of_its_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ridge(TrainerOptions):
+        ridge: float = 1e-6
+
+    monkeypatch.setattr("ddbench.evaluation.protocol.trainer_options", lambda name: Ridge)
+    assert Protocol(name="krr", trainer="krr").options == Ridge()
+    with pytest.raises(ValueError, match="are a Ridge or a table"):
+        Protocol(name="krr", trainer="krr", options=[1])
+
+
+def test_a_trainer_from_a_file_is_refused_because_a_digest_would_not_see_its_edits() -> None:
+    with pytest.raises(ValueError, match="not from a file"):
+        Protocol(name="own", trainer="./mine.py:Mine")
+
+
+def test_a_protocols_file_can_ask_for_the_learned_step_size() -> None:
+    assert SGDOptions(lr="none").lr is None  # type: ignore[arg-type]

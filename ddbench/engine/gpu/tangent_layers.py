@@ -82,7 +82,7 @@ def _affine_tangent(x, t, weight, bias, dweight, dbias, RELU: tl.constexpr):
 
 
 @triton.jit
-def _change_forward(x, dx, weight, bias, dweight, dbias, out, eps, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+def _jvp_forward(x, dx, weight, bias, dweight, dbias, out, eps, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
                     P: tl.constexpr, BLOCK: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr):  # fmt: skip
     image, images = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -112,7 +112,7 @@ def _change_forward(x, dx, weight, bias, dweight, dbias, out, eps, C: tl.constex
 
 
 @triton.jit
-def _change_backward(x, dx, weight, bias, dweight, grad, out, partial, eps, C: tl.constexpr, H: tl.constexpr,
+def _jvp_backward(x, dx, weight, bias, dweight, grad, out, partial, eps, C: tl.constexpr, H: tl.constexpr,
                      W: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, RELU: tl.constexpr,
                      POOL: tl.constexpr):  # fmt: skip
     image, images = tl.program_id(0).to(tl.int64), tl.num_programs(0)
@@ -148,12 +148,12 @@ def _pair_tile(channels: int, pixels: int) -> tuple[int, int, int]:
     return positions, block, warps_of(8 * positions * block, NUMBERS)
 
 
-def change_fits(channels: int, height: int, width: int) -> bool:
+def jvp_fits(channels: int, height: int, width: int) -> bool:
     """Whether the kernels take maps of this shape."""
     return height * width <= MOST_PIXELS and fits(channels, height, width)
 
 
-def norm_act_pool_change(
+def norm_act_pool_jvp(
     x: Tensor, dx: Tensor, weight: Tensor, bias: Tensor, dweight: Tensor | None, dbias: Tensor | None, eps: float,
     relu: bool, pool: Pooling,
 ) -> Tensor:  # fmt: skip
@@ -168,14 +168,14 @@ def norm_act_pool_change(
     shape = (2 * n, channels, height // half, width // half)
     pair = torch.empty(shape, device=x.device, memory_format=torch.channels_last)
     positions, block, warps = _pair_tile(channels, height * width)
-    _change_forward[(n, triton.cdiv(channels, block))](
+    _jvp_forward[(n, triton.cdiv(channels, block))](
         x, dx, weight, bias, dweight, dbias, pair, eps, channels, height, width, positions, block, relu,
         POOLINGS.index(pool), num_stages=1, num_warps=warps,
     )  # fmt: skip
     return pair
 
 
-def norm_act_pool_change_gradients(
+def norm_act_pool_jvp_gradients(
     grad: Tensor, x: Tensor, dx: Tensor, weight: Tensor, bias: Tensor, dweight: Tensor | None, eps: float, relu: bool,
     pool: Pooling,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -185,7 +185,7 @@ def norm_act_pool_change_gradients(
     out = torch.empty((2 * n, *x.shape[1:]), device=x.device, memory_format=torch.channels_last)
     partial = torch.empty((n, 2, channels), device=x.device)
     positions, block, warps = _pair_tile(channels, height * width)
-    _change_backward[(n, triton.cdiv(channels, block))](
+    _jvp_backward[(n, triton.cdiv(channels, block))](
         x, dx, weight, bias, dweight, grad.contiguous(memory_format=torch.channels_last), out, partial, eps, channels,
         height, width, positions, block, relu, POOLINGS.index(pool), num_stages=1, num_warps=warps,
     )  # fmt: skip
