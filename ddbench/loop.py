@@ -66,7 +66,14 @@ def export(method: Method[S], problem: Problem, state: S) -> SyntheticSet:
                 "images are held out, these are rows of problem.whole.train; problem.source_rows turns rows of "
                 "problem.train into them."
             )
-    return synthetic if synthetic.pixels else replace(synthetic, pixels=problem.pixels.name)
+    if synthetic.pixels:
+        return synthetic
+    if problem.whitened_apart:
+        raise PluginError(
+            f"{method.name} held images out itself, which changes the whitening, so that its export must name the "
+            "pixels of its set. Or leave choosing to the loop: --select."
+        )
+    return replace(synthetic, pixels=problem.pixels.name)
 
 
 def condense(method: Method[S], problem: Problem, select: Selection | None = None) -> SyntheticSet:

@@ -119,6 +119,11 @@ class Problem:
             "precision": self.precision.name,
         }
 
+    @property
+    def whitened_apart(self) -> bool:
+        """Whether somebody held images out of this problem and the rest has a whitening of its own."""
+        return any(rest.pixels.name != self.pixels.name for rest, _ in self._splits.values())
+
     def class_labels(self) -> Tensor:
         """int64 [K * ipc] on the host: every class ipc times, class by class."""
         return torch.arange(self.classes).repeat_interleave(self.ipc)

@@ -12,7 +12,9 @@ from ddbench.synthetic import SyntheticSet
 
 def _exported(value: object) -> SyntheticSet:
     method = SimpleNamespace(name="mine", info=SimpleNamespace(kind="condensation"), export=lambda *_: value)
-    problem = SimpleNamespace(ipc=1, classes=2, train=range(9), pixels=SimpleNamespace(name="standard"))
+    problem = SimpleNamespace(
+        ipc=1, classes=2, train=range(9), whitened_apart=False, pixels=SimpleNamespace(name="standard")
+    )
     return in_budget(method, problem, None)  # type: ignore[arg-type]
 
 

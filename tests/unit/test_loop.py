@@ -3,10 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from ddbench import SyntheticSet
 from ddbench.data.pixels import fit_pixels
+from ddbench.errors import PluginError
 from ddbench.loop import export
 from ddbench.plugins import GROUPS, load_object
 from ddbench.testing.contract import problem_for_checks
@@ -23,5 +25,9 @@ def test_a_set_lives_in_the_pixel_space_of_the_problem_that_its_method_was_given
             return SyntheticSet(torch.zeros(6, 3, 8, 8), torch.arange(3).repeat_interleave(2))
 
     method = Silent(random.Config())
-    assert export(method, problem, method.start(problem)).pixels == "zca(eps=0.1)"
     assert export(method, rest, method.start(rest)).pixels == "zca(eps=0.1, heldout=0.2)"
+    # Images were held out of the whole problem, and so it is not known which of the two spaces is meant.
+    with pytest.raises(PluginError, match="must name the pixels"):
+        export(method, problem, method.start(problem))
+    fresh = replace(problem)
+    assert export(method, fresh, method.start(fresh)).pixels == "zca(eps=0.1)"
