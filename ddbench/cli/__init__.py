@@ -72,6 +72,10 @@ class Root(Group):
                 raise
             where = f"{error.filename}: " if error.filename else "output could not be written: "
             message, code = f"{where}{error.strerror}.", 1
+            if not error.filename and sys.stdout is sys.__stdout__:
+                # What could not be written would be tried again at the exit, whose code says so instead.
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stdout.close()
         with contextlib.suppress(OSError):  # a terminal that was closed hears nothing, and the code says it too
             click.echo(f"Error: {printable(message, lines=True)}", err=True)
         ctx.exit(code)
