@@ -72,7 +72,7 @@ class Root(Group):
                 raise
             where = f"{error.filename}: " if error.filename else "output could not be written: "
             message, code = f"{where}{error.strerror}.", 1
-            if not error.filename and sys.stdout is sys.__stdout__:
+            if not error.filename and sys.stdout is sys.__stdout__ and sys.stdout is not None:
                 # What could not be written would be tried again at the exit, whose code says so instead.
                 with contextlib.suppress(OSError, ValueError):
                     sys.stdout.close()
