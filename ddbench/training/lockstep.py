@@ -19,7 +19,9 @@ from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.variables import Variables
 from ddbench.engine.augment import Draw, apply
 from ddbench.engine.program import channels_last, compiled, weights_laid_out, worth_compiling
-from ddbench.training.plan import Block, TrainingPlan
+from ddbench.problem import Problem
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import Block, TrainingPlan, unchanged
 
 Tensors = dict[str, Tensor]
 
@@ -260,6 +262,28 @@ class Lockstep:
         torch.cuda.synchronize(self._device)
         with torch.no_grad():
             torch._foreach_copy_(self._state(), before)
+
+
+def one_at_a_time(
+    problem: Problem, images: Tensor, *, lr: float, batch: int, augment: str, passes: int, networks: int
+) -> Lockstep:
+    """Plain SGD of one network after another on the synthetic images, as these are at the moment of each step.
+
+    Shapes: images [K * ipc, C, H, W] on the device, class by class. `augment` is a DiffAugment strategy or "none".
+    """
+    options = SGDOptions(lr=lr, batch=batch, momentum=0.0, weight_decay=0.0, schedule="constant")
+    plan = TrainingPlan(
+        images=images,
+        labels=problem.class_labels().to(problem.device),
+        forward=unchanged,
+        options=options,
+        strategy=augment,
+        legacy="none",
+        passes=passes,
+        rng=problem.rng,
+    )
+    network = problem.backbone.init(problem.rng.fold("network"), problem.device, copies=1)
+    return Lockstep(problem.backbone, network, plan, groups=networks)
 
 
 def _moments(params: Tensors, plan: TrainingPlan) -> list[Tensor]:

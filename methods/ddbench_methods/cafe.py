@@ -33,9 +33,7 @@ from ddbench.engine.augment import Draw, resolve_strategy, siamese
 from ddbench.engine.program import channels_last, fusible
 from ddbench.errors import ConfigError
 from ddbench.initial import INITIALS
-from ddbench.training.lockstep import Lockstep
-from ddbench.training.options import SGDOptions
-from ddbench.training.plan import TrainingPlan
+from ddbench.training.lockstep import Lockstep, one_at_a_time
 
 # Ten classes of 256 CIFAR images are 2.6 million pixels, whose features take 9 GB with a ConvNet of width 128;
 # synthetic images, which are differentiated, take three times as much.
@@ -250,24 +248,15 @@ class CAFE(Method[CAFEState]):
     def _training(self, problem: Problem, images: Tensor) -> Lockstep:
         """Trains a network on the images as they are at the moment."""
         strategy = resolve_strategy(self.config.augment, problem.info.digits)
-        plan = TrainingPlan(
-            images=images,
-            labels=problem.class_labels().to(problem.device),
-            forward=lambda x: x,
-            options=SGDOptions(
-                lr=self.config.lr_network,
-                batch=self.config.batch_train,
-                momentum=0.0,
-                weight_decay=0.0,
-                schedule="constant",
-            ),
-            strategy=strategy if self.config.dsa else "none",
-            legacy="none",
+        return one_at_a_time(
+            problem,
+            images,
+            lr=self.config.lr_network,
+            batch=self.config.batch_train,
+            augment=strategy if self.config.dsa else "none",
             passes=EPOCHS_DRAWN,
-            rng=problem.rng,
+            networks=self.config.iterations,
         )
-        network = problem.backbone.init(problem.rng.fold("network"), problem.device, copies=1)
-        return Lockstep(problem.backbone, network, plan, groups=self.config.iterations)
 
 
 @dataclass(frozen=True)

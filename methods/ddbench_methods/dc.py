@@ -18,9 +18,7 @@ from ddbench.engine.distance import GRADIENT_DISTANCES
 from ddbench.engine.program import fusible
 from ddbench.initial import INITIALS
 from ddbench.training.class_gradients import class_gradients
-from ddbench.training.lockstep import Lockstep
-from ddbench.training.options import SGDOptions
-from ddbench.training.plan import TrainingPlan
+from ddbench.training.lockstep import Lockstep, one_at_a_time
 
 # Ten classes of 256 CIFAR images are 2.6 million pixels, whose gradients take 11 GB with a ConvNet of width 128; the
 # slopes of synthetic images take three times as much an image.
@@ -172,25 +170,15 @@ class DC(Method[DCState]):
         matches, epochs = self.loops(problem)
         if matches == 1:
             return None
-        options = SGDOptions(
+        return one_at_a_time(
+            problem,
+            images.detach(),
             lr=self.config.lr_network,
             batch=self.config.batch_train,
-            momentum=0.0,
-            weight_decay=0.0,
-            schedule="constant",
-        )
-        plan = TrainingPlan(
-            images=images.detach(),
-            labels=problem.class_labels().to(problem.device),
-            forward=lambda x: x,
-            options=options,
-            strategy=self.strategy(problem),
-            legacy="none",
+            augment=self.strategy(problem),
             passes=(matches - 1) * epochs,
-            rng=problem.rng,
+            networks=self.config.iterations,
         )
-        network = problem.backbone.init(problem.rng.fold("network"), problem.device, copies=1)
-        return Lockstep(problem.backbone, network, plan, groups=self.config.iterations)
 
 
 @fusible
