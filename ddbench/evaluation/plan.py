@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -93,17 +93,23 @@ def plan(
         options=options,
         strategy=strategy,
         legacy=legacy,
-        passes=passes(epochs),
         rng=rng,
-        passes_before_drop=epochs // 2 + 2,
+        **counted(epochs),
         criterion=criterion,
         labeller=labeller,
     )
 
 
-def passes(epochs: int) -> int:
-    """How many passes over a set the papers' code makes in E epochs: it counts from 0 up to and including E."""
-    return epochs + 1
+class Counted(TypedDict):
+    """Passes over a set, and of them those before the step size falls, as a plan takes them."""
+
+    passes: int
+    passes_before_drop: int
+
+
+def counted(epochs: int) -> Counted:
+    """What the papers' code makes of E epochs: it counts from 0 up to and including E, and looks for E // 2 + 1."""
+    return {"passes": epochs + 1, "passes_before_drop": epochs // 2 + 2}
 
 
 def fit(synthetic: SyntheticSet, problem: Problem) -> None:

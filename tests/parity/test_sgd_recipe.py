@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddbench import Rng, Variables
 from ddbench.backbones.names import build
-from ddbench.evaluation.plan import passes
+from ddbench.evaluation.plan import counted
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import Step, TrainingPlan
 from ddbench.training.students import train_students
@@ -124,9 +124,8 @@ def setup(
         known,
         strategy,
         legacy,
-        passes(known.epochs or 0),
-        RNG,
-        passes_before_drop=(known.epochs or 0) // 2 + 2,
+        rng=RNG,
+        **counted(known.epochs or 0),
     )
     net = build(backbone, SHAPE, CLASSES)
     return training, net, net.init(RNG.fold("network"), copies=2).to(torch.float64)

@@ -10,7 +10,7 @@ from ddbench import Backbone, Rng, Variables
 from ddbench.backbones.foreign import from_module
 from ddbench.backbones.names import build
 from ddbench.backbones.variables import Shape
-from ddbench.evaluation.plan import passes
+from ddbench.evaluation.plan import counted
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import TrainingPlan
 from ddbench.training.students import footprint, predict, students_together, train_students
@@ -33,9 +33,8 @@ def setup(
         known,
         strategy,
         legacy,
-        passes(known.epochs or 0),
-        RNG,
-        passes_before_drop=(known.epochs or 0) // 2 + 2,
+        rng=RNG,
+        **counted(known.epochs or 0),
     )
     net = build(backbone, (3, 8, 8), 3)
     return net, net.init(RNG.fold("network"), copies=len(STUDENTS)).to(dtype), training

@@ -5,18 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddbench import Rng
-from ddbench.evaluation.plan import passes
+from ddbench.evaluation.plan import counted
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import TrainingPlan
 
 
 def plan_of(n: int, strategy: str, options: SGDOptions, seed: int = 0) -> TrainingPlan:
     images = torch.zeros(n, 1, 2, 2)
-    epochs = options.epochs or 0
     return TrainingPlan(
-        images, torch.zeros(n), lambda x: x, options, strategy, "none", passes(epochs), Rng(seed),
-        passes_before_drop=epochs // 2 + 2,
-    )  # fmt: skip
+        images, torch.zeros(n), lambda x: x, options, strategy, "none", rng=Rng(seed), **counted(options.epochs or 0)
+    )
 
 
 STRATEGIES = st.sampled_from(["none", "flip", "color_crop_cutout_flip_scale_rotate"])

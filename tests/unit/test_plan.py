@@ -12,7 +12,7 @@ from torch import Tensor
 from ddbench import Problem, Protocol, Recipe, Rng, SyntheticSet
 from ddbench.backbones.names import build
 from ddbench.errors import ConfigError, DataError
-from ddbench.evaluation.plan import fit, passes, plan
+from ddbench.evaluation.plan import counted, fit, plan
 from ddbench.evaluation.protocol import protocol
 from ddbench.evaluation.trainer import trainer_of
 from ddbench.testing.contract import problem_for_checks
@@ -34,9 +34,8 @@ def plan_of(n: int, *, strategy: str = "none", legacy: str = "none", rng: Rng = 
         known,
         strategy,
         legacy,
-        passes(known.epochs or 0),
-        rng,
-        passes_before_drop=(known.epochs or 0) // 2 + 2,
+        rng=rng,
+        **counted(known.epochs or 0),
     )
 
 
