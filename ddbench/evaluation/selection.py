@@ -48,10 +48,7 @@ class Selector:
         elif per_pass := method.steps_per_pass(rest):
             steps = rule.passes * per_pass
         else:
-            raise ConfigError(
-                f"--select every={rule.every} counts passes over the real images, and {method.name} does not go over "
-                "them in passes. Give a number of steps, such as every=500."
-            )
+            raise no_passes(rule, method.name)
         return cls(rule, protocol(method.native), rest, part, steps)
 
     def due(self, step: int, *, last: bool) -> bool:
@@ -75,6 +72,14 @@ class Selector:
     def load_state_dict(self, saved: Mapping[str, Any] | None) -> None:
         """Put back what `state_dict` gave."""
         self.best = None if saved is None else assemble(saved["header"], saved["tensors"], "the best set so far")
+
+
+def no_passes(rule: Selection, method: str) -> ConfigError:
+    """The error of a rule that counts in passes, for a method that goes over the real images in none."""
+    return ConfigError(
+        f"--select every={rule.every} counts passes over the real images, and {method} does not go over them in "
+        "passes. Give a number of steps, such as every=500."
+    )
 
 
 def validate(

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ddbench.config import Layer, Selection, explain
 from ddbench.errors import ConfigError, closest
+from ddbench.evaluation.selection import no_passes
 from ddbench.method import Method
 
 logger = logging.getLogger(__name__)
@@ -84,10 +85,7 @@ def resolve_selection(kind: type[Method[Any]], layers: Sequence[Layer]) -> tuple
             "--select out."
         )
     if selection.on and selection.passes is not None and kind.steps_per_pass is Method.steps_per_pass:
-        raise ConfigError(
-            f"--select every={selection.every} counts passes over the real images, and {kind.name} does not go over "
-            "them in passes. Give a number of steps, such as every=500."
-        )
+        raise no_passes(selection, kind.name)
     return selection, sources
 
 

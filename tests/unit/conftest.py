@@ -1,10 +1,14 @@
-"""What tests of runs folders share."""
+"""What tests of runs folders and of records share."""
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+RECORDS = Path(__file__).resolve().parents[1] / "golden" / "records"
 PROTOCOL = 'name = "tiny"\nbackbones = ["mlp"]\nstudents = 2\n[options]\nsteps = 2\nbatch = 16\n'
 
 
@@ -29,3 +33,19 @@ def root(made: Path, tmp_path: Path) -> Path:
     """A copy of that runs folder for one test."""
     shutil.copytree(made, tmp_path / "runs")
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a record like one of the golden ones, with some of its parts changed by functions."""
+
+    def write(name: str, like: str = "dm-s0.json", **changes: Any) -> Path:
+        value = json.loads((RECORDS / like).read_text())
+        for key, change in changes.items():
+            value[key] = change(value[key])
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+        return path
+
+    return write

@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,6 @@ from ddbench.runs.record import read_record
 
 RECORDS = Path(__file__).resolve().parents[1] / "golden" / "records"
 Write = Callable[..., Path]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def write(name: str, like: str = "dm-s0.json", **changes: Any) -> Path:
-        value = json.loads((RECORDS / like).read_text())
-        for key, change in changes.items():
-            value[key] = change(value[key])
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
-        return path
-
-    return write
 
 
 @pytest.fixture

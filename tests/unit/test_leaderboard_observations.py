@@ -14,20 +14,6 @@ RECORDS = Path(__file__).resolve().parents[1] / "golden" / "records"
 Write = Callable[..., Path]
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def write(name: str, like: str = "dm-s0.json", **changes: Any) -> Path:
-        value = json.loads((RECORDS / like).read_text())
-        for key, change in changes.items():
-            value[key] = change(value[key])
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
-        return path
-
-    return write
-
-
 def only_first(count: int) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
     return lambda evaluations: [e | {"accuracy": e["accuracy"][:count]} for e in evaluations[:1]]
 
