@@ -215,7 +215,7 @@ class Judging:
             problem = self.problem_of(self.synthetic.pixels, cell.backbone)
             trainer = trainer_of(self.synthetic, cell.protocol, problem, students=len(missing), chosen=done.part.chose)
             device, precision = provenance.device_name(problem.device), problem.precision.on(problem.device)
-            done = done.having(beside_bytes=trainer.extra_bytes)
+            done = done.having(beside_bytes=trainer.extra_bytes, student_forwards=trainer.student_forwards)
             for score in self._scores(trainer, cell, missing, "", lambda chosen: keep(chose=chosen)):
                 keep(StudentScore(device=device, precision=precision, **vars(score)), alike=trainer.deterministic)
         except (DivergedError, ConfigError) as error:

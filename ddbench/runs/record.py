@@ -155,6 +155,11 @@ class EvaluationPart(Part):
     beside_bytes: Count = Field(
         default=0, description="What the protocol needs stored beside the set, such as a teacher."
     )
+    student_forwards: Count | None = Field(
+        default=None,
+        description="Images that one student trained on, repeats counted, trials and teachers not; 0 where no network "
+        "is trained. Not in earlier records.",
+    )
     chose: dict[Line, Number] = Field(
         default={}, description="Options that trials before the students chose by training images, such as a step size."
     )
