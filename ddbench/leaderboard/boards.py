@@ -37,7 +37,7 @@ def add(run_paths: Iterable[Path], leaderboards: Path, *, allow_dirty: bool = Fa
         _check(file, record, allow_dirty=allow_dirty)
         place = leaderboards / place_of(record)
         if place.is_file():
-            _check_replacement(file, record, place)
+            record = _in_place_of(file, record, place)
         checked.append((place, record))
     for place, record in checked:
         write_record(place, record)
@@ -238,7 +238,11 @@ def _check(file: Path, record: RunRecord, *, allow_dirty: bool) -> None:
         )
 
 
-def _check_replacement(file: Path, record: RunRecord, place: Path) -> None:
+def _in_place_of(file: Path, record: RunRecord, place: Path) -> RunRecord:
+    """The record with the learning curves that the one in its place has and it has not, which are of the same set.
+
+    Raises: RunError where it is of another set, or lacks students that are there.
+    """
     there = read_record(place)
     if there.synthetic.sha256 != record.synthetic.sha256:
         raise RunError(
@@ -253,3 +257,6 @@ def _check_replacement(file: Path, record: RunRecord, place: Path) -> None:
                 f"{file} would take away or change students that {place} has ({old.protocol}, {old.backbone}). "
                 "Evaluate the run again with at least as many students, or keep the record that is there."
             )
+    drawn = {(curve.digest, curve.backbone) for curve in record.curves}
+    kept = tuple(curve for curve in there.curves if (curve.digest, curve.backbone) not in drawn)
+    return record.model_copy(update={"curves": (*record.curves, *kept)})

@@ -8,7 +8,7 @@ from ddbench import synthetic as sets
 from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import PixelSpace
 from ddbench.files import sha256_of, write_atomically, write_json
-from ddbench.runs.evaluating import evaluations
+from ddbench.runs.evaluating import evaluations, recorded_curves
 from ddbench.runs.ledger import Ledger
 from ddbench.runs.preview import preview
 from ddbench.runs.record import (
@@ -84,6 +84,7 @@ def finish(
             imported=imported,
             artifacts=ledger.artifacts if ledger is not None else (),
             evaluations=tuple(evaluations(folder, sha256)),
+            curves=recorded_curves(folder, sha256),
             cost=ledger.costs if ledger is not None else {},
             counts=ledger.counts if ledger is not None else {},
             attempts=ledger.attempts if ledger is not None else (),

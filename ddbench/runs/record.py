@@ -165,6 +165,27 @@ class EvaluationPart(Part):
     )
 
 
+class CurvePoint(Part):
+    """A snapshot of the set and its students."""
+
+    step: Count
+    seconds: Seconds | None = Field(description="Of condensation, up to the step; none where nobody kept it.")
+    accuracy: tuple[Share, ...] = Field(default=(), description="As in an evaluation.")
+    failed: Text = Field(default="", description="Why there is no accuracy, if there is none.")
+
+
+class CurvePart(Part):
+    """A learning curve: all snapshots of a run, none chosen, under one protocol with one backbone.
+
+    Its last point is the result.
+    """
+
+    protocol: ProtocolId
+    digest: Hex
+    backbone: Architecture
+    points: tuple[CurvePoint, ...] = ()
+
+
 class CostPart(Part):
     """What one phase cost, over all attempts; evaluation, checkpoints and logs are not part of condensation."""
 
@@ -215,6 +236,7 @@ class RunRecord(Part):
     imported: ImportedPart | None = Field(default=None, description="None for a set that this run has condensed.")
     artifacts: tuple[UsedArtifact, ...] = ()
     evaluations: tuple[EvaluationPart, ...] = ()
+    curves: tuple[CurvePart, ...] = Field(default=(), description="Drawn with --curve. Earlier records have none.")
     cost: dict[Line, CostPart]
     counts: dict[Line, Number] = Field(
         default={}, description="What the method counted in all its steps, such as loops that a cap has ended."
