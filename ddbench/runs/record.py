@@ -186,6 +186,19 @@ class CurvePart(Part):
     points: tuple[CurvePoint, ...] = ()
 
 
+class SheetPart(Part):
+    """A small picture of the set in WebP, beside the record under the same name; in a run's folder sheet.webp.
+
+    A column for each of the first classes, with the first images of each from the top.
+    """
+
+    sha256: Sha256 = Field(description="Of the picture's file.")
+    bytes: Count
+    classes: Count = Field(description="Columns.")
+    rows: Count = Field(description="Images of a class.")
+    stretched: Flag = Field(description="Each image is shown from its darkest to its brightest value.")
+
+
 class CostPart(Part):
     """What one phase cost, over all attempts; evaluation, checkpoints and logs are not part of condensation."""
 
@@ -237,6 +250,7 @@ class RunRecord(Part):
     artifacts: tuple[UsedArtifact, ...] = ()
     evaluations: tuple[EvaluationPart, ...] = ()
     curves: tuple[CurvePart, ...] = Field(default=(), description="Drawn with --curve. Earlier records have none.")
+    sheet: SheetPart | None = Field(default=None, description="A picture of the set. Earlier records have none.")
     cost: dict[Line, CostPart]
     counts: dict[Line, Number] = Field(
         default={}, description="What the method counted in all its steps, such as loops that a cap has ended."
