@@ -10,17 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ddbench.cli import Group
-from ddbench.cli.common import Folder, data_option, json_option, note, print_json, runs_option
-
-_folder_option = click.option(
-    "--leaderboards",
-    "folder",
-    default="leaderboards",
-    show_default=True,
-    metavar="DIR",
-    type=Folder(),
-    help="Folder of records and tables.",
-)
+from ddbench.cli.common import data_option, json_option, leaderboards_option, note, print_json, runs_option
 
 
 @click.group(
@@ -61,7 +51,7 @@ def _say_what_is_missing(ctx: click.Context, runs_root: Path) -> None:
 
 @click.command(short_help="Copy the records of finished runs into the leaderboard.")
 @click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@_folder_option
+@leaderboards_option
 @data_option
 @json_option
 def add(paths: Sequence[Path], folder: Path, data_root: Path, as_json: bool) -> None:
@@ -80,7 +70,7 @@ def add(paths: Sequence[Path], folder: Path, data_root: Path, as_json: bool) -> 
 
 @click.command()
 @click.option("--check", "only_check", is_flag=True, help="Write nothing; fail if a table is out of date.")
-@_folder_option
+@leaderboards_option
 @json_option
 @click.pass_context
 def build(ctx: click.Context, only_check: bool, folder: Path, as_json: bool) -> None:

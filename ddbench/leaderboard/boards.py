@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from ddbench.errors import RunError
 from ddbench.files import sha256_of, sweep_dead, write_atomically
+from ddbench.foreign import published_sets
 from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.published import read_published
+from ddbench.leaderboard.set_files import wrong_sets
 from ddbench.leaderboard.sheets import sheet_file, with_sheet, wrong_sheets
 from ddbench.leaderboard.statistics import summarise
 from ddbench.leaderboard.tables import Board, board, escaped
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 SCHEMA = Path("schema") / "record.v1.json"
+SETS_SCHEMA = Path("schema") / "sets.v1.json"
 INDEX = Path("README.md")
 
 
@@ -92,6 +95,7 @@ def check(leaderboards: Path) -> list[str]:
     files = _generated(leaderboards)
     differences = [f"{path} belongs to no record" for path in _stale(leaderboards, files)]
     differences += wrong_sheets(leaderboards / "records")
+    differences += wrong_sets(leaderboards)
     for path, expected in files.items():
         place = leaderboards / path
         if not place.is_file():
@@ -149,7 +153,7 @@ def _generated(leaderboards: Path) -> dict[Path, str]:
     own = leaderboards / "published.csv"
     numbers = read_published(own if own.is_file() else None)
     summary = summarise(collect(sorted((leaderboards / "records").rglob("*.json"))))
-    files = {SCHEMA: json_schema()}
+    files = {SCHEMA: json_schema(), SETS_SCHEMA: published_sets.json_schema()}
     entries = []
     for (dataset, ipc), item in zip(_keys(summary), _boards(summary, numbers), strict=True):
         path = Path("tables") / safe_name(dataset) / budget_name(ipc)
