@@ -60,7 +60,9 @@ def list_(place: str | None, data_root: Path, as_json: bool) -> None:
         click.echo(f"No set has been published in {place} yet. `ddbench sets add RUN` publishes one.")
         return
     rows = [_row(entry) for entry in index.sets]
-    print_table(rows, ("name", "accuracy, %", "under", "judge", "size", "seed", "run", "licence of the images"))
+    print_table(
+        rows, ("name", "accuracy, %", "of the file", "under", "judge", "size", "seed", "run", "licence of the images")
+    )
     for entry in index.sets:
         if entry.why:
             note(f"{entry.name}: {entry.why}")
@@ -71,8 +73,8 @@ def _row(entry: SetEntry) -> tuple[Any, ...]:
     from ddbench.evaluation.protocol import judged_by
 
     judge = judged_by(entry.protocol, entry.judge)
-    mean = percent(fmean(entry.accuracy)) if entry.accuracy else ""
-    return entry.name, mean, entry.protocol, judge, size(entry.bytes), entry.seed, entry.run, entry.licence
+    means = (percent(fmean(part)) if part else "" for part in (entry.accuracy, entry.accuracy_of_file))
+    return entry.name, *means, entry.protocol, judge, size(entry.bytes), entry.seed, entry.run, entry.licence
 
 
 @click.command(short_help="Get a set, checked against the index.")

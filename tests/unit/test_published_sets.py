@@ -312,8 +312,11 @@ def test_the_command_lists_what_there_is(place: str, tmp_path: Path) -> None:
 
 
 def test_the_command_says_why_a_set_departs_from_the_rule(folder: Path) -> None:
-    write_index(folder, entry_of(folder / "dm.safetensors", why="seed 0 was lost"))
-    assert "dm/digits/ipc1: seed 0 was lost" in ask("list", "--sets", folder).stderr
+    changes = {"why": "seed 0 was lost", "accuracy_of_file": (0.5, 0.5)}
+    write_index(folder, entry_of(folder / "dm.safetensors", **changes))
+    shown = ask("list", "--sets", folder)
+    assert "dm/digits/ipc1: seed 0 was lost" in shown.stderr
+    assert shown.stdout.splitlines()[2].split()[:4] == [NAME, "62.5", "50.0", "dsa@1"]
     write_index(folder)
     assert "No set has been published" in ask("list", "--sets", folder).stdout
 
