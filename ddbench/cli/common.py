@@ -71,15 +71,6 @@ runs_option = click.option(
     type=Folder(),
     help="Folder of the runs.",
 )
-leaderboards_option = click.option(
-    "--leaderboards",
-    "folder",
-    default="leaderboards",
-    show_default=True,
-    metavar="DIR",
-    type=Folder(),
-    help="Folder of records and tables.",
-)
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N."
 )

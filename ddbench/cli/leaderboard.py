@@ -10,7 +10,17 @@ import click
 from click.core import ParameterSource
 
 from ddbench.cli import Group
-from ddbench.cli.common import data_option, json_option, leaderboards_option, note, print_json, runs_option
+from ddbench.cli.common import Folder, data_option, json_option, note, print_json, runs_option
+
+_folder_option = click.option(
+    "--leaderboards",
+    "folder",
+    default="leaderboards",
+    show_default=True,
+    metavar="DIR",
+    type=Folder(),
+    help="Folder of records and tables.",
+)
 
 
 @click.group(
@@ -51,7 +61,7 @@ def _say_what_is_missing(ctx: click.Context, runs_root: Path) -> None:
 
 @click.command(short_help="Copy the records of finished runs into the leaderboard.")
 @click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@leaderboards_option
+@_folder_option
 @data_option
 @json_option
 def add(paths: Sequence[Path], folder: Path, data_root: Path, as_json: bool) -> None:
@@ -70,7 +80,7 @@ def add(paths: Sequence[Path], folder: Path, data_root: Path, as_json: bool) -> 
 
 @click.command()
 @click.option("--check", "only_check", is_flag=True, help="Write nothing; fail if a table is out of date.")
-@leaderboards_option
+@_folder_option
 @json_option
 @click.pass_context
 def build(ctx: click.Context, only_check: bool, folder: Path, as_json: bool) -> None:

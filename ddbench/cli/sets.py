@@ -13,13 +13,13 @@ from ddbench.cli.common import (
     data_option,
     device_option,
     json_option,
-    leaderboards_option,
     note,
     observers,
     print_json,
     print_table,
     quiet_option,
 )
+from ddbench.cli.leaderboard import _folder_option
 from ddbench.text import percent, size
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def get(name: str, out: Path | None, place: str | None, data_root: Path, as_json
 )
 @click.option("--judge", "judged", is_flag=True, help="Train the record's students on the set as the file has it.")
 @click.option("--why", default="", metavar="TEXT", help="Why this set, where the rule would take another one.")
-@leaderboards_option
+@_folder_option
 @device_option
 @data_option
 @quiet_option
