@@ -16,6 +16,7 @@ from ddbench.errors import DataError
 from ddbench.evaluation.protocol import judged_by
 from ddbench.evaluation.protocol import protocol as judging_by
 from ddbench.foreign.importing import Import, bring_in, dataset_of, found_in, load_set
+from ddbench.foreign.published_sets import is_name, place_of_sets, take
 from ddbench.foreign.terms import Said
 from ddbench.leaderboard.boards import local_summary
 from ddbench.leaderboard.observations import collect
@@ -189,13 +190,17 @@ def load(
 ) -> LoadedSet:
     """The synthetic set of a run, of a file of ddbench, or of one that others published, as a torch Dataset.
 
+    A name such as "mtt/cifar10/ipc10" is that of a published set, if there is no file of that path: `ddbench sets list`
+    shows them, and the environment variable DDBENCH_SETS says in which folder or at which address they are.
     What a file of others does not say is said here, as for `evaluate`: `dataset`, the one that it was condensed from;
     `pixels`, such as "zca", or "unit" or "raw" for images that are still to be normalised; `labels`, such as
     "probability"; `lr`, the step size that was learned with it; `entry`, which set of several.
     Raises: DdbenchError where there is no such set, it is damaged, or something has to be said.
     """
-    place = path.folder if isinstance(path, Run) else Path(path)
-    return load_set(place, Said(pixels, labels, lr, augment), dataset, entry, _folder(data, DATA))
+    place, root = path.folder if isinstance(path, Run) else Path(path), _folder(data, DATA)
+    if isinstance(path, str) and is_name(path) and not place.exists():
+        place = take(path, place_of_sets(), root)
+    return load_set(place, Said(pixels, labels, lr, augment), dataset, entry, root)
 
 
 def load_dataset(name: str, *, data: str | Path | None = None) -> Dataset:

@@ -22,7 +22,11 @@ from ddbench.files import not_regular, write_atomically
 from ddbench.text import MOST_NAME
 
 FORMAT = "ddbench.synthetic/1"
+# Of files whose images take fewer bytes than float32; earlier versions would take such bytes for pixels.
+PACKED = "ddbench.synthetic/2"
+READ = (FORMAT, PACKED)
 
+Kept = Literal["float32", "float16", "uint8"]
 LabelKind = Literal["class", "probability", "logit", "regression"]
 
 
@@ -230,10 +234,13 @@ class SyntheticSet:
 _FREE = ("source_indices",)
 
 
-def save(synthetic: SyntheticSet, path: Path, about: Mapping[str, Any] | None = None) -> None:
+def save(
+    synthetic: SyntheticSet, path: Path, about: Mapping[str, Any] | None = None, *, kept: Kept = "float32"
+) -> None:
     """Write one safetensors file whose header holds everything that is not a tensor; `about` is kept beside it.
 
-    Raises: RunError when the disk is full; the old file, if any, is then untouched.
+    `kept` says how images of floating point are written, see `pack`; a reader gets float32 again.
+    Raises: RunError when the disk is full; the old file, if any, is then untouched. DataError as `pack`.
     """
     from safetensors.torch import save_file
 
@@ -243,8 +250,45 @@ def save(synthetic: SyntheticSet, path: Path, about: Mapping[str, Any] | None = 
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors_of(synthetic).items()
     }
+    if kept != "float32" and synthetic.stored == "float32":
+        header["format"] = PACKED
+        tensors |= pack(tensors["images"], kept)
     metadata = {"ddbench": json.dumps(header, sort_keys=True)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def pack(images: Tensor, kept: Literal["float16", "uint8"]) -> dict[str, Tensor]:
+    """Images float32 [N, C, H, W] in a half or a quarter of the bytes, as the tensors of a file.
+
+    float16 has eleven digits of a binary number. uint8 has 256 equal steps between the smallest and the largest value
+    of each channel, and `images.low` and `images.step` [C] beside them: rounded by at most half a step.
+    Raises: DataError for numbers that are not finite, and for those that are too large for float16.
+    """
+    if not bool(torch.isfinite(images).all()):
+        raise DataError("the set holds numbers that are not finite; the run that made it has diverged.")
+    if kept == "float16":
+        half = images.half()
+        if not bool(torch.isfinite(half).all()):
+            raise DataError(f"the images reach {float(images.abs().max()):g}, and float16 ends at 65504. Keep float32.")
+        return {"images": half}
+    low, high = images.amin((0, 2, 3)), images.amax((0, 2, 3))
+    step = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
+    levels = ((images - low[:, None, None]) / step[:, None, None]).round().clamp(0, 255)
+    return {"images": levels.to(torch.uint8), "images.low": low, "images.step": step}
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The images of a file whose tensors come from `pack`, float32 [N, C, H, W].
+
+    Raises: KeyError or ValueError where they do not.
+    """
+    images = tensors["images"]
+    if images.dtype == torch.float16:
+        return images.float()
+    low, step = tensors["images.low"], tensors["images.step"]
+    if images.ndim != 4 or images.dtype != torch.uint8 or not low.shape == step.shape == images.shape[1:2]:
+        raise ValueError("packed images are float16, or uint8 with a smallest value and a step for each channel")
+    return images.float() * step.float()[:, None, None] + low.float()[:, None, None]
 
 
 def header_of(synthetic: SyntheticSet, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -283,7 +327,7 @@ def read_header(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         header = {}
     found = header.get("format") if isinstance(header, dict) else None
-    if found != FORMAT:
+    if found not in READ:
         raise DataError(f"{path} is not a ddbench synthetic set (format {found!r}, expected {FORMAT!r}).")
     return dict(header)
 
@@ -304,6 +348,8 @@ def assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor], shown: st
 
 
 def _assemble(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> SyntheticSet:
+    if header.get("format") == PACKED:
+        tensors["images"] = unpack(tensors)
     recipe = dict(header["recipe"])
     for name in ("lr", "schedule"):
         if f"recipe.{name}" in tensors:

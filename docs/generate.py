@@ -22,7 +22,6 @@ ROOT = DOCS.parent
 BLOCK = re.compile(r"<!-- generated: (?P<name>\S+)(?P<arguments>[^\n]*?) -->\n(?P<content>.*?)<!-- end -->", re.DOTALL)
 OPENING = "<!-- generated:"
 RECORDS = ROOT / "leaderboards" / "records"
-CURVES = DOCS / "measured" / "curves"
 LANGUAGES = {".py": "python", ".toml": "toml"}
 SIZES = (((1, 28, 28), 10), ((3, 32, 32), 10), ((3, 64, 64), 200))
 
@@ -381,21 +380,16 @@ def public_names() -> str:
     return "\n\n".join(f"::: {home}.{name}" for name, home in sorted(_HOMES.items()))
 
 
-def curves(method: str, records: Path = RECORDS, folder: Path = CURVES) -> str:
-    """The learning curves of a method, from files that `--curve` wrote; each belongs to the record of the same set."""
-    from ddbench.files import read_json
-    from ddbench.runs.evaluating import Curve
-    from ddbench.runs.record import RunRecord, read_record
+def curves(method: str, records: Path = RECORDS) -> str:
+    """The learning curves of a method, from the records that have them."""
+    from ddbench.runs.record import CurvePart, RunRecord, read_record
 
-    by_set = {record.synthetic.sha256: record for record in map(read_record, records.rglob(f"{method}-*.json"))}
-    found: dict[str, list[tuple[Curve, RunRecord]]] = {}
-    for path in sorted(folder.glob(f"{method}-*.json")):
-        curve = Curve.model_validate(read_json(path))
-        if curve.synthetic not in by_set:
-            raise ValueError(f"{path}: no record of {method} is of this set")
-        record = by_set[curve.synthetic]
-        title = f"{record.data.title}, ipc {record.run.ipc}, {_code(curve.protocol)}"
-        found.setdefault(title, []).append((curve, record))
+    found: dict[str, list[tuple[CurvePart, RunRecord]]] = {}
+    read = map(read_record, records.rglob(f"{method}-*.json"))
+    for record in sorted(read, key=lambda r: (r.run.dataset, r.run.ipc, r.run.seed, r.run.id)):
+        for curve in record.curves:
+            title = f"{record.data.title}, ipc {record.run.ipc}, {_code(curve.protocol)}"
+            found.setdefault(title, []).append((curve, record))
     tables = []
     for title, alike in found.items():
         settings = [{**record.config.values, "seed": record.run.seed} for _, record in alike]

@@ -91,6 +91,7 @@ class Root(Group):
         "inspect": "ddbench.cli.inspect:inspect",
         "export": "ddbench.cli.export:export",
         "data": "ddbench.cli.data:data",
+        "sets": "ddbench.cli.sets:sets",
         "list": "ddbench.cli.show:list_",
         "show": "ddbench.cli.show:show",
         "check": "ddbench.cli.check:check",

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ddbench.cli import Group
-from ddbench.cli.common import Folder, json_option, note, print_json, runs_option
+from ddbench.cli.common import Folder, data_option, json_option, note, print_json, runs_option
 
 _folder_option = click.option(
     "--leaderboards",
@@ -62,12 +62,16 @@ def _say_what_is_missing(ctx: click.Context, runs_root: Path) -> None:
 @click.command(short_help="Copy the records of finished runs into the leaderboard.")
 @click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_folder_option
+@data_option
 @json_option
-def add(paths: Sequence[Path], folder: Path, as_json: bool) -> None:
-    """Check the records of finished runs and copy them into the leaderboard."""
+def add(paths: Sequence[Path], folder: Path, data_root: Path, as_json: bool) -> None:
+    """Check the records of finished runs and copy them into the leaderboard, each with a picture of its set."""
     from ddbench.leaderboard import boards
 
-    added = [str(path) for path in boards.add(paths, folder)]
+    notes: list[str] = []
+    added = [str(path) for path in boards.add(paths, folder, data_root=data_root, notes=notes)]
+    for text in notes:
+        note(f"Note: {text}")
     if as_json:
         print_json(added)
     else:

@@ -54,6 +54,10 @@ class KRRTrainer(Trainer):
         return 1
 
     @property
+    def student_forwards(self) -> int:
+        return 0
+
+    @property
     def deterministic(self) -> bool:
         return True
 

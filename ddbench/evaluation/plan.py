@@ -15,15 +15,13 @@ from ddbench.backbones.backbone import Backbone
 from ddbench.engine.augment import resolve_strategy
 from ddbench.engine.decode import decode
 from ddbench.errors import ConfigError, DataError
+from ddbench.evaluation.forwards import CONVNET_BN, LEGACY, epochs_of, legacy_strategy, passes_of
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import SyntheticSet
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import Criterion, Labeller, TrainingPlan, unchanged
-
-# What the network is called here that DC's code calls ConvNetBN, at whatever size of images.
-CONVNET_BN = "convnet-d3-bn"
 
 
 class OnDevice(NamedTuple):
@@ -83,9 +81,6 @@ def plan(
         share = options.lr_pixels / math.prod(problem.shape[1:])
         options = options.model_copy(update={"lr": options.lr * min(1.0, share)})
     strategy, legacy = _augment(protocol, problem)
-    epochs = options.epochs or 0
-    if legacy != "none" and options.epochs_augmented is not None:
-        epochs = options.epochs_augmented
     return TrainingPlan(
         images=images,
         labels=targets,
@@ -94,7 +89,7 @@ def plan(
         strategy=strategy,
         legacy=legacy,
         rng=rng,
-        **counted(epochs),
+        **counted(epochs_of(options, legacy)),
         criterion=criterion,
         labeller=labeller,
     )
@@ -109,7 +104,7 @@ class Counted(TypedDict):
 
 def counted(epochs: int) -> Counted:
     """What the papers' code makes of E epochs: it counts from 0 up to and including E, and looks for E // 2 + 1."""
-    return {"passes": epochs + 1, "passes_before_drop": epochs // 2 + 2}
+    return {"passes": passes_of(epochs), "passes_before_drop": epochs // 2 + 2}
 
 
 def fit(synthetic: SyntheticSet, problem: Problem) -> None:
@@ -182,13 +177,11 @@ def _own(synthetic: SyntheticSet, wish: Literal["steps", "batch"], protocol: Pro
 
 def _augment(protocol: Protocol, problem: Problem) -> tuple[str, str]:
     """DiffAugment strategy and legacy strategy; at most one of them is not "none"."""
-    if protocol.augment not in ("dc", "dc@2"):
+    if protocol.augment not in LEGACY:
         return resolve_strategy(protocol.augment, problem.info.digits), "none"
-    net, mnist = problem.backbone, problem.info.name == "mnist"
-    # The code of DC and CAFE augments students that are its ConvNetBN, and those on MNIST; nothing else.
-    found = "crop_noise" if net.name == CONVNET_BN else "crop_scale_rotate" if mnist else "none"
+    found = legacy_strategy(problem.backbone.name, problem.info.name)
     if protocol.augment == "dc":
-        _refuse_what_was_mistaken(protocol, net, found)
+        _refuse_what_was_mistaken(protocol, problem.backbone, found)
     return "none", found
 
 

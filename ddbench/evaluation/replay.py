@@ -27,6 +27,10 @@ class ReplayPlan(TrainingPlan):
     lrs: tuple[float, ...]
 
     @property
+    def student_forwards(self) -> int:
+        return self.schedule.numel()
+
+    @property
     def static(self) -> bool:
         return True
 

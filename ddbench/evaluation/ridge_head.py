@@ -39,6 +39,10 @@ class RidgeHeadTrainer(Trainer):
     def steps(self) -> int:
         return self.plan.steps
 
+    @property
+    def student_forwards(self) -> int:
+        return self.plan.student_forwards
+
     def train(self, students: Sequence[int], progress: Progress) -> Predictor:
         net = self.problem.backbone
         if not net.per_sample:

@@ -43,5 +43,9 @@ class SGDTrainer(Trainer):
         return self.plan.steps
 
     @property
+    def student_forwards(self) -> int:
+        return self.plan.student_forwards
+
+    @property
     def together(self) -> int:
         return students_together(self.plan.batch, self.problem.device, footprint(self.problem.backbone))

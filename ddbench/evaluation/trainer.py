@@ -75,6 +75,14 @@ class Trainer(ABC):
         """Steps of one student, for progress and estimates. Raises: as `train`."""
 
     @property
+    def student_forwards(self) -> int | None:
+        """Images that one student trains on, repeats counted, trials and teachers not; none where nobody counts them.
+
+        Raises: as `train`.
+        """
+        return None
+
+    @property
     def together(self) -> int:
         """How many students are worth training in one call."""
         return 1

@@ -482,7 +482,7 @@ def _json(path: Path, text: str) -> dict[str, Any]:
         header = json.loads(text)
     except (ValueError, RecursionError):
         header = None
-    if not (isinstance(header, dict) and header.get("format") == sets.FORMAT and isinstance(header.get("about"), dict)):
+    if not (isinstance(header, dict) and header.get("format") in sets.READ and isinstance(header.get("about"), dict)):
         raise DataError(f"{path} calls itself a set of ddbench, and its description cannot be read.")
     return header
 

@@ -9,24 +9,38 @@ from typing import TYPE_CHECKING
 
 from ddbench.errors import RunError
 from ddbench.files import sha256_of, sweep_dead, write_atomically
+from ddbench.foreign import published_sets
 from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.published import read_published
+from ddbench.leaderboard.set_files import wrong_sets
+from ddbench.leaderboard.sheets import sheet_file, with_sheet, wrong_sheets
 from ddbench.leaderboard.statistics import summarise
 from ddbench.leaderboard.tables import Board, board, escaped
 from ddbench.runs.record import RunRecord, json_schema, read_record, write_record
+from ddbench.runs.rundir import EVALUATIONS, RECORD, RunDir
 from ddbench.text import budget_name, safe_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 SCHEMA = Path("schema") / "record.v1.json"
+SETS_SCHEMA = Path("schema") / "sets.v1.json"
 INDEX = Path("README.md")
 
 
-def add(run_paths: Iterable[Path], leaderboards: Path, *, allow_dirty: bool = False) -> list[Path]:
-    """Copy the records of finished runs into the leaderboard; returns where they now lie.
+def add(
+    run_paths: Iterable[Path],
+    leaderboards: Path,
+    *,
+    allow_dirty: bool = False,
+    data_root: Path = Path("data"),
+    notes: list[str] | None = None,
+) -> list[Path]:
+    """Copy the records of finished runs into the leaderboard, with pictures of their sets; returns where they now lie.
 
-    All are checked before the first is copied. A record that is there already may grow, and not lose anything.
+    All are checked before the first is copied. A record that is there already may grow, and not lose anything. To a
+    record of an earlier version are added the learning curves in its run's folder, and a picture that is drawn from the
+    set there; `data_root` has the dataset, which a whitened set needs for that. Where it fails, `notes` say why.
     Raises: RunError for a partial run, for one made from a checkout with changes that no commit holds (unless
     `allow_dirty`), and for a record that would replace another result of the same run.
     """
@@ -35,13 +49,19 @@ def add(run_paths: Iterable[Path], leaderboards: Path, *, allow_dirty: bool = Fa
         file = record_file(path)
         record = read_record(file)
         _check(file, record, allow_dirty=allow_dirty)
+        record = _with_curves(file, record)
         place = leaderboards / place_of(record)
         if place.is_file():
-            _check_replacement(file, record, place)
-        checked.append((place, record))
-    for place, record in checked:
+            record = _in_place_of(file, record, place)
+        checked.append((file, record, place))
+    for file, record, place in checked:
+        record, picture = with_sheet(file, record, data_root, notes if notes is not None else [])
+        if picture is not None:
+            write_atomically(sheet_file(place), picture)
+        elif place.is_file():
+            record = record.model_copy(update={"sheet": read_record(place).sheet})
         write_record(place, record)
-    return [place for place, _ in checked]
+    return [place for *_, place in checked]
 
 
 def place_of(record: RunRecord) -> Path:
@@ -74,6 +94,8 @@ def check(leaderboards: Path) -> list[str]:
     """
     files = _generated(leaderboards)
     differences = [f"{path} belongs to no record" for path in _stale(leaderboards, files)]
+    differences += wrong_sheets(leaderboards / "records")
+    differences += wrong_sets(leaderboards)
     for path, expected in files.items():
         place = leaderboards / path
         if not place.is_file():
@@ -131,7 +153,7 @@ def _generated(leaderboards: Path) -> dict[Path, str]:
     own = leaderboards / "published.csv"
     numbers = read_published(own if own.is_file() else None)
     summary = summarise(collect(sorted((leaderboards / "records").rglob("*.json"))))
-    files = {SCHEMA: json_schema()}
+    files = {SCHEMA: json_schema(), SETS_SCHEMA: published_sets.json_schema()}
     entries = []
     for (dataset, ipc), item in zip(_keys(summary), _boards(summary, numbers), strict=True):
         path = Path("tables") / safe_name(dataset) / budget_name(ipc)
@@ -238,7 +260,21 @@ def _check(file: Path, record: RunRecord, *, allow_dirty: bool) -> None:
         )
 
 
-def _check_replacement(file: Path, record: RunRecord, place: Path) -> None:
+def _with_curves(file: Path, record: RunRecord) -> RunRecord:
+    """The record of a run's folder with the curves that were drawn there before records had any."""
+    if record.curves or file.name != RECORD or not any(file.parent.glob(f"{EVALUATIONS}/*/*.curve.json")):
+        return record
+    from ddbench.runs.evaluating import recorded_curves
+
+    curves = recorded_curves(RunDir.at(file.parent), record.synthetic.sha256)
+    return record.model_copy(update={"curves": curves})
+
+
+def _in_place_of(file: Path, record: RunRecord, place: Path) -> RunRecord:
+    """The record with the learning curves that the one in its place has and it has not, which are of the same set.
+
+    Raises: RunError where it is of another set, or lacks students that are there.
+    """
     there = read_record(place)
     if there.synthetic.sha256 != record.synthetic.sha256:
         raise RunError(
@@ -253,3 +289,6 @@ def _check_replacement(file: Path, record: RunRecord, place: Path) -> None:
                 f"{file} would take away or change students that {place} has ({old.protocol}, {old.backbone}). "
                 "Evaluate the run again with at least as many students, or keep the record that is there."
             )
+    drawn = {(curve.digest, curve.backbone) for curve in record.curves}
+    kept = tuple(curve for curve in there.curves if (curve.digest, curve.backbone) not in drawn)
+    return record.model_copy(update={"curves": (*record.curves, *kept)})

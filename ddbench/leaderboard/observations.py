@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ddbench.data.catalogue import known_copy
 from ddbench.errors import RunError
 from ddbench.evaluation.protocol import judged_by
+from ddbench.leaderboard.costs import device_seconds
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record
 
 if TYPE_CHECKING:
@@ -109,7 +110,6 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
     overridden = [
         name for name, source in record.config.sources.items() if not source.startswith(("default", "preset"))
     ]
-    condense = record.cost.get("condense")
     common = {
         "run": run.id,
         "status": record.status,
@@ -137,8 +137,7 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
         "overridden": json.dumps(sorted(overridden)),
         "set": synthetic.sha256,
         "bytes": synthetic.bytes + evaluation.beside_bytes,
-        # What was made once and shared is part of the price of everyone who needs it.
-        "seconds": (condense.seconds if condense else 0.0) + sum(float(a.get("seconds", 0)) for a in record.artifacts),
+        "seconds": device_seconds(record),
         "device": " + ".join(sorted(record.devices)),
         "protocol": evaluation.protocol,
         "digest": evaluation.digest,

@@ -19,13 +19,13 @@ from ddbench.errors import ConfigError, DataError, DivergedError, RunError
 from ddbench.evaluation.evaluate import Score, SealedTest, scores
 from ddbench.evaluation.protocol import Protocol
 from ddbench.evaluation.trainer import Trainer, trainer_class, trainer_of
-from ddbench.fields import Architecture, Count, Hex, Line, Number, ProtocolId, Seconds, Sha256, Share, Text
+from ddbench.fields import Count, Line, Number, Seconds, Sha256, Share
 from ddbench.files import read_json, sha256_of, write_json
 from ddbench.problem import Problem
 from ddbench.runs import provenance
 from ddbench.runs.observers import Observer, read_log
 from ddbench.runs.pace import Pace
-from ddbench.runs.record import EvaluationPart, Part, RunRecord
+from ddbench.runs.record import CurvePart, CurvePoint, EvaluationPart, Part, RunRecord
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import Stop
 from ddbench.synthetic import SyntheticSet, load
@@ -150,27 +150,11 @@ def _of_students(scores: Sequence[StudentScore], *, failed: str) -> dict[str, An
     }
 
 
-class CurvePoint(Part):
-    """A snapshot and its students. `seconds` are those of condensation up to its step."""
+class Curve(CurvePart):
+    """evaluations/<protocol>/<backbone>.curve.json. `synthetic` is the sha256 of the set's file."""
 
-    step: Count
-    seconds: Seconds | None
-    accuracy: tuple[Share, ...] = ()
-    failed: Text = ""
-
-
-class Curve(Part):
-    """evaluations/<protocol>/<backbone>.curve.json. All snapshots, none chosen; the last point is the result.
-
-    `synthetic` is the sha256 of the set's file.
-    """
-
-    protocol: ProtocolId
-    digest: Hex
-    backbone: Architecture
     synthetic: Sha256
     file_schema: Literal["ddbench.curve/1"] = "ddbench.curve/1"
-    points: tuple[CurvePoint, ...] = ()
 
 
 @dataclass
@@ -215,7 +199,7 @@ class Judging:
             problem = self.problem_of(self.synthetic.pixels, cell.backbone)
             trainer = trainer_of(self.synthetic, cell.protocol, problem, students=len(missing), chosen=done.part.chose)
             device, precision = provenance.device_name(problem.device), problem.precision.on(problem.device)
-            done = done.having(beside_bytes=trainer.extra_bytes)
+            done = done.having(beside_bytes=trainer.extra_bytes, student_forwards=trainer.student_forwards)
             for score in self._scores(trainer, cell, missing, "", lambda chosen: keep(chose=chosen)):
                 keep(StudentScore(device=device, precision=precision, **vars(score)), alike=trainer.deterministic)
         except (DivergedError, ConfigError) as error:
@@ -379,6 +363,12 @@ def curves(folder: RunDir, sha256: str) -> list[Curve]:
     """The learning curves that were drawn of the set of this content, by protocol and backbone."""
     found = [read_curve(path) for path in sorted(folder.evaluations.glob("*/*.curve.json"))]
     return [curve for curve in found if curve.synthetic == sha256]
+
+
+def recorded_curves(folder: RunDir, sha256: str) -> tuple[CurvePart, ...]:
+    """The same as a record has them."""
+    beside = set(Curve.model_fields) - set(CurvePart.model_fields)
+    return tuple(CurvePart(**curve.model_dump(exclude=beside)) for curve in curves(folder, sha256))
 
 
 def evaluations(folder: RunDir, sha256: str) -> list[EvaluationPart]:

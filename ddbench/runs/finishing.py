@@ -8,7 +8,7 @@ from ddbench import synthetic as sets
 from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import PixelSpace
 from ddbench.files import sha256_of, write_atomically, write_json
-from ddbench.runs.evaluating import evaluations
+from ddbench.runs.evaluating import evaluations, recorded_curves
 from ddbench.runs.ledger import Ledger
 from ddbench.runs.preview import preview
 from ddbench.runs.record import (
@@ -17,12 +17,14 @@ from ddbench.runs.record import (
     ImportedPart,
     RunPart,
     RunRecord,
+    SheetPart,
     SyntheticPart,
     as_a_record,
     write_record,
 )
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runspec import RunSpec
+from ddbench.runs.sheet import sheet
 from ddbench.synthetic import SyntheticSet
 
 
@@ -84,12 +86,23 @@ def finish(
             imported=imported,
             artifacts=ledger.artifacts if ledger is not None else (),
             evaluations=tuple(evaluations(folder, sha256)),
+            sheet=_sheet(folder, synthetic, space),
+            curves=recorded_curves(folder, sha256),
             cost=ledger.costs if ledger is not None else {},
             counts=ledger.counts if ledger is not None else {},
             attempts=ledger.attempts if ledger is not None else (),
         )
     write_record(folder.record, record)
     return record
+
+
+def _sheet(folder: RunDir, synthetic: SyntheticSet, space: PixelSpace) -> SheetPart | None:
+    """Write a small picture of the set; what a record says of it, or none where it cannot be drawn here."""
+    drawn = sheet(synthetic, space)
+    if drawn is None:
+        return None
+    write_atomically(folder.sheet, drawn[0])
+    return drawn[1]
 
 
 def _option_sources(sources: Mapping[str, str]) -> dict[str, str]:

@@ -11,9 +11,8 @@ from pathlib import Path
 from ddbench.backbones import names as backbones
 from ddbench.errors import ConfigError, RunError, closest
 from ddbench.evaluation.protocol import judged_by
-from ddbench.files import write_json
 from ddbench.runs.evaluating import evaluations
-from ddbench.runs.record import EvaluationPart, RunRecord, read_record
+from ddbench.runs.record import EvaluationPart, RunRecord, read_record, write_record
 from ddbench.runs.rundir import RunDir, evaluation_file
 
 ALL = "failed"
@@ -82,7 +81,7 @@ def forget(path: Path, parts: Sequence[EvaluationPart]) -> RunRecord:
         if "evaluate" in cost:
             cost["evaluate"] = cost["evaluate"].model_copy(update={"seconds": sum(e.seconds for e in left)})
         record = before.model_copy(update={"evaluations": left, "cost": cost})
-        write_json(folder.record, record.to_json())
+        write_record(folder.record, record)
         return record
 
 

@@ -33,8 +33,9 @@ def preview(synthetic: SyntheticSet, classes: Sequence[str], pixels: PixelSpace,
     labels = synthetic.hard_labels
     rows = [torch.where(labels == k)[0][:MOST_IMAGES] for k in range(min(len(classes), MOST_CLASSES))]
     columns = max(1, max(len(row) for row in rows))
-    colours, stretched = _colours(synthetic, torch.cat(rows), pixels)
-    sheet = _sheet(colours, [len(row) for row in rows], columns)
+    shown, stretched = colours(synthetic, torch.cat(rows), pixels)
+    places = [(k, column) for k, row in enumerate(rows) for column in range(len(row))]
+    sheet = arranged(_enlarged(in_rgb(shown)), places, len(rows), columns, GAP)
     notes = [f"the first {MOST_CLASSES} of {len(classes)} classes"] if len(classes) > MOST_CLASSES else []
     notes += ["each image stretched to its own range"] if stretched else []
     lines = [title, "; ".join(notes)] if notes else [title]
@@ -59,8 +60,8 @@ def preview(synthetic: SyntheticSet, classes: Sequence[str], pixels: PixelSpace,
         return file.getvalue()
 
 
-def _colours(synthetic: SyntheticSet, rows: Tensor, pixels: PixelSpace) -> tuple[Tensor, bool]:
-    """float [n, C, H, W] in [0, 1], and whether each image had to be stretched."""
+def colours(synthetic: SyntheticSet, rows: Tensor, pixels: PixelSpace) -> tuple[Tensor, bool]:
+    """The images of some rows, float [n, C, H, W] in [0, 1], and whether each had to be stretched to its own range."""
     images = synthetic.images[rows]
     if images.dtype == torch.uint8:
         return images / 255, False
@@ -71,23 +72,25 @@ def _colours(synthetic: SyntheticSet, rows: Tensor, pixels: PixelSpace) -> tuple
     return (images - low) / (high - low).clamp(min=1e-8), True
 
 
-def _sheet(colours: Tensor, counts: Sequence[int], columns: int) -> Tensor:
-    """uint8 [rows * (side + gap), columns * (side + gap), 3] on white, each image enlarged by a whole factor."""
-    _, channels, height, width = colours.shape
-    factor = max(1, -(-SMALLEST_SIDE // max(height, width)))
-    images = interpolate(colours, scale_factor=factor, mode="nearest")
-    # More than three channels, or two, have no colours: the first stands for all.
-    images = images if channels == 3 else images[:, :1].expand(-1, 3, -1, -1)
-    height, width = images.shape[-2:]
-    sheet = torch.ones(3, len(counts) * (height + GAP), columns * (width + GAP))
-    position = 0
-    for row, count in enumerate(counts):
-        for column in range(count):
-            top, left = row * (height + GAP), column * (width + GAP)
-            sheet[:, top : top + height, left : left + width] = images[position]
-            position += 1
+def in_rgb(images: Tensor) -> Tensor:
+    """Images [n, 3, H, W]. More than three channels, or two, have no colours: the first stands for all."""
+    return images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
+
+
+def arranged(images: Tensor, places: Sequence[tuple[int, int]], rows: int, columns: int, gap: int) -> Tensor:
+    """uint8 [rows * (H + gap), columns * (W + gap), 3] on white: each of images [n, 3, H, W] at its row and column."""
+    height, width = (side + gap for side in images.shape[-2:])
+    sheet = torch.ones(3, rows * height, columns * width)
+    for image, (row, column) in zip(images, places, strict=True):
+        top, left = row * height, column * width
+        sheet[:, top : top + height - gap, left : left + width - gap] = image
     # Bytes, because matplotlib cuts floats off where they should be rounded.
     return (255 * sheet).round().to(torch.uint8).permute(1, 2, 0)
+
+
+def _enlarged(images: Tensor) -> Tensor:
+    """Images by a whole factor."""
+    return interpolate(images, scale_factor=max(1, -(-SMALLEST_SIDE // max(images.shape[-2:]))), mode="nearest")
 
 
 def _short(name: str) -> str:

@@ -155,9 +155,48 @@ class EvaluationPart(Part):
     beside_bytes: Count = Field(
         default=0, description="What the protocol needs stored beside the set, such as a teacher."
     )
+    student_forwards: Count | None = Field(
+        default=None,
+        description="Images that one student trained on, repeats counted, trials and teachers not; 0 where no network "
+        "is trained. Not in earlier records.",
+    )
     chose: dict[Line, Number] = Field(
         default={}, description="Options that trials before the students chose by training images, such as a step size."
     )
+
+
+class CurvePoint(Part):
+    """A snapshot of the set and its students."""
+
+    step: Count
+    seconds: Seconds | None = Field(description="Of condensation, up to the step; none where nobody kept it.")
+    accuracy: tuple[Share, ...] = Field(default=(), description="As in an evaluation.")
+    failed: Text = Field(default="", description="Why there is no accuracy, if there is none.")
+
+
+class CurvePart(Part):
+    """A learning curve: all snapshots of a run, none chosen, under one protocol with one backbone.
+
+    Its last point is the result.
+    """
+
+    protocol: ProtocolId
+    digest: Hex
+    backbone: Architecture
+    points: tuple[CurvePoint, ...] = ()
+
+
+class SheetPart(Part):
+    """A small picture of the set in WebP, beside the record under the same name; in a run's folder sheet.webp.
+
+    A column for each of the first classes, with the first images of each from the top.
+    """
+
+    sha256: Sha256 = Field(description="Of the picture's file.")
+    bytes: Count
+    classes: Count = Field(description="Columns.")
+    rows: Count = Field(description="Images of a class.")
+    stretched: Flag = Field(description="Each image is shown from its darkest to its brightest value.")
 
 
 class CostPart(Part):
@@ -210,6 +249,8 @@ class RunRecord(Part):
     imported: ImportedPart | None = Field(default=None, description="None for a set that this run has condensed.")
     artifacts: tuple[UsedArtifact, ...] = ()
     evaluations: tuple[EvaluationPart, ...] = ()
+    curves: tuple[CurvePart, ...] = Field(default=(), description="Drawn with --curve. Earlier records have none.")
+    sheet: SheetPart | None = Field(default=None, description="A picture of the set. Earlier records have none.")
     cost: dict[Line, CostPart]
     counts: dict[Line, Number] = Field(
         default={}, description="What the method counted in all its steps, such as loops that a cap has ended."

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 SPEC = "spec.json"
 RECORD = "record.json"
 SET = "synthetic.safetensors"
+SHEET = "sheet.webp"
 # What a folder may hold before it belongs to a run: the locks, why it failed before it began, and files of a process
 # killed while writing its spec.
 LOCKS = (".lock", "lock")
@@ -128,6 +129,11 @@ class RunDir:
     @property
     def preview(self) -> Path:
         return self.path / "preview.png"
+
+    @property
+    def sheet(self) -> Path:
+        """A small picture of the set, which the record names."""
+        return self.path / SHEET
 
     @property
     def record(self) -> Path:

@@ -27,7 +27,7 @@ from ddbench.problem import Problem, fitted
 from ddbench.rng import Rng
 from ddbench.runs import provenance
 from ddbench.runs.condensing import Cadence, Condensation
-from ddbench.runs.evaluating import Cell, Judging, cells, curve_is_drawn, evaluations
+from ddbench.runs.evaluating import Cell, Judging, cells, curve_is_drawn, evaluations, recorded_curves
 from ddbench.runs.finishing import describe, finish
 from ddbench.runs.ledger import Ledger
 from ddbench.runs.observers import Observer
@@ -160,6 +160,7 @@ def evaluate_run(
         record = before.model_copy(
             update={
                 "evaluations": tuple(evaluations(folder, before.synthetic.sha256)),
+                "curves": recorded_curves(folder, before.synthetic.sha256),
                 "cost": ledger.costs,
                 "attempts": ledger.attempts,
             }

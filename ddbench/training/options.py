@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any, Literal
 
 from pydantic import Field
@@ -55,3 +56,14 @@ class SGDOptions(TrainerOptions):
     lr_pixels: int | None = Field(
         None, ge=1, description="Pixels of an image up to which the step size holds; with more it falls in proportion."
     )
+
+    def student_forwards(self, images: int, passes: int) -> int:
+        """Images that one network trains on, repeats counted: `passes` over so many, unless the options count steps."""
+        assert self.batch is not None
+        batch = min(self.batch, images)
+        if self.sampling == "subset":
+            return (self.steps or passes) * batch
+        if self.steps is None:
+            return passes * images
+        whole, rest = divmod(self.steps, math.ceil(images / batch))
+        return whole * images + rest * batch

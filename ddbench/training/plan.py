@@ -120,6 +120,11 @@ class TrainingPlan:
         return self.options.steps or self.passes * self.steps_per_epoch
 
     @property
+    def student_forwards(self) -> int:
+        """Images that a student trains on, repeats counted."""
+        return self.options.student_forwards(len(self.images), self.passes)
+
+    @property
     def static(self) -> bool:
         """Whether every step is the same program on other numbers. A subclass with its own targets says so itself."""
         return self.legacy == "none" and self.labeller is None and type(self).targets is TrainingPlan.targets

@@ -27,7 +27,7 @@ ALL = list(commands(root))
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: " ".join(path) or "ddbench")
 def test_help_is_as_committed(path: tuple[str, ...]) -> None:
-    result = CliRunner(env={"DDBENCH_DATA": None, "DDBENCH_RUNS": None}).invoke(
+    result = CliRunner(env={"DDBENCH_DATA": None, "DDBENCH_RUNS": None, "DDBENCH_SETS": None}).invoke(
         root, [*path, "--help"], prog_name="ddbench", terminal_width=100
     )
     assert result.exit_code == 0, result.output

@@ -14,6 +14,7 @@ import ddbench
 from ddbench import synthetic
 from ddbench.cli import root
 from ddbench.data.transform import HOW
+from ddbench.foreign import published_sets
 from ddbench.plugins import GROUPS, TRAINERS
 from ddbench.runs.record import RunRecord
 
@@ -105,4 +106,4 @@ def test_the_page_of_stable_names_is_what_ddbench_exports() -> None:
     commands = [name for name in quoted(section("Commands")) if not name.startswith("--")]
     assert commands == list(root.homes)
     (schema,) = get_args(RunRecord.model_fields["record_schema"].annotation)
-    assert list(quoted(section("Files"))) == [schema, synthetic.FORMAT]
+    assert list(quoted(section("Files"))) == [schema, synthetic.FORMAT, synthetic.PACKED, published_sets.SCHEMA]

@@ -34,8 +34,13 @@ WRITTEN = {
     "alike": False,
     "failed": "",
     "beside_bytes": 12,
+    "student_forwards": 640,
     "chose": {"lr_factor": 0.25, "lr": 2.0},
 }
+
+
+# What files of earlier versions do not have.
+LATER = ("chose", "beside_bytes", "alike", "student_forwards")
 
 
 def written(folder: Path, **changes: Any) -> Path:
@@ -62,6 +67,7 @@ def test_its_part_is_what_a_record_has(tmp_path: Path) -> None:
         seconds=3.0,
         device="cpu, NVIDIA H100",
         beside_bytes=12,
+        student_forwards=640,
         chose={"lr_factor": 0.25, "lr": 2.0},
     )
 
@@ -83,7 +89,7 @@ def test_students_are_added_one_by_one() -> None:
 
 def test_files_from_before_a_choice_was_theirs_have_that_of_the_last_student(tmp_path: Path) -> None:
     assert read_evaluation(written(tmp_path, chose={})).part.chose == {"lr_factor": 0.25, "lr": 2.0}
-    earlier = {name: value for name, value in WRITTEN.items() if name not in ("chose", "beside_bytes", "alike")}
+    earlier = {name: value for name, value in WRITTEN.items() if name not in LATER}
     (tmp_path / "earlier.json").write_text(json.dumps(earlier))
     assert read_evaluation(tmp_path / "earlier.json").part.chose == {"lr_factor": 0.25, "lr": 2.0}
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from ddbench.cli import root
 from ddbench.errors import RunError
-from ddbench.files import read_json, write_json
+from ddbench.files import SEAL, read_json, write_json
 from ddbench.leaderboard.boards import add, board_of
 from ddbench.runs.forgetting import choose, forget, name
 from ddbench.runs.record import read_record
@@ -69,6 +69,7 @@ def test_failed_judges_are_taken_off(path: Path, ref: str, left: list[str]) -> N
     record = forget(path, choose(path, [ref]).failed)
     assert judges(path) == left
     assert record == read_record(path / "record.json")
+    assert SEAL in json.loads((path / "record.json").read_text())
     assert record.evaluations == tuple(e for e in before.evaluations if name(e) in left)
     assert record.cost["evaluate"].seconds == sum(e.seconds for e in record.evaluations)
     assert files(path) == {f"{entry}.json" for entry in left}

@@ -6,7 +6,7 @@ import pytest
 
 from ddbench.errors import RunError
 from ddbench.leaderboard.boards import add, board_of, build, check, local_board, local_summary
-from ddbench.runs.record import read_record
+from ddbench.runs.record import CurvePart, CurvePoint, read_record, write_record
 
 RECORDS = Path(__file__).resolve().parents[1] / "golden" / "records"
 Write = Callable[..., Path]
@@ -74,6 +74,23 @@ def test_a_record_may_grow_and_not_shrink_or_change(write: Write, leaderboard: P
     with pytest.raises(RunError, match="two results of the same run"):
         add([other], leaderboard)
     assert read_record(place) == read_record(RECORDS / "dm-s0.json")
+
+
+def test_a_curve_that_is_there_stays(tmp_path: Path, leaderboard: Path) -> None:
+    plain = read_record(RECORDS / "dm-s0.json")
+    judged = plain.evaluations[0]
+    point = CurvePoint(step=5, seconds=1.0, accuracy=(0.25,))
+    other = CurvePart(protocol="dsa@1", digest="0" * 16, backbone="mlp", points=(point,))
+    curve = CurvePart(protocol=judged.protocol, digest=judged.digest, backbone=judged.backbone, points=(point,))
+    longer = curve.model_copy(update={"points": (point, point.model_copy(update={"step": 9}))})
+
+    def added(*curves: CurvePart) -> tuple[CurvePart, ...]:
+        write_record(tmp_path / "record.json", plain.model_copy(update={"curves": curves}))
+        return read_record(add([tmp_path / "record.json"], leaderboard)[0]).curves
+
+    assert added(curve, other) == (curve, other)
+    assert added() == (curve, other)
+    assert added(longer) == (longer, other)
 
 
 def test_building_twice_gives_the_same_and_check_agrees(leaderboard: Path) -> None:

@@ -78,6 +78,21 @@ def test_a_fixed_number_of_steps_is_kept_also_inside_an_epoch() -> None:
     assert not any(step.restart for step in steps)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 4, "batch": 3},
+        {"epochs": 2},
+        {"epochs": None, "steps": 8, "batch": 4},
+        {"epochs": None, "steps": 3, "batch": 16},
+        {"epochs": None, "steps": 5, "batch": 4, "sampling": "subset"},
+    ],
+)
+def test_student_forwards_are_the_images_of_all_steps(options: dict[str, Any]) -> None:
+    training = plan_of(10, **options)
+    assert training.student_forwards == sum(step.indices.shape[1] for step in steps_of(training))
+
+
 def test_the_cosine_rises_and_falls_as_written_down() -> None:
     steps = steps_of(plan_of(64, epochs=None, steps=300, batch=64, lr=0.02, schedule="cosine", warmup=0.1))
     rising = [0.02 * (t + 1) / 30 for t in range(30)]

@@ -177,6 +177,7 @@ def test_a_record_counts_a_student_that_cannot_differ_once(
     folder = RunDir.at(tmp_path / resolution.spec.folder)
     points = read_curve(folder.curve(DD, "mlp")).points
     assert [len(point.accuracy) for point in points] == [count] * len(points)
+    assert [(c.protocol, c.digest, c.backbone, c.points) for c in record.curves] == [("dd@1", DD.digest, "mlp", points)]
     # What is complete is read, and not done again.
     written = folder.record.stat().st_mtime_ns
     assert run(resolution, options) == record

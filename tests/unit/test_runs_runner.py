@@ -215,6 +215,7 @@ def test_a_finished_folder_has_all_its_files(whole: RunDir) -> None:
         "log.jsonl",
         "preview.png",
         "record.json",
+        "sheet.webp",
         "spec.json",
         "synthetic.json",
         "synthetic.safetensors",

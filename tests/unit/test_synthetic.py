@@ -172,7 +172,7 @@ def rewrite(path: Path, *, header: dict[str, Any] | None = None, without: str = 
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"header": {"format": "ddbench.synthetic/2"}}, r"not a ddbench synthetic set \(format 'ddbench.synthetic/2'"),
+        ({"header": {"format": "ddbench.synthetic/9"}}, r"not a ddbench synthetic set \(format 'ddbench.synthetic/9'"),
         ({"without": "labels"}, "damaged, or was made by a newer ddbench"),
         ({"without": "recipe"}, "damaged, or was made by a newer ddbench"),
         ({"header": {"recipe": {"teacher": "resnet18"}}}, "made by a newer ddbench.*teacher"),

@@ -1,0 +1,39 @@
+"""The files of published sets beside the records: what they may take together, and whether the index is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddbench.files import sha256_of
+from ddbench.foreign.published_sets import FOLDER, INDEX, read_index
+from ddbench.runs.record import read_record
+from ddbench.text import size
+
+# Of all published sets of a leaderboard together, because they travel with every copy of it.
+MOST_BYTES = 25_000_000
+
+
+def wrong_sets(leaderboards: Path) -> list[str]:
+    """A sentence for every published set that is not what the index says, is of no record, or lies there unnamed.
+
+    Raises: DataError for a damaged index, RunError for a damaged record.
+    """
+    folder = leaderboards / FOLDER.name
+    there = sorted(folder.glob("*.safetensors"))
+    entries = read_index(str(folder), Path()).sets if (folder / INDEX).is_file() else ()
+    wrong = []
+    for entry in entries:
+        path = folder / entry.file
+        if not path.is_file():
+            wrong.append(f"sets/{entry.file} is missing")
+        elif sha256_of(path) != entry.sha256 or path.stat().st_size != entry.bytes:
+            wrong.append(f"sets/{entry.file} is not the file that the index names")
+        record = leaderboards / entry.record
+        if not record.is_file() or read_record(record).synthetic.sha256 != entry.set:
+            wrong.append(f"{entry.name} is of no record: {entry.record} is not there, or of another set")
+    named = {entry.file for entry in entries}
+    wrong += [f"sets/{path.name} is in no index" for path in there if path.name not in named]
+    total = sum(path.stat().st_size for path in there)
+    if total > MOST_BYTES:
+        wrong.append(f"the published sets take {size(total)}, and {size(MOST_BYTES)} is the most")
+    return wrong

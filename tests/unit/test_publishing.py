@@ -1,0 +1,215 @@
+"""The set of a run becomes a small file beside the records, chosen by a rule that the index states."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from ddbench.cli import root as program
+from ddbench.errors import DataError, RunError
+from ddbench.evaluation.protocol import Protocol, protocol
+from ddbench.files import read_json, sha256_of, write_json
+from ddbench.foreign.published_sets import RULE, SetEntry, read_index, take
+from ddbench.leaderboard import publishing, set_files
+from ddbench.leaderboard.boards import add, build, check
+from ddbench.leaderboard.publishing import publish
+from ddbench.leaderboard.set_files import wrong_sets
+from ddbench.runs.record import read_record
+from ddbench.runs.runner import RunOptions
+from ddbench.synthetic import load
+
+LEADERBOARDS = Path(__file__).resolve().parents[2] / "leaderboards"
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Path:
+    return tmp_path / "leaderboards"
+
+
+@pytest.fixture
+def run(root: Path, board: Path) -> Path:
+    """A finished run with its record on the board; the paper of its method is said to have the run's protocol."""
+    (path,) = root.glob("digits/*/*/*/record.json")
+    rewrite(path, lambda record: record["run"].update(native="tiny@1"))
+    add([path.parent], board, allow_dirty=True)
+    return path.parent
+
+
+def tiny(folder: Path) -> Protocol:
+    """The protocol that the run was judged by."""
+    path = folder / "tiny.toml"
+    path.write_text('name = "tiny"\nbackbones = ["mlp"]\nstudents = 2\n[options]\nsteps = 2\nbatch = 16\n')
+    return protocol(str(path))
+
+
+def rewrite(path: Path, change: Change) -> None:
+    value = read_json(path)
+    change(value)
+    write_json(path, value, sealed=True)
+
+
+def record_of(run: Path, board: Path) -> Path:
+    (found,) = board.rglob(f"*-{read_record(run / 'record.json').run.id}.json")
+    return found
+
+
+def sibling(run: Path, board: Path, id: str, *, accuracy: tuple[float, float], seed: int = 0, **config: Any) -> None:
+    """The record of another run of the method."""
+    here = record_of(run, board)
+    value = read_json(here)
+    value["run"] |= {"id": id, "seed": seed}
+    value["synthetic"]["sha256"] = id * 8
+    value["sheet"] = None
+    value["config"]["values"] |= config
+    value["evaluations"][0]["accuracy"] = accuracy
+    write_json(here.with_name(f"dm-{id}.json"), value, sealed=True)
+
+
+def test_a_set_becomes_a_file_and_an_entry(run: Path, board: Path, tmp_path: Path) -> None:
+    entry = publish(run, board)
+    record = read_record(run / "record.json")
+    file = board / "sets" / "dm-digits-ipc1.safetensors"
+    assert (entry.name, entry.file, entry.kept) == ("dm/digits/ipc1", file.name, "float16")
+    assert (entry.sha256, entry.bytes) == (sha256_of(file), file.stat().st_size)
+    assert (entry.run, entry.set) == (record.run.id, record.synthetic.sha256)
+    assert board / entry.record == record_of(run, board)
+    assert (entry.seed, entry.protocol, entry.judge) == (0, "tiny@1", "mlp")
+    assert entry.accuracy == record.evaluations[0].accuracy
+    assert (entry.accuracy_of_file, entry.why, entry.licence) == ((), "", "CC BY 4.0")
+    index = read_index(str(board / "sets"), tmp_path)
+    assert (index.sets, index.rule) == ((entry,), RULE)
+    before, after = load(run / "synthetic.safetensors"), load(take(entry.name, str(board / "sets"), tmp_path))
+    assert torch.equal(after.images, before.images.half().float())
+    assert entry.rounding == pytest.approx(float((after.images - before.images).abs().max()))
+    assert 0 < entry.rounding < 0.01
+    assert torch.equal(after.labels, before.labels)
+    build(board)
+    assert check(board) == []
+    # The same again is the same file.
+    assert publish(run, board) == entry
+
+
+def test_fewer_bytes_are_a_matter_of_choice(run: Path, board: Path) -> None:
+    sizes = {kept: publish(run, board, kept=kept) for kept in ("float32", "float16", "uint8")}  # type: ignore[arg-type]
+    assert [entry.kept for entry in sizes.values()] == ["float32", "float16", "uint8"]
+    assert sizes["float32"].rounding == 0 < sizes["float16"].rounding < sizes["uint8"].rounding
+    assert sizes["float32"].bytes - sizes["float16"].bytes == pytest.approx(640 * 2, abs=100)
+
+
+def test_students_are_trained_again_on_the_file(run: Path, board: Path, tmp_path: Path) -> None:
+    options = RunOptions(root=tmp_path / "none", data_root=tmp_path, device=torch.device("cpu"))
+    entry = publish(run, board, protocol=tiny(tmp_path), kept="float32", judging=options)
+    # Without rounding, the same students on the same images.
+    assert entry.accuracy_of_file == entry.accuracy
+    assert not (tmp_path / "none").exists()
+
+
+def test_of_a_method_the_settings_with_the_highest_mean_stand(run: Path, board: Path) -> None:
+    sibling(run, board, "000000aa", accuracy=(0.9, 0.99), iterations=7, seed=3)
+    sibling(run, board, "000000bb", accuracy=(0.8, 0.89), iterations=7, seed=2)
+    with pytest.raises(
+        RunError,
+        match=r"the set of run 000000bb stands for dm on digits, ipc 1: .* highest mean under tiny@1, 89\.5 %, over 2 "
+        r"sets, and 2 is its lowest seed.*--why",
+    ):
+        publish(run, board)
+    assert not (board / "sets").exists()
+    assert publish(run, board, why="the only one that was kept").why == "the only one that was kept"
+
+
+def test_of_those_settings_the_lowest_seed_stands_however_good_another_is(run: Path, board: Path) -> None:
+    sibling(run, board, "000000aa", accuracy=(1.0, 1.0), seed=1)
+    assert publish(run, board).seed == 0
+
+
+def test_sets_of_others_and_of_other_budgets_are_no_rivals(run: Path, board: Path) -> None:
+    sibling(run, board, "000000aa", accuracy=(1.0, 1.0), iterations=7)
+    path = record_of(run, board).with_name("dm-000000aa.json")
+    rewrite(path, lambda record: record["run"].update(method="dsa"))
+    assert publish(run, board).seed == 0
+
+
+def test_another_protocol_needs_a_reason(run: Path, board: Path, tmp_path: Path) -> None:
+    for path in (run / "record.json", record_of(run, board)):
+        rewrite(path, lambda record: record["run"].update(native="dsa@1"))
+    with pytest.raises(RunError, match=r"has no accuracy under dsa@1, the protocol of its method.*ddbench evaluate"):
+        publish(run, board)
+    with pytest.raises(RunError, match=r"the rule of the index is about dsa@1.*--why"):
+        publish(run, board, protocol=tiny(tmp_path))
+    assert publish(run, board, protocol=tiny(tmp_path), why="to try it").protocol == "tiny@1"
+
+
+def test_a_set_without_a_record_on_the_board_is_refused(root: Path, board: Path) -> None:
+    (path,) = root.glob("digits/*/*/*/record.json")
+    with pytest.raises(RunError, match=r"has no record in .*ddbench leaderboard add"):
+        publish(path.parent, board)
+    with pytest.raises(RunError, match="is not the folder of a run"):
+        publish(path, board)
+
+
+def test_a_set_of_another_record_is_refused(run: Path, board: Path) -> None:
+    rewrite(record_of(run, board), lambda record: record["synthetic"].update(sha256="0" * 64))
+    with pytest.raises(RunError, match="is the record of another set"):
+        publish(run, board)
+
+
+def test_a_set_that_was_replaced_is_refused(run: Path, board: Path) -> None:
+    (run / "synthetic.safetensors").write_bytes(b"something else")
+    with pytest.raises(RunError, match="is not the set of this run"):
+        publish(run, board)
+
+
+def test_all_sets_together_have_a_limit(run: Path, board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "MOST_BYTES", 1000)
+    with pytest.raises(RunError, match=r"would take 2\.\d kB; 1\.0 kB is the most.*--kept uint8"):
+        publish(run, board)
+    assert not (board / "sets").exists()
+    monkeypatch.undo()
+    publish(run, board)
+    monkeypatch.setattr(set_files, "MOST_BYTES", 1000)
+    assert wrong_sets(board) == [f"the published sets take {2.1} kB, and 1.0 kB is the most"]
+
+
+def test_check_finds_files_that_are_not_what_the_index_says(run: Path, board: Path) -> None:
+    entry = publish(run, board)
+    file = board / "sets" / entry.file
+    file.write_bytes(b"x" * entry.bytes)
+    (board / "sets" / "stray.safetensors").write_bytes(b"x")
+    assert wrong_sets(board) == [
+        "sets/dm-digits-ipc1.safetensors is not the file that the index names",
+        "sets/stray.safetensors is in no index",
+    ]
+    file.unlink()
+    record_of(run, board).unlink()
+    assert wrong_sets(board)[:2] == [
+        "sets/dm-digits-ipc1.safetensors is missing",
+        f"dm/digits/ipc1 is of no record: {entry.record} is not there, or of another set",
+    ]
+    (board / "sets" / "index.json").write_text("{}")
+    with pytest.raises(DataError, match=r"index\.json"):
+        wrong_sets(board)
+
+
+def test_the_committed_sets_are_small_and_what_the_index_says() -> None:
+    assert wrong_sets(LEADERBOARDS) == []
+    assert set_files.MOST_BYTES == 25_000_000
+    assert read_index(str(LEADERBOARDS / "sets"), Path()).rule == RULE
+
+
+def test_the_command_publishes_and_says_what_came_of_it(run: Path, board: Path) -> None:
+    def ask(*arguments: str) -> Any:
+        return CliRunner().invoke(program, ["sets", "add", str(run), "--leaderboards", str(board), *arguments])
+
+    shown = ask()
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.startswith("dm/digits/ipc1: dm-digits-ipc1.safetensors, 2.1 kB, of run ")
+    assert " % under tiny@1 with mlp\n" in shown.stdout
+    document = json.loads(ask("--json", "--kept", "uint8", "--why", "smaller").stdout)
+    assert SetEntry.model_validate(document).kept == "uint8"
+    refused = ask("--protocol", "dsa")
+    assert (refused.exit_code, refused.stderr.startswith("Error: ")) == (1, True)
