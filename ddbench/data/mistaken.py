@@ -8,7 +8,7 @@ from ddbench.errors import DataError
 from ddbench.files import open_regular
 
 LOOKED_AT = 4096  # bytes at the beginning, in which each of these says what it is
-PAGE = ("<!doctype html", "<html", "<head", "<body", "<script")
+PAGE = ("<!doctype html", "<html", "<head", "<body", "<script", "<error>")
 POINTER = "version https://git-lfs.github.com/spec/"
 
 

@@ -192,7 +192,7 @@ def _read_class_folders(folder: Path, names: Sequence[str], info: DatasetInfo | 
         images, labels, files = read_class_folders(folder, numbering.classes)
     except DataError as error:
         raise DataError(f"{error} {READS}") from None
-    # Versions up to 0.2 numbered such a set by position, so it is another set than the one that they have judged.
+    # Version 0.1 numbered such a set by position, so it is another set than the one that was judged then.
     called = tuple(path.relative_to(folder).as_posix() for path in files) if numbering.gaps else ()
     name = folder.resolve().name
     found = Found(

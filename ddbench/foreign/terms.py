@@ -161,10 +161,10 @@ def _labels(found: Found, said: Said) -> tuple[str, str]:
     known = known_kind(found)
     if said.labels is None:
         if known == "none":
-            beside = "".join(f" {note[:1].upper()}{note[1:]}." for note in found.notes)
+            beside = f" ({'; '.join(found.notes)})" if found.notes else ""
             raise ConfigError(
-                "the file has no labels. If it has equally many images of each class, class by class, say "
-                f"--labels sorted.{beside}"
+                f"the file has no labels{beside}. If it has equally many images of each class, class by class, say "
+                "--labels sorted."
             )
         return known, "file" if found.ours is not None else "guessed"
     rows = known not in ("class", "none") or (found.labels is not None and found.labels.ndim == 2)

@@ -293,6 +293,7 @@ def test_a_plain_pickle_says_how_to_make_tensors_of_it(tmp_path: Path) -> None:
         ("<!DOCTYPE html><html><title>Virus scan warning</title></html>", "is a web page, not the file"),
         ("\n\n<!-- saved --> <HTML><body>404</body></HTML>", "is a web page, not the file"),
         ('<?xml version="1.0"?><!doctype html><html/>', "is a web page, not the file"),
+        ('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page, not the file"),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n", "is a pointer of Git LFS"),
     ],
 )
