@@ -165,7 +165,7 @@ def _no_class(foreign: Sequence[str], named: Mapping[str, int], info: DatasetInf
     is_no = "is no class" if len(foreign) == 1 else "are no classes"
     near = closest(foreign[0], info.class_names)
     return (
-        f"{shown} has {len(named)} folders of classes of {info.name}, and {some} {is_no} of it. {near}"
+        f"{shown} has {len(named)} of the {info.classes} classes of {info.name}, and {some} {is_no} of it. {near}"
         f"Its classes are {first_of(info)}; folders are called by these names, by numbers from 0"
         f"{', or by WordNet ids' if info.wnids else ''}. Rename them, or give the folder that has them."
     )

@@ -167,9 +167,16 @@ def _read_folder(folder: Path, info: DatasetInfo | None) -> list[Found]:
     if ours or info is not None:
         # Classes are known by their names, so that a folder of something else does not count as one.
         names = [name for name in names if has_images(place / name)]
-    if not names or (len(names) == 1 and not ours and info is None) or not any(has_images(place / n) for n in names):
+    few = len(names) < 2 and not ours and info is None
+    if few or not any(has_images(place / name) for name in names):
         return _read_files(folder, len(names))
-    return [_read_class_folders(place, names, info, ours=ours)]
+    try:
+        return [_read_class_folders(place, folders.number(names, info, str(folder), ours=ours), ours=ours)]
+    except DataError:
+        # Pictures to look at lie beside a set, in folders of their own.
+        if any(_is_candidate(place, entry) and "label" not in entry.name for entry in place.iterdir()):
+            return _read_files(folder, len(names))
+        raise
 
 
 def _innermost(folder: Path) -> Path:
@@ -186,8 +193,7 @@ def _innermost(folder: Path) -> Path:
     return folder
 
 
-def _read_class_folders(folder: Path, names: Sequence[str], info: DatasetInfo | None, *, ours: bool) -> Found:
-    numbering = folders.number(names, info, str(folder), ours=ours)
+def _read_class_folders(folder: Path, numbering: folders.Numbering, *, ours: bool) -> Found:
     try:
         images, labels, files = read_class_folders(folder, numbering.classes)
     except DataError as error:

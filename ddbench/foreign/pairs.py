@@ -98,21 +98,20 @@ def groups(folder: Path, only: Path | None = None) -> list[Group]:
     chosen = [pair for pair in found if pair.path == only or pair not in copies.values()]
     tags = {pair.tag: pair for pair in chosen}
     names = _shards(folder, tags, _labelled(folder))
-    made = [Group(name, tuple(pairs), *_about(pairs, copies)) for name, pairs in names.items()]
+    made = [_group(name, tuple(pairs), copies) for name, pairs in names.items()]
     return made if only is None else [group for group in made if any(pair.path == only for pair in group.pairs)]
 
 
-def _about(pairs: list[Pair], copies: Mapping[str, Pair]) -> tuple[tuple[str, ...], bool]:
-    """Notes on a group, and whether un-whitened copies of its pictures say that they are whitened."""
+def _group(name: str, pairs: tuple[Pair, ...], copies: Mapping[str, Pair]) -> Group:
     if pairs[0].unwhitened:
-        text = "are pictures that were brought back from a whitening, to be looked at; students see the whitened ones"
-        return (f"{pairs[0].path.name} and the like {text}",), False
-    if any(pair.tag in copies for pair in pairs):
-        name = next(copies[pair.tag].path.name for pair in pairs if pair.tag in copies)
-        return (
-            f"{name} has the same pictures without whitening and is left out: those that are read are whitened",
-        ), True
-    return (), False
+        text = "has pictures that were brought back from a whitening, to be looked at; students see the whitened ones"
+        return Group(name, pairs, (f"{pairs[0].path.name} {text}",))
+    if not copies:
+        return Group(name, pairs)
+    # Not every step is written twice, and all steps of a run are whitened or none.
+    copy = next((copies[pair.tag] for pair in pairs if pair.tag in copies), next(iter(copies.values())))
+    note = f"{copy.path.name} has pictures without whitening and is left out: those that are read are whitened"
+    return Group(name, pairs, (note,), whitened=True)
 
 
 def _labelled(folder: Path) -> set[str]:

@@ -149,7 +149,7 @@ def test_the_order_of_imagefolder() -> None:
     [
         (
             ["airplane", "automobil"],
-            r"1 folders of classes of cifar10, and 'automobil' is no class of it\. Did you mean",
+            r"1 of the 10 classes of cifar10, and 'automobil' is no class of it\. Did you mean",
         ),
         (["cat", "Cat", "dog"], r"two folders of the class cat, 'Cat' and 'cat'"),
         (["train", "val"], r"'train', 'val' are no classes of it"),
@@ -319,8 +319,8 @@ def test_unwhitened_copies_are_left_out_and_tell_that_the_others_are_whitened(tm
     for tag in ("0", "100"):
         torch.save(images(9), place / f"images_zca_{tag}.pt")
     found = read(place)
-    assert [(one.entry, one.whitened) for one in found] == [("0", True), ("100", True), ("best", False)]
-    assert "images_zca_0.pt has the same pictures without whitening" in found[0].notes[0]
+    assert [(one.entry, one.whitened) for one in found] == [("0", True), ("100", True), ("best", True)]
+    assert "images_zca_0.pt has pictures without whitening" in found[0].notes[0]
     assert torch.equal(choose(found, "100", place)[0].images, images(1))
     copy = only(place / "images_zca_100.pt")
     assert torch.equal(copy.images, images(9))
@@ -417,6 +417,11 @@ def written(folder: Path, files: Mapping[str, Any]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         torch.save(value, folder / name)
     return folder
+
+
+def test_pictures_to_look_at_are_no_classes(tmp_path: Path) -> None:
+    written(folders(tmp_path, {"images": 0, "plots": 1}), {"data.pt": [images(), labels()]})
+    assert torch.equal(only(tmp_path, CATALOGUE["digits"]).images, images())
 
 
 @pytest.mark.parametrize("project", FILES)
