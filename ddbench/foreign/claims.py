@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from ddbench.text import printable
 MOST_CLAIM = 2000  # characters of a claim that are kept
 MOST_CLAIMS = 100
 MOST_DEPTH = 8  # of values inside values in a claim
+MOST_VALUES = 10_000  # in a claim, however deep
 
 
 def claims_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """What else a file says, as far as it is words and numbers."""
     found = {}
     for name, value in list(values.items())[:MOST_CLAIMS]:
-        plain = _plain(value, MOST_DEPTH)
+        plain = _plain(value, MOST_DEPTH, itertools.count())
         if plain is not None:
             text = json.dumps(plain)
             kept = plain if len(text) <= MOST_CLAIM else text[:MOST_CLAIM] + " …"
@@ -32,8 +34,9 @@ def claims_of(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _plain(value: Any, depth: int) -> Any:
-    if depth < 0:
+def _plain(value: Any, depth: int, seen: Iterator[int]) -> Any:
+    # A list can hold itself a hundred times.
+    if depth < 0 or next(seen) > MOST_VALUES:
         return None
     if isinstance(value, np.generic):
         value = value.item()
@@ -45,12 +48,14 @@ def _plain(value: Any, depth: int) -> Any:
         return value if abs(value) <= MOST_COUNT else f"{value:.3g}" if isinstance(value, float) else "a huge number"
     if isinstance(value, Tensor | np.ndarray):
         few = value.ndim <= 4 and int(np.prod(value.shape)) < 64
-        return _plain(tensor_of(Path(), value).tolist(), depth) if few and _readable(value) else None
+        return _plain(tensor_of(Path(), value).tolist(), depth, seen) if few and _readable(value) else None
     if isinstance(value, list | tuple):
-        parts = [_plain(part, depth - 1) for part in value[:MOST_CLAIMS]]
+        parts = [_plain(part, depth - 1, seen) for part in value[:MOST_CLAIMS]]
         return parts if all(part is not None for part in parts) else None
     if isinstance(value, Mapping):
-        return {printable(str(name), 200): _plain(part, depth - 1) for name, part in list(value.items())[:MOST_CLAIMS]}
+        return {
+            printable(str(name), 200): _plain(part, depth - 1, seen) for name, part in list(value.items())[:MOST_CLAIMS]
+        }
     return None
 
 

@@ -432,7 +432,9 @@ def _of_group(folder: Path, group: Group) -> list[Found]:
     whole = _read_pt(first.path)
     if len(whole) > 1 or whole[0].labels is not None:
         return whole
-    return [replace(whole[0], entry=group.name, notes=(*whole[0].notes, *group.notes, _without_labels(first)))]
+    # Other names than MTT's were files like any other in version 0.1, and the entry is part of a run's id.
+    entry = group.name if first.path.name.startswith("images") else whole[0].entry
+    return [replace(whole[0], entry=entry, notes=(*whole[0].notes, *group.notes, _without_labels(first)))]
 
 
 def _without_labels(pair: Pair) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from ddbench.errors import DataError
 
-PAIR_FILE = re.compile(r"(?P<before>(?:[^.]*[_-])?)(?P<what>images?|labels?)(?P<after>(?:[_-].*|\d.*)?)\.(?P<end>pth?)")
+PAIR_FILE = re.compile(
+    r"(?P<before>(?:[^.]*[_-])?)(?P<what>images?|labels?)(?P<after>(?:[_-]|\d|(?<=s)).*)?\.(?P<end>pth?)"
+)
 SHARD = re.compile(r"(?P<stem>.*?)[_-]?(?:shard|part)?[_-]?(?P<number>\d+)[_-]of[_-](?P<count>\d+)")
 NAMED_SHARD = re.compile(r"(?P<stem>.*?)[_-]?(?:shard|part)[_-]?(?P<number>\d+)")
 UNWHITENED = re.compile(r"zca(?:[_-]|$)")  # after `images_`: the same pictures, brought back for people to look at
@@ -31,7 +33,7 @@ class Pair:
         match = PAIR_FILE.fullmatch(path.name)
         if match is None or not match["what"].startswith("image"):
             return None
-        before, after = match["before"].rstrip("_-"), match["after"].lstrip("_-")
+        before, after = match["before"].rstrip("_-"), (match["after"] or "").lstrip("_-")
         return cls(path, "_".join(part for part in (before, after) if part), bool(UNWHITENED.match(after)))
 
     @property
@@ -60,9 +62,9 @@ class Pair:
         """Files that are called as this one, with another word for images; of un-whitened pictures, those of both."""
         match = PAIR_FILE.fullmatch(self.path.name)
         assert match is not None
-        tags = [match["after"]]
+        tags = [(match["after"] or "")]
         if self.unwhitened:
-            rest = UNWHITENED.sub("", match["after"].lstrip("_-"), count=1)
+            rest = UNWHITENED.sub("", (match["after"] or "").lstrip("_-"), count=1)
             tags.append(f"_{rest}" if rest else "")
         words, ends = list(words), [match["end"], "pth" if match["end"] == "pt" else "pt"]
         for before in dict.fromkeys((match["before"], "")):
@@ -117,7 +119,7 @@ def _group(name: str, pairs: tuple[Pair, ...], copies: Mapping[str, Pair]) -> Gr
 def _labelled(folder: Path) -> set[str]:
     """Tags of the files of labels in a folder."""
     matches = (PAIR_FILE.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_file())
-    return {match["after"].lstrip("_-") for match in matches if match and match["what"].startswith("label")}
+    return {(match["after"] or "").lstrip("_-") for match in matches if match and match["what"].startswith("label")}
 
 
 def _shards(folder: Path, tags: Mapping[str, Pair], labelled: set[str]) -> dict[str, list[Pair]]:

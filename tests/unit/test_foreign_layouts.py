@@ -241,6 +241,13 @@ def test_lists_in_lists_end_in_a_sentence(tmp_path: Path) -> None:
             read(tmp_path / f"{name}.pt")
 
 
+def test_a_claim_that_holds_itself_a_hundred_times_ends(tmp_path: Path) -> None:
+    loop: list[Any] = []
+    loop += [loop] * 100
+    torch.save({"images": images(), "labels": labels(), "note": loop, "who": "us"}, tmp_path / "a.pt")
+    assert only(tmp_path / "a.pt").claims == {"who": "us"}
+
+
 def test_arrays_of_numpy_inside_a_torch_file_are_read(tmp_path: Path) -> None:
     value = {"images": images().numpy(), "labels": labels().numpy(), "accs": np.array([0.4]), "names": np.array(["a"])}
     torch.save(value, tmp_path / "a.pt")
@@ -338,6 +345,17 @@ def test_pairs_with_a_word_before_images(tmp_path: Path) -> None:
     assert (found.layout, found.entry) == (MTT, "ema_best")
     assert found.lr is not None
     assert float(found.lr) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [("images", "only"), ("images_best", "best"), ("imagesbest", "best"), ("images7", "7"), ("my_images", "0"),
+     ("imagenet", "0"), ("image_set", "0"), ("dm", "0")],
+)  # fmt: skip
+def test_a_file_of_images_alone_keeps_its_entry(tmp_path: Path, name: str, entry: str) -> None:
+    # It is part of the id of the run that the set has become.
+    torch.save(images(), tmp_path / f"{name}.pt")
+    assert only(tmp_path / f"{name}.pt").entry == entry
 
 
 @pytest.mark.parametrize(
