@@ -326,8 +326,10 @@ def _of_pixels(guess: Guess, clear: bool, said: str | None, stored_as_bytes: boo
         case "unit" | "raw":
             return [Finding(guess, f"pixels look like {_NAMES[guess]}, not normalised", f"--pixels {guess}")]
         case _:
-            text = f"pixels look whitened ({_NAMES[guess]}): judged as normalised images, accuracy would be near chance"
-            flag = found.habit if "zca" in found.habit else _FLAGS[guess]
+            flag = how = found.habit
+            if "zca" not in found.habit:
+                flag, how = _FLAGS[guess], _NAMES[guess]
+            text = f"pixels look whitened ({how}): judged as normalised images, accuracy would be near chance"
             return [Finding("zca", text, f"--pixels '{flag}'")]
 
 

@@ -368,9 +368,8 @@ def _of_steps(path: Path, steps: Sequence[Any]) -> Found:
         )
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     schedule = torch.arange(len(images)).unflatten(0, (len(batches), -1))[seen]
-    note = (
-        f"{len(seen)} steps of {schedule.shape[1]} images with their step sizes: --protocol dd takes just these steps"
-    )
+    count = f"{len(seen)} step{'s' if len(seen) > 1 else ''} of {schedule.shape[1]} images"
+    note = f"{count}, each with its step size: --protocol dd takes just these"
     return Found(
         images, labels, torch.stack(rates), DD, "0", (path,), schedule=schedule, habit="standard(stats=dd)",
         notes=(note,),
