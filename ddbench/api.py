@@ -162,13 +162,13 @@ def evaluate(
     where = _options(device, data, runs if imported else RunDir.at(place).root, progress=progress, curve=curve)
     said = Said(pixels, labels, lr, augment)
     if imported:
-        found = found_in(place, entry, dataset)
+        found = found_in(place, entry, dataset, where.data_root)
         if len(found) > 1:
             raise DataError(f"{place} holds {len(found)} sets: {', '.join(o.entry for o in found)}. Say entry=….")
         real = dataset_of(found[0], place, dataset, where.data_root)
         refs_of_set = tuple(asked_ref(judging_by(ref), ref) for ref in refs if ref != "native")
         asked = Import(said, name or "", ipc, made_with or "", dict(claims or {}), refs_of_set)
-        place, _ = bring_in(found[0], asked, real, where)
+        place = bring_in(found[0], asked, real, where).folder
     elif said != Said() or any(value for value in (entry, name, ipc, made_with, claims)):
         raise DataError(f"{place} is a run, whose set says itself what it is; leave out what is said of a file.")
     protocols = judged_with(RunDir.at(place).spec, refs)

@@ -39,7 +39,7 @@ _said = stack(
     click.option(
         "--labels",
         metavar="KIND",
-        help="Of a file: class, probability, logit, regression; hard, sorted or from-1.",
+        help="Of a file: class, probability, logit, regression; hard, sorted, from-1, imagefolder.",
     ),
     click.option("--lr", type=float, metavar="X", help="Of a file: the step size that was learned with it."),
     click.option("--augment", metavar="OPS", help="Of a file: the augmentation that belongs to it; kept, not used."),
@@ -211,15 +211,16 @@ def _bring_in(
 
     said = Said(pixels, labels, lr, augment)
     protocols = tuple(asked_ref(protocol(ref), ref) for ref in refs if ref != "native")
-    found = found_in(path, entry, dataset)
+    found = found_in(path, entry, dataset, options.data_root)
     data = dataset_of(found[0], path, dataset, options.data_root)
     claimed = parse_assignments(claims, "--claim accuracy=0.5")
     asked = Import(said, name or "", ipc, made_with or "", claimed, protocols)
     folders = []
     for one in found:
-        folder, notes = bring_in(one, asked, data, options)
-        folders.append(folder)
-        for text in [] if quiet else notes:
+        entered = bring_in(one, asked, data, options)
+        folders.append(entered.folder)
+        # What may make a number wrong is no talk that --quiet turns off.
+        for text in entered.warnings if quiet else [*entered.notes, *entered.warnings]:
             note(f"Note: {text}")
     return folders
 

@@ -38,7 +38,6 @@ def inspect(
 
     PATH is a run, or a file or folder that was published. Nothing in it is executed, nothing is trained.
     """
-    from ddbench.data import catalogue
     from ddbench.data.sources import load
     from ddbench.errors import DataError
     from ddbench.files import unfinished, write_atomically
@@ -47,7 +46,7 @@ def inspect(
     from ddbench.foreign.formats import choose, read
     from ddbench.runs.rundir import RunDir
 
-    info = catalogue.info(dataset) if dataset in catalogue.CATALOGUE else None
+    info = sharing.known_classes(dataset, data_root)
     file = path
     if (path / "spec.json").is_file():
         folder = RunDir.at(path)
@@ -61,7 +60,7 @@ def inspect(
     if name:
         try:
             data = load(name, data_root)
-            info, reference = data.info, Reference.of(data.train, data.info)
+            info, reference = sharing.known_classes(name, data_root), Reference.of(data.train, data.info)
         except DataError as error:
             if info is None:
                 raise
@@ -77,7 +76,8 @@ def inspect(
     print_table(_rows(found, diagnosis, [one.entry for one in sets]))
     click.echo("")
     for finding in diagnosis.findings:
-        click.echo(f"! {finding.text}." + (f" Say {finding.flag}." if finding.flag else ""))
+        asked = f", say {finding.flag}." if finding.code == "class-order" else f". Say {finding.flag}."
+        click.echo(f"! {finding.text}" + (asked if finding.flag else "."))
     if not diagnosis.findings:
         click.echo(
             "Nothing looks wrong." if reference is not None else "Nothing looks wrong; --dataset NAME tells more."
@@ -113,10 +113,12 @@ def _rows(found: Found, diagnosis: Diagnosis, entries: list[str]) -> list[tuple[
             if choice is not None
             else "",
         ),
+        ("steps", "" if found.schedule is None else f"{len(found.schedule)} of {found.schedule.shape[1]} images"),
         ("bytes", str(found.nbytes)),
         ("fits", ", ".join(diagnosis.fitting)),
         ("sha256", found.sha256),
         *((f"claims {name}", str(value)[:80]) for name, value in {**found.about, **found.claims}.items()),
+        *(("note", text) for text in found.notes),
     ]
     return [row for row in rows if row[1]]
 
@@ -129,6 +131,8 @@ def _json(found: Found, diagnosis: Diagnosis, entries: list[str]) -> dict[str, A
         "bytes": found.nbytes,
         "sha256": found.sha256,
         "lr": None if found.lr is None else found.lr.tolist(),
+        "notes": list(found.notes),
+        "steps": None if found.schedule is None else len(found.schedule),
         "claims": {**found.about, **found.claims},
         "choice": asdict(found.choice) if found.choice is not None else None,
         **asdict(diagnosis),

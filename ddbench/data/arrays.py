@@ -17,6 +17,7 @@ from torch import Tensor
 from ddbench.data.archives import ensure_space
 from ddbench.data.cache import Content
 from ddbench.data.folders import HELD_OUT
+from ddbench.data.mistaken import refuse_mistaken
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import DataError
 from ddbench.files import open_regular
@@ -40,6 +41,7 @@ def read_npz(path: Path, room: Path, class_names: tuple[str, ...] = ()) -> Conte
     `room` is a folder on the disk that has to hold the arrays; `class_names` are for a file that numbers its classes.
     Raises: DataError if the file is damaged, has other arrays, or has pickled objects.
     """
+    refuse_mistaken(path)
     try:
         with open_regular(path) as file:
             with zipfile.ZipFile(file) as archive:

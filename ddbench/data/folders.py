@@ -7,7 +7,7 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedReader
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ddbench.data.cache import Content, Progress
 from ddbench.data.catalogue import DatasetInfo
+from ddbench.data.mistaken import mistaken
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import DataError
 from ddbench.files import open_regular
@@ -95,20 +96,38 @@ def read_image_folder(
     )
 
 
-def read_class_folders(folder: Path, info: DatasetInfo | None = None) -> tuple[Tensor, Tensor, list[Path]]:
-    """The images of CLASS/..., as [N, C, H, W] uint8, their labels [N] int64, and their files.
+def class_folders(folder: Path, shown: str) -> list[str]:
+    """The names of the folders in a folder, sorted. Raises: DataError for a name that is no text."""
+    found = [entry.name for entry in visible(folder) if entry.is_dir()]
+    for name in found:
+        if printable(name, MOST_LINE) != name:
+            raise DataError(
+                f"{shown} has a class folder whose name is no text, {name!r}: it is of another encoding, or has "
+                "control characters. Rename it."
+            )
+    return found
 
-    Folders that are all numbers are class numbers; others are classes in the order of `info`, or else of their names.
+
+def read_class_folders(folder: Path, classes: Mapping[str, int] | None = None) -> tuple[Tensor, Tensor, list[Path]]:
+    """The images of CLASS/..., as [N, C, H, W] uint8, their labels [N] int64, and their files, class by class.
+
+    `classes` says which folders are read, and which class each is; else they are numbered in their order.
     Raises: DataError if there are no classes, or an image is corrupt or of another size.
     """
-    names, _ = _classes(folder, str(folder), info)
+    if classes is None:
+        classes = {name: label for label, name in enumerate(_classes(folder, str(folder), None)[0])}
+    names = sorted(classes, key=lambda name: (classes[name], name))
     reader = _Reader(folder, str(folder), None, None)
     files = _class_files(folder, names, reader)
     decoded = reader.decode(files)
-    numbers = torch.tensor([int(name) for name in names]) if all(name.isdecimal() for name in names) else None
-    labels = decoded.labels if numbers is None else numbers[decoded.labels]
+    labels = torch.tensor([classes[name] for name in names])[decoded.labels]
     images = decoded.images if decoded.colour else decoded.images[:, :1].contiguous()
     return images, labels, [path for paths in files for path in paths]
+
+
+def has_images(folder: Path) -> bool:
+    """Whether a folder has image files, in it or in folders inside it."""
+    return any(is_image(Path(name)) for _, _, names in os.walk(folder) for name in names)
 
 
 class _Reader:
@@ -210,6 +229,8 @@ class _Reader:
             )
 
     def _corrupt(self, path: Path, error: Exception) -> DataError:
+        if instead := mistaken(path):
+            return DataError(f"{self.name(path)} is {instead}")
         why = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         return DataError(f"{self.name(path)} cannot be decoded: {why}. Replace or remove the file.")
 
@@ -238,13 +259,7 @@ def _memory() -> float:
 
 def _classes(folder: Path, shown: str, info: DatasetInfo | None) -> tuple[list[str], tuple[str, ...]]:
     """The class folders in class order, and what the classes are called."""
-    found = [entry.name for entry in visible(folder) if entry.is_dir()]
-    for name in found:
-        if printable(name, MOST_LINE) != name:
-            raise DataError(
-                f"{shown} has a class folder whose name is no text, {name!r}: it is of another encoding, or has "
-                "control characters. Rename it."
-            )
+    found = class_folders(folder, shown)
     if info is not None and info.wnids:
         if missing := [wnid for wnid in info.wnids if wnid not in found]:
             raise DataError(
@@ -283,12 +298,12 @@ def _class_files(folder: Path, names: Sequence[str], reader: _Reader) -> ClassFi
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-    )
+    return sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names if is_image(Path(name)))
+
+
+def is_image(path: Path) -> bool:
+    """Whether a name is that of an image file that is read, and not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _test_files(folder: Path, names: Sequence[str], reader: _Reader, prefer_val: bool) -> tuple[ClassFiles, str]:

@@ -26,6 +26,7 @@ from ddbench.data.cache import Content, Manifest, Progress
 from ddbench.data.catalogue import CATALOGUE, DatasetInfo, canonical, info, known_copy
 from ddbench.data.dataset import Dataset, TestData
 from ddbench.data.folders import base_folder, read_image_folder
+from ddbench.data.mistaken import refuse_mistaken
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import ConfigError, DataError, DdbenchError, PluginError, closest
 from ddbench.files import open_regular, state_of
@@ -228,6 +229,7 @@ def _read(path: Path, entry: DatasetInfo | None, size: int | None, work: Path, p
     shown = str(path)
     if path.is_dir():
         return _read_folder(path, shown, entry, size, work, progress)
+    refuse_mistaken(path)
     if path.suffix.lower() == ".npz":
         _refuse_size(size)
         return read_npz(path, work, _class_names(entry))

@@ -7,7 +7,8 @@ which sets are published; without training images, with an average natural image
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -19,6 +20,7 @@ from torch import Tensor
 from ddbench.data.catalogue import CATALOGUE, DatasetInfo
 from ddbench.data.pixels import canonical_name
 from ddbench.data.tensors import DatasetTensors
+from ddbench.foreign.class_folders import first_of, imagefolder_order
 from ddbench.foreign.formats import Found
 from ddbench.rng import Rng
 
@@ -167,6 +169,7 @@ class Diagnosis:
     """What is known about a set, and what is probably wrong with it.
 
     `pixels` is the likely pixel space and `clear` whether no other comes near; `low` and `high` are over finite pixels.
+    `normalised` is what normalised images are by the statistics of the layout's project.
     """
 
     shape: tuple[int, int, int]
@@ -183,6 +186,7 @@ class Diagnosis:
     label_kind: str
     fitting: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = field(default=())
+    normalised: str = "standard"
 
     @property
     def codes(self) -> frozenset[str]:
@@ -202,6 +206,14 @@ def label_kind(labels: Tensor | None) -> str:
     # Kernel methods learn centred one-hot rows: small, and of sum near zero. Logits are neither.
     small = float(labels.abs().max()) <= 2 and float(sums.abs().max()) <= 0.5
     return "regression" if small else "logit"
+
+
+def known_kind(found: Found) -> str:
+    """What the labels of a set are: as the file or its layout says, else by their numbers."""
+    if found.ours is not None:
+        return found.ours.label_kind
+    by_layout = found.label_kind if found.labels is not None and found.labels.ndim == 2 else ""
+    return by_layout or label_kind(found.labels)
 
 
 def hard(labels: Tensor) -> Tensor:
@@ -235,13 +247,15 @@ def diagnose(
     findings = [
         *_of_numbers(finite, labels),
         *_of_shape(shape, info),
-        *_of_pixels(guess, clear, pixels, images.dtype == torch.uint8, found.ours is not None),
+        *_of_pixels(guess, clear, pixels, images.dtype == torch.uint8, found),
         *_of_classes(labels, info),
     ]
     codes = {finding.code for finding in findings}
     if known and given is not None and not codes & {"shape", "not-finite"}:
         assumed = _family(pixels) if pixels else guess
-        findings += _of_labels(whole / 255 if images.dtype == torch.uint8 else whole, given, real, assumed)
+        findings += _of_labels(whole / 255 if images.dtype == torch.uint8 else whole, given, real, assumed, info)
+    if found.doubt and not any(finding.code == "order" for finding in findings):
+        findings.append(Finding("class-order", found.doubt, "--labels imagefolder"))
     return Diagnosis(
         shape=shape,
         images=len(images),
@@ -254,10 +268,17 @@ def diagnose(
         stored="uint8" if images.dtype == torch.uint8 else "float32",
         pixels=guess,
         clear=clear,
-        label_kind=found.ours.label_kind if found.ours is not None else label_kind(labels),
+        label_kind=known_kind(found),
         fitting=fitting_datasets(shape, count),
         findings=tuple(findings),
+        normalised=_statistics(found, info),
     )
+
+
+def _statistics(found: Found, info: DatasetInfo | None) -> str:
+    """The name of the standard space with the statistics that a layout's project has, where the dataset has those."""
+    named = re.fullmatch(r"standard\(stats=(\w+)\)", found.habit)
+    return found.habit if named and info is not None and named[1] in info.statistics else "standard"
 
 
 def _guess(images: Tensor, real: Reference, *, stored_as_bytes: bool) -> tuple[Guess, bool]:
@@ -288,8 +309,8 @@ def _of_shape(shape: tuple[int, int, int], info: DatasetInfo | None) -> list[Fin
     return [Finding("shape", f"images are {shape} and those of {info.name} are {info.shape}{other}", "--dataset", True)]
 
 
-def _of_pixels(guess: Guess, clear: bool, said: str | None, stored_as_bytes: bool, ours: bool) -> list[Finding]:
-    if stored_as_bytes or ours:
+def _of_pixels(guess: Guess, clear: bool, said: str | None, stored_as_bytes: bool, found: Found) -> list[Finding]:
+    if stored_as_bytes or found.ours is not None:
         return []
     if said is not None:
         # Whitenings differ by less than methods change their images.
@@ -298,13 +319,18 @@ def _of_pixels(guess: Guess, clear: bool, said: str | None, stored_as_bytes: boo
             return [Finding("pixels", text, f"--pixels {_FLAGS[guess]}")]
         return []
     match guess:
+        case "standard" if found.whitened:
+            return [Finding("zca", "the files beside it say that its images are whitened", f"--pixels '{found.habit}'")]
         case "standard":
             return []
         case "unit" | "raw":
             return [Finding(guess, f"pixels look like {_NAMES[guess]}, not normalised", f"--pixels {guess}")]
         case _:
-            text = f"pixels look whitened ({_NAMES[guess]}): judged as normalised images, accuracy would be near chance"
-            return [Finding("zca", text, f"--pixels '{_FLAGS[guess]}'")]
+            flag = how = found.habit
+            if "zca" not in found.habit:
+                flag, how = _FLAGS[guess], _NAMES[guess]
+            text = f"pixels look whitened ({how}): judged as normalised images, accuracy would be near chance"
+            return [Finding("zca", text, f"--pixels '{flag}'")]
 
 
 def _of_classes(labels: Tensor | None, info: DatasetInfo | None) -> list[Finding]:
@@ -332,12 +358,19 @@ def _of_classes(labels: Tensor | None, info: DatasetInfo | None) -> list[Finding
     if labels.ndim == 1 or _one_hot(labels):
         missing = sorted(set(range(expected)) - present)
         if missing:
-            names = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+            called = info.class_names if info is not None else ()
+            names = ", ".join(_called(label, called) for label in missing[:5]) + (", …" if len(missing) > 5 else "")
             return [Finding("classes", f"{len(missing)} of {expected} classes have no image: {names}")]
     return []
 
 
-def _of_labels(images: Tensor, given: Tensor, real: Reference, space: Guess) -> list[Finding]:
+def _called(label: int, names: Sequence[str]) -> str:
+    """A class by its name and number."""
+    known = label < len(names) and names[label] != str(label)
+    return f"{names[label]} ({label})" if known else str(label)
+
+
+def _of_labels(images: Tensor, given: Tensor, real: Reference, space: Guess, info: DatasetInfo | None) -> list[Finding]:
     """Whether labels fit what a linear classifier of real images sees, where it could tell."""
     if int(given.min()) < 0 or int(given.max()) >= real.classes:
         return []
@@ -346,6 +379,11 @@ def _of_labels(images: Tensor, given: Tensor, real: Reference, space: Guess) -> 
     expected, seen = agreement * math.sqrt(len(given)), _agreement(scores, given) * math.sqrt(len(given))
     if expected < ENOUGH or seen > min(expected / 2, max(2.5, expected / 4)):
         return []
+    if info is not None and len(order := imagefolder_order(info)) == real.classes:
+        elsewhere = _agreement(scores, torch.tensor(order)[given]) * math.sqrt(len(given))
+        if elsewhere > max(ENOUGH, expected / 2):
+            text = f"labels fit the images in the order in which ImageFolder numbers classes, {first_of(info, order)}"
+            return [Finding("order", f"{text}, and not in that of {info.name}", "--labels imagefolder", fatal=True)]
     from scipy.optimize import linear_sum_assignment
 
     here = given.unique()
@@ -355,8 +393,8 @@ def _of_labels(images: Tensor, given: Tensor, real: Reference, space: Guess) -> 
         renamed[given == here[row]] = int(column)
     # With an image or two a class, some order of classes fits anything.
     told = len(given) > 2 * real.classes
-    order = told and _agreement(scores, renamed) * math.sqrt(len(given)) > max(ENOUGH, expected / 2)
-    how = "the classes seem to be in another order" if order else "they look shuffled"
+    another = told and _agreement(scores, renamed) * math.sqrt(len(given)) > max(ENOUGH, expected / 2)
+    how = "the classes seem to be in another order" if another else "they look shuffled"
     return [Finding("shuffled", f"labels do not fit the images: {how}")]
 
 

@@ -1,17 +1,11 @@
-"""Files that others published, as tensors: what is in them, and nothing about what the numbers mean.
-
-Pickles are opened by torch's restricted loader, which makes tensors and plain values and calls nothing.
-"""
+"""Files that others published, as tensors: what is in them, and nothing about what the numbers mean."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,34 +17,45 @@ from torch import Tensor
 
 from ddbench import synthetic as sets
 from ddbench.data.catalogue import DatasetInfo
-from ddbench.data.folders import read_class_folders
+from ddbench.data.folders import class_folders, has_images, is_image, read_class_folders, visible
 from ddbench.errors import DataError
-from ddbench.fields import MOST_COUNT
-from ddbench.files import not_regular, open_regular, sha256_of
+from ddbench.files import open_regular, sha256_of
+from ddbench.foreign import class_folders as folders
+from ddbench.foreign.claims import claims_of
+from ddbench.foreign.pairs import Group, Pair, groups
+from ddbench.foreign.pickles import refuse_bomb, require_file, trusting, unpickle
+from ddbench.foreign.values import (
+    READS,
+    images_of,
+    is_array,
+    labels_of,
+    may_be_numbers,
+    rate_of,
+    refuse_repeats,
+    tensor_of,
+)
 from ddbench.synthetic import SyntheticSet, origin
 from ddbench.text import printable
 
-READS = (
-    "Read are: .safetensors; .pt of the DC layout {'data': [[images, labels], …]}; images_*.pt with labels_*.pt, in "
-    "shards too; .npz with images and labels; .npy of uint8; a folder with one folder of images per class."
-)
-IMAGE_KEYS = ("images", "image_syn", "x", "x_train", "train_images", "data")
-LABEL_KEYS = ("labels", "label_syn", "y", "y_train", "train_labels", "targets", "label")
+IMAGE_KEYS = (
+    "images", "image_syn", "x", "x_train", "train_images", "data", "image", "syn_images", "synthetic_images",
+    "images_syn", "x_syn", "coreset_images", "x_proto", "imgs", "img", "inputs",
+)  # fmt: skip
+LABEL_KEYS = (
+    "labels", "label_syn", "y", "y_train", "train_labels", "targets", "label", "syn_labels", "synthetic_labels",
+    "labels_syn", "y_syn", "coreset_labels", "y_proto", "target", "soft_labels",
+)  # fmt: skip
 LR_KEYS = ("lr", "syn_lr", "lr_syn", "recipe.lr")
 PICKLES = (".pt", ".pth", ".pkl", ".pickle")
-MTT_FILE = re.compile(r"images_?(?P<tag>.*)\.(?:pt|pth)")
-SHARD = re.compile(r"(?P<stem>.*?)[_-]?(?:shard|part)?[_-]?(?P<number>\d+)[_-]of[_-](?P<count>\d+)")
-NAMED_SHARD = re.compile(r"(?P<stem>.*?)[_-]?(?:shard|part)[_-]?(?P<number>\d+)")
 DC = "pt of the DC layout"
+DD = "steps of Dataset Distillation"
 MTT = "pt files of the MTT family"
+FREPO = "npz of FRePo"
 FOLDER = "folder of images"
 HEADER_FILE = "ddbench.json"  # beside the class folders of an exported set
-MOST_CLASSES = 100_000  # five times those of the largest image dataset
-MOST_CLAIM = 2000  # characters of a claim that are kept
-MOST_CLAIMS = 100
-MOST_DEPTH = 8  # of values inside values in a claim
-# What a file may become in memory for each of its bytes: half precision doubles, deflate shrinks one colour a lot.
-EXPANDS, EXPANDS_PACKED, SMALL = 16, 250, 64 << 20
+SUFFIXES = (".safetensors", ".npz", ".npy", *PICKLES)
+MOST_FILES = 1000  # looked at in a folder, and
+MOST_OPENED = 8  # opened to see which of them is a set
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +65,9 @@ class Found:
     Shapes: images [N, C, H, W], float32 or uint8; labels [N] int64, [N, K] float32, or None where there are none.
     `entry` names the set inside the file. `claims` is whatever else its maker wrote there. `ours` is the whole set
     where ddbench wrote the file, which then says itself what its numbers mean, with `about` where it came from.
+    `schedule` [T, B] are the images of each step, where the file has steps. What a layout is known to mean where its
+    numbers leave it open: `label_kind` of rows, the pixel space `habit` that its project has, and that images are
+    `whitened`. `notes` are sentences for a person, `doubt` one about the order of its classes.
     """
 
     images: Tensor
@@ -71,13 +79,22 @@ class Found:
     claims: Mapping[str, Any] = field(default_factory=dict)
     ours: SyntheticSet | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Tensor | None = None
+    label_kind: str = ""
+    habit: str = ""
+    whitened: bool = False
+    notes: tuple[str, ...] = ()
+    doubt: str = ""
+    # What files are called in the digest, where their own names do not tell sets apart.
+    called: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
         """The digest of the file, or of the names and contents of several."""
         if len(self.files) == 1:
             return sha256_of(self.files[0])
-        lines = "".join(f"{path.name} {sha256_of(path)}\n" for path in self.files)
+        names = self.called or tuple(path.name for path in self.files)
+        lines = "".join(f"{name} {sha256_of(path)}\n" for name, path in zip(names, self.files, strict=True))
         return hashlib.sha256(lines.encode()).hexdigest()
 
     @property
@@ -108,7 +125,7 @@ def read(path: Path, info: DatasetInfo | None = None) -> list[Found]:
         raise DataError(f"there is no file {path}.")
     if path.is_dir():
         return _read_folder(path, info)
-    _require_regular(path)
+    require_file(path)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return [_read_safetensors(path)]
@@ -117,15 +134,8 @@ def read(path: Path, info: DatasetInfo | None = None) -> list[Found]:
     if suffix == ".npy":
         return [_read_npy(path)]
     if suffix in PICKLES:
-        if MTT_FILE.fullmatch(path.name):
-            return _read_mtt(path.parent, only=path)
-        return _read_pt(path)
+        return _read_pt(path) if Pair.of(path) is None else _read_pairs(path.parent, only=path)
     raise DataError(f"{path} is no set that ddbench reads: its name ends in {suffix or 'nothing'!r}. {READS}")
-
-
-def _require_regular(path: Path) -> None:
-    if why := not_regular(path):
-        raise DataError(f"{path} cannot be read: {why}.")
 
 
 def choose(found: Sequence[Found], entry: str | None, shown: Path) -> list[Found]:
@@ -149,25 +159,98 @@ def choose(found: Sequence[Found], entry: str | None, shown: Path) -> list[Found
 
 
 def _read_folder(folder: Path, info: DatasetInfo | None) -> list[Found]:
-    if any(MTT_FILE.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_file()):
-        return _read_mtt(folder)
+    place = _innermost(folder)
+    if pairs := _read_pairs(place):
+        return pairs
+    ours = (place / HEADER_FILE).is_file()
+    names = class_folders(place, str(folder))
+    if ours or info is not None:
+        # Classes are known by their names, so that a folder of something else does not count as one.
+        names = [name for name in names if has_images(place / name)]
+    few = len(names) < 2 and not ours and info is None
+    if few or not any(has_images(place / name) for name in names):
+        return _read_files(folder, len(names))
     try:
-        images, labels, files = read_class_folders(folder, info)
+        return [_read_class_folders(place, folders.number(names, info, str(folder), ours=ours), ours=ours)]
+    except DataError:
+        # Pictures to look at lie beside a set, in folders of their own.
+        if any(_is_candidate(place, entry) and "label" not in entry.name for entry in place.iterdir()):
+            return _read_files(folder, len(names))
+        raise
+
+
+def _innermost(folder: Path) -> Path:
+    """Where the classes of a folder begin, one folder down as long as there is a single one without images in it."""
+    while not (folder / HEADER_FILE).is_file():
+        inside = [entry for entry in visible(folder) if entry.is_dir()]
+        if len(inside) != 1 or not any(entry.is_dir() for entry in visible(inside[0])):
+            break
+        if any(
+            is_image(entry) or entry.suffix.lower() in SUFFIXES for entry in (*visible(folder), *visible(inside[0]))
+        ):
+            break
+        folder = inside[0]
+    return folder
+
+
+def _read_class_folders(folder: Path, numbering: folders.Numbering, *, ours: bool) -> Found:
+    try:
+        images, labels, files = read_class_folders(folder, numbering.classes)
     except DataError as error:
         raise DataError(f"{error} {READS}") from None
-    found = Found(images, labels, None, FOLDER, folder.resolve().name, tuple(files))
+    # Version 0.1 numbered such a set by position, so it is another set than the one that was judged then.
+    called = tuple(path.relative_to(folder).as_posix() for path in files) if numbering.gaps else ()
+    name = folder.resolve().name
+    found = Found(
+        images, labels, None, FOLDER, name, tuple(files), notes=numbering.notes, doubt=numbering.doubt, called=called
+    )
+    if not ours:
+        return found
     beside = folder / HEADER_FILE
-    if not beside.is_file():
-        return [found]
-    _require_regular(beside)
+    require_file(beside)
     header = _json(beside, beside.read_text(encoding="utf-8", errors="replace"))
     # Pixels were rounded to bytes and labels to classes: of the description, the pixel space and the recipe are left.
     kept = {**header, "label_kind": "class", "decode": "none"}
     tensors = {"images": images, "labels": labels}
     if "lr" in header:
-        tensors["recipe.lr"] = _rate(beside, header["lr"])
+        tensors["recipe.lr"] = rate_of(beside, header["lr"])
     whole = sets.assemble(kept, tensors, str(beside))
-    return [replace(found, lr=whole.recipe.lr, ours=whole, about=origin(header["about"]))]
+    return replace(found, lr=whole.recipe.lr, ours=whole, about=origin(header["about"]))
+
+
+def _read_files(folder: Path, class_count: int) -> list[Found]:
+    """The one set among the files in a folder, and in those in it."""
+    places = _places(folder)
+    if not places:
+        raise DataError(
+            f"{folder} has {class_count} class folders, and at least two are needed; nor is there another file that "
+            f"could be a set. {READS}"
+        )
+    if len(places) == 1:
+        return read(places[0])
+    sets_in = {}
+    for place in places if len(places) <= MOST_OPENED else []:
+        with contextlib.suppress(DataError):
+            sets_in[place] = read(place)
+    whole = [found for found in sets_in.values() if any(one.labels is not None for one in found)]
+    if len(whole) == 1:
+        return whole[0]
+    names = [str(place.relative_to(folder)) for place in places]
+    some = ", ".join(names[:MOST_OPENED]) + (", …" if len(names) > MOST_OPENED else "")
+    which = "Say which is meant" if whole or len(places) > MOST_OPENED else "None of them is a set by itself"
+    raise DataError(f"{folder} has {len(names)} files that could be sets: {some}. {which}: give its path. {READS}")
+
+
+def _places(folder: Path) -> list[Path]:
+    """The files in a folder, and in those in it, that could be sets; of pairs of files, their folder."""
+    files = [path for path in itertools.islice(sorted(folder.rglob("*")), MOST_FILES) if _is_candidate(folder, path)]
+    paired = {path.parent for path in files if (pair := Pair.of(path)) is not None and pair.labels is not None}
+    return sorted(paired | {path for path in files if path.parent not in paired})
+
+
+def _is_candidate(folder: Path, path: Path) -> bool:
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
 
 
 def _read_safetensors(path: Path) -> Found:
@@ -187,12 +270,12 @@ def _read_safetensors(path: Path) -> Found:
 
 def _read_npz(path: Path) -> Found:
     with _careful(path), open_regular(path) as file:
-        _refuse_bomb(path, file)
+        refuse_bomb(path, file)
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     if "ddbench" in arrays:
         header = _json(path, str(arrays.pop("ddbench")))
-        tensors = {name: _tensor(path, value) for name, value in arrays.items()}
+        tensors = {name: tensor_of(path, value) for name, value in arrays.items()}
         if "images" not in tensors or tensors["images"].ndim != 4:
             raise DataError(f"{path} calls itself a set of ddbench, and has no images [N, H, W, C].")
         tensors["images"] = tensors["images"].permute(0, 3, 1, 2).contiguous()
@@ -216,7 +299,7 @@ def _read_npy(path: Path) -> Found:
 
 
 def _read_pt(path: Path) -> list[Found]:
-    value = _unpickle(path)
+    value = unpickle(path)
     if isinstance(value, Mapping) and isinstance(value.get("ddbench"), str):
         header = _json(path, value["ddbench"])
         beside = value.get("tensors", {})
@@ -225,123 +308,169 @@ def _read_pt(path: Path) -> list[Found]:
         pair = _of_pair(path, next(iter(value["data"]), None), "0", {})
         if pair.labels is None:
             raise DataError(f"{path} calls itself a set of ddbench, and has no labels.")
-        tensors = {"images": pair.images, "labels": pair.labels, **{k: _tensor(path, v) for k, v in beside.items()}}
+        tensors = {"images": pair.images, "labels": pair.labels, **{k: tensor_of(path, v) for k, v in beside.items()}}
         return [_own(path, "pt", sets.assemble(header, tensors, str(path)), header.get("about", {}))]
-    if isinstance(value, Mapping) and isinstance(value.get("data"), list | tuple):
-        pairs = list(value["data"])
+    if isinstance(value, Mapping) and _has_pairs(value):
+        pairs = [value["data"]] if _is_pair(value["data"], 2) else list(value["data"])
         if not pairs:
             raise DataError(f"{path} has an empty list 'data', so there is no set in it. {READS}")
-        claims = _claims({name: part for name, part in value.items() if name != "data"})
-        _refuse_repeats(path, pairs)
-        return [_of_pair(path, pair, str(number), claims) for number, pair in enumerate(pairs)]
+        claims = claims_of({name: part for name, part in value.items() if name != "data"})
+        return _of_pairs(path, pairs, claims)
     if isinstance(value, Mapping):
         return [_of_mapping(path, "pt", value)]
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and value:
+        if all(_is_pair(step, 3) for step in value):
+            return [_of_steps(path, value)]
+        if all(_is_pair(pair, 2) for pair in value):
+            return _of_pairs(path, value, {})
         return [_of_pair(path, value, "0", {})]
-    if isinstance(value, Tensor):
+    if is_array(value):
         return [_found(path, "pt", "0", value, None, None, (path,), {})]
     raise DataError(f"{path} holds a {type(value).__name__}, and no images. {READS}")
 
 
+def _has_pairs(value: Mapping[str, Any]) -> bool:
+    """Whether the entry 'data' has sets, rather than images whose labels are another entry."""
+    data = value.get("data")
+    if not isinstance(data, list | tuple):
+        return False
+    return not any(name in value for name in LABEL_KEYS) or any(isinstance(part, list | tuple) for part in data)
+
+
+def _of_pairs(path: Path, pairs: Sequence[Any], claims: Mapping[str, Any]) -> list[Found]:
+    refuse_repeats(path, [part for pair in pairs if isinstance(pair, list | tuple) for part in pair])
+    return [_of_pair(path, pair, str(number), claims) for number, pair in enumerate(pairs)]
+
+
+def _is_pair(value: Any, length: int) -> bool:
+    """Whether a value is images with as much beside them as makes `length`, rather than rows of a list."""
+    return isinstance(value, list | tuple) and len(value) == length and is_array(value[0]) and value[0].ndim >= 3
+
+
+def _of_steps(path: Path, steps: Sequence[Any]) -> Found:
+    """What Dataset Distillation writes: for each step, its images, their labels and its step size.
+
+    Source: Wang et al., arXiv 1811.10959. A batch that is seen again is kept once.
+    """
+    refuse_repeats(path, [part for step in steps for part in step])
+    batches: list[tuple[Tensor, Tensor]] = []
+    seen, rates = [], []
+    for images, labels, rate in steps:
+        x = images_of(path, images)
+        batch = x, labels_of(path, labels, len(x))
+        known = (number for number, other in enumerate(batches) if all(map(torch.equal, batch, other)))
+        seen.append(next(known, len(batches)))
+        batches += [batch] if seen[-1] == len(batches) else []
+        rates.append(rate_of(path, rate))
+    if len({(x.shape, y.shape, x.dtype, y.dtype) for x, y in batches}) > 1 or any(rate.ndim for rate in rates):
+        raise DataError(
+            f"{path} has steps that differ in the number or shape of their images; ddbench replays none such."
+        )
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    schedule = torch.arange(len(images)).unflatten(0, (len(batches), -1))[seen]
+    count = f"{len(seen)} step{'s' if len(seen) > 1 else ''} of {schedule.shape[1]} images"
+    note = f"{count}, each with its step size: --protocol dd takes just these"
+    return Found(
+        images, labels, torch.stack(rates), DD, "0", (path,), schedule=schedule, habit="standard(stats=dd)",
+        notes=(note,),
+    )  # fmt: skip
+
+
 def _of_pair(path: Path, pair: Any, entry: str, claims: Mapping[str, Any]) -> Found:
     if not isinstance(pair, list | tuple) or len(pair) not in (2, 3):
-        raise DataError(f"{path}: entry {entry} is not a pair of images and labels. {READS}")
+        what = f"a list of {len(pair)}" if isinstance(pair, list | tuple) else f"a {type(pair).__name__}"
+        raise DataError(f"{path}: entry {entry} is not a pair of images and labels, but {what}. {READS}")
     lr = pair[2] if len(pair) == 3 else None
     return _found(path, DC, entry, pair[0], pair[1], lr, (path,), claims)
 
 
 def _of_mapping(path: Path, layout: str, parts: Mapping[str, Any]) -> Found:
-    def first(names: Sequence[str]) -> str | None:
-        return next((name for name in names if name in parts and _is_array(parts[name])), None)
+    spelt = {str(name).lower(): name for name in reversed(list(parts))}
+
+    def first(names: Sequence[str]) -> Any:
+        return next((spelt[name] for name in names if name in spelt and may_be_numbers(parts[spelt[name]])), None)
 
     images, labels, lr = first(IMAGE_KEYS), first(LABEL_KEYS), first(LR_KEYS)
     if images is None:
         raise DataError(f"{path} has {', '.join(map(str, parts)) or 'nothing'} in it, and no images. {READS}")
     used = {images, labels, lr}
-    claims = _claims({name: value for name, value in parts.items() if name not in used})
-    rate = parts.get(lr) if lr else next((parts[n] for n in LR_KEYS if isinstance(parts.get(n), float)), None)
-    return _found(path, layout, "0", parts[images], parts[labels] if labels else None, rate, (path,), claims)
+    claims = claims_of({name: value for name, value in parts.items() if name not in used})
+    rate = parts[lr] if lr else next((parts[n] for n in LR_KEYS if isinstance(parts.get(n), float)), None)
+    frepo = (layout, images, labels) == ("npz", "image", "label")
+    found = _found(
+        path, FREPO if frepo else layout, "0", parts[images], None if labels is None else parts[labels], rate, (path,),
+        claims,
+    )  # fmt: skip
+    if frepo:
+        return replace(found, habit="frepo-zca(reg=0.1)", label_kind="regression")
+    others = [str(name) for name, value in parts.items() if name not in used and _rows(value) == len(found.images)]
+    if found.labels is None and others:
+        note = f"{others[0]!r} has one row for each image and could be the labels; under the name 'labels' it is read"
+        return replace(found, notes=(note,))
+    return found
 
 
-def _read_mtt(folder: Path, only: Path | None = None) -> list[Found]:
+def _rows(value: Any) -> int:
+    if is_array(value):
+        return int(value.shape[0]) if value.ndim else 0
+    return len(value) if isinstance(value, list | tuple) else 0
+
+
+def _read_pairs(folder: Path, only: Path | None = None) -> list[Found]:
     """`images_TAG.pt` with `labels_TAG.pt`, and `lr_TAG.pt` where it is; shards of one set are joined."""
-    tags = {}
-    for entry in sorted(folder.iterdir()):
-        match = MTT_FILE.fullmatch(entry.name)
-        if match and entry.is_file():
-            tags[match["tag"]] = entry
-    groups = _shards(folder, tags)
-    if only is not None:
-        groups = {name: paths for name, paths in groups.items() if only in paths}
-    return [_join(folder, name, paths) for name, paths in groups.items()]
+    return [found for group in groups(folder, only) for found in _of_group(folder, group)]
 
 
-def _shards(folder: Path, tags: Mapping[str, Path]) -> dict[str, list[Path]]:
-    """Which files make one set: those called i-of-n or shard i, and those numbered 0, 1, 2, … without a gap.
+def _of_group(folder: Path, group: Group) -> list[Found]:
+    first = group.pairs[0]
+    if any(pair.labels is not None for pair in group.pairs):
+        return [_join(folder, group)]
+    if len(group.pairs) > 1:
+        return [replace(_join(folder, group), notes=(*group.notes, _without_labels(first)))]
+    # The file may have its labels in it.
+    whole = _read_pt(first.path)
+    if len(whole) > 1 or whole[0].labels is not None:
+        return whole
+    # Other names than MTT's were files like any other in version 0.1, and the entry is part of a run's id.
+    entry = group.name if first.path.name.startswith("images") else whole[0].entry
+    return [replace(whole[0], entry=entry, notes=(*whole[0].notes, *group.notes, _without_labels(first)))]
 
-    Other numbers are steps of condensation: each is a set of its own.
-    """
-    groups: dict[str, dict[int, Path]] = {}
-    counts: dict[str, int] = {}
-    alone = {}
-    for tag, path in tags.items():
-        match = SHARD.fullmatch(tag) or NAMED_SHARD.fullmatch(tag)
-        if match is None:
-            alone[tag] = path
-            continue
-        name = match["stem"] or "whole"
-        groups.setdefault(name, {})[int(match["number"])] = path
-        if "count" in match.groupdict():
-            counts[name] = int(match["count"])
-    numbers = sorted(int(tag) for tag in alone if tag.isdigit())
-    if len(numbers) > 1 and numbers == list(range(len(numbers))):
-        plain = {int(tag): alone.pop(tag) for tag in list(alone) if tag.isdigit()}
-        groups["whole"] = plain
-    for name, shards in groups.items():
-        first = min(shards)
-        wanted = range(first, first + counts.get(name, len(shards)))
-        missing = sorted(set(wanted) - set(shards))
-        if missing or first > 1:
-            lost = missing[0] if missing else 0
+
+def _without_labels(pair: Pair) -> str:
+    return f"{pair.labels_name} is not beside {pair.path.name}; if it was published, fetch it too"
+
+
+def _join(folder: Path, group: Group) -> Found:
+    parts, files, rate = [], [pair.path for pair in group.pairs], group.rate
+    labelled = any(pair.labels is not None for pair in group.pairs)
+    for pair in group.pairs:
+        labels = pair.labels
+        if labels is None and labelled:
             raise DataError(
-                f"{folder} has {len(shards)} shards of the images of {name!r}, and shard {lost} is missing. A part of "
-                "a set is another set; fetch the rest."
+                f"{pair.path} has no {pair.labels_name} beside it, and images without labels train nobody. Fetch it "
+                "too."
             )
-    ordered = sorted(alone, key=lambda tag: (not tag.isdigit(), int(tag) if tag.isdigit() else 0, tag))
-    joined = {name: [shards[number] for number in sorted(shards)] for name, shards in sorted(groups.items())}
-    return joined | {tag or "only": [alone[tag]] for tag in ordered}
-
-
-def _join(folder: Path, name: str, paths: Sequence[Path]) -> Found:
-    parts, files, lr = [], list(paths), None
-    for path in paths:
-        labels_path = path.with_name(path.name.replace("images", "labels", 1))
-        if not labels_path.is_file():
-            raise DataError(
-                f"{path} has no {labels_path.name} beside it, and images without labels train nobody. Fetch it too."
-            )
-        files.append(labels_path)
-        parts.append(_found(path, MTT, name, _unpickle(path), _unpickle(labels_path), None, (path,), {}))
+        files += [] if labels is None else [labels]
+        taught = None if labels is None else unpickle(labels)
+        parts.append(_found(pair.path, MTT, group.name, unpickle(pair.path), taught, None, (pair.path,), {}))
     if len({part.images.shape[1:] for part in parts}) > 1 or len({_row(part) for part in parts}) > 1:
-        raise DataError(f"the shards of {name!r} in {folder} do not belong together: their shapes or labels differ.")
-    lr_path = next((p for p in _lr_files(folder, name) if p.is_file()), None)
-    if lr_path is not None:
-        files.append(lr_path)
-        lr = _rate(lr_path, _unpickle(lr_path))
+        raise DataError(
+            f"the shards of {group.name!r} in {folder} do not belong together: their shapes or labels differ."
+        )
+    lr = None
+    if rate is not None:
+        files.append(rate)
+        lr = rate_of(rate, unpickle(rate))
     joined = torch.cat([part.images for part in parts])
-    labels = torch.cat([part.labels for part in parts if part.labels is not None])
-    return Found(joined, labels, lr, MTT, name, tuple(files))
-
-
-def _lr_files(folder: Path, name: str) -> list[Path]:
-    tag = "" if name in ("whole", "only") else f"_{name}"
-    stems = (f"lr{tag}", f"syn_lr{tag}", f"lr_syn{tag}", "lr", "syn_lr")
-    return [folder / f"{stem}{suffix}" for stem in stems for suffix in (".pt", ".pth")]
+    targets = torch.cat([part.labels for part in parts if part.labels is not None]) if labelled else None
+    habit = "zca(eps=0.1)" if group.whitened else ""
+    return Found(
+        joined, targets, lr, MTT, group.name, tuple(files), habit=habit, whitened=group.whitened, notes=group.notes
+    )
 
 
 def _row(part: Found) -> tuple[Any, ...]:
-    assert part.labels is not None
-    return (*part.labels.shape[1:], part.labels.dtype)
+    return () if part.labels is None else (*part.labels.shape[1:], part.labels.dtype)
 
 
 def _own(path: Path, layout: str, whole: SyntheticSet, about: Mapping[str, Any]) -> Found:
@@ -358,123 +487,9 @@ def _found(
     files: tuple[Path, ...],
     claims: Mapping[str, Any],
 ) -> Found:
-    x = _images(path, _tensor(path, images))
-    y = None if labels is None else _labels(path, _tensor(path, labels), len(x))
-    return Found(x, y, None if lr is None else _rate(path, lr), layout, entry, files, claims)
-
-
-def _images(path: Path, images: Tensor) -> Tensor:
-    """[N, C, H, W], float32 or uint8, from any common order of axes."""
-    if images.ndim == 5:
-        images = images.flatten(0, 1)
-    if images.ndim == 3:
-        images = images[:, None]
-    shape = tuple(images.shape)
-    if images.ndim != 4 or not images.numel():
-        raise DataError(f"{path} has images of shape {shape}; expected are [N, C, H, W] or [N, H, W, C]. {READS}")
-    first, last = shape[1] in (1, 3), shape[3] in (1, 3)
-    if not first and not last:
-        raise DataError(f"{path} has images of shape {shape}, of which no axis is 1 or 3 channels. {READS}")
-    if not first:
-        images = images.permute(0, 3, 1, 2)
-    if images.is_complex() or images.dtype == torch.bool:
-        raise DataError(f"{path} has images of {images.dtype}; pixels are real numbers.")
-    if images.is_floating_point():
-        return images.detach().float().contiguous()
-    if int(images.min()) < 0 or int(images.max()) > 255:
-        raise DataError(
-            f"{path} has whole-numbered images from {int(images.min())} to {int(images.max())}; bytes are 0 to 255."
-        )
-    return images.to(torch.uint8).contiguous()
-
-
-def _labels(path: Path, labels: Tensor, count: int) -> Tensor:
-    """[N] int64 or [N, K] float32."""
-    if labels.ndim > 1 and labels.shape[0] != count and labels.shape[:2].numel() == count:
-        labels = labels.flatten(0, 1)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim not in (1, 2) or len(labels) != count:
-        raise DataError(f"{path} has labels of shape {tuple(labels.shape)} for {count} images; one row each is needed.")
-    if labels.is_complex():
-        raise DataError(f"{path} has labels of {labels.dtype}; classes are whole numbers.")
-    if labels.ndim == 2:
-        return labels.detach().float().contiguous()
-    whole = not labels.is_floating_point() or bool((torch.isfinite(labels) & (labels == labels.round())).all())
-    if not whole:
-        raise DataError(f"{path} has labels that are neither whole numbers nor one row of numbers an image.")
-    if not len(labels) or abs(int(labels.min())) > MOST_CLASSES or int(labels.max()) > MOST_CLASSES:
-        shown = f"from {int(labels.min())} to {int(labels.max())}" if len(labels) else "of no image"
-        raise DataError(f"{path} has labels {shown}; classes are counted from 0, and no dataset has {MOST_CLASSES}.")
-    return labels.detach().long().contiguous()
-
-
-def _rate(path: Path, value: Any) -> Tensor:
-    rate = _tensor(path, value).detach()
-    if rate.is_complex():
-        raise DataError(f"{path} has a step size of {rate.dtype}; it is a real number.")
-    rate = rate.float().squeeze()
-    if rate.ndim > 1 or not rate.numel():
-        raise DataError(f"{path} has a step size of shape {tuple(rate.shape)}; it is one number, or one for each step.")
-    return rate
-
-
-def _tensor(path: Path, value: Any) -> Tensor:
-    """Numbers of a kind that torch computes with, no more of them than the file has.
-
-    A file can hold one number and a shape of millions, or a tensor that is a description and no numbers.
-    """
-    if isinstance(value, Tensor):
-        if value.is_nested or value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            what = "nested" if value.is_nested else "quantised" if value.is_quantized else str(value.layout)
-            raise DataError(
-                f"{path} has a tensor that is no plain array of numbers on the CPU ({what}, {value.device.type}). Ask "
-                "its maker for plain tensors."
-            )
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise DataError(
-                f"{path} has a tensor of shape {tuple(value.shape)} and numbers for a part of it only, which are "
-                "repeated. Ask its maker for a file with all of them."
-            )
-        return _usual(value.detach())
-    try:
-        array = np.asarray(value)
-        if array.dtype == object or array.dtype.kind not in "biufc":
-            raise TypeError(f"values of type {array.dtype}")
-        native = np.ascontiguousarray(array).reshape(array.shape).astype(array.dtype.newbyteorder("="))
-        return _usual(torch.from_numpy(native))
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise DataError(f"{path} has something that is no array of numbers where one belongs ({error}).") from None
-
-
-def _usual(tensor: Tensor) -> Tensor:
-    # Of these torch has a type, and hardly any function.
-    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        return tensor.to(torch.int64)
-    usual = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return tensor.float() if tensor.is_floating_point() and tensor.dtype not in usual else tensor
-
-
-def _refuse_bomb(path: Path, file: Any) -> None:
-    """Raise DataError for an archive that would unpack to far more than its size; the file is rewound."""
-    size = path.stat().st_size
-    with zipfile.ZipFile(file) as archive:
-        whole = sum(member.file_size for member in archive.infolist())
-    file.seek(0)
-    if whole > max(SMALL, EXPANDS_PACKED * size):
-        raise DataError(f"{path} has {size} bytes and would unpack to {whole}, so it is left alone.")
-
-
-def _refuse_repeats(path: Path, pairs: Sequence[Any]) -> None:
-    """Raise DataError where a file names the same numbers again and again, so that it becomes much more than it has."""
-    parts = [part for pair in pairs if isinstance(pair, list | tuple) for part in pair if isinstance(part, Tensor)]
-    whole = sum(part.numel() * part.element_size() for part in parts)
-    if whole > max(SMALL, EXPANDS * path.stat().st_size):
-        raise DataError(f"{path} has {path.stat().st_size} bytes and would become {whole}, so it is left alone.")
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, Tensor | np.ndarray)
+    x = images_of(path, images)
+    y = None if labels is None else labels_of(path, labels, len(x))
+    return Found(x, y, None if lr is None else rate_of(path, lr), layout, entry, files, claims)
 
 
 def _json(path: Path, text: str) -> dict[str, Any]:
@@ -487,37 +502,6 @@ def _json(path: Path, text: str) -> dict[str, Any]:
     return header
 
 
-def _unpickle(path: Path) -> Any:
-    """What a torch file holds, made without calling anything that the file names."""
-    from torch.serialization import safe_globals
-
-    # numpy 1 and 2 write different names for the one function that makes a number.
-    scalar: Any = np.float64(0).__reduce__()[0]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    numbers = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8")]
-    allowed: list[Any] = [*((scalar, name) for name in names), np.dtype, *numbers]
-    _require_regular(path)
-    if zipfile.is_zipfile(path):
-        with _careful(path), open_regular(path) as file:
-            _refuse_bomb(path, file)
-    try:
-        # What an old torch wrote is warned about, and the reader cannot change it.
-        with warnings.catch_warnings(), safe_globals(allowed):
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        text = " ".join(str(error).split())
-        named = re.search(r"(?:GLOBAL|global|class|function)\s+`?([\w.]+\.[\w.]+)", text)
-        if named:
-            raise DataError(
-                f"{path} is refused: opening it would call {named[1]}. ddbench runs nothing that a foreign file names; "
-                "ask its maker for tensors only."
-            ) from None
-        raise DataError(f"{path} cannot be opened: it is damaged, half there, or no file of torch.") from None
-    except Exception:  # whatever a stranger's bytes make of torch's reader
-        raise DataError(f"{path} cannot be opened: it is damaged, half there, or no file of torch.") from None
-
-
 @contextlib.contextmanager
 def _careful(path: Path) -> Iterator[None]:
     """Turns what numpy raises on a damaged or dangerous file into a sentence."""
@@ -528,48 +512,8 @@ def _careful(path: Path) -> Iterator[None]:
     except Exception as error:  # whatever a stranger's bytes make of numpy's and Python's readers
         if "pickle" in str(error).lower():
             raise DataError(
-                f"{path} is refused: it holds pickled objects, and ddbench runs nothing that a foreign file names."
+                f"{path} is refused: it holds pickled objects, and ddbench runs nothing that a foreign file names. "
+                f"{trusting(path, 'numpy, torch', 'numpy.load(%s, allow_pickle=True)')}"
             ) from None
         why = printable(str(error), 200) or type(error).__name__
         raise DataError(f"{path} cannot be opened: it is damaged or half there ({why}).") from None
-
-
-def _claims(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What else a file says, as far as it is words and numbers."""
-    found = {}
-    for name, value in list(values.items())[:MOST_CLAIMS]:
-        plain = _plain(value, MOST_DEPTH)
-        if plain is not None:
-            text = json.dumps(plain)
-            kept = plain if len(text) <= MOST_CLAIM else text[:MOST_CLAIM] + " …"
-            found[printable(str(name), 200)] = kept
-    return found
-
-
-def _plain(value: Any, depth: int) -> Any:
-    if depth < 0:
-        return None
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, str):
-        return printable(value, MOST_CLAIM, lines=True)
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int | float):
-        return value if abs(value) <= MOST_COUNT else f"{value:.3g}" if isinstance(value, float) else "a huge number"
-    if isinstance(value, Tensor | np.ndarray):
-        few = value.ndim <= 4 and int(np.prod(value.shape)) < 64
-        return _plain(_tensor(Path(), value).tolist(), depth) if few and _readable(value) else None
-    if isinstance(value, list | tuple):
-        parts = [_plain(part, depth - 1) for part in value[:MOST_CLAIMS]]
-        return parts if all(part is not None for part in parts) else None
-    if isinstance(value, Mapping):
-        return {printable(str(name), 200): _plain(part, depth - 1) for name, part in list(value.items())[:MOST_CLAIMS]}
-    return None
-
-
-def _readable(value: Tensor | np.ndarray) -> bool:
-    try:
-        return not _tensor(Path(), value).is_complex()
-    except DataError:
-        return False

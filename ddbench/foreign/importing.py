@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +26,10 @@ from ddbench.engine.precision import usual
 from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.evaluation.plan import fit
 from ddbench.fields import MOST_COUNT
-from ddbench.foreign.diagnosis import Diagnosis, Reference, diagnose, fitting_datasets, hard
+from ddbench.foreign.diagnosis import Diagnosis, Finding, Reference, diagnose, fitting_datasets, hard
 from ddbench.foreign.exporting import FORMATS, Format, Loss, export
 from ddbench.foreign.formats import Found, choose, read
-from ddbench.foreign.terms import Said, Terms, complete, settle
+from ddbench.foreign.terms import Said, Terms, complete, in_imagefolder_order, settle
 from ddbench.plugins import names_code
 from ddbench.runs.finishing import describe, finish
 from ddbench.runs.loaded import LoadedSet, pixels_of
@@ -59,16 +59,32 @@ class Import:
     protocols: tuple[str, ...] = ()
 
 
-def found_in(path: Path, entry: str | None, dataset: str | None) -> list[Found]:
+def found_in(path: Path, entry: str | None, dataset: str | None, data_root: Path) -> list[Found]:
     """The sets of a foreign file that are meant. Raises: DataError where there are none, or a choice is needed."""
     try:
-        return choose(read(path, catalogue.CATALOGUE.get(dataset or "")), entry, path)
+        return choose(read(path, known_classes(dataset, data_root)), entry, path)
     except DataError as error:
         if path.is_dir():
             raise DataError(
                 f"{path} is not the folder of a run: it has no spec.json. Nor is it a set: {error}"
             ) from None
         raise
+
+
+def known_classes(dataset: str | None, data_root: Path) -> DatasetInfo | None:
+    """What is known of a dataset, with the names of its classes; of the catalogue, where its images are not there."""
+    if not dataset:
+        return None
+    try:
+        data = load(dataset, data_root)
+    except DataError:
+        return catalogue.CATALOGUE.get(catalogue.canonical(dataset))
+    return _named(data)
+
+
+def _named(dataset: Dataset) -> DatasetInfo:
+    """What is known of a dataset that is there: the catalogue does not have the names of all classes."""
+    return replace(dataset.info, class_names=tuple(dataset.train.classes))
 
 
 def dataset_of(found: Found, path: Path, dataset: str | None, data_root: Path) -> Dataset:
@@ -91,13 +107,23 @@ def terms_of(found: Found, said: Said, dataset: Dataset) -> tuple[Terms, Diagnos
 
     Raises: DataError where the set is spoilt or of another dataset, ConfigError where a flag is missing.
     """
-    diagnosis = diagnose(found, Reference.of(dataset.train, dataset.info), dataset.info, said.pixels)
+    info = _named(dataset)
+    meant = in_imagefolder_order(found, info) if said.labels == "imagefolder" else found
+    diagnosis = diagnose(meant, Reference.of(dataset.train, dataset.info), info, said.pixels)
     _refuse(diagnosis, said)
     return settle(found, said, diagnosis), diagnosis
 
 
-def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions) -> tuple[Path, list[str]]:
-    """The run folder of a foreign set, made if it is not there, and sentences that a person should read.
+class Entered(NamedTuple):
+    """The run folder of a foreign set, what may be wrong with the set, and what else a person may want to read."""
+
+    folder: Path
+    warnings: list[str]
+    notes: list[str]
+
+
+def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions) -> Entered:
+    """The run folder of a foreign set, made if it is not there.
 
     `runner.evaluate_run` judges it like any finished run.
     Raises: DataError where the set is spoilt or of another dataset, ConfigError where a flag is missing.
@@ -105,7 +131,8 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
     info = dataset.info
     terms, diagnosis = terms_of(found, asked.said, dataset)
     ipc, notes = _ipc(found, asked.ipc, len(dataset.train.classes))
-    notes += [f"{finding.text}." for finding in diagnosis.findings if not finding.flag or finding.code == "pixels"]
+    warnings = [text for finding in diagnosis.findings if (text := _warning(finding, asked.said))]
+    notes += [f"{note}." for note in found.notes]
     guessed = [f"{name} {terms.to_json()[name]}" for name, how in terms.sources.items() if how == "guessed"]
     notes += [f"guessed from the numbers: {', '.join(guessed)}."] if guessed else []
     spec = _spec(found, asked, dataset, terms, ipc, usual(options.device))
@@ -119,14 +146,14 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
         precision=spec.precision,
         artifacts_root=options.artifacts,
     )
-    synthetic = complete(found, terms, problem.pixels, problem.classes)
+    synthetic = complete(found, terms, problem.pixels, problem.classes, _named(dataset))
     fit(synthetic, problem)
     # Only now, so that nothing is kept of a set that was refused.
     folder = RunDir.open(options.root, spec)
     with folder.lock(), as_a_record():
         if not _whole(folder):
             _fill(folder, synthetic, problem.pixels, dataset, _imported(found, asked, terms))
-    return folder.path, notes
+    return Entered(folder.path, warnings, notes)
 
 
 def own_set(path: Path) -> tuple[Path, SyntheticSet, dict[str, Any], Path | None]:
@@ -158,7 +185,7 @@ def load_set(path: Path, said: Said, dataset: str | None, entry: str | None, dat
     if (path / SPEC).is_file():
         _, synthetic, about, store = own_set(path)
         return LoadedSet.of(synthetic, about, data_root, store)
-    several = found_in(path, entry, dataset)
+    several = found_in(path, entry, dataset, data_root)
     if len(several) > 1:
         names = ", ".join(one.entry for one in several)
         raise DataError(f"{path} holds {len(several)} sets: {names}. Say which is meant, as in --entry {names[0]}.")
@@ -169,7 +196,7 @@ def load_set(path: Path, said: Said, dataset: str | None, entry: str | None, dat
     data = dataset_of(found, path, dataset, data_root)
     terms, _ = terms_of(found, said, data)
     space = fit_pixels(terms.pixels, data.train, data.info)
-    synthetic = complete(found, terms, space, len(data.train.classes))
+    synthetic = complete(found, terms, space, len(data.train.classes), _named(data))
     return LoadedSet.of(synthetic, {**about, "dataset": data.info.name, "data": data.fingerprint}, data_root)
 
 
@@ -248,9 +275,19 @@ def _bytes(images: Tensor, diagnosis: Diagnosis, reference: Reference) -> Tensor
 def _refuse(diagnosis: Diagnosis, said: Said) -> None:
     """Stop at what no student could make sense of."""
     for finding in diagnosis.findings:
+        if finding.code == "order" and said.labels is not None:
+            continue  # whoever says what the labels are has looked
         if finding.fatal and finding.flag != f"--labels {said.labels}":
             hint = f" Say {finding.flag}." if finding.flag.startswith("--labels") else ""
+            hint = f"{hint[:-1]}, or --labels class if they are right." if finding.code == "order" else hint
             raise DataError(f"{finding.text}; no student could learn from it as it is.{hint}")
+
+
+def _warning(finding: Finding, said: Said) -> str:
+    """What to say of a finding that does not stop a set; nothing where it was answered."""
+    if finding.code == "class-order":
+        return f"{finding.text}, say {finding.flag}." if said.labels is None else ""
+    return f"{finding.text}." if not finding.flag or finding.code == "pixels" else ""
 
 
 def _ipc(found: Found, said: int | None, classes: int) -> tuple[int, list[str]]:

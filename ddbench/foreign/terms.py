@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from ddbench.config import MOST_FLOAT
+from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.pixels import PixelSpace, canonical_name
 from ddbench.errors import ConfigError, DataError
-from ddbench.foreign.diagnosis import Diagnosis, hard
+from ddbench.foreign.class_folders import imagefolder_order
+from ddbench.foreign.diagnosis import Diagnosis, hard, known_kind
 from ddbench.foreign.diagnosis import label_kind as kind_of
 from ddbench.foreign.formats import Found
 from ddbench.synthetic import Recipe, SyntheticSet
 from ddbench.text import MOST_LINE, printable
 
-LABELS = ("class", "probability", "logit", "regression", "hard", "sorted", "from-1")
+LABELS = ("class", "probability", "logit", "regression", "hard", "sorted", "from-1", "imagefolder")
 SCALES = ("unit", "raw")
 
 
@@ -31,7 +33,7 @@ class Said:
 
     `pixels` is a pixel space, or "unit" or "raw" for images from 0 to 1 or to 255 that are still to be normalised.
     `labels` is a kind of labels, or "hard" for the arg-max of rows, "sorted" for none and equally many images a class,
-    "from-1" for classes counted from 1.
+    "from-1" for classes counted from 1, "imagefolder" for classes in the order of sorted WordNet ids or class names.
     """
 
     pixels: str | None = None
@@ -86,9 +88,9 @@ def settle(found: Found, said: Said, diagnosis: Diagnosis) -> Terms:
     elif said.pixels is not None:
         scale = said.pixels if said.pixels in SCALES else "none"
         pixels, sources["pixels"] = ("standard" if scale != "none" else said.pixels), "flag"
-    elif diagnosis.pixels in ("standard", *SCALES) and diagnosis.clear:
+    elif diagnosis.pixels in ("standard", *SCALES) and diagnosis.clear and not found.whitened:
         scale = diagnosis.pixels if diagnosis.pixels in SCALES else "none"
-        pixels, sources["pixels"] = "standard", "guessed"
+        pixels, sources["pixels"] = (diagnosis.normalised if scale == "none" else "standard"), "guessed"
     else:
         wishes = [f.flag for f in diagnosis.findings if f.flag.startswith("--pixels")] or ["--pixels standard"]
         raise ConfigError(
@@ -109,9 +111,14 @@ def settle(found: Found, said: Said, diagnosis: Diagnosis) -> Terms:
     return Terms(canonical_name(str(pixels)), scale, labels, lr, augment, sources)
 
 
-def complete(found: Found, terms: Terms, space: PixelSpace, classes: int) -> SyntheticSet:
-    """The set, in its pixel space, with all that students need. Raises: DataError where its parts do not fit."""
-    recipe = found.ours.recipe if found.ours is not None else Recipe()
+def complete(
+    found: Found, terms: Terms, space: PixelSpace, classes: int, info: DatasetInfo | None = None
+) -> SyntheticSet:
+    """The set, in its pixel space, with all that students need; `info` knows the order of `--labels imagefolder`.
+
+    Raises: DataError where its parts do not fit.
+    """
+    recipe = found.ours.recipe if found.ours is not None else Recipe(schedule=found.schedule)
     lr = None if terms.lr is None else torch.tensor(terms.lr, dtype=torch.float32)
     recipe = replace(recipe, lr=lr, augment=terms.augment)
     if found.ours is not None:
@@ -121,17 +128,42 @@ def complete(found: Found, terms: Terms, space: PixelSpace, classes: int) -> Syn
     images = found.images
     if terms.scale != "none":
         images = space.forward(images / 255 if terms.scale == "raw" else images)
-    labels = _numbered(found, terms.labels, classes)
-    kind = terms.labels if labels.ndim == 2 else "class"
+    if terms.labels == "imagefolder" and info is not None:
+        labels = in_imagefolder_order(found, info).labels
+        assert labels is not None
+        kind = kind_of(labels) if labels.ndim == 2 else "class"
+    else:
+        labels = _numbered(found, terms.labels, classes)
+        kind = terms.labels if labels.ndim == 2 else "class"
     return SyntheticSet(images, labels, recipe, terms.pixels, kind)  # type: ignore[arg-type]
 
 
+def in_imagefolder_order(found: Found, info: DatasetInfo) -> Found:
+    """The set with its classes in the dataset's order, where its file has them as ImageFolder numbers them.
+
+    Raises: DataError where it has no labels, or more classes than the dataset.
+    """
+    if found.labels is None:
+        raise DataError("--labels imagefolder needs labels, and the file has none.")
+    order = torch.tensor(imagefolder_order(info))
+    if found.labels.ndim == 2:
+        if found.labels.shape[1] != len(order):
+            raise DataError(
+                f"label rows have {found.labels.shape[1]} numbers and {info.name} has {len(order)} classes."
+            )
+        return replace(found, labels=found.labels[:, order.argsort()])
+    if int(found.labels.min()) < 0 or int(found.labels.max()) >= len(order):
+        raise DataError(f"there is a class {int(found.labels.max())} and {info.name} has 0 to {len(order) - 1}.")
+    return replace(found, labels=order[found.labels])
+
+
 def _labels(found: Found, said: Said) -> tuple[str, str]:
-    known = found.ours.label_kind if found.ours is not None else kind_of(found.labels)
+    known = known_kind(found)
     if said.labels is None:
         if known == "none":
+            beside = f" ({'; '.join(found.notes)})" if found.notes else ""
             raise ConfigError(
-                "the file has no labels. If it has equally many images of each class, class by class, say "
+                f"the file has no labels{beside}. If it has equally many images of each class, class by class, say "
                 "--labels sorted."
             )
         return known, "file" if found.ours is not None else "guessed"

@@ -66,3 +66,18 @@ def test_a_size_beyond_the_memory_is_a_sentence(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(folders.np, "empty", refuse)
     with pytest.raises(DataError, match=r"Choose a smaller --size"):
         sources.add("mine", _images(tmp_path / "images"), tmp_path / "data", size=100_000)
+
+
+@pytest.mark.parametrize("name", ["set.npz", "set.tar.gz", "set.zip", "set.bin"])
+def test_a_web_page_under_the_name_of_data_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("<!DOCTYPE html><html><title>Virus scan warning</title></html>")
+    with pytest.raises(DataError, match="is a web page, not the file that its name says"):
+        sources.add("pages", tmp_path / name, tmp_path / "data")
+
+
+def test_an_image_that_is_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "0.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\n")
+    with pytest.raises(DataError, match=r"cat/0\.png of .* is a pointer of Git LFS"):
+        sources.add("pointers", tmp_path / "set", tmp_path / "data")

@@ -19,7 +19,7 @@ from ddbench import SyntheticSet
 from ddbench import synthetic as sets
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.errors import DataError
-from ddbench.foreign import formats as readers
+from ddbench.foreign.claims import claims_of
 from ddbench.foreign.formats import Found, choose, read
 from ddbench.synthetic import Recipe
 
@@ -280,9 +280,22 @@ def test_shards_that_are_missing_or_do_not_fit_are_refused(tmp_path: Path) -> No
         read(tmp_path)
 
 
-def test_images_without_their_labels_are_refused(tmp_path: Path) -> None:
+def test_images_without_their_labels_say_which_file_is_missing(tmp_path: Path) -> None:
     torch.save(images(), tmp_path / "images_best.pt")
-    with pytest.raises(DataError, match=r"no labels_best\.pt beside it"):
+    for path in (tmp_path, tmp_path / "images_best.pt"):
+        found = only(path)
+        assert (found.labels, found.entry) == (None, "best")
+        assert found.notes == ("labels_best.pt is not beside images_best.pt; if it was published, fetch it too",)
+    torch.save(images(), tmp_path / "images_other.pt")
+    torch.save(labels(), tmp_path / "labels_other.pt")
+    assert [one.labels is None for one in read(tmp_path)] == [True, False]
+
+
+def test_one_shard_without_its_labels_is_refused(tmp_path: Path) -> None:
+    for number in range(2):
+        torch.save(images()[:3], tmp_path / f"images_{number}.pt")
+    torch.save(labels()[:3], tmp_path / "labels_0.pt")
+    with pytest.raises(DataError, match=r"images_1\.pt has no labels_1\.pt beside it"):
         read(tmp_path)
 
 
@@ -296,7 +309,7 @@ def test_a_damaged_description_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_claims_are_words_and_numbers_and_not_too_many() -> None:
-    found = readers._claims({"log": [0.1] * 5000, "net": object(), "who": "us", "acc": np.float32(0.5)})
+    found = claims_of({"log": [0.1] * 5000, "net": object(), "who": "us", "acc": np.float32(0.5)})
     assert found.keys() == {"log", "who", "acc"}
     assert len(found["log"]) < 2100
 

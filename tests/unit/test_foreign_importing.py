@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from ddbench import Choice, SyntheticSet
 from ddbench import synthetic as sets
@@ -18,7 +19,7 @@ from ddbench.data.sources import load
 from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.foreign.diagnosis import Reference, diagnose
 from ddbench.foreign.formats import Found, read
-from ddbench.foreign.importing import export_run
+from ddbench.foreign.importing import export_run, terms_of
 from ddbench.foreign.terms import Said, complete, settle
 from ddbench.leaderboard import boards
 from ddbench.leaderboard.observations import collect
@@ -486,3 +487,88 @@ def test_a_board_of_imported_sets_alone_speaks_of_no_cost(workplace: Path, tmp_p
     text = boards.local_board(tmp_path / "runs")
     assert "dm‡" in text
     assert "Cost:" not in text
+
+
+def spelt(digits: Any) -> tuple[Any, torch.Tensor]:
+    """The digits under names whose order is not that of the classes, and the class of each number by that order."""
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    train = replace(digits.train, classes=names)
+    info = replace(digits.info, class_names=names)
+    order = torch.tensor(sorted(range(10), key=lambda label: names[label]))
+    return replace(digits, train=train, info=info), order
+
+
+def test_labels_in_the_order_of_imagefolder_are_told_and_put_right(digits: Any) -> None:
+    dataset, order = spelt(digits)
+    real = standard(digits)
+    assert real.labels is not None
+    found = replace(real, labels=order.argsort()[real.labels])
+    with pytest.raises(DataError, match=r"ImageFolder numbers classes, 0 eight, .* Say --labels imagefolder, or"):
+        terms_of(found, Said(), dataset)
+    terms_of(found, Said(labels="class"), dataset)
+    for rows in (False, True):
+        given = replace(found, labels=torch.eye(10)[found.labels] * 0.9 + 0.01) if rows else found
+        terms, diagnosis = terms_of(given, Said(labels="imagefolder"), dataset)
+        assert diagnosis.findings == ()
+        space = fit_pixels(terms.pixels, digits.train, digits.info)
+        whole = complete(given, terms, space, 10, dataset.info)
+        assert torch.equal(whole.hard_labels, real.labels)
+        assert whole.label_kind == ("probability" if rows else "class")
+
+
+def test_steps_of_dataset_distillation_are_taken_as_they_are(workplace: Path, tmp_path: Path, digits: Any) -> None:
+    real = standard(digits)
+    assert real.labels is not None
+    batches = [torch.arange(k, 50, 5) for k in range(2)]
+    steps = [(real.images[rows], real.labels[rows], torch.tensor(0.1 + k)) for k, rows in enumerate(batches)]
+    torch.save(steps * 2, tmp_path / "results.pth")
+    schedule = torch.arange(20).unflatten(0, (2, 10)).repeat(2, 1)
+    recipe = Recipe(lr=torch.tensor([0.1, 1.1, 0.1, 1.1]), schedule=schedule)
+    whole = SyntheticSet(real.images[torch.cat(batches)], real.labels[torch.cat(batches)], recipe, pixels="standard")
+    sets.save(whole, tmp_path / "ours.safetensors", {"dataset": "digits", "ipc": 2})
+    rest = ["--protocol", "dd", "--judge", "mlp", "--students", "2", "--runs", tmp_path / "runs", "--quiet"]
+    ours = done("evaluate", tmp_path / "ours.safetensors", *rest)
+    theirs = done("evaluate", tmp_path / "results.pth", "--dataset", "digits", "--pixels", "standard", *rest)
+    assert accuracies(theirs) == accuracies(ours)
+    assert max(accuracies(theirs)) > 0.3
+    assert theirs["imported"]["sources"]["lr"] == "file"
+    told = done("inspect", tmp_path / "results.pth", "--dataset", "digits")
+    assert (told["steps"], told["layout"]) == (4, "steps of Dataset Distillation")
+
+
+def test_a_class_that_is_missing_is_said_also_with_quiet(workplace: Path, tmp_path: Path, digits: Any) -> None:
+    for label in (0, 1, 3, 4, 5, 6, 7, 8, 9):
+        (tmp_path / "set" / str(label)).mkdir(parents=True)
+        row = int(digits.train.offsets[label])
+        Image.fromarray(digits.train.images[row, 0].numpy()).save(tmp_path / "set" / str(label) / "0.png")
+    result = ddbench(
+        "evaluate", tmp_path / "set", "--dataset", "digits", "--runs", tmp_path / "runs", *cheap(workplace)
+    )
+    assert result.exit_code == 0, result.output
+    assert "Note: 1 of 10 classes have no image: 2." in result.stderr
+    assert "1 of 10 classes have no image: 2." in ddbench("inspect", tmp_path / "set", "--dataset", "digits").stdout
+    (tmp_path / "set" / "two").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "set" / "two" / "0.png")
+    refused = ddbench("evaluate", tmp_path / "set", "--dataset", "digits", "--runs", tmp_path / "r", *cheap(workplace))
+    assert refused.exit_code == 1
+    assert "'two' is no class of it" in refused.stderr
+
+
+def test_images_alone_are_judged_by_their_order(workplace: Path, tmp_path: Path, digits: Any) -> None:
+    real = standard(digits)
+    torch.save(real.images, tmp_path / "images.pt")
+    rest = ["--dataset", "digits", "--pixels", "standard", "--runs", tmp_path / "runs", *cheap(workplace)]
+    result = ddbench("evaluate", tmp_path / "images.pt", *rest)
+    assert "no labels (labels.pt is not beside images.pt; if it was published, fetch it too)" in result.stderr
+    torch.save({"images": real.images, "labels": real.labels.tolist()}, tmp_path / "set.pt")
+    by_order = done("evaluate", tmp_path / "images.pt", "--labels", "sorted", *rest)
+    assert accuracies(by_order) == accuracies(done("evaluate", tmp_path / "set.pt", *rest))
+
+
+def test_a_set_whose_files_say_that_it_is_whitened_is_not_taken_for_normalised(tmp_path: Path, digits: Any) -> None:
+    real = standard(digits)
+    for tag in ("10", "zca_10"):
+        torch.save(real.images, tmp_path / f"images_{tag}.pt")
+    torch.save(real.labels, tmp_path / "labels_10.pt")
+    with pytest.raises(ConfigError, match=r"Say which, as in --pixels 'zca\(eps=0\.1\)'"):
+        settled(read(tmp_path)[0], digits)
