@@ -42,7 +42,7 @@ def summarise(frame: DataFrame) -> DataFrame:
     """
     import pandas as pd
 
-    groups = [Group.of(part) for _, part in frame.groupby([*TABLE, "judge", "method", *VARIANT], sort=True)]
+    groups = [group for group, _ in groups_of(frame)]
     rows = [group.row() for group in groups]
     _compare(groups, rows)
     _label(rows)
@@ -57,6 +57,11 @@ _COLUMNS = (
     "difference_random_ci95", "difference_random_provisional", "best_coreset", "difference_coreset",
     "difference_coreset_ci95", "difference_coreset_provisional", "bytes", "seconds", "cost", "failed_sets", "failed",
 )  # fmt: skip
+
+
+def groups_of(frame: DataFrame) -> list[tuple[Group, DataFrame]]:
+    """All accuracies of each row of `summarise`, and the rows of `collect` that they are from."""
+    return [(Group.of(part), part) for _, part in frame.groupby([*TABLE, "judge", "method", *VARIANT], sort=True)]
 
 
 def to_records(summary: DataFrame) -> list[dict[str, Any]]:
@@ -156,6 +161,11 @@ class Group:
         return cls(key, accuracies, {name: why for name, why in failed.items() if name not in accuracies})
 
     @property
+    def variant(self) -> str:
+        """Eight hex digits over the settings that tell variants of a method apart."""
+        return _digest({name: self.key[name] for name in VARIANT})
+
+    @property
     def set_means(self) -> Accuracies:
         return np.array([np.mean(list(students.values())) for students in self.accuracies.values()])
 
@@ -179,7 +189,7 @@ class Group:
         # The whole dataset is one set by nature: there is no other to draw.
         few_sets = len(counts) == 1 and self.key["kind"] != "ceiling"
         return self.key | {
-            "variant": _digest({name: self.key[name] for name in VARIANT}),
+            "variant": self.variant,
             "sets": len(counts),
             "students_min": min(counts, default=0),
             "students_max": max(counts, default=0),
