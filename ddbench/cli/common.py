@@ -146,6 +146,11 @@ def print_table(rows: Iterable[Sequence[Any]], headers: Sequence[str] = ()) -> N
     click.echo(tabulate(cells, headers, tablefmt=style, disable_numparse=True, maxcolwidths=widths))
 
 
+def terminal_width() -> int | None:
+    """Characters in a line of stdout; None where it is no terminal, and nothing has to fit."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def note(text: str) -> None:
     """A line on stderr. Where nobody can read it any more, it is not worth a command."""
     from ddbench.runs.observers import Patient

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ddbench.cli import Group
-from ddbench.cli.common import Folder, data_option, json_option, note, print_json, runs_option
+from ddbench.cli.common import Folder, data_option, json_option, note, print_json, runs_option, terminal_width
 
 _folder_option = click.option(
     "--leaderboards",
@@ -21,6 +21,12 @@ _folder_option = click.option(
     type=Folder(),
     help="Folder of records and tables.",
 )
+_html_option = click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the board as one page, which needs no network.",
+)
 
 
 @click.group(
@@ -30,21 +36,36 @@ _folder_option = click.option(
     homes={"add": "ddbench.cli.leaderboard:add", "build": "ddbench.cli.leaderboard:build"},
 )
 @runs_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "md", "csv", "latex", "html"]),
+    default="text",
+    show_default=True,
+    help="How the board is printed. Text fits the terminal; csv has every number.",
+)
+@_html_option
 @json_option
 @click.pass_context
-def leaderboard(ctx: click.Context, runs_root: Path, as_json: bool) -> None:
+def leaderboard(ctx: click.Context, runs_root: Path, form: str, html: Path | None, as_json: bool) -> None:
     """The board of the local runs; or the committed tables, with a command.
 
+    With --html it is a page: one file that any browser opens, to sort, to filter, and with all that is known of a row.
     Runs that are not on it, because they failed, run or were interrupted, are counted below it.
     """
     if ctx.invoked_subcommand is not None:
         return
+    from ddbench.files import write_atomically
     from ddbench.leaderboard.boards import local_board, local_summary
 
+    if html is not None:
+        write_atomically(html, local_board(runs_root, form="html").encode())
     if as_json:
         print_json(json.loads(local_summary(runs_root).to_json(orient="records")))
+    elif html is not None:
+        click.echo(str(html))
     else:
-        click.echo(local_board(runs_root))
+        click.echo(local_board(runs_root, form=form, width=terminal_width()))
     _say_what_is_missing(ctx, runs_root)
 
 
@@ -80,14 +101,21 @@ def add(paths: Sequence[Path], folder: Path, data_root: Path, as_json: bool) -> 
 
 @click.command()
 @click.option("--check", "only_check", is_flag=True, help="Write nothing; fail if a table is out of date.")
+@_html_option
 @_folder_option
 @json_option
 @click.pass_context
-def build(ctx: click.Context, only_check: bool, folder: Path, as_json: bool) -> None:
+def build(ctx: click.Context, only_check: bool, html: Path | None, folder: Path, as_json: bool) -> None:
     """Make the tables from the records."""
+    from ddbench.files import write_atomically
     from ddbench.leaderboard import boards
 
+    if only_check and html is not None:
+        raise click.UsageError("--check writes nothing, so it goes without --html.")
     found = boards.check(folder) if only_check else [str(path) for path in boards.build(folder)]
+    if html is not None:
+        write_atomically(html, boards.committed_page(folder).encode())
+        found.append(str(html))
     if as_json:
         print_json(found)
     elif found:

@@ -23,6 +23,7 @@ from ddbench.cli.common import (
     set_option,
     stack,
     students_option,
+    terminal_width,
     writable,
 )
 
@@ -239,7 +240,7 @@ def _print_results(done: Sequence[tuple[RunRecord, Path]], curve: bool) -> None:
     from ddbench.cli.curves import print_curves
     from ddbench.leaderboard.boards import board_of
 
-    click.echo(board_of([folder for _, folder in done]))
+    click.echo(board_of([folder for _, folder in done], terminal_width()))
     for record, folder in done:
         if curve:
             print_curves(record, folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,12 @@ from ddbench.errors import RunError
 from ddbench.files import sha256_of, sweep_dead, write_atomically
 from ddbench.foreign import published_sets
 from ddbench.leaderboard.observations import collect, record_file
+from ddbench.leaderboard.page.render import page_of
 from ddbench.leaderboard.published import read_published
 from ddbench.leaderboard.set_files import wrong_sets
 from ddbench.leaderboard.sheets import sheet_file, with_sheet, wrong_sheets
 from ddbench.leaderboard.statistics import summarise
-from ddbench.leaderboard.tables import Board, board, escaped
+from ddbench.leaderboard.tables import Board, board, csv_of, escaped
 from ddbench.runs.record import RunRecord, json_schema, read_record, write_record
 from ddbench.runs.rundir import EVALUATIONS, RECORD, RunDir
 from ddbench.text import budget_name, safe_name
@@ -117,42 +118,68 @@ def check(leaderboards: Path) -> list[str]:
     return differences
 
 
-def local_board(runs: Path) -> str:
-    """The boards of all finished runs below a runs folder, as text; a sentence where there is none.
+def local_board(runs: Path, *, form: str = "text", width: int | None = None) -> str:
+    """The boards of all finished runs below a runs folder, as text, md, csv, latex or html; a sentence without one.
 
     A damaged record is left out, so that it hides no other; `runs.listing.off_the_board` counts what is not shown.
+    Text fits a terminal of `width` characters, where one is given.
     """
+    if form == "html":
+        return page_of(finished(runs), lost=[])
     summary = local_summary(runs)
-    if summary.empty:
-        return f"There is no finished run under {runs} yet. `ddbench run --method dm --dataset digits` makes one."
-    return _text(summary)
+    if summary.empty and form != "csv":
+        none = f"There is no finished run under {runs} yet. `ddbench run --method dm --dataset digits` makes one."
+        return f"% {none}" if form == "latex" else none
+    return _printed(summary, form, width)
 
 
-def board_of(paths: Iterable[Path]) -> str:
-    """The boards of exactly these records or run folders, as text.
+def board_of(paths: Iterable[Path], width: int | None = None) -> str:
+    """The boards of exactly these records or run folders, as text, for a terminal of `width` characters if it is one.
 
     Raises: RunError for a path without a record and for a damaged record, naming it.
     """
-    return _text(summarise(collect(paths)))
+    return _printed(summarise(collect(paths)), "text", width)
 
 
 def local_summary(runs: Path) -> DataFrame:
     """The rows behind `local_board`, as `rank.summarise` gives them; none where there is no finished run."""
-    return summarise(collect(_finished(runs), lost=[]))
+    return summarise(collect(finished(runs), lost=[]))
 
 
-def _text(summary: DataFrame) -> str:
-    return "\n".join(item.to_text() for item in _boards(summary, read_published())).rstrip("\n")
+def committed_page(leaderboards: Path) -> str:
+    """The page of the committed records, as HTML; a pure function of records/ and published.csv.
+
+    Raises: RunError for a damaged record, naming it.
+    """
+    own = leaderboards / "published.csv"
+    sets = leaderboards / "sets"
+    return page_of(_committed(leaderboards), published=own if own.is_file() else None, sets=sets)
 
 
-def _finished(runs: Path) -> list[Path]:
+def _printed(summary: DataFrame, form: str, width: int | None) -> str:
+    if form == "csv":
+        return csv_of(summary).rstrip("\n")
+    written: dict[str, Callable[[Board], str]] = {
+        "text": lambda item: item.to_text(width),
+        "md": Board.to_markdown,
+        "latex": Board.to_latex,
+    }
+    return "\n".join(map(written[form], _boards(summary, read_published()))).rstrip("\n")
+
+
+def _committed(leaderboards: Path) -> list[Path]:
+    return sorted((leaderboards / "records").rglob("*.json"))
+
+
+def finished(runs: Path) -> list[Path]:
+    """The records of all finished runs below a runs folder."""
     return sorted(runs.glob("*/*/*/*/record.json"))
 
 
 def _generated(leaderboards: Path) -> dict[Path, str]:
     own = leaderboards / "published.csv"
     numbers = read_published(own if own.is_file() else None)
-    summary = summarise(collect(sorted((leaderboards / "records").rglob("*.json"))))
+    summary = summarise(collect(_committed(leaderboards)))
     files = {SCHEMA: json_schema(), SETS_SCHEMA: published_sets.json_schema()}
     entries = []
     for (dataset, ipc), item in zip(_keys(summary), _boards(summary, numbers), strict=True):

@@ -19,6 +19,7 @@ COLUMNS = (
 Number = TypeVar("Number", bound=Mapping[str, Any])
 PRINTED_MARKS = ("V", "C")
 ZCA = "ZCA"
+KERNEL = "krr"
 
 
 def published_file() -> Path:
@@ -75,6 +76,24 @@ def under(protocol: str, numbers: Iterable[Number]) -> list[Number]:
     """The numbers that were measured with a protocol's recipe: "dd" and "native-dd" are that of dd@1."""
     name = protocol.partition("@")[0]
     return [row for row in numbers if row["protocol"] in (name, f"native-{name}")]
+
+
+def beside(method: str, protocol: str, numbers: Iterable[Number]) -> list[Number]:
+    """The first number of a method and of each of its variants, the method's own first, from numbers of one ipc.
+
+    Numbers under other recipes where nobody published one under this; but a kernel that predicts is no network.
+    """
+    known = [row for row in numbers if belongs(row["method"], method)]
+    kin = [row for row in known if row["protocol"].startswith(KERNEL) == protocol.startswith(KERNEL)]
+    first: dict[str, Number] = {}
+    for row in under(protocol, known) or kin:
+        first.setdefault(row["method"], row)
+    return [first[label] for label in sorted(first, key=lambda name: (name != method, name))]
+
+
+def as_printed(row: Mapping[str, Any]) -> str:
+    """A number with its spread, in %, exactly as its source prints it."""
+    return str(row["accuracy"]) + (f" ± {row['spread']}" if row["spread"] else "")
 
 
 def _wrong(row: dict[str, str]) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ddbench.leaderboard.published import ZCA, belongs, printed, under
+from ddbench.leaderboard.fitting import HEAD, fit
+from ddbench.leaderboard.published import ZCA, as_printed, beside, printed
 from ddbench.text import budget, duration, percent, printable, size
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ PROVISIONAL = "†"
 IMPORTED = "‡"
 NOT_DEFINED = "not defined"
 CEILING_PROTOCOL = "full@1"
-KERNEL = "krr"
 RULE = "-----"
+_COUNTS = "sets × students"
+# What a narrow terminal does without, first to last; then other judges.
+_EXPENDABLE = ("published", "bytes", "cost", "− best coreset", _COUNTS, "− random")
 REASON_LENGTH = 48
 
 _MARKS = {
@@ -77,12 +80,15 @@ class Board:
             parts += ["## Published numbers", _PUBLISHED_INTRODUCTION, _tabulate(rows, _PUBLISHED_HEADERS, "github")]
         return "\n\n".join(parts) + "\n"
 
-    def to_text(self) -> str:
-        """For a terminal."""
+    def to_text(self, width: int | None = None) -> str:
+        """For a terminal of so many characters, if it is one: what is too wide is wrapped, then left out and named."""
         parts = []
         for table in self.tables:
-            parts += [f"{_one_line(table.title)}\n{_one_line(table.data)}", _grid(table, "simple", _one_line)]
-            parts += ["\n".join(printable(note, lines=True) for note in table.notes)] if table.notes else []
+            head = f"{_wrapped(_one_line(table.title), width)}\n{_wrapped(_one_line(table.data), width)}"
+            shown, notes = _fitted(table, width)
+            parts += [head, shown]
+            notes = [_wrapped(printable(note, lines=True), width) for note in (*table.notes, *notes)]
+            parts += ["\n".join(notes)] if notes else []
         return "\n\n".join(parts) + "\n"
 
     def to_latex(self) -> str:
@@ -107,13 +113,18 @@ class Board:
 
     def to_csv(self) -> str:
         """One line per method and judge: accuracies and their spreads in % with two decimals, seconds with one."""
-        import pandas as pd
+        return csv_of(self.rows)
 
-        lines = [_csv_line(row) for row in _records(self.rows)]
-        text = io.StringIO()
-        names = (*_EXACT, *_PERCENTAGES, "best_coreset", "provisional", "bytes", "seconds", "cost", "failed")
-        pd.DataFrame(lines, columns=list(names)).to_csv(text, index=False, lineterminator="\n")
-        return text.getvalue()
+
+def csv_of(summary: DataFrame) -> str:
+    """One line per row of `statistics.summarise`: accuracies and their spreads in % with two decimals."""
+    import pandas as pd
+
+    lines = [_csv_line(row) for row in _records(summary)]
+    text = io.StringIO()
+    names = (*_EXACT, *_PERCENTAGES, "best_coreset", "provisional", "bytes", "seconds", "cost", "failed")
+    pd.DataFrame(lines, columns=list(names)).to_csv(text, index=False, lineterminator="\n")
+    return text.getvalue()
 
 
 def board(summary: DataFrame, published: DataFrame, dataset: str, ipc: int) -> Board:
@@ -183,7 +194,7 @@ def _table(
         + (f" ({first['digest'][:8]})" if say_digest else ""),
         data=f"Data {first['fingerprint']}: {first['train']} training and {first['test']} test images.",
         headers=(
-            "#", "method", *judges, "sets × students", "− random", "− best coreset", "bytes", "cost", "published",
+            "#", "method", *judges, _COUNTS, "− random", "− best coreset", "bytes", "cost", "published",
         ),
         rows=body,
         ceiling=last,
@@ -281,29 +292,18 @@ def _cost(row: Mapping[str, Any], usual: str) -> str:
 
 
 def _published_cell(ours: Mapping[str, Any], ipc: int, numbers: Sequence[Mapping[str, Any]], sources: list[str]) -> str:
-    """The first published number of the method and of each of its variants; `sources` grows by what is cited.
-
-    Numbers under other recipes appear where nobody published one under this; but a kernel that predicts is no network.
-    """
-    method = ours["method"]
-    known = [row for row in numbers if row["ipc"] == ipc and belongs(row["method"], method)]
-    first: dict[str, Mapping[str, Any]] = {}
-    kin = [row for row in known if row["protocol"].startswith(KERNEL) == ours["protocol"].startswith(KERNEL)]
-    for row in under(ours["protocol"], known) or kin:
-        first.setdefault(row["method"], row)
+    """The published numbers beside ours; `sources` grows by what is cited."""
     texts = []
-    for label in sorted(first, key=lambda name: (name != method, name)):
-        row = first[label]
+    for row in beside(ours["method"], ours["protocol"], [row for row in numbers if row["ipc"] == ipc]):
         if row["source"] not in sources:
             sources.append(row["source"])
-        variant = "" if label == method else f"{label}: "
+        variant = "" if row["method"] == ours["method"] else f"{row['method']}: "
         texts.append(f"{variant}{_as_printed(row)} ({row['protocol']}) [{sources.index(row['source']) + 1}]")
     return "; ".join(texts) if texts else "–"
 
 
 def _as_printed(row: Mapping[str, Any]) -> str:
-    spread = f" ± {row['spread']}" if row["spread"] else ""
-    return row["accuracy"] + spread + (WHITENED if row["note"].startswith(ZCA) else "")
+    return as_printed(row) + (WHITENED if row["note"].startswith(ZCA) else "")
 
 
 def _published_row(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -374,18 +374,50 @@ def _csv_line(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _grid(table: Table, form: str, spell: Callable[[str], str]) -> str:
-    rows: list[list[str]] = [[spell(cell) for cell in row] for row in table.rows]
-    if table.ceiling:
-        apart = [""] * len(table.headers)
-        rows += [apart if form == "github" else [RULE if i == 1 else "" for i in range(len(apart))]] if rows else []
-        rows += [[spell(cell) for cell in row] for row in table.ceiling]
+    rows = _spelled(table, "" if form == "github" else RULE, spell)
     return _tabulate(rows, [spell(header) for header in table.headers], form)
 
 
-def _tabulate(rows: Sequence[Sequence[str]], headers: Sequence[str], form: str) -> str:
+def _spelled(table: Table, rule: str, spell: Callable[[str], str]) -> list[list[str]]:
+    """All cells, with a rule between the methods and the whole dataset."""
+    rows = [[spell(cell) for cell in row] for row in table.rows]
+    apart = [rule if i == 1 else "" for i in range(len(table.headers))]
+    return rows + ([apart] if rows and table.ceiling else []) + [[spell(cell) for cell in row] for row in table.ceiling]
+
+
+def _fitted(table: Table, width: int | None) -> tuple[str, list[str]]:
+    """A table as it fits, and a note on what it leaves out."""
+    if width is None:
+        return _grid(table, "simple", _one_line), []
+    rows, headers = _spelled(table, RULE, _one_line), [_one_line(header) for header in table.headers]
+    judges = range(3, headers.index(_COUNTS))  # the first judge stays, by which the rows are ordered
+    last = [headers.index(name) for name in _EXPENDABLE if name in headers]
+    fitted = fit(headers, rows, width, [*last, *reversed(judges)])
+    shown = [[row[k] for k in fitted.columns] for row in (headers, *rows)]
+    text = _tabulate(shown[1:], shown[0], "simple", fitted.widths)
+    left_out = ", ".join(fitted.left_out)
+    return text, [f"Left out, for the width of the terminal: {left_out}. --format csv has all."] if left_out else []
+
+
+def _wrapped(text: str, width: int | None) -> str:
+    return text if width is None else textwrap.fill(text, max(width, 20))
+
+
+def _tabulate(
+    rows: Sequence[Sequence[str]], headers: Sequence[str], form: str, widths: Sequence[int] | None = None
+) -> str:
     from tabulate import tabulate
 
-    return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True)
+    if widths is None:
+        return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True)
+    return tabulate(
+        rows,
+        headers=headers,
+        tablefmt=form,
+        disable_numparse=True,
+        maxcolwidths=list(widths),
+        maxheadercolwidths=[width - HEAD for width in widths],
+    )
 
 
 def escaped(text: str, *, link: bool = False, block: bool = False) -> str:
