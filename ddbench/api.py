@@ -161,7 +161,7 @@ def evaluate(
     where = _options(device, data, runs if imported else RunDir.at(place).root, progress=progress, curve=curve)
     said = Said(pixels, labels, lr, augment)
     if imported:
-        found = found_in(place, entry, dataset)
+        found = found_in(place, entry, dataset, where.data_root)
         if len(found) > 1:
             raise DataError(f"{place} holds {len(found)} sets: {', '.join(o.entry for o in found)}. Say entry=….")
         real = dataset_of(found[0], place, dataset, where.data_root)

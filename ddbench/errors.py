@@ -34,8 +34,12 @@ class RunError(DdbenchError):
 
 
 def closest(name: str, known: "list[str] | tuple[str, ...]") -> str:
-    """The sentence "Did you mean 'x'? " for a mistyped name, or nothing where no known name is near."""
+    """The sentence "Did you mean 'x'? " for a mistyped name, or nothing where no known name is near.
+
+    Upper and lower case are alike: papers write MTT.
+    """
     from difflib import get_close_matches
 
-    near = get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"Did you mean {near[0]!r}? " if near else ""
+    lowered = {one.lower(): one for one in reversed(known)}
+    near = get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
+    return f"Did you mean {lowered[near[0]]!r}? " if near else ""

@@ -70,6 +70,19 @@ def names_code(ref: str) -> bool:
     return ref.partition(":")[0].endswith(".py")
 
 
+def named(group: str, ref: str) -> list[Plugin]:
+    """The plug-ins that `dm` or `mypaper/dm` names, as it is spelled or else in any case: papers write MTT."""
+    package, _, name = ref.rpartition("/")
+    there = [plugin for plugin in listing(group) if package in ("", plugin.package)]
+    exact = [plugin for plugin in there if plugin.name == name]
+    return exact or [plugin for plugin in there if same_name(plugin.name, name)]
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two names are the same but for upper and lower case."""
+    return one.lower() == other.lower()
+
+
 def load(group: str, ref: str) -> Loaded:
     """Import what `ref` names: `dm`, `mypaper/dm`, or `./idea.py:MyMethod`.
 
@@ -77,15 +90,13 @@ def load(group: str, ref: str) -> Loaded:
     """
     if names_code(ref):
         return _load_file(kind_of(group), ref)
-    package, _, name = ref.rpartition("/")
-    plugins = listing(group)
-    fitting = [p for p in plugins if p.name == name and package in ("", p.package)]
+    fitting = named(group, ref)
     if not fitting:
-        raise PluginError(_unknown(group, ref, [p.name for p in plugins]))
+        raise PluginError(_unknown(group, ref, [p.name for p in listing(group)]))
     if len(fitting) > 1:
         packages = " and ".join(p.package for p in fitting)
         choices = " or ".join(f"{p.package}/{p.name}" for p in fitting)
-        raise PluginError(f"{name!r} is provided by {packages}. Say which: {choices}")
+        raise PluginError(f"{ref!r} is provided by {packages}. Say which: {choices}")
     plugin = fitting[0]
     try:
         value = plugin.entry.load()

@@ -211,7 +211,7 @@ def _bring_in(
 
     said = Said(pixels, labels, lr, augment)
     protocols = tuple(asked_ref(protocol(ref), ref) for ref in refs if ref != "native")
-    found = found_in(path, entry, dataset)
+    found = found_in(path, entry, dataset, options.data_root)
     data = dataset_of(found[0], path, dataset, options.data_root)
     claimed = parse_assignments(claims, "--claim accuracy=0.5")
     asked = Import(said, name or "", ipc, made_with or "", claimed, protocols)

@@ -38,8 +38,7 @@ def inspect(
 
     PATH is a run, or a file or folder that was published. Nothing in it is executed, nothing is trained.
     """
-    from ddbench.data import catalogue
-    from ddbench.data.sources import load
+    from ddbench.data.sources import info_of, load
     from ddbench.errors import DataError
     from ddbench.files import unfinished, write_atomically
     from ddbench.foreign import importing as sharing
@@ -47,7 +46,7 @@ def inspect(
     from ddbench.foreign.formats import choose, read
     from ddbench.runs.rundir import RunDir
 
-    info = catalogue.info(dataset) if dataset in catalogue.CATALOGUE else None
+    info = info_of(dataset, data_root) if dataset else None
     file = path
     if (path / "spec.json").is_file():
         folder = RunDir.at(path)

@@ -77,6 +77,26 @@ def load(name: str, root: Path) -> Dataset:
     return dataset
 
 
+def info_of(name: str, root: Path) -> DatasetInfo | None:
+    """What is known of a dataset without its images: from the catalogue, from the data folder, or from its plug-in.
+
+    None if there is no such dataset. Raises: DataError if its manifest is damaged, PluginError if its plug-in does not
+    work.
+    """
+    known = canonical(name)
+    entry = CATALOGUE.get(known)
+    if entry is not None:
+        return entry
+    if known != "toy" and not plugins.names_code(name):
+        cache.put_back(root, known)
+        manifest = cache.find(root, known)
+        if manifest is not None:
+            return _user_info(manifest)
+        if not plugins.named(GROUP, name):
+            return None
+    return load(name, root).info
+
+
 _loaded: dict[tuple[str, str], tuple[tuple[int, ...] | None, Dataset | None]] = {}
 
 
@@ -165,9 +185,8 @@ def removable(name: str, root: Path) -> tuple[str, list[Path], Manifest | None]:
         raise ConfigError(f"{known} is built in: it takes no room in the data folder, and cannot be removed.")
     paths = cache.remains(root, known) if NAME.fullmatch(known) else []
     if not paths:
-        for plugin in plugins.listing(GROUP):
-            if plugin.name == name.rpartition("/")[2]:
-                raise ConfigError(f"{name} comes with {plugin.provided_by}, and is not in the data folder '{root}'.")
+        for plugin in plugins.named(GROUP, name):
+            raise ConfigError(f"{name} comes with {plugin.provided_by}, and is not in the data folder '{root}'.")
         there = [manifest["name"] for manifest in installed(root)]
         raise DataError(
             f"{known} is not in the data folder '{root}'. {closest(known, there)}`ddbench data list` shows what is "
@@ -383,7 +402,7 @@ def _md5(path: Path) -> str:
 def _own_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise ConfigError(f"a dataset cannot be called {name!r}: use lower-case letters, digits and dashes.")
-    if name == "toy" or any(plugin.name == name for plugin in plugins.listing(GROUP)):
+    if name == "toy" or plugins.named(GROUP, name):
         raise ConfigError(f"{name!r} is the name of a built-in dataset or of a plug-in. Choose another one.")
     return name
 
@@ -403,9 +422,7 @@ def _user_info(manifest: Manifest) -> DatasetInfo:
 
 
 def _from_plugin(name: str, root: Path) -> Dataset:
-    if not plugins.names_code(name) and name.rpartition("/")[2] not in [
-        plugin.name for plugin in plugins.listing(GROUP)
-    ]:
+    if not plugins.names_code(name) and not plugins.named(GROUP, name.rpartition("/")[2]):
         raise _absent(canonical(name), root)
     loaded = plugins.load(GROUP, name)
     try:

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from ddbench import synthetic as sets
 from ddbench.backbones import names as backbones
-from ddbench.data import catalogue
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import PixelSpace, fit_pixels
-from ddbench.data.sources import load
+from ddbench.data.sources import info_of, load
 from ddbench.engine.precision import usual
 from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.evaluation.plan import fit
@@ -59,10 +58,11 @@ class Import:
     protocols: tuple[str, ...] = ()
 
 
-def found_in(path: Path, entry: str | None, dataset: str | None) -> list[Found]:
+def found_in(path: Path, entry: str | None, dataset: str | None, data_root: Path) -> list[Found]:
     """The sets of a foreign file that are meant. Raises: DataError where there are none, or a choice is needed."""
+    info = None if dataset is None else info_of(dataset, data_root)
     try:
-        return choose(read(path, catalogue.CATALOGUE.get(dataset or "")), entry, path)
+        return choose(read(path, info), entry, path)
     except DataError as error:
         if path.is_dir():
             raise DataError(
@@ -158,7 +158,7 @@ def load_set(path: Path, said: Said, dataset: str | None, entry: str | None, dat
     if (path / SPEC).is_file():
         _, synthetic, about, store = own_set(path)
         return LoadedSet.of(synthetic, about, data_root, store)
-    several = found_in(path, entry, dataset)
+    several = found_in(path, entry, dataset, data_root)
     if len(several) > 1:
         names = ", ".join(one.entry for one in several)
         raise DataError(f"{path} holds {len(several)} sets: {names}. Say which is meant, as in --entry {names[0]}.")
