@@ -20,6 +20,7 @@ from torch import Tensor
 from ddbench.data.cache import Progress
 from ddbench.errors import DataError
 from ddbench.files import open_regular
+from ddbench.host import memory
 
 IMAGE_SUFFIXES = {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpc", ".jpx", ".webp", ".bmp", ".dib", ".gif",
@@ -93,7 +94,7 @@ class Reader:
         labels = torch.repeat_interleave(torch.arange(len(files)), torch.tensor([len(paths) for paths in files]))
         height, width = self.target or (like.images.shape[2:] if like is not None else self._size(flat[0]))
         need = 3 * len(flat) * height * width
-        if need > _memory():
+        if need > (memory() or math.inf):
             raise DataError(
                 f"{len(flat)} images of {height}x{width} pixels take {need / 1e9:.0f} GB, more than the memory has. "
                 "Choose a smaller --size."
@@ -225,15 +226,3 @@ def _turned(image: Image.Image, changes: set[str]) -> Image.Image:
     if turned is not image:
         changes.add(TURNED)
     return turned
-
-
-def _memory() -> float:
-    """Bytes that this process may have: of the machine, or less where a limit is set."""
-    try:
-        import resource
-
-        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-        whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (ImportError, ValueError, OSError):
-        return math.inf
-    return whole if soft == resource.RLIM_INFINITY else min(whole, soft)

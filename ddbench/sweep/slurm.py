@@ -47,7 +47,7 @@ GENERAL = (
 SET_UP = ("max_num_timeout", "max_pickle_size_gb", "python")
 # Before its time limit a job is told, so long that a step can end and be saved. Slurm may tell up to a minute earlier.
 WARNING_SECONDS = 120
-SIGNAL = signal.SIGUSR2
+SIGNAL: signal.Signals = getattr(signal, "SIGUSR2", signal.SIGTERM)  # Windows, which has no Slurm, has no SIGUSR2
 
 
 @dataclass(frozen=True)
