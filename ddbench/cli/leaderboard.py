@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ddbench.cli import Group
-from ddbench.cli.common import Folder, json_option, note, print_json, runs_option
+from ddbench.cli.common import Folder, json_option, note, print_json, runs_option, stack
 
 _folder_option = click.option(
     "--leaderboards",
@@ -23,29 +24,61 @@ _folder_option = click.option(
 )
 
 
+_chosen_options = stack(
+    click.option("--dataset", "datasets", multiple=True, metavar="NAME", help="Only this dataset. Repeatable."),
+    click.option(
+        "--ipc",
+        "ipcs",
+        multiple=True,
+        type=click.IntRange(0),
+        metavar="N",
+        help="Only this budget; 0 for the whole dataset. Repeatable.",
+    ),
+    click.option("--method", "methods", multiple=True, metavar="NAME", help="Only this method. Repeatable."),
+    click.option("--protocol", "protocols", multiple=True, metavar="NAME", help="Only this protocol. Repeatable."),
+    click.option(
+        "--judge",
+        "judges",
+        multiple=True,
+        metavar="NAME",
+        help="Only this judge, or all whose names begin so. Repeatable.",
+    ),
+)
+
+
 @click.group(
     cls=Group,
     short_help="The board of the local runs, and the committed tables.",
     invoke_without_command=True,
     homes={"add": "ddbench.cli.leaderboard:add", "build": "ddbench.cli.leaderboard:build"},
 )
+@_chosen_options
 @runs_option
 @json_option
 @click.pass_context
-def leaderboard(ctx: click.Context, runs_root: Path, as_json: bool) -> None:
+def leaderboard(ctx: click.Context, runs_root: Path, as_json: bool, **wanted: Sequence[Any]) -> None:
     """The board of the local runs; or the committed tables, with a command.
 
-    Runs that are not on it, because they failed, run or were interrupted, are counted below it.
+    Ranks and differences are those of the whole board, whatever part of it is chosen. Runs that are not on it, because
+    they failed, run or were interrupted, are counted below it, and damaged records are named.
     """
     if ctx.invoked_subcommand is not None:
         return
     from ddbench.leaderboard.boards import local_board, local_summary
+    from ddbench.leaderboard.chosen import Chosen
 
+    chosen, lost = Chosen(**{name: tuple(values) for name, values in wanted.items()}), list[str]()
     if as_json:
-        print_json(json.loads(local_summary(runs_root).to_json(orient="records")))
+        print_json(json.loads(local_summary(runs_root, chosen, lost).to_json(orient="records")))
     else:
-        click.echo(local_board(runs_root))
+        click.echo(local_board(runs_root, chosen, lost))
+    _name(lost)
     _say_what_is_missing(ctx, runs_root)
+
+
+def _name(lost: Sequence[str]) -> None:
+    for sentence in lost:
+        note(f"Left out: {sentence}")
 
 
 def _say_what_is_missing(ctx: click.Context, runs_root: Path) -> None:
@@ -83,11 +116,16 @@ def build(ctx: click.Context, only_check: bool, folder: Path, as_json: bool) -> 
     """Make the tables from the records."""
     from ddbench.leaderboard import boards
 
-    found = boards.check(folder) if only_check else [str(path) for path in boards.build(folder)]
+    lost: list[str] = []
+    found = boards.check(folder) if only_check else [str(path) for path in boards.build(folder, lost)]
     if as_json:
         print_json(found)
     elif found:
         click.echo("\n".join(found))
     if only_check and found:
-        note(f"Error: {len(found)} files are not what the records give. `ddbench leaderboard build` makes them again.")
+        note(
+            f"Error: {len(found)} files are damaged, or not what the records give. `ddbench leaderboard build` makes "
+            "tables again, and leaves damaged records out."
+        )
         ctx.exit(1)
+    _name(lost)

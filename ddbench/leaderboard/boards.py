@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ddbench.errors import RunError
 from ddbench.files import sha256_of, sweep_dead, write_atomically
+from ddbench.leaderboard.chosen import Chosen
 from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.published import read_published
 from ddbench.leaderboard.statistics import summarise
@@ -19,6 +20,7 @@ from ddbench.text import budget_name, safe_name
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+EVERYTHING = Chosen()
 SCHEMA = Path("schema") / "record.v1.json"
 INDEX = Path("README.md")
 
@@ -51,13 +53,13 @@ def place_of(record: RunRecord) -> Path:
     return Path("records") / safe_name(run.dataset) / budget_name(run.ipc) / name
 
 
-def build(leaderboards: Path) -> dict[Path, str]:
+def build(leaderboards: Path, lost: list[str] | None = None) -> dict[Path, str]:
     """Write every generated file of the leaderboard, remove tables of records that are gone, return what was written.
 
     Paths are relative to the leaderboard's folder. The texts are a pure function of records/ and published.csv.
-    Raises: RunError for a damaged record, naming it.
+    Raises: RunError for a damaged record, naming it; with `lost` such sentences go there, and the record is left out.
     """
-    files = _generated(leaderboards)
+    files = _generated(leaderboards, lost)
     for place in (leaderboards, *(leaderboards / part for part in ("records", "tables", "schema"))):
         sweep_dead(place, deep=place != leaderboards)
     for path, text in files.items():
@@ -70,10 +72,11 @@ def build(leaderboards: Path) -> dict[Path, str]:
 def check(leaderboards: Path) -> list[str]:
     """How the generated files differ from what the records give, one sentence or diff per file; empty when they agree.
 
-    Raises: RunError for a damaged record, naming it.
+    A damaged record is a difference too: the tables lack it.
     """
-    files = _generated(leaderboards)
-    differences = [f"{path} belongs to no record" for path in _stale(leaderboards, files)]
+    differences: list[str] = []
+    files = _generated(leaderboards, differences)
+    differences += [f"{path} belongs to no record" for path in _stale(leaderboards, files)]
     for path, expected in files.items():
         place = leaderboards / path
         if not place.is_file():
@@ -95,12 +98,16 @@ def check(leaderboards: Path) -> list[str]:
     return differences
 
 
-def local_board(runs: Path) -> str:
+def local_board(runs: Path, chosen: Chosen = EVERYTHING, lost: list[str] | None = None) -> str:
     """The boards of all finished runs below a runs folder, as text; a sentence where there is none.
 
-    A damaged record is left out, so that it hides no other; `runs.listing.off_the_board` counts what is not shown.
+    A damaged record is left out, so that it hides no other, and `lost` hears of it; `runs.listing.off_the_board` counts
+    what is not shown.
     """
-    summary = local_summary(runs)
+    whole = local_summary(runs, lost=lost)
+    summary = chosen.of(whole)
+    if summary.empty and not whole.empty:
+        return chosen.says_what_there_is(whole)
     if summary.empty:
         return f"There is no finished run under {runs} yet. `ddbench run --method dm --dataset digits` makes one."
     return _text(summary)
@@ -114,9 +121,9 @@ def board_of(paths: Iterable[Path]) -> str:
     return _text(summarise(collect(paths)))
 
 
-def local_summary(runs: Path) -> DataFrame:
-    """The rows behind `local_board`, as `rank.summarise` gives them; none where there is no finished run."""
-    return summarise(collect(_finished(runs), lost=[]))
+def local_summary(runs: Path, chosen: Chosen = EVERYTHING, lost: list[str] | None = None) -> DataFrame:
+    """The rows behind `local_board`, as `statistics.summarise` gives them; none where there is no finished run."""
+    return chosen.of(summarise(collect(_finished(runs), lost=[] if lost is None else lost)))
 
 
 def _text(summary: DataFrame) -> str:
@@ -127,10 +134,10 @@ def _finished(runs: Path) -> list[Path]:
     return sorted(runs.glob("*/*/*/*/record.json"))
 
 
-def _generated(leaderboards: Path) -> dict[Path, str]:
+def _generated(leaderboards: Path, lost: list[str] | None) -> dict[Path, str]:
     own = leaderboards / "published.csv"
     numbers = read_published(own if own.is_file() else None)
-    summary = summarise(collect(sorted((leaderboards / "records").rglob("*.json"))))
+    summary = summarise(collect(sorted((leaderboards / "records").rglob("*.json")), lost))
     files = {SCHEMA: json_schema()}
     entries = []
     for (dataset, ipc), item in zip(_keys(summary), _boards(summary, numbers), strict=True):
