@@ -4,13 +4,19 @@ Each reaches the command line as one message without a traceback. A message says
 to do next, with the values in it. Anything else that is raised is a bug and keeps its traceback.
 """
 
+from typing import TypeVar
+
 
 class DdbenchError(Exception):
-    """What went wrong, in words for the person who ran the command."""
+    """What went wrong, in words for the person who ran the command. `exit_code` is that of the command."""
+
+    exit_code = 1
 
 
 class ConfigError(DdbenchError):
-    """An option, a name or a file of settings that cannot be used as it is."""
+    """An option, a name or a file of settings that cannot be used as it is: the command line is wrong."""
+
+    exit_code = 2
 
 
 class DataError(DdbenchError):
@@ -31,6 +37,15 @@ class DivergedError(DdbenchError):
 
 class RunError(DdbenchError):
     """A run folder or a record that cannot be used: locked, foreign, incomplete, or the disk is full."""
+
+
+E = TypeVar("E", bound=DdbenchError)
+
+
+def mistyped(error: E) -> E:
+    """The error with the exit code of a wrong command line: what is named there is not missing, it is nothing."""
+    error.exit_code = ConfigError.exit_code
+    return error
 
 
 def closest(name: str, known: "list[str] | tuple[str, ...]") -> str:

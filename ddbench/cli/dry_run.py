@@ -14,7 +14,6 @@ from ddbench.cli.common import note, print_json, print_table
 from ddbench.costs.estimate import Estimate, estimate
 from ddbench.errors import DataError
 from ddbench.runs.batch import resolve_all, status_in
-from ddbench.runs.evaluating import require_networks
 from ddbench.runs.spec import Asked, Resolution, RunSpec, foresee
 from ddbench.text import duration, size
 
@@ -38,9 +37,6 @@ def print_plans(
             _print_plan(foresee(asked, device), said, runs_root, "missing", None)
         note(f"There is no estimate, because the data is missing: {missing}")
         return
-    for resolution in resolutions:
-        if status_in(resolution, runs_root).state != "done":
-            require_networks(resolution.cells, resolution.dataset.info)
     estimates = _estimates(resolutions, runs_root, device)
     if as_json:
         print_json(

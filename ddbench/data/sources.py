@@ -28,7 +28,7 @@ from ddbench.data.dataset import Dataset, TestData
 from ddbench.data.folders import read_image_folder, read_labelled_folder
 from ddbench.data.parts import base_folder
 from ddbench.data.tensors import DatasetTensors
-from ddbench.errors import ConfigError, DataError, DdbenchError, PluginError, closest
+from ddbench.errors import ConfigError, DataError, DdbenchError, PluginError, closest, mistyped
 from ddbench.files import open_regular, state_of
 from ddbench.text import MOST_NAME, PLAIN_NAME
 
@@ -481,9 +481,11 @@ def _absent(name: str, root: Path) -> DataError:
     entry = CATALOGUE.get(name)
     if entry is None:
         there = [manifest["name"] for manifest in installed(root)]
-        return DataError(
-            f"{name} {looked}{closest(name, [*CATALOGUE, *there])}Your own images are added with "
-            f"`ddbench data add {name} PATH`; `ddbench data list` shows what is known and what is there."
+        return mistyped(
+            DataError(
+                f"{name} {looked}{closest(name, [*CATALOGUE, *there])}Your own images are added with "
+                f"`ddbench data add {name} PATH`; `ddbench data list` shows what is known and what is there."
+            )
         )
     if entry.how == "imagenet-folder":
         return DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import time
@@ -85,11 +86,17 @@ def require_networks(asked: Iterable[Cell], info: DatasetInfo) -> None:
     errors: list[DdbenchError] = []
     for backbone in dict.fromkeys(cell.backbone for cell in asked):
         try:
-            backbones.build(backbone, info.shape, info.classes)
+            _make(backbone, info.shape, info.classes)
         except (ConfigError, PluginError) as error:
             errors.append(error)
     if errors:
         raise type(errors[0])("\n".join(map(str, errors))) from errors[0]
+
+
+@functools.cache
+def _make(backbone: str, shape: tuple[int, int, int], classes: int) -> None:
+    # A sweep asks for the same few networks for every one of its runs.
+    backbones.build(backbone, shape, classes)
 
 
 class StudentScore(Part):
@@ -298,7 +305,7 @@ class Judging:
         if found.synthetic != self.sha256 or (changed and not found.scores):
             return fresh
         if changed:
-            raise ConfigError(
+            raise RunError(
                 f"protocol {cell.protocol.id} has changed since this run was judged by it, and a column is one recipe. "
                 "Raise its version, or give it another name."
             )

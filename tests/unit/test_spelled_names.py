@@ -107,3 +107,37 @@ def test_lists_of_runs_are_filtered_by_any_spelling() -> None:
     assert not wanted.names_fit("dm", "mnist")
     # Those of others keep the case that they were given.
     assert Wanted(datasets=("shapes",)).names_fit("MyMethod", "Shapes")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["--method", "MTTT"],
+        ["--dataset", "nowhere"],
+        ["--backbone", "convnett"],
+        ["--judge", "torchvision:resnet19"],
+        ["--protocol", "dssa"],
+        ["--pixels", "zac"],
+        ["--set", "iteration=1"],
+        ["--set", "iterations=abc"],
+        ["--set", "iterations"],
+        ["--select", "heldout"],
+        ["--device", "tpu"],
+        ["--config", "none.toml"],
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_wrong_command_line_exits_with_2(tmp_path: Path, asked: list[str], more: list[str]) -> None:
+    usual = {"--method": "dm", "--dataset": "digits"}
+    named = [part for option, value in usual.items() if option not in asked for part in (option, value)]
+    where = ["--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "data")]
+    result = CliRunner().invoke(program, ["run", *named, *asked, *more, *where])
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_only_missing_exits_with_1(tmp_path: Path) -> None:
+    arguments = ["run", "--method", "DM", "--dataset", "FashionMNIST", "--data", str(tmp_path)]
+    result = CliRunner().invoke(program, arguments)
+    assert result.exit_code == 1
+    assert "ddbench data get fashion-mnist" in result.stderr
