@@ -13,7 +13,7 @@ from ddbench.data.cache import Content, Progress
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.decoding import ClassFiles, Decoded, Reader
 from ddbench.data.labelled import read_tables
-from ddbench.data.parts import Parts, find_parts, folders_in, image_files, left_out, visible
+from ddbench.data.parts import Parts, class_base, find_parts, folders_in, image_files, left_out, visible
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import DataError
 from ddbench.files import open_regular
@@ -44,11 +44,12 @@ def read_image_folder(
             f"{shown} has no class folders, and a table {tables[0]}. If it says the classes, name it: --labels "
             f"{tables[0]}."
         )
-    names, classes = _classes(folder if parts is None else parts.train, shown, info)
+    base = class_base(folder) if parts is None else parts.train
+    names, classes = _classes(base, shown, info)
     subset = info is not None and bool(info.wnids)
     reader = Reader(folder, shown, _target(info, size), progress)
     if parts is None:
-        train_files, test_files, split = _class_files(folder, names, reader), None, ""
+        train_files, test_files, split = _class_files(base, names, reader), None, ""
     else:
         train_files = _class_files(parts.train, names, reader)
         test_files, test_name = _test_files(parts, names, reader, subset=subset)

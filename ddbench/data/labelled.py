@@ -111,8 +111,7 @@ def _roles(named: Mapping[Path, Row], folder: Path) -> tuple[dict[Path, Role | N
             said[path] = role
         roles, split = said, "the table"
     else:
-        roles = {path: role_of(path.relative_to(folder).parts[0]) if path.parent != folder else None for path in named}
-        split = "the folders"
+        roles, split = {path: _by_folder(path.relative_to(folder)) for path in named}, "the folders"
     there = set(roles.values())
     if "train" in there and there & {"test", "val"} and None not in there:
         return roles, split
@@ -122,6 +121,11 @@ def _roles(named: Mapping[Path, Row], folder: Path) -> tuple[dict[Path, Role | N
             f"both needed. {NO_SPLIT}"
         )
     return dict.fromkeys(named), ""
+
+
+def _by_folder(path: Path) -> Role | None:
+    """The part that the outermost of a file's folders says whose name says one."""
+    return next((role for name in path.parts[:-1] if (role := role_of(name)) is not None), None)
 
 
 def _match(rows: Sequence[Row], find: Callable[[str], list[Path]], folder: Path) -> dict[Path, Row]:

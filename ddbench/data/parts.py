@@ -27,6 +27,7 @@ WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_A-Za-z]+")
 ROLE_WORD = re.compile(rf"({'|'.join(sorted(ROLES, key=len, reverse=True))})({'|'.join(FILLERS)})?")
 LITTER = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"}
 LITTER_FOLDERS = {"__macosx", "@eadir", "$recycle.bin", "lost+found"}
+DOCUMENTS = {"README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "CITATION", "CHANGELOG"}
 SHOWN_KINDS = 6
 FEW = 4  # more folders than this are taken for classes, whatever they have inside
 
@@ -54,8 +55,8 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def base_folder(folder: Path) -> Path:
-    """Where the content begins: one folder down as long as there is nothing beside it."""
-    while len(entries := visible(folder)) == 1 and entries[0].is_dir():
+    """Where the content begins: one folder down as long as there is nothing beside it but a README or a licence."""
+    while len(entries := [entry for entry in visible(folder) if not _is_document(entry)]) == 1 and entries[0].is_dir():
         if role_of(entries[0].name) == "train" and role_of(folder.name) != "train":
             break
         folder = entries[0]
@@ -83,6 +84,14 @@ def find_parts(folder: Path, shown: str) -> Parts | None:
     return parts
 
 
+def class_base(folder: Path) -> Path:
+    """Where class folders without a split lie: here, or in the one folder beside which the others hold no images."""
+    with_images = [entry for entry in folders_in(folder) if any(map(_is_image, _files(entry)))]
+    if len(with_images) == 1 and len(folders_in(with_images[0])) > 1:
+        return with_images[0]
+    return folder
+
+
 def image_files(folder: Path) -> list[Path]:
     """The image files of a class: those below its folder whose suffix, or else whose content, is that of an image."""
     return sorted(path for path in _files(folder) if _is_image(path))
@@ -107,10 +116,12 @@ def left_out(folder: Path, used: Collection[Path]) -> str:
 
 def _parts_in(folder: Path, shown: str) -> Parts | None:
     families: dict[str, list[tuple[Role, Path]]] = {}
-    for entry in folders_in(folder):
-        named = _role_and_rest(entry.name)
-        if named is not None:
-            families.setdefault(named[1], []).append((named[0], entry))
+    named = [(entry, _role_and_rest(entry.name)) for entry in folders_in(folder)]
+    # Where every folder is called like a part, they are of one split, whatever else their names say.
+    all_parts = all(said is not None for _, said in named)
+    for entry, said in named:
+        if said is not None:
+            families.setdefault("" if all_parts else said[1], []).append((said[0], entry))
     found = []
     for family in families.values():
         train = [_inner(path) for role, path in family if role == "train"]
@@ -161,13 +172,13 @@ def _inner(part: Path) -> Path:
 
 
 def _role_and_rest(name: str) -> tuple[Role, str] | None:
-    """The role that a name says, and what else it says; None where it says none, or several."""
+    """The role that a name says, and what else it says, less numbers; None where it says none, or several."""
     roles, rest = [], []
     for word in WORDS.findall(name):
         match = ROLE_WORD.fullmatch(word.lower())
         if match is not None:
             roles.append(ROLES[match[1]])
-        elif word.lower() not in FILLERS:
+        elif word.lower() not in FILLERS and not word.isdecimal():
             rest.append(word.lower())
     return (roles[0], "-".join(rest)) if len(roles) == 1 else None
 
@@ -176,6 +187,11 @@ def _files(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not _litter(name))
         yield from (Path(parent, name) for name in names if not _litter(name))
+
+
+def _is_document(path: Path) -> bool:
+    named = path.stem.upper() in DOCUMENTS and path.suffix.lower() in ("", ".md", ".txt", ".rst")
+    return path.is_file() and (named or path.suffix.lower() in (".md", ".pdf", ".html", ".bib"))
 
 
 def _litter(name: str) -> bool:

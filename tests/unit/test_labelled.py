@@ -106,6 +106,17 @@ def test_folders_may_say_the_part_and_each_may_have_its_table(tmp_path: Path) ->
     assert "left_out" not in manifest
 
 
+def test_folders_that_say_the_part_may_lie_further_down(tmp_path: Path) -> None:
+    paths = [f"images/{part}/{n}.png" for part in ("train", "val") for n in (0, 1, 100, 101)]
+    for path in paths:
+        write(tmp_path / "x" / "deep" / path, int(Path(path).stem))
+    write(tmp_path / "x" / "other" / "train" / "7.png", 7)
+    lines = [*(f"deep/{path},{'cat' if int(Path(path).stem) < 50 else 'dog'}" for path in paths), "7,cat"]
+    manifest = sources.add("mine", tmp_path / "x", tmp_path / "data", labels=[table(tmp_path / "l.csv", lines)])
+    assert (manifest["train"]["images"], manifest["test"]["images"]) == (5, 4)
+    assert is_right(manifest, tmp_path / "data")
+
+
 def test_class_numbers_are_in_the_order_of_numbers(images: Path, tmp_path: Path) -> None:
     labels = table(tmp_path / "l.csv", [line.replace("cat", "10").replace("dog", "9") for line in rows("{n},{c}")])
     assert sources.add("mine", images, tmp_path / "data", labels=[labels])["classes"] == ["9", "10"]

@@ -121,6 +121,30 @@ def test_parts_without_class_folders_ask_for_a_table(tmp_path: Path, root: Path)
         sources.add("mine", tmp_path / "x", root)
 
 
+def test_parts_that_are_numbered_or_called_unlike_are_no_classes(tmp_path: Path, root: Path) -> None:
+    for place, others in (("x", ("train", "test1")), ("y", ("my_train", "their_test"))):
+        for part in others:
+            fill(tmp_path / place / part, 12)
+        with pytest.raises(DataError, match="have no class folders"):
+            sources.add("mine", tmp_path / place, root)
+    manifest = sources.add("mine", split(tmp_path / "z", "my_train", "their_test"), root)
+    assert manifest["classes"] == list(CLASSES)
+
+
+def test_what_lies_beside_the_images_is_no_class(tmp_path: Path, root: Path) -> None:
+    for name in CLASSES:
+        fill(tmp_path / "x" / "images" / name, 12)
+        (tmp_path / "x" / "annotations" / name).mkdir(parents=True)
+        (tmp_path / "x" / "annotations" / name / "0.xml").touch()
+    manifest = sources.add("mine", tmp_path / "x", root)
+    assert (manifest["classes"], manifest["left_out"]) == (list(CLASSES), "2 files: 2 .xml")
+    for name in CLASSES:
+        fill(tmp_path / "y" / "photos" / name, 12)
+    for name in ("README.md", "LICENSE"):
+        (tmp_path / "y" / name).touch()
+    assert sources.add("mine", tmp_path / "y", root)["classes"] == list(CLASSES)
+
+
 def test_two_folders_that_could_be_the_training_part_are_refused(tmp_path: Path, root: Path) -> None:
     split(tmp_path / "x", "train", "test")
     fill(tmp_path / "x" / "training" / "glioma", 2)
