@@ -41,7 +41,8 @@ class Parts:
 
     def tests(self, prefer: Role) -> list[Path]:
         """What can be the test part, those of the preferred role first."""
-        return [path for _, path in sorted(self.others, key=lambda other: other[0] != prefer)]
+        # Beside test_blurred, test is the one.
+        return [path for _, path in sorted(self.others, key=lambda o: (o[0] != prefer, o[1].name != o[0]))]
 
 
 def visible(folder: Path) -> list[Path]:
@@ -122,26 +123,23 @@ def _parts_in(folder: Path, shown: str) -> Parts | None:
     for entry, said in named:
         if said is not None:
             families.setdefault("" if all_parts else said[1], []).append((said[0], entry))
-    found = []
+    found: list[tuple[str, Parts]] = []
     for family in families.values():
-        train = [_inner(path) for role, path in family if role == "train"]
+        train = [path for role, path in family if role == "train"]
         others = tuple((role, _inner(path)) for role, path in family if role != "train")
-        if len(train) > 1:
-            raise DataError(
-                f"{shown} has several folders that could be the training part: {', '.join(p.name for p in train)}. "
-                "Keep one of them."
-            )
-        if train and folders_in(train[0]):
-            found.append(Parts(train[0], others))
-        elif train and others and len(family) == len(folders_in(folder)):
+        with_classes = [path for path in train if folders_in(_inner(path))]
+        found += [(path.name, Parts(_inner(path), others)) for path in with_classes]
+        if train and others and not with_classes and len(family) == len(named):
             raise DataError(
                 f"the folders {train[0].name!r} and {others[0][1].name!r} of {shown} have no class folders. An image "
                 "folder is train/CLASS/... with test/CLASS/...; where a table says the classes, name it with --labels."
             )
-    if len(found) > 1:
-        names = ", ".join(parts.train.name for parts in found)
+    # Beside train_small, or train_blurred, train is the one.
+    meant = [parts for name, parts in found if name == "train"] or [parts for _, parts in found]
+    if len(meant) > 1:
+        names = ", ".join(name for name, _ in found)
         raise DataError(f"{shown} has several folders that could be the training part: {names}. Keep one of them.")
-    return found[0] if found else None
+    return meant[0] if meant else None
 
 
 def _refuse_look_alikes(folder: Path, shown: str) -> None:

@@ -146,10 +146,27 @@ def test_what_lies_beside_the_images_is_no_class(tmp_path: Path, root: Path) -> 
 
 
 def test_two_folders_that_could_be_the_training_part_are_refused(tmp_path: Path, root: Path) -> None:
-    split(tmp_path / "x", "train", "test")
+    split(tmp_path / "x", "Train", "test")
     fill(tmp_path / "x" / "training" / "glioma", 2)
-    with pytest.raises(DataError, match="several folders that could be the training part: train, training"):
+    with pytest.raises(DataError, match="several folders that could be the training part: Train, training"):
         sources.add("mine", tmp_path / "x", root)
+
+
+def test_the_usual_names_are_meant_where_others_lie_beside_them(tmp_path: Path, root: Path) -> None:
+    split(tmp_path / "x", "train", "test")
+    before = sources.add("mine", tmp_path / "x", root)
+    for other in ("train_small", "train2", "training", "Test-blurred", "test2", "val"):
+        fill(tmp_path / "x" / other / "glioma", 2)
+        fill(tmp_path / "x" / other / "meningioma", 2)
+    manifest = sources.add("mine", tmp_path / "x", root)
+    assert manifest["fingerprint"] == before["fingerprint"]
+    assert manifest["left_out"].startswith("24 files: 4 images in 'Test-blurred', ")
+
+
+def test_classes_may_all_sound_like_the_training_part(tmp_path: Path, root: Path) -> None:
+    for label, one in enumerate(("boat", "train", "training")):
+        fill(tmp_path / "x" / one, 12, 20 * label)
+    assert sources.add("mine", tmp_path / "x", root)["classes"] == ["boat", "train", "training"]
 
 
 @pytest.mark.parametrize(
