@@ -58,7 +58,8 @@ def write_atomically(path: Path, data: bytes | Callable[[Path], None]) -> None:
             data(beside)
         # Some libraries make files that only their owner can read; a data folder is often shared.
         beside.chmod(mode)
-        with beside.open("rb") as written:
+        # Windows puts nothing on disk through a file that was opened for reading, and needs no mode.
+        with beside.open("rb+" if os.name == "nt" else "rb") as written:
             os.fsync(written.fileno())
         beside.replace(path)
         _sync_folder(path.parent)
@@ -99,7 +100,7 @@ def exchange(first: Path, second: Path) -> bool:
     """Exchange two names on one disk at once; False, with nothing done, where the system or the disk cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # the last one on Windows
         return False
     done: int = rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE)
     return done == 0
@@ -217,6 +218,8 @@ def sweep_dead(folder: Path, *, deep: bool = True, least_seconds: float = 0.0) -
 
 
 def _lives(pid: int) -> bool:
+    if os.name == "nt":
+        return True  # asking would be Ctrl-C for that process
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -256,13 +259,16 @@ def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
     write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+_READING = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+
+
 def open_regular(path: Path) -> BufferedReader:
     """A regular file, opened for reading bytes; a pipe would keep its reader waiting, and a device may have no end.
 
     Raises: OSError with a sentence for everything else than a file, as for a file that is missing.
     """
     # Without waiting: opening a pipe that nobody writes to would not return.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    descriptor = os.open(path, os.O_RDONLY | _READING)
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
@@ -363,7 +369,9 @@ def once(path: Path, what: str, find: Callable[[], R]) -> R:
 
 
 def _sync_folder(folder: Path) -> None:
-    # A rename survives a power cut only once the folder itself is on disk.
+    # A rename survives a power cut only once the folder itself is on disk; Windows opens no folders.
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from ddbench.errors import PluginError, closest
+from ddbench.errors import PluginError, closest, mistyped
 from ddbench.text import printable
 
 GROUPS = {"method": "ddbench.methods", "dataset": "ddbench.datasets", "backbone": "ddbench.backbones"}
@@ -70,6 +70,19 @@ def names_code(ref: str) -> bool:
     return ref.partition(":")[0].endswith(".py")
 
 
+def named(group: str, ref: str) -> list[Plugin]:
+    """The plug-ins that `dm` or `mypaper/dm` names, as it is spelled or else in any case: papers write MTT."""
+    package, _, name = ref.rpartition("/")
+    there = [plugin for plugin in listing(group) if package in ("", plugin.package)]
+    exact = [plugin for plugin in there if plugin.name == name]
+    return exact or [plugin for plugin in there if same_name(plugin.name, name)]
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two names are the same but for upper and lower case."""
+    return one.lower() == other.lower()
+
+
 def load(group: str, ref: str) -> Loaded:
     """Import what `ref` names: `dm`, `mypaper/dm`, or `./idea.py:MyMethod`.
 
@@ -77,15 +90,13 @@ def load(group: str, ref: str) -> Loaded:
     """
     if names_code(ref):
         return _load_file(kind_of(group), ref)
-    package, _, name = ref.rpartition("/")
-    plugins = listing(group)
-    fitting = [p for p in plugins if p.name == name and package in ("", p.package)]
+    fitting = named(group, ref)
     if not fitting:
-        raise PluginError(_unknown(group, ref, [p.name for p in plugins]))
+        raise mistyped(PluginError(_unknown(group, ref, [p.name for p in listing(group)])))
     if len(fitting) > 1:
         packages = " and ".join(p.package for p in fitting)
         choices = " or ".join(f"{p.package}/{p.name}" for p in fitting)
-        raise PluginError(f"{name!r} is provided by {packages}. Say which: {choices}")
+        raise mistyped(PluginError(f"{ref!r} is provided by {packages}. Say which: {choices}"))
     plugin = fitting[0]
     try:
         value = plugin.entry.load()
@@ -166,7 +177,7 @@ def _load_file(kind: str, ref: str) -> Loaded:
     path = Path(file).expanduser()
     try:
         if not path.is_file():
-            raise PluginError(f"{kind} {ref!r}: there is no file {path}.")
+            raise mistyped(PluginError(f"{kind} {ref!r}: there is no file {path}."))
         source = path.read_bytes()
     except (OSError, ValueError) as error:
         raise PluginError(f"{kind} {ref!r}: {path} cannot be read: {said(error)}.") from None
@@ -174,7 +185,7 @@ def _load_file(kind: str, ref: str) -> Loaded:
     if not attribute:
         attribute = _only_candidate(module, kind, ref)
     if not hasattr(module, attribute):
-        raise PluginError(f"{kind} {ref!r}: {path.name} has no {attribute!r}.")
+        raise mistyped(PluginError(f"{kind} {ref!r}: {path.name} has no {attribute!r}."))
     value = getattr(module, attribute)
     name = getattr(value, "name", None)
     return Loaded(
@@ -213,5 +224,7 @@ def _only_candidate(module: ModuleType, kind: str, ref: str) -> str:
         own = [n for n in own if issubclass(getattr(module, n), Method)]
     if len(own) != 1:
         found = ", ".join(own) or "none"
-        raise PluginError(f"{kind} {ref!r}: say which of the file's {kind}s is meant ({found}), as in {ref}:NAME.")
+        raise mistyped(
+            PluginError(f"{kind} {ref!r}: say which of the file's {kind}s is meant ({found}), as in {ref}:NAME.")
+        )
     return own[0]

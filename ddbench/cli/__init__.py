@@ -61,7 +61,7 @@ class Root(Group):
         except DdbenchError as error:
             if os.environ.get("DDBENCH_TRACEBACK"):
                 raise
-            message, code = str(error), 1
+            message, code = str(error), error.exit_code
         except Interrupted as stop:
             message, code = str(stop), stop.exit_code
         except KeyboardInterrupt:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,15 +63,42 @@ def get(name: str, force: bool, data_root: Path, quiet: bool, as_json: bool) -> 
 @click.argument("name")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--size", type=click.IntRange(min=1), metavar="N", help="Resize images to N x N pixels.")
+@click.option(
+    "--labels",
+    "tables",
+    multiple=True,
+    metavar="FILE.csv",
+    type=click.Path(path_type=Path),
+    help="A table with a column of image files and one of their labels. Repeatable.",
+)
+@click.option(
+    "--columns",
+    default="",
+    metavar="FILE,LABEL[,SPLIT]",
+    help="Which columns of the table, by name or by number from 1; default: by their usual names.",
+)
 @click.option("--force", is_flag=True, help="Replace other data that has this name.")
 @data_option
 @quiet_option
 @json_option
-def add(name: str, path: Path, size: int | None, force: bool, data_root: Path, quiet: bool, as_json: bool) -> None:
+def add(
+    name: str,
+    path: Path,
+    size: int | None,
+    tables: Sequence[Path],
+    columns: str,
+    force: bool,
+    data_root: Path,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Add a folder, an archive or a .npz file under the name of a known dataset or one of your own.
 
-    A folder has train/CLASS/IMAGE and test/CLASS/IMAGE. A .npz file has x_train, y_train, x_test and y_test.
+    A folder has train/CLASS/IMAGE and test/CLASS/IMAGE, or a table says the classes with --labels. A .npz file has
+    x_train, y_train, x_test and y_test.
     """
+    if columns and not tables:
+        raise click.UsageError("--columns says which columns of a table are meant; name the table with --labels.")
     from ddbench.data import archives, sources
 
     if archives.without_checksums(path) and path.is_file() and not quiet:
@@ -80,7 +107,9 @@ def add(name: str, path: Path, size: int | None, force: bool, data_root: Path, q
             "seen. Compare the fingerprint with that of another copy, or take a .tar.gz."
         )
     with Progress(quiet) as progress:
-        manifest = sources.add(name, path, data_root, size, progress, force=force)
+        manifest = sources.add(name, path, data_root, size, progress, labels=tables, columns=columns, force=force)
+    if (unused := manifest.get("left_out")) and not quiet:
+        note(f"Note: left out: {unused}.")
     _print_manifest(manifest, as_json)
 
 
@@ -199,6 +228,7 @@ def _print_manifest(manifest: Manifest, as_json: bool) -> None:
             ("origin", manifest["origin"]),
             ("split", manifest["split"]),
             ("preprocessing", manifest["preprocessing"]),
+            *([("left out", manifest["left_out"])] if "left_out" in manifest else []),
             ("fingerprint", manifest["fingerprint"]),
             ("in any order", manifest.get("contents", "")),
         ]

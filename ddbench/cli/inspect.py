@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +42,9 @@ def inspect(
     from ddbench.errors import DataError
     from ddbench.files import unfinished, write_atomically
     from ddbench.foreign import importing as sharing
-    from ddbench.foreign.diagnosis import Reference, diagnose
+    from ddbench.foreign.diagnosis import Finding, Reference, diagnose
     from ddbench.foreign.formats import choose, read
+    from ddbench.foreign.leaks import count_test_images, sentence
     from ddbench.runs.rundir import RunDir
 
     info = sharing.known_classes(dataset, data_root)
@@ -56,16 +57,20 @@ def inspect(
     sets = read(file, info)
     found = choose(sets, entry, path)[0] if entry else sets[0]
     name = dataset or str(found.about.get("dataset", ""))
-    reference = None
+    reference, leaked = None, 0
     if name:
         try:
             data = load(name, data_root)
             info, reference = sharing.known_classes(name, data_root), Reference.of(data.train, data.info)
+            leaked = count_test_images(found.images, data)
         except DataError as error:
             if info is None:
                 raise
             note(f"Note: compared with an average image, not with {name}: {error}")
     diagnosis = diagnose(found, reference, info, pixels)
+    if leaked:
+        finding = Finding("test-images", sentence(leaked, len(found.images), data))
+        diagnosis = replace(diagnosis, findings=(finding, *diagnosis.findings))
     if picture is not None:
         shown = reference or Reference.natural(diagnosis.shape)
         unfinished(picture)

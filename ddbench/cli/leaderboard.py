@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ddbench.cli import Group
-from ddbench.cli.common import Folder, data_option, json_option, note, print_json, runs_option, terminal_width
+from ddbench.cli.common import Folder, data_option, json_option, note, print_json, runs_option, stack, terminal_width
 
 _folder_option = click.option(
     "--leaderboards",
@@ -29,12 +30,35 @@ _html_option = click.option(
 )
 
 
+_chosen_options = stack(
+    click.option("--dataset", "datasets", multiple=True, metavar="NAME", help="Only this dataset. Repeatable."),
+    click.option(
+        "--ipc",
+        "ipcs",
+        multiple=True,
+        type=click.IntRange(0),
+        metavar="N",
+        help="Only this budget; 0 for the whole dataset. Repeatable.",
+    ),
+    click.option("--method", "methods", multiple=True, metavar="NAME", help="Only this method. Repeatable."),
+    click.option("--protocol", "protocols", multiple=True, metavar="NAME", help="Only this protocol. Repeatable."),
+    click.option(
+        "--judge",
+        "judges",
+        multiple=True,
+        metavar="NAME",
+        help="Only this judge, or all whose names begin so. Repeatable.",
+    ),
+)
+
+
 @click.group(
     cls=Group,
     short_help="The board of the local runs, and the committed tables.",
     invoke_without_command=True,
     homes={"add": "ddbench.cli.leaderboard:add", "build": "ddbench.cli.leaderboard:build"},
 )
+@_chosen_options
 @runs_option
 @click.option(
     "--format",
@@ -47,26 +71,38 @@ _html_option = click.option(
 @_html_option
 @json_option
 @click.pass_context
-def leaderboard(ctx: click.Context, runs_root: Path, form: str, html: Path | None, as_json: bool) -> None:
+def leaderboard(
+    ctx: click.Context, runs_root: Path, form: str, html: Path | None, as_json: bool, **wanted: Sequence[Any]
+) -> None:
     """The board of the local runs; or the committed tables, with a command.
 
     With --html it is a page: one file that any browser opens, to sort, to filter, and with all that is known of a row.
-    Runs that are not on it, because they failed, run or were interrupted, are counted below it.
+    Ranks and differences are those of the whole board, whatever part of it is chosen. Runs that are not on it, because
+    they failed, run or were interrupted, are counted below it, and damaged records are named.
     """
     if ctx.invoked_subcommand is not None:
         return
     from ddbench.files import write_atomically
     from ddbench.leaderboard.boards import local_board, local_summary
+    from ddbench.leaderboard.chosen import Chosen
 
+    chosen, lost = Chosen(**{name: tuple(values) for name, values in wanted.items()}), list[str]()
     if html is not None:
-        write_atomically(html, local_board(runs_root, form="html").encode())
+        write_atomically(html, local_board(runs_root, chosen, lost, form="html").encode())
     if as_json:
-        print_json(json.loads(local_summary(runs_root).to_json(orient="records")))
+        lost.clear()  # the page has found the same
+        print_json(json.loads(local_summary(runs_root, chosen, lost).to_json(orient="records")))
     elif html is not None:
         click.echo(str(html))
     else:
-        click.echo(local_board(runs_root, form=form, width=terminal_width()))
+        click.echo(local_board(runs_root, chosen, lost, form=form, width=terminal_width()))
     _say_what_is_missing(ctx, runs_root)
+    _name(lost)
+
+
+def _name(lost: Sequence[str]) -> None:
+    for sentence in lost:
+        note(f"Left out: {sentence}")
 
 
 def _say_what_is_missing(ctx: click.Context, runs_root: Path) -> None:
@@ -112,7 +148,8 @@ def build(ctx: click.Context, only_check: bool, html: Path | None, folder: Path,
 
     if only_check and html is not None:
         raise click.UsageError("--check writes nothing, so it goes without --html.")
-    found = boards.check(folder) if only_check else [str(path) for path in boards.build(folder)]
+    lost: list[str] = []
+    found = boards.check(folder, lost) if only_check else [str(path) for path in boards.build(folder, lost)]
     if html is not None:
         write_atomically(html, boards.committed_page(folder).encode())
         found.append(str(html))
@@ -120,6 +157,8 @@ def build(ctx: click.Context, only_check: bool, html: Path | None, folder: Path,
         print_json(found)
     elif found:
         click.echo("\n".join(found))
+    _name(lost)
     if only_check and found:
         note(f"Error: {len(found)} files are not what the records give. `ddbench leaderboard build` makes them again.")
+    if only_check and (found or lost):
         ctx.exit(1)

@@ -216,6 +216,7 @@ def dataset(name: str, data_root: Path, as_json: bool) -> None:
             ("here", f"{manifest['title']}: {counts}, {manifest['origin']}"),
             ("split", manifest["split"]),
             ("preprocessing", manifest["preprocessing"]),
+            *([("left out", manifest["left_out"])] if "left_out" in manifest else []),
             ("fingerprint", manifest["fingerprint"]),
             ("in any order", manifest.get("contents", "not computed; adding the dataset again does")),
         ]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddbench.data.archives import ensure_space
 from ddbench.data.cache import Content
-from ddbench.data.folders import HELD_OUT
+from ddbench.data.folders import HELD_OUT, HELD_OUT_BY_DDBENCH
 from ddbench.data.mistaken import refuse_mistaken
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import DataError
@@ -117,8 +117,7 @@ def _npz_content(path: Path, arrays: Mapping[str, np.ndarray], class_names: tupl
             raise DataError(f"{path} has training and test images of different shapes, {shapes}. Resize one of them.")
         return Content(first, second, origin="npz file", kind="npz")
     rest, held_out = first.split(HELD_OUT)
-    split = "a tenth of every class held out by ddbench, a fixed draw"
-    return Content(rest, held_out, origin="npz file", kind="npz", split=split)
+    return Content(rest, held_out, origin="npz file", kind="npz", split=HELD_OUT_BY_DDBENCH)
 
 
 def _npz_part(

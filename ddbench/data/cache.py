@@ -57,6 +57,7 @@ class _ManifestFile(BaseModel):
     test: _PartFile
     fingerprint: Line
     contents: Line = ""  # older manifests lack it
+    left_out: Line = ""
 
 
 class PartManifest(TypedDict):
@@ -87,6 +88,7 @@ class Manifest(_Manifest, total=False):
     """What a dataset in the data folder is and where it came from."""
 
     contents: str  # as the fingerprint, whatever the order of the images; older manifests lack it
+    left_out: str  # files of the source that are in neither part, where there were any
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,12 +102,13 @@ class Content:
     split: str = "as in the source"
     preprocessing: str = "none"
     original: bool = False
+    left_out: str = ""  # "12 files: 10 .dcm, 2 without suffix"
 
 
 def make_manifest(name: str, title: str, content: Content, original: bool) -> Manifest:
     """The manifest of a dataset that has just been read."""
     train, test = content.train, content.test
-    return Manifest(
+    manifest = Manifest(
         schema=SCHEMA,
         name=name,
         title=title,
@@ -120,6 +123,9 @@ def make_manifest(name: str, title: str, content: Content, original: bool) -> Ma
         fingerprint=whole_fingerprint(train, test),
         contents=whole_contents(train, test),
     )
+    if content.left_out:
+        manifest["left_out"] = content.left_out
+    return manifest
 
 
 def whole_fingerprint(train: DatasetTensors, test: DatasetTensors) -> str:

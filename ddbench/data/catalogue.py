@@ -5,6 +5,7 @@ Imports neither torch nor numpy, so that `ddbench list datasets` answers at once
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -393,13 +394,20 @@ def known_copy(name: str, *, fingerprint: str = "", contents: str = "") -> Copy 
     return next(same, None) or next((copy for copy in copies if contents and copy.contents == contents), None)
 
 
+def find(name: str) -> DatasetInfo | None:
+    """The catalogue's entry of a name or an alias, however it is spelled; None if there is none."""
+    lowered = _lowered(name)
+    return next((entry for entry in CATALOGUE.values() if lowered in (entry.name, *entry.aliases)), None)
+
+
 def canonical(name: str) -> str:
     """The catalogue's spelling of `name`, or `name` in lower case where the catalogue has no such set."""
-    lowered = name.strip().lower().replace("_", "-")
-    for entry in CATALOGUE.values():
-        if lowered in (entry.name, *entry.aliases):
-            return entry.name
-    return lowered
+    entry = find(name)
+    return _lowered(name) if entry is None else entry.name
+
+
+def _lowered(name: str) -> str:
+    return re.sub(r"[\s_]+", "-", name.strip().lower())
 
 
 def info(name: str) -> DatasetInfo:
@@ -407,10 +415,10 @@ def info(name: str) -> DatasetInfo:
 
     Raises: ConfigError, with the closest name, if there is none.
     """
-    known = canonical(name)
-    if known not in CATALOGUE:
+    entry = find(name)
+    if entry is None:
         raise ConfigError(
-            f"the catalogue has no dataset {name!r}. {closest(known, list(CATALOGUE))}"
+            f"the catalogue has no dataset {name!r}. {closest(canonical(name), list(CATALOGUE))}"
             f"It knows {', '.join(CATALOGUE)}. Your own images are added with `ddbench data add NAME PATH`."
         )
-    return CATALOGUE[known]
+    return entry

@@ -2,67 +2,26 @@
 
 from __future__ import annotations
 
-import math
-import os
 import re
-import struct
-import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ddbench.data.cache import Content, Progress
 from ddbench.data.catalogue import DatasetInfo
-from ddbench.data.mistaken import mistaken
+from ddbench.data.decoding import ClassFiles, Decoded, Reader
+from ddbench.data.labelled import read_tables
+from ddbench.data.parts import Parts, class_base, find_parts, folders_in, image_files, left_out, visible
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import DataError
 from ddbench.files import open_regular
 from ddbench.text import MOST_LINE, printable
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
-GREY_MODES = {"1", "L", "LA", "La"}
-COLOUR_MODES = {"RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"}
-BROKEN = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError, MemoryError, OverflowError,
-    IndexError, KeyError, TypeError, AttributeError,
-)  # fmt: skip
 NATURE = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP"}
-DECODE_CHUNK = 256
-MOST_PIXELS = 64 * 10**6
 HELD_OUT = 0.1
-VAL_NAMES = ("val", "valid", "validation")
-
-ClassFiles = list[list[Path]]  # the files of every class, in class order
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Images as RGB, [N, 3, H, W] uint8, and what their files were."""
-
-    images: Tensor
-    labels: Tensor
-    colour: bool
-    formats: frozenset[str]
-    resized: bool
-
-
-def visible(folder: Path) -> list[Path]:
-    """What is in a folder, less hidden files and the litter of macOS archives, by name."""
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
-
-
-def base_folder(folder: Path) -> Path:
-    """Where the content begins: one folder down as long as there is nothing beside it."""
-    while len(entries := visible(folder)) == 1 and entries[0].is_dir() and entries[0].name != "train":
-        folder = entries[0]
-    return folder
+HELD_OUT_BY_DDBENCH = "a tenth of every class held out by ddbench, a fixed draw"
 
 
 def read_image_folder(
@@ -70,30 +29,60 @@ def read_image_folder(
 ) -> Content:
     """Read train/CLASS/... with test/CLASS/... or val/CLASS/..., or only CLASS/... and hold out a tenth of every class.
 
-    `shown` is what the folder is called in messages. Images are resized to `size` x `size` pixels when given. A subset
-    of ImageNet is always resized to its own resolution, and takes its own classes out of a larger folder.
+    `shown` is what the folder is called in messages. Parts are known by their names, such as Training or seg_test.
+    Images are resized to `size` x `size` pixels when given. A subset of ImageNet is always resized to its own
+    resolution, and takes its own classes out of a larger folder.
     Raises: DataError if there are no classes, or an image is corrupt or of another size.
     """
-    train_folder = folder / "train"
-    if info is not None and not train_folder.is_dir():
+    parts = find_parts(folder, shown)
+    if info is not None and parts is None:
         raise DataError(
             f"{shown} has no folder 'train'; {info.name} needs its own train/CLASS/ and test/CLASS/ folders."
         )
-    names, classes = _classes(train_folder if train_folder.is_dir() else folder, shown, info)
-    target = (info.shape[1], info.shape[2]) if info is not None and info.wnids else (size, size) if size else None
-    reader = _Reader(folder, shown, target, progress)
-    if not train_folder.is_dir():
-        whole = reader.decode(_class_files(folder, names, reader))
-        rest, held_out = _tensors(whole, classes, colour=whole.colour).split(HELD_OUT)
-        return _content(rest, held_out, [whole], "a tenth of every class held out by ddbench, a fixed draw")
-    test_files, test_name = _test_files(folder, names, reader, prefer_val=info is not None and bool(info.wnids))
-    train = reader.decode(_class_files(train_folder, names, reader))
-    test = reader.decode(test_files, like=None if target else train)
-    colour = train.colour or test.colour
-    split = f"folders 'train' and '{test_name}' of the source"
-    return _content(
-        _tensors(train, classes, colour=colour), _tensors(test, classes, colour=colour), [train, test], split
+    if parts is None and len(folders_in(folder)) < 2 and (tables := _tables(folder)):
+        raise DataError(
+            f"{shown} has no class folders, and a table {tables[0]}. If it says the classes, name it: --labels "
+            f"{tables[0]}."
+        )
+    base = class_base(folder) if parts is None else parts.train
+    names, classes = _classes(base, shown, info)
+    subset = info is not None and bool(info.wnids)
+    reader = Reader(folder, shown, _target(info, size), progress)
+    if parts is None:
+        train_files, test_files, split = _class_files(base, names, reader), None, ""
+    else:
+        train_files = _class_files(parts.train, names, reader)
+        test_files, test_name = _test_files(parts, names, reader, subset=subset)
+        split = f"folders '{parts.train.name}' and '{test_name}' of the source"
+    # Of ImageNet, a hundred folders are left out for each one that a subset takes.
+    unused = (
+        "" if subset else left_out(folder, [path for part in (train_files, test_files or []) for path in _flat(part)])
     )
+    return _decoded(reader, classes, train_files, test_files, split, unused)
+
+
+def read_labelled_folder(
+    folder: Path,
+    shown: str,
+    tables: Sequence[Path],
+    columns: str,
+    info: DatasetInfo | None,
+    size: int | None,
+    progress: Progress | None,
+) -> Content:
+    """Read images whose classes stand in tables, see `read_tables`; what else is said is as for `read_image_folder`.
+
+    Raises: DataError if tables and images do not fit, or an image is corrupt or of another size.
+    """
+    found = read_tables(tables, folder, columns, info.class_names if info is not None else ())
+    if info is not None and found.test is None:
+        raise DataError(
+            f"{info.name} has its own test part, and the labels say no part. Add a column for it, or choose "
+            "a name of your own."
+        )
+    reader = Reader(folder, shown, _target(info, size), progress)
+    used = [*_flat(found.train), *_flat(found.test or [])]
+    return _decoded(reader, found.classes, found.train, found.test, found.split, left_out(folder, [*used, *tables]))
 
 
 def class_folders(folder: Path, shown: str) -> list[str]:
@@ -117,144 +106,12 @@ def read_class_folders(folder: Path, classes: Mapping[str, int] | None = None) -
     if classes is None:
         classes = {name: label for label, name in enumerate(_classes(folder, str(folder), None)[0])}
     names = sorted(classes, key=lambda name: (classes[name], name))
-    reader = _Reader(folder, str(folder), None, None)
+    reader = Reader(folder, str(folder), None, None)
     files = _class_files(folder, names, reader)
     decoded = reader.decode(files)
     labels = torch.tensor([classes[name] for name in names])[decoded.labels]
     images = decoded.images if decoded.colour else decoded.images[:, :1].contiguous()
     return images, labels, [path for paths in files for path in paths]
-
-
-def has_images(folder: Path) -> bool:
-    """Whether a folder has image files, in it or in folders inside it."""
-    return any(is_image(Path(name)) for _, _, names in os.walk(folder) for name in names)
-
-
-class _Reader:
-    """Decodes files of one folder, to one size."""
-
-    def __init__(self, folder: Path, shown: str, target: tuple[int, int] | None, progress: Progress | None) -> None:
-        self.folder = folder
-        self.shown = shown
-        self.target = target
-        self.progress = progress
-
-    def name(self, path: Path) -> str:
-        """What a file is called in messages."""
-        return f"{path.relative_to(self.folder)} of {self.shown}"
-
-    def decode(self, files: ClassFiles, like: Decoded | None = None) -> Decoded:
-        """Decode the files of all classes; the images must be as large as those of `like`, or as the first of them."""
-        with warnings.catch_warnings():
-            # Said of images that `_refuse_huge` is about to refuse.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return self._decode(files, like)
-
-    def _decode(self, files: ClassFiles, like: Decoded | None) -> Decoded:
-        flat = [path for paths in files for path in paths]
-        labels = torch.repeat_interleave(torch.arange(len(files)), torch.tensor([len(paths) for paths in files]))
-        height, width = self.target or (like.images.shape[2:] if like is not None else self._size(flat[0]))
-        need = 3 * len(flat) * height * width
-        if need > _memory():
-            raise DataError(
-                f"{len(flat)} images of {height}x{width} pixels take {need / 1e9:.0f} GB, more than the memory has. "
-                "Choose a smaller --size."
-            )
-        pixels = np.empty((len(flat), 3, height, width), dtype=np.uint8)
-        colour, resized, formats, done = False, False, set(), 0
-        starts = range(0, len(flat), DECODE_CHUNK)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            try:
-                chunks = pool.map(lambda start: self._decode_chunk(flat, pixels, start), starts)
-                for chunk_colour, chunk_resized, chunk_formats in chunks:
-                    colour, resized = colour or chunk_colour, resized or chunk_resized
-                    formats |= chunk_formats
-                    done = min(done + DECODE_CHUNK, len(flat))
-                    if self.progress is not None:
-                        self.progress("decoding images", done, len(flat))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        return Decoded(torch.from_numpy(pixels), labels, colour, frozenset(formats), resized)
-
-    def _decode_chunk(self, files: Sequence[Path], pixels: np.ndarray, start: int) -> tuple[bool, bool, set[str]]:
-        colour, resized, formats = False, False, set()
-        for position, path in enumerate(files[start : start + DECODE_CHUNK], start):
-            try:
-                with open_regular(path) as file, _compared(file) as image:
-                    self._refuse_huge(image, path)
-                    image.load()
-                    formats.add(image.format or "unknown")
-                    colour = colour or self._is_colour(image, path)
-                    resized = resized or image.size != pixels.shape[:1:-1]
-                    rgb = self._fit(image.convert("RGB"), pixels.shape[2:], path)
-            except BROKEN as error:
-                raise self._corrupt(path, error) from error
-            pixels[position] = np.asarray(rgb).transpose(2, 0, 1)
-        return colour, resized, formats
-
-    def _is_colour(self, image: Image.Image, path: Path) -> bool:
-        if image.mode not in GREY_MODES | COLOUR_MODES:
-            raise DataError(
-                f"{self.name(path)} has more than 8 bits a channel (mode {image.mode}), and ddbench keeps 8. "
-                "Convert such images first."
-            )
-        return image.mode in COLOUR_MODES
-
-    def _fit(self, image: Image.Image, size: Sequence[int], path: Path) -> Image.Image:
-        height, width = size
-        if image.size == (width, height):
-            return image
-        if self.target is None:
-            raise DataError(
-                f"images have different sizes: {self.name(path)} has {image.size[0]}x{image.size[1]} pixels, others "
-                f"{width}x{height}. All images of a dataset share one size; --size {min(height, width)} resizes them."
-            )
-        return image.resize((width, height), Image.Resampling.BILINEAR)
-
-    def _size(self, path: Path) -> tuple[int, int]:
-        try:
-            with open_regular(path) as file, Image.open(file) as image:
-                self._refuse_huge(image, path)
-                return image.size[1], image.size[0]
-        except BROKEN as error:
-            raise self._corrupt(path, error) from error
-
-    def _refuse_huge(self, image: Image.Image, path: Path) -> None:
-        # A file of some kilobytes can say that it has any number of pixels.
-        if image.width * image.height > MOST_PIXELS:
-            raise DataError(
-                f"{self.name(path)} has {image.width}x{image.height} pixels, more than {MOST_PIXELS // 10**6} million. "
-                "Make it smaller first."
-            )
-
-    def _corrupt(self, path: Path, error: Exception) -> DataError:
-        if instead := mistaken(path):
-            return DataError(f"{self.name(path)} is {instead}")
-        why = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        return DataError(f"{self.name(path)} cannot be decoded: {why}. Replace or remove the file.")
-
-
-def _compared(file: BufferedReader) -> Image.Image:
-    """An image whose checksums fit, where its format has any: Pillow does not look at those of a PNG's pixels."""
-    image = Image.open(file)
-    if image.format == "PNG":
-        image.verify()
-        file.seek(0)
-        image = Image.open(file)
-    return image
-
-
-def _memory() -> float:
-    """Bytes that this process may have: of the machine, or less where a limit is set."""
-    try:
-        import resource
-
-        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-        whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (ImportError, ValueError, OSError):
-        return math.inf
-    return whole if soft == resource.RLIM_INFINITY else min(whole, soft)
 
 
 def _classes(folder: Path, shown: str, info: DatasetInfo | None) -> tuple[list[str], tuple[str, ...]]:
@@ -281,52 +138,51 @@ def _classes(folder: Path, shown: str, info: DatasetInfo | None) -> tuple[list[s
     return names, official if numbered and len(official) == len(names) else tuple(names)
 
 
+def _tables(folder: Path) -> list[str]:
+    return [path.name for path in visible(folder) if path.suffix.lower() in (".csv", ".tsv")]
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _class_files(folder: Path, names: Sequence[str], reader: _Reader) -> ClassFiles:
+def _class_files(folder: Path, names: Sequence[str], reader: Reader) -> ClassFiles:
     files = []
     for name in names:
-        paths = _image_files(folder / name)
+        place = folder / name
+        paths = image_files(place) if place.is_dir() else []
         if not paths:
+            others = left_out(place, []) if place.is_dir() else ""
             raise DataError(
-                f"class {name!r} is empty: {reader.name(folder / name)} has no image. Add images or remove the class."
+                f"class {name!r} is empty: {reader.name(place)} has no image that ddbench reads"
+                f"{f', but {others}' if others else ''}. Add images or remove the class."
             )
         files.append(paths)
     return files
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names if is_image(Path(name)))
-
-
-def is_image(path: Path) -> bool:
-    """Whether a name is that of an image file that is read, and not hidden."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-def _test_files(folder: Path, names: Sequence[str], reader: _Reader, prefer_val: bool) -> tuple[ClassFiles, str]:
-    order = (*VAL_NAMES, "test") if prefer_val else ("test", *VAL_NAMES)
-    for name in order:
-        part = folder / name
+def _test_files(parts: Parts, names: Sequence[str], reader: Reader, *, subset: bool) -> tuple[ClassFiles, str]:
+    for part in parts.tests(prefer="val" if subset else "test"):
         if (part / "val_annotations.txt").is_file():
-            return _annotated_files(part, names, reader), name
+            return _annotated_files(part, names, reader), part.name
         # A test folder without class folders, as ImageNet's, holds images whose labels nobody has.
-        found = [entry.name for entry in visible(part) if entry.is_dir()] if part.is_dir() else []
+        found = [entry.name for entry in folders_in(part)]
         if not set(found) & set(names):
             continue
         extra = [entry for entry in found if entry not in names]
-        if extra and not prefer_val:
-            raise DataError(f"{reader.name(part / extra[0])} is a class that the folder 'train' does not have.")
-        return _class_files(part, names, reader), name
+        if extra and not subset:
+            raise DataError(
+                f"{reader.name(part / extra[0])} is a class that the folder {parts.train.name!r} does not have."
+            )
+        return _class_files(part, names, reader), part.name
+    train = parts.train.name
     raise DataError(
-        f"{reader.shown} has a folder 'train', but no folder 'test' or 'val' with the same class folders. Add one; or "
-        "add the folder 'train' itself, and ddbench holds out a tenth of every class."
+        f"{reader.shown} has a folder {train!r}, but no folder 'test' or 'val' with the same class folders. Add one; "
+        f"or add the folder {train!r} itself, and ddbench holds out a tenth of every class."
     )
 
 
-def _annotated_files(part: Path, names: Sequence[str], reader: _Reader) -> ClassFiles:
+def _annotated_files(part: Path, names: Sequence[str], reader: Reader) -> ClassFiles:
     """The validation folder of Tiny ImageNet: all images in one folder, their classes in a text file."""
     files: dict[str, list[Path]] = {name: [] for name in names}
     listing = part / "val_annotations.txt"
@@ -349,16 +205,46 @@ def _tensors(decoded: Decoded, classes: tuple[str, ...], *, colour: bool) -> Dat
     return DatasetTensors(images, decoded.labels, classes)
 
 
-def _content(train: DatasetTensors, test: DatasetTensors, decoded: Sequence[Decoded], split: str) -> Content:
+def _decoded(
+    reader: Reader, classes: tuple[str, ...], train_files: ClassFiles, test_files: ClassFiles | None, split: str,
+    unused: str,
+) -> Content:  # fmt: skip
+    """The images of both parts; without files of the test part, a tenth of every class is held out."""
+    train = reader.decode(train_files)
+    if test_files is None:
+        rest, held_out = _tensors(train, classes, colour=train.colour).split(HELD_OUT)
+        return _content(rest, held_out, [train], HELD_OUT_BY_DDBENCH, unused)
+    test = reader.decode(test_files, like=None if reader.target else train)
+    colour = train.colour or test.colour
+    first, second = (_tensors(part, classes, colour=colour) for part in (train, test))
+    return _content(first, second, [train, test], split, unused)
+
+
+def _flat(files: ClassFiles) -> list[Path]:
+    return [path for paths in files for path in paths]
+
+
+def _target(info: DatasetInfo | None, size: int | None) -> tuple[int, int] | None:
+    if info is not None and info.wnids:
+        return info.shape[1], info.shape[2]
+    return (size, size) if size else None
+
+
+def _content(
+    train: DatasetTensors, test: DatasetTensors, decoded: Sequence[Decoded], split: str, unused: str
+) -> Content:
     formats = sorted({NATURE.get(name, name) for part in decoded for name in part.formats})
     kind = formats[0] if len(formats) == 1 else "mixed"
     height, width = train.shape[1:]
     resized = any(part.resized for part in decoded)
+    done = sorted({change for part in decoded for change in part.changes}, reverse=True)
+    done += [f"resized to {width}x{height}, bilinear, aspect not kept"] if resized else []
     return Content(
         train,
         test,
         origin=f"image folder ({', '.join(formats)})",
         kind=kind,
         split=split,
-        preprocessing=f"resized to {width}x{height}, bilinear, aspect not kept" if resized else "none",
+        preprocessing="; ".join(done) or "none",
+        left_out=unused,
     )

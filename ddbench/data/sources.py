@@ -9,8 +9,8 @@ import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from http.client import HTTPException
 from pathlib import Path
@@ -25,10 +25,11 @@ from ddbench.data.arrays import find_idx, read_idx, read_npz
 from ddbench.data.cache import Content, Manifest, Progress
 from ddbench.data.catalogue import CATALOGUE, DatasetInfo, canonical, info, known_copy
 from ddbench.data.dataset import Dataset, TestData
-from ddbench.data.folders import base_folder, read_image_folder
+from ddbench.data.folders import read_image_folder, read_labelled_folder
 from ddbench.data.mistaken import refuse_mistaken
+from ddbench.data.parts import base_folder
 from ddbench.data.tensors import DatasetTensors
-from ddbench.errors import ConfigError, DataError, DdbenchError, PluginError, closest
+from ddbench.errors import ConfigError, DataError, DdbenchError, PluginError, closest, mistyped
 from ddbench.files import open_regular, state_of
 from ddbench.text import MOST_NAME, PLAIN_NAME
 
@@ -76,6 +77,26 @@ def load(name: str, root: Path) -> Dataset:
     if state is not None:
         _loaded[str(root), known] = (state, dataset)
     return dataset
+
+
+def info_of(name: str, root: Path) -> DatasetInfo | None:
+    """What is known of a dataset without its images: from the catalogue, from the data folder, or from its plug-in.
+
+    None if there is no such dataset. Raises: DataError if its manifest is damaged, PluginError if its plug-in does not
+    work.
+    """
+    known = canonical(name)
+    entry = CATALOGUE.get(known)
+    if entry is not None:
+        return entry
+    if known != "toy" and not plugins.names_code(name):
+        cache.put_back(root, known)
+        manifest = cache.find(root, known)
+        if manifest is not None:
+            return _user_info(manifest)
+        if not plugins.named(GROUP, name):
+            return None
+    return load(name, root).info
 
 
 _loaded: dict[tuple[str, str], tuple[tuple[int, ...] | None, Dataset | None]] = {}
@@ -129,10 +150,14 @@ def add(
     size: int | None = None,
     progress: Progress | None = None,
     *,
+    labels: Sequence[Path] = (),
+    columns: str = "",
     force: bool = False,
 ) -> Manifest:
     """Add a folder, an archive or a `.npz` file to the data folder, as a set of the catalogue or under your own name.
 
+    `labels` are CSV files that say the classes of images, and `columns` which columns of them are meant: see
+    `labelled.read_tables`.
     Raises: ConfigError if the name cannot be used; DataError if the files are damaged or not what the name says, or if
     other data has that name and `force` is not given. Nothing is half-written then.
     """
@@ -150,7 +175,7 @@ def add(
         raise DataError(f"'{path}' does not exist, so it cannot be added as {known}.")
     with cache.building(root, known, progress) as work:
         (progress or _silent)("reading", 0, 1)
-        content = _read(path, entry, size, work, progress)
+        content = _read(path, entry, size, work, progress, _Tables(tuple(labels), columns))
         (progress or _silent)("storing", 0, 1)
         return _install(known, entry, content, root, work, force=force)
 
@@ -166,9 +191,8 @@ def removable(name: str, root: Path) -> tuple[str, list[Path], Manifest | None]:
         raise ConfigError(f"{known} is built in: it takes no room in the data folder, and cannot be removed.")
     paths = cache.remains(root, known) if NAME.fullmatch(known) else []
     if not paths:
-        for plugin in plugins.listing(GROUP):
-            if plugin.name == name.rpartition("/")[2]:
-                raise ConfigError(f"{name} comes with {plugin.provided_by}, and is not in the data folder '{root}'.")
+        for plugin in plugins.named(GROUP, name):
+            raise ConfigError(f"{name} comes with {plugin.provided_by}, and is not in the data folder '{root}'.")
         there = [manifest["name"] for manifest in installed(root)]
         raise DataError(
             f"{known} is not in the data folder '{root}'. {closest(known, there)}`ddbench data list` shows what is "
@@ -224,14 +248,38 @@ def _title(name: str, entry: DatasetInfo | None, content: Content, original: boo
     return ", ".join(parts)
 
 
-def _read(path: Path, entry: DatasetInfo | None, size: int | None, work: Path, progress: Progress | None) -> Content:
+@dataclass(frozen=True)
+class _Tables:
+    """What was said of tables that hold the classes of images."""
+
+    files: tuple[Path, ...] = ()
+    columns: str = ""
+
+    def refuse(self, what: str) -> None:
+        """Raise ConfigError where tables were named for something that says its classes itself."""
+        if self.files:
+            raise ConfigError(f"--labels is for images in a folder or an archive, and {what} has its own labels.")
+
+    def found(self, folder: Path) -> list[Path]:
+        """Where the tables lie: as they are named, or in the folder or archive of the images."""
+        return [path if path.exists() or not (folder / path).is_file() else folder / path for path in self.files]
+
+
+NO_TABLES = _Tables()
+
+
+def _read(
+    path: Path, entry: DatasetInfo | None, size: int | None, work: Path, progress: Progress | None,
+    tables: _Tables = NO_TABLES,
+) -> Content:  # fmt: skip
     """Whatever is at `path`: a folder, an archive, a `.npz` file."""
     shown = str(path)
     if path.is_dir():
-        return _read_folder(path, shown, entry, size, work, progress)
+        return _read_folder(path, shown, entry, size, work, progress, tables)
     refuse_mistaken(path)
     if path.suffix.lower() == ".npz":
         _refuse_size(size)
+        tables.refuse(shown)
         return read_npz(path, work, _class_names(entry))
     if not is_archive(path):
         raise DataError(
@@ -241,7 +289,7 @@ def _read(path: Path, entry: DatasetInfo | None, size: int | None, work: Path, p
     tell = partial(progress or _silent, "unpacking")
     tell(0, 1)
     unpack(path, folder, tell)
-    content = _read_folder(folder, shown, entry, size, work, progress)
+    content = _read_folder(folder, shown, entry, size, work, progress, tables)
     if entry is not None and entry.md5 and _md5(path) == entry.md5:
         return replace(content, origin="zip (checksummed original file)", original=True)
     return content
@@ -252,9 +300,13 @@ def _silent(what: str, done: int, of: int) -> None:
 
 
 def _read_folder(
-    folder: Path, shown: str, entry: DatasetInfo | None, size: int | None, work: Path, progress: Progress | None
-) -> Content:
+    folder: Path, shown: str, entry: DatasetInfo | None, size: int | None, work: Path, progress: Progress | None,
+    tables: _Tables,
+) -> Content:  # fmt: skip
     base = base_folder(folder)
+    if tables.files:
+        found = tables.found(base)
+        return read_labelled_folder(base, shown, found, tables.columns, entry, size, progress)
     if (files := find_idx(base)) is not None:
         _refuse_size(size)
         if entry is None or entry.how != "torchvision":
@@ -385,7 +437,7 @@ def _md5(path: Path) -> str:
 def _own_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise ConfigError(f"a dataset cannot be called {name!r}: use lower-case letters, digits and dashes.")
-    if name == "toy" or any(plugin.name == name for plugin in plugins.listing(GROUP)):
+    if name == "toy" or plugins.named(GROUP, name):
         raise ConfigError(f"{name!r} is the name of a built-in dataset or of a plug-in. Choose another one.")
     return name
 
@@ -405,9 +457,7 @@ def _user_info(manifest: Manifest) -> DatasetInfo:
 
 
 def _from_plugin(name: str, root: Path) -> Dataset:
-    if not plugins.names_code(name) and name.rpartition("/")[2] not in [
-        plugin.name for plugin in plugins.listing(GROUP)
-    ]:
+    if not plugins.names_code(name) and not plugins.named(GROUP, name.rpartition("/")[2]):
         raise _absent(canonical(name), root)
     loaded = plugins.load(GROUP, name)
     try:
@@ -433,9 +483,11 @@ def _absent(name: str, root: Path) -> DataError:
     entry = CATALOGUE.get(name)
     if entry is None:
         there = [manifest["name"] for manifest in installed(root)]
-        return DataError(
-            f"{name} {looked}{closest(name, [*CATALOGUE, *there])}Your own images are added with "
-            f"`ddbench data add {name} PATH`; `ddbench data list` shows what is known and what is there."
+        return mistyped(
+            DataError(
+                f"{name} {looked}{closest(name, [*CATALOGUE, *there])}Your own images are added with "
+                f"`ddbench data add {name} PATH`; `ddbench data list` shows what is known and what is there."
+            )
         )
     if entry.how == "imagenet-folder":
         return DataError(

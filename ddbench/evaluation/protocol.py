@@ -290,9 +290,10 @@ def protocol(ref: str) -> Protocol:
     """
     if ref.endswith(".toml"):
         return _from_file(Path(ref))
-    if ref in PROTOCOLS:
-        return PROTOCOLS[ref]
-    versions = [p for p in PROTOCOLS.values() if p.name == ref]
+    name = ref.lower()  # papers write DSA
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
+    versions = [p for p in PROTOCOLS.values() if p.name == name]
     if versions:
         return max(versions, key=lambda p: p.version)
     known = [*PROTOCOLS, *(p.name for p in PROTOCOLS.values())]

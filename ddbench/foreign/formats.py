@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ddbench import synthetic as sets
 from ddbench.data.catalogue import DatasetInfo
-from ddbench.data.folders import class_folders, has_images, is_image, read_class_folders, visible
+from ddbench.data.folders import class_folders, read_class_folders
+from ddbench.data.parts import has_images, is_image, visible
 from ddbench.errors import DataError
 from ddbench.files import open_regular, sha256_of
 from ddbench.foreign import class_folders as folders

@@ -17,18 +17,18 @@ from torch import Tensor
 
 from ddbench import synthetic as sets
 from ddbench.backbones import names as backbones
-from ddbench.data import catalogue
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import PixelSpace, fit_pixels
-from ddbench.data.sources import load
+from ddbench.data.sources import info_of, load
 from ddbench.engine.precision import usual
-from ddbench.errors import ConfigError, DataError, RunError
+from ddbench.errors import ConfigError, DataError, RunError, mistyped
 from ddbench.evaluation.plan import fit
 from ddbench.fields import MOST_COUNT
 from ddbench.foreign.diagnosis import Diagnosis, Finding, Reference, diagnose, fitting_datasets, hard
 from ddbench.foreign.exporting import FORMATS, Format, Loss, export
 from ddbench.foreign.formats import Found, choose, read
+from ddbench.foreign.leaks import count_test_images, sentence
 from ddbench.foreign.terms import Said, Terms, complete, in_imagefolder_order, settle
 from ddbench.plugins import names_code
 from ddbench.runs.finishing import describe, finish
@@ -78,7 +78,7 @@ def known_classes(dataset: str | None, data_root: Path) -> DatasetInfo | None:
     try:
         data = load(dataset, data_root)
     except DataError:
-        return catalogue.CATALOGUE.get(catalogue.canonical(dataset))
+        return info_of(dataset, data_root)
     return _named(data)
 
 
@@ -148,6 +148,9 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
     )
     synthetic = complete(found, terms, problem.pixels, problem.classes, _named(dataset))
     fit(synthetic, problem)
+    if leaked := count_test_images(synthetic.images, dataset, [problem.pixels]):
+        # No note, which --quiet and a call from Python would leave out.
+        logger.warning("Warning: %s.", sentence(leaked, len(synthetic.images), dataset))
     # Only now, so that nothing is kept of a set that was refused.
     folder = RunDir.open(options.root, spec)
     with folder.lock(), as_a_record():
@@ -229,10 +232,12 @@ def export_run(path: Path, kind: str, out: Path | None, data_root: Path) -> tupl
     name = f"{about.get('method', _plain(file.stem))}-{about.get('dataset', 'set')}-ipc{about.get('ipc', 0)}"
     name += f"-s{about['seed']}" if "seed" in about else ""
     if out is not None and out.name in ("", ".."):
-        raise RunError(f"--out {str(out)!r} names no file and no new folder. Say what the set should be called.")
+        raise mistyped(
+            RunError(f"--out {str(out)!r} names no file and no new folder. Say what the set should be called.")
+        )
     place = out or Path(name if kind == "png" else f"{name}.{kind}")
     if place.resolve() == file.resolve():
-        raise RunError(f"{place} is the set itself. Choose another --out.")
+        raise mistyped(RunError(f"{place} is the set itself. Choose another --out."))
     chosen: Format = kind  # type: ignore[assignment]
     return place, export(synthetic, place, chosen, space, about)
 

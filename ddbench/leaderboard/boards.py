@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ddbench.errors import RunError
 from ddbench.files import sha256_of, sweep_dead, write_atomically
 from ddbench.foreign import published_sets
+from ddbench.leaderboard.chosen import Chosen
 from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.page.render import page_of
 from ddbench.leaderboard.published import read_published
@@ -24,6 +25,7 @@ from ddbench.text import budget_name, safe_name
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+EVERYTHING = Chosen()
 SCHEMA = Path("schema") / "record.v1.json"
 SETS_SCHEMA = Path("schema") / "sets.v1.json"
 INDEX = Path("README.md")
@@ -72,13 +74,13 @@ def place_of(record: RunRecord) -> Path:
     return Path("records") / safe_name(run.dataset) / budget_name(run.ipc) / name
 
 
-def build(leaderboards: Path) -> dict[Path, str]:
+def build(leaderboards: Path, lost: list[str] | None = None) -> dict[Path, str]:
     """Write every generated file of the leaderboard, remove tables of records that are gone, return what was written.
 
     Paths are relative to the leaderboard's folder. The texts are a pure function of records/ and published.csv.
-    Raises: RunError for a damaged record, naming it.
+    Raises: RunError for a damaged record, naming it; with `lost` such sentences go there, and the record is left out.
     """
-    files = _generated(leaderboards)
+    files = _generated(leaderboards, lost)
     for place in (leaderboards, *(leaderboards / part for part in ("records", "tables", "schema"))):
         sweep_dead(place, deep=place != leaderboards)
     for path, text in files.items():
@@ -88,12 +90,12 @@ def build(leaderboards: Path) -> dict[Path, str]:
     return files
 
 
-def check(leaderboards: Path) -> list[str]:
+def check(leaderboards: Path, lost: list[str] | None = None) -> list[str]:
     """How the generated files differ from what the records give, one sentence or diff per file; empty when they agree.
 
-    Raises: RunError for a damaged record, naming it.
+    Raises: RunError for a damaged record, naming it; with `lost` such sentences go there, and the record is left out.
     """
-    files = _generated(leaderboards)
+    files = _generated(leaderboards, lost)
     differences = [f"{path} belongs to no record" for path in _stale(leaderboards, files)]
     differences += wrong_sheets(leaderboards / "records")
     differences += wrong_sets(leaderboards)
@@ -118,17 +120,28 @@ def check(leaderboards: Path) -> list[str]:
     return differences
 
 
-def local_board(runs: Path, *, form: str = "text", width: int | None = None) -> str:
+def local_board(
+    runs: Path,
+    chosen: Chosen = EVERYTHING,
+    lost: list[str] | None = None,
+    *,
+    form: str = "text",
+    width: int | None = None,
+) -> str:
     """The boards of all finished runs below a runs folder, as text, md, csv, latex or html; a sentence without one.
 
-    A damaged record is left out, so that it hides no other; `runs.listing.off_the_board` counts what is not shown.
-    Text fits a terminal of `width` characters, where one is given.
+    A damaged record is left out, so that it hides no other, and `lost` hears of it; `runs.listing.off_the_board` counts
+    what is not shown. Text fits a terminal of `width` characters, where one is given.
     """
+    lost = [] if lost is None else lost
     if form == "html":
-        return page_of(finished(runs), lost=[])
-    summary = local_summary(runs)
+        return page_of(finished(runs), chosen=chosen.of, lost=lost)
+    whole = local_summary(runs, lost=lost)
+    summary = chosen.of(whole)
     if summary.empty and form != "csv":
         none = f"There is no finished run under {runs} yet. `ddbench run --method dm --dataset digits` makes one."
+        if not whole.empty:
+            none = chosen.says_what_there_is(whole)
         return f"% {none}" if form == "latex" else none
     return _printed(summary, form, width)
 
@@ -141,9 +154,9 @@ def board_of(paths: Iterable[Path], width: int | None = None) -> str:
     return _printed(summarise(collect(paths)), "text", width)
 
 
-def local_summary(runs: Path) -> DataFrame:
-    """The rows behind `local_board`, as `rank.summarise` gives them; none where there is no finished run."""
-    return summarise(collect(finished(runs), lost=[]))
+def local_summary(runs: Path, chosen: Chosen = EVERYTHING, lost: list[str] | None = None) -> DataFrame:
+    """The rows behind `local_board`, as `statistics.summarise` gives them; none where there is no finished run."""
+    return chosen.of(summarise(collect(finished(runs), lost=[] if lost is None else lost)))
 
 
 def committed_page(leaderboards: Path) -> str:
@@ -176,10 +189,10 @@ def finished(runs: Path) -> list[Path]:
     return sorted(runs.glob("*/*/*/*/record.json"))
 
 
-def _generated(leaderboards: Path) -> dict[Path, str]:
+def _generated(leaderboards: Path, lost: list[str] | None) -> dict[Path, str]:
     own = leaderboards / "published.csv"
     numbers = read_published(own if own.is_file() else None)
-    summary = summarise(collect(_committed(leaderboards)))
+    summary = summarise(collect(_committed(leaderboards), lost))
     files = {SCHEMA: json_schema(), SETS_SCHEMA: published_sets.json_schema()}
     entries = []
     for (dataset, ipc), item in zip(_keys(summary), _boards(summary, numbers), strict=True):

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ddbench.data.catalogue import canonical
 from ddbench.errors import RunError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def read_published(path: Path | None = None) -> DataFrame:
         wrong = _wrong({str(name): str(value) for name, value in row.items()})
         if wrong:
             raise RunError(f"{file}, line {line}: {wrong}.")
-    return frame.assign(ipc=frame["ipc"].astype("int64"))
+    return frame.assign(ipc=frame["ipc"].astype("int64"), dataset=frame["dataset"].map(canonical))
 
 
 def printed(frame: DataFrame) -> DataFrame:

@@ -191,12 +191,12 @@ def _judged_again(
     from ddbench.runs.runner import evaluate_run
 
     run = record.run
-    (found,) = found_in(file, None, None)
+    (found,) = found_in(file, None, None, options.data_root)
     real = dataset_of(found, file, None, options.data_root)
     asked = Import(name=run.method, ipc=run.ipc, backbone=run.backbone, protocols=(judged.protocol,))
     with tempfile.TemporaryDirectory() as folder:
         there = replace(options, root=Path(folder))
-        place, _ = bring_in(found, asked, real, there)
+        place = bring_in(found, asked, real, there).folder
         by = [protocol or PROTOCOLS[judged.protocol]]
         (part,) = evaluate_run(place, by, [judged.backbone], len(judged.accuracy), there).evaluations
     if part.failed:

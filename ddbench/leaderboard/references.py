@@ -136,5 +136,5 @@ def _hashes(path: Path) -> set[str]:
     from ddbench.foreign.importing import found_in
 
     with contextlib.suppress(DdbenchError):
-        return {one.sha256 for one in found_in(path, "all", None)}
+        return {one.sha256 for one in found_in(path, "all", None, Path())}
     return set()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ddbench.errors import DdbenchError, RunError
+from ddbench.runs.evaluating import require_networks
 from ddbench.runs.record import RunRecord
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, run
@@ -35,8 +36,15 @@ def resolve_all(requests: Iterable[Asked], data_root: Path, device: torch.device
 
     Raises: the first error of any of them, before anything has been started.
     """
-    resolved = (resolve_spec(asked, data_root, device) for asked in requests)
+    resolved = (resolve_whole(asked, data_root, device) for asked in requests)
     return list({what_is_done(resolution): resolution for resolution in resolved}.values())
+
+
+def resolve_whole(asked: Asked, data_root: Path, device: torch.device = CPU) -> Resolution:
+    """What is asked for, once all its judges are known to exist. Raises: as `resolve_spec` and `require_networks`."""
+    resolution = resolve_spec(asked, data_root, device)
+    require_networks(resolution.cells, resolution.dataset.info)
+    return resolution
 
 
 def what_is_done(resolution: Resolution) -> Hashable:

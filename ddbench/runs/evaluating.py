@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import time
@@ -14,8 +15,9 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from ddbench.backbones import names as backbones
 from ddbench.config import explain
+from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.dataset import Dataset
-from ddbench.errors import ConfigError, DataError, DivergedError, RunError
+from ddbench.errors import ConfigError, DataError, DdbenchError, DivergedError, PluginError, RunError
 from ddbench.evaluation.evaluate import Score, SealedTest, scores
 from ddbench.evaluation.protocol import Protocol
 from ddbench.evaluation.trainer import Trainer, trainer_class, trainer_of
@@ -74,6 +76,27 @@ def cells(
             networks = networks[:1]
         found += [Cell(protocol, backbone, students or protocol.students) for backbone in networks]
     return found
+
+
+def require_networks(asked: Iterable[Cell], info: DatasetInfo) -> None:
+    """Make the network of every judge once, before anything is spent or recorded.
+
+    Raises: ConfigError or PluginError for one that does not exist, or does not take the images.
+    """
+    errors: list[DdbenchError] = []
+    for backbone in dict.fromkeys(cell.backbone for cell in asked):
+        try:
+            _make(backbone, info.shape, info.classes)
+        except (ConfigError, PluginError) as error:
+            errors.append(error)
+    if errors:
+        raise type(errors[0])("\n".join(map(str, errors))) from errors[0]
+
+
+@functools.cache
+def _make(backbone: str, shape: tuple[int, int, int], classes: int) -> None:
+    # A sweep asks for the same few networks for every one of its runs.
+    backbones.build(backbone, shape, classes)
 
 
 class StudentScore(Part):
@@ -266,7 +289,7 @@ class Judging:
         if found.synthetic != self.sha256 or (changed and not found.scores):
             return fresh
         if changed:
-            raise ConfigError(
+            raise RunError(
                 f"protocol {cell.protocol.id} has changed since this run was judged by it, and a column is one recipe. "
                 "Raise its version, or give it another name."
             )

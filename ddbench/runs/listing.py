@@ -13,9 +13,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from ddbench.data.catalogue import canonical
 from ddbench.errors import RunError
 from ddbench.evaluation.protocol import judged_by
 from ddbench.files import read_json
+from ddbench.plugins import same_name
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record
 from ddbench.runs.rundir import FAILURE, LOCKS, RECORD, SET, SPEC, RunDir
 from ddbench.runs.runspec import RunSpec
@@ -101,10 +103,17 @@ class Wanted:
 
     def fits(self, run: Listed) -> bool:
         """Whether a run is one of them."""
-        pairs = (
-            (self.methods, run.method), (self.datasets, run.dataset), (self.ipcs, run.ipc), (self.states, run.state)
-        )  # fmt: skip
-        return all(not values or value in values for values, value in pairs)
+        return (
+            self.names_fit(run.method, run.dataset)
+            and (not self.ipcs or run.ipc in self.ipcs)
+            and (not self.states or run.state in self.states)
+        )
+
+    def names_fit(self, method: str, dataset: str) -> bool:
+        """Whether method and dataset are among those that are meant, however they were spelled."""
+        return (not self.methods or any(same_name(name, method) for name in self.methods)) and (
+            not self.datasets or canonical(dataset) in map(canonical, self.datasets)
+        )
 
     @property
     def everything(self) -> bool:
@@ -326,9 +335,9 @@ def _is_run(path: Path) -> bool:
 def _may_fit(path: Path, wanted: Wanted) -> bool:
     if not _NAMED.fullmatch(path.name):
         return True
+    method, budget, dataset = (path.parents[level].name for level in range(3))
     budgets = {budget_name(ipc) for ipc in wanted.ipcs}
-    pairs = ((wanted.methods, 0), (budgets, 1), (wanted.datasets, 2))
-    return all(not values or path.parents[level].name in values for values, level in pairs)
+    return wanted.names_fit(method, dataset) and (not budgets or budget in budgets)
 
 
 def _names(path: Path, spec: RunSpec | None) -> tuple[str, str, str, int | None, int | None]:

@@ -27,12 +27,20 @@ from ddbench.problem import Problem, fitted
 from ddbench.rng import Rng
 from ddbench.runs import provenance
 from ddbench.runs.condensing import Cadence, Condensation
-from ddbench.runs.evaluating import Cell, Judging, cells, curve_is_drawn, evaluations, recorded_curves
+from ddbench.runs.evaluating import (
+    Cell,
+    Judging,
+    cells,
+    curve_is_drawn,
+    evaluations,
+    recorded_curves,
+    require_networks,
+)
 from ddbench.runs.finishing import describe, finish
 from ddbench.runs.ledger import Ledger
 from ddbench.runs.observers import Observer
 from ddbench.runs.record import CostPart, RunRecord, read_record, write_record
-from ddbench.runs.rundir import RunDir
+from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.signals import Interrupted, Stop
 from ddbench.runs.spec import Resolution
 from ddbench.runs.states import kept_failure
@@ -91,10 +99,13 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
     """
     _refuse_dirty(options)
     spec, dataset = resolution.spec, resolution.dataset
-    folder = RunDir.open(options.root, spec)
-    record = None if options.fresh else _finished(folder, resolution.cells, options)
+    there = not options.fresh and (options.root / spec.folder / SPEC).is_file()
+    record = _finished(RunDir.open(options.root, spec), resolution.cells, options) if there else None
     if record is not None:
         return record
+    # Before the folder is made: of a run that cannot be judged nothing is left.
+    require_networks(resolution.cells, dataset.info)
+    folder = RunDir.open(options.root, spec)
     with _session(options) as (stop, tell), folder.lock(), kept_failure(folder), _explained(options):
         if options.fresh:
             folder.clear()
@@ -147,6 +158,7 @@ def evaluate_run(
             "Point --data at the folder with the other one."
         )
     asked = cells(protocols, judges, students, dataset.info.shape, own=folder.spec.backbone)
+    require_networks(asked, dataset.info)
     with _session(options) as (stop, tell), folder.lock():
         before = _record_of(folder)
         folder.set_sha256()

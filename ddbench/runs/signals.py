@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
-EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGHUP: 75}
 AGAIN = 75  # what a scheduler can be told to take as "try again"
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
+EXIT_CODES = {signal.SIGTERM: AGAIN, signal.SIGINT: 130} | ({} if HANGUP is None else {HANGUP: AGAIN})
 # `timeout` signals a process and then its group, schedulers the same: two signals this close are one request.
 SAME_REQUEST = 2.0
 
@@ -42,8 +43,8 @@ def importing(frame: FrameType | None) -> bool:
 
 def heeded(also: Sequence[signal.Signals] = ()) -> list[signal.Signals]:
     """The signals to listen for: those of EXIT_CODES and `also`, without a SIGHUP that `nohup` has turned off."""
-    off = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
-    return [number for number in (*EXIT_CODES, *also) if number not in off]
+    off = HANGUP is not None and signal.getsignal(HANGUP) is signal.SIG_IGN
+    return [number for number in (*EXIT_CODES, *also) if not (off and number is HANGUP)]
 
 
 class Stop:

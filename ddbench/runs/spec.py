@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -143,7 +143,7 @@ def _resolve(
         raise ConfigError(f"ipc is {asked.ipc}; it is a number of images per class, at least 1.")
     if asked.seed < 0:
         raise ConfigError(f"the seed is {asked.seed}; it is a whole number, at least 0.")
-    settings = [QUICK, *kind.settings()]
+    settings = [QUICK, *map(_by_known_names, kind.settings())]
     layers, run_layers = preset_layers(settings, preset, info.name, asked.ipc)
     if asked.config_file is not None:
         layers.append(Layer("file", read_toml(asked.config_file)))
@@ -195,6 +195,12 @@ def _resolve(
         sources=sources,
     )
     return spec, kind(resolved.config), judged_by, selection
+
+
+def _by_known_names(setting: Setting) -> Setting:
+    """A preset for datasets as the catalogue spells them: CIFAR-10 in somebody's file is cifar10."""
+    known = {name: entry.name for name in setting.datasets if (entry := catalogue.find(name)) is not None}
+    return replace(setting, datasets=tuple(known.get(name, name) for name in setting.datasets)) if known else setting
 
 
 def _stable(info: DatasetInfo, judges: Sequence[str]) -> str:

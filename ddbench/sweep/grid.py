@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from ddbench.config import parse_assignments, parse_selection, read_toml
 from ddbench.errors import ConfigError, closest
+from ddbench.plugins import same_name
 from ddbench.runs.selecting import old_names
 from ddbench.runs.spec import Asked, find_method
 
@@ -55,7 +56,7 @@ def distribute(options: Mapping[str, Any], methods: Sequence[str]) -> dict[str, 
     given: dict[str, dict[str, Any]] = {ref: {} for ref in methods}
     for key, value in options.items():
         owner, dot, option = key.rpartition(".")
-        takers = [ref for ref in known if not dot or owner in (ref, kinds[ref].name)]
+        takers = [ref for ref in known if not dot or same_name(owner, ref) or same_name(owner, kinds[ref].name)]
         if not takers:
             chosen = [kind.name for kind in kinds.values()]
             hint = closest(owner, chosen)

@@ -47,7 +47,7 @@ GENERAL = (
 SET_UP = ("max_num_timeout", "max_pickle_size_gb", "python")
 # Before its time limit a job is told, so long that a step can end and be saved. Slurm may tell up to a minute earlier.
 WARNING_SECONDS = 120
-SIGNAL = signal.SIGUSR2
+SIGNAL: signal.Signals = getattr(signal, "SIGUSR2", signal.SIGTERM)  # Windows, which has no Slurm, has no SIGUSR2
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,8 @@ class Submission:
     def submit(self) -> list[str]:
         """Hand the jobs to Slurm, in as many arrays as it takes. Returns their ids.
 
-        Raises: ConfigError for a setting that submitit does not know, where there is no Slurm, and with Slurm's own
-        words where it refuses.
+        Raises: ConfigError for a setting that submitit does not know; RunError where there is no Slurm, and with the
+        words of Slurm where it refuses.
         """
         import submitit
 
@@ -203,7 +203,7 @@ class Submission:
                     submitted = [executor.submit(job) for job in part]
             except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
                 kept = f" {start} jobs were submitted before that." if start else ""
-                raise ConfigError(f"Slurm did not take the jobs: {_last_line(error)}.{kept}") from None
+                raise RunError(f"Slurm did not take the jobs: {_last_line(error)}.{kept}") from None
             everything = list(range(len(self.tasks)))
             content["jobs"] |= {
                 handed.job_id: everything if job.run is None else [job.run]
@@ -230,7 +230,7 @@ class Submission:
         import submitit
 
         if shutil.which("sbatch") is None and not look_only:
-            raise ConfigError("there is no Slurm here: sbatch is not found. Start the sweep on a machine that has it.")
+            raise RunError("there is no Slurm here: sbatch is not found. Start the sweep on a machine that has it.")
         own = {
             "name": self.name,
             "stderr_to_stdout": True,
@@ -249,7 +249,7 @@ class Submission:
         except (NameError, TypeError, AssertionError, ValueError) as error:
             raise ConfigError(f"submitit does not take these Slurm settings: {_last_line(error)}") from None
         except RuntimeError as error:
-            raise ConfigError(f"{error} A dry run needs srun as well, which submitit looks for.") from None
+            raise RunError(f"{error} A dry run needs srun as well, which submitit looks for.") from None
         # submitit's own default is five minutes; the partition's holds where the user names none.
         executor.parameters.setdefault("time", None)
         return executor

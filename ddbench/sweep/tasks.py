@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from ddbench.errors import RunError
-from ddbench.runs.batch import Outcome, what_is_done
+from ddbench.runs.batch import Outcome, resolve_whole, what_is_done
 from ddbench.runs.record import read_record
-from ddbench.runs.spec import CPU, Asked, Resolution, resolve_spec
+from ddbench.runs.spec import CPU, Asked, Resolution
 from ddbench.runs.states import Status, status_of
 
 
@@ -62,7 +62,7 @@ def tasks_of(
     """
 
     def task(asked: Asked) -> Task:
-        resolution = resolve_spec(asked, data_root, device)
+        resolution = resolve_whole(asked, data_root, device)
         return Task(replace(asked, precision=resolution.spec.precision) if settled else asked, resolution)
 
     resolved = (task(asked) for asked in requests)

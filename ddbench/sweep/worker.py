@@ -26,8 +26,9 @@ WAIT_SECONDS = 0.1
 def main() -> int:
     """Work until stdin ends. Returns the exit code."""
     # What the terminal and a scheduler send to everyone reaches the sweep too, which says when to stop.
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR2"):
+        if (number := getattr(signal, name, None)) is not None:  # Windows has the first alone
+            signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -101,7 +102,10 @@ def _listen(orders: queue.SimpleQueue[dict[str, Any] | None]) -> None:
     # Between two runs the None is found; a run at work, or one that is about to begin, is told as a scheduler would.
     while not _working():
         time.sleep(WAIT_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
+    if os.name == "nt":
+        signal.raise_signal(signal.SIGTERM)  # where kill would end the process at once
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _working() -> bool:

@@ -6,11 +6,7 @@ of the unrolled loop, taken by its reverse recursion: parameters are kept from s
 
 from __future__ import annotations
 
-import contextlib
-import os
-import resource
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.func import grad, grad_and_value, jvp
 
+from ddbench import host
 from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.tangent_blocks import cross_entropy_jvp, plain_cross_entropy_jvp
 from ddbench.backbones.variables import Variables
@@ -38,7 +35,7 @@ Written = tuple[Forth, Back]
 SHARE = 0.5
 
 # Where Linux tells what a container or a job of a cluster may take, in both of its versions.
-CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+MODEST = 8 << 30  # bytes, where the system does not say how many it has
 
 
 class Descent:
@@ -121,14 +118,7 @@ def memory(device: torch.device) -> int:
     """Bytes of a GPU; or of this machine, or what of them this process, or its job, may take."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    own, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if own != resource.RLIM_INFINITY:
-        limits.append(own)
-    for path in CGROUPS:
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-            limits.append(int(path.read_text()))
-    return min(limits)
+    return host.memory() or MODEST
 
 
 def written_out(net: Backbone, device: torch.device) -> Written | None:

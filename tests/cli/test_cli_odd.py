@@ -57,7 +57,7 @@ def test_a_backbone_of_any_size_is_no_backbone(name: str) -> None:
 def test_a_protocol_has_numbers_of_single_precision(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.toml").write_text(f'name = "p"\n[options]\n{text}\n')
     result = CliRunner().invoke(root, ["show", "protocol", str(tmp_path / "p.toml")])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "single precision" in result.stderr
 
 
@@ -67,7 +67,7 @@ def test_a_protocol_has_numbers_of_single_precision(tmp_path: Path, text: str) -
 def test_what_no_setting_is_ends_in_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.toml").write_text(text)
     result = CliRunner().invoke(root, ["show", "protocol", str(tmp_path / "p.toml")])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith(f"Error: {tmp_path / 'p.toml'}")
 
 
@@ -82,7 +82,7 @@ def test_a_date_is_kept_as_it_was_typed() -> None:
 def test_a_folder_that_cannot_be_is_no_empty_list(tmp_path: Path, command: list[str], below: str) -> None:
     (tmp_path / "file").touch()
     result = CliRunner().invoke(root, [*command, str(tmp_path / below)])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "cannot be made" in result.stderr
 
 

@@ -108,5 +108,5 @@ def test_check_names_what_a_method_breaks_and_exits_with_1(tmp_path: Path) -> No
 
 def test_check_takes_options_and_refuses_unknown_ones() -> None:
     result = call("check", "--method", "dm", "--set", "iteration=2")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "Did you mean 'iterations'?" in result.stderr

@@ -45,7 +45,7 @@ def test_an_unknown_field_of_a_protocol_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('name = "mine"\n[options]\nstep = 5\n')
     result = CliRunner().invoke(root, ["show", "protocol", str(path)])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "there is no 'step'" in result.stderr
 
 
@@ -53,5 +53,5 @@ def test_a_slurm_setting_without_a_value_is_not_called_an_option_of_a_method(tmp
     path = tmp_path / "sweep.toml"
     path.write_text('[grid]\nmethod = ["random"]\ndataset = ["digits"]\n')
     result = CliRunner().invoke(root, ["sweep", str(path), "--cluster", "slurm", "--slurm", "partition"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith("Error: --slurm takes KEY=VALUE, and 'partition' is not")

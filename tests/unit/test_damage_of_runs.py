@@ -193,8 +193,12 @@ def test_a_record_holds_its_checksum_on_the_leaderboard_too(finished: Path, tmp_
     record: RunRecord = read_record(place)
     assert record == read_record(finished / "record.json")
     place.write_text(place.read_text().replace(record.data.title, record.data.title + "x"))
+    lost: list[str] = []
+    assert not [path for path in boards.build(tmp_path, lost) if path.suffix == ".csv"]
+    assert len(lost) == 1
+    assert "checksum" in lost[0]
     with pytest.raises(RunError, match=r"checksum"):
-        boards.build(tmp_path)
+        boards.check(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["synthetic.safetensors", "record.json"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddbench.data import folders, sources
+from ddbench.data import decoding, sources
 from ddbench.errors import DataError
 
 
@@ -63,7 +63,7 @@ def test_a_size_beyond_the_memory_is_a_sentence(tmp_path: Path, monkeypatch: pyt
     def refuse(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(folders.np, "empty", refuse)
+    monkeypatch.setattr(decoding.np, "empty", refuse)
     with pytest.raises(DataError, match=r"Choose a smaller --size"):
         sources.add("mine", _images(tmp_path / "images"), tmp_path / "data", size=100_000)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ddbench.training.unroll as unroll
-from ddbench import Selection, Variables, condense, drive
+from ddbench import Selection, Variables, condense, drive, host
 from ddbench.backbones import Backbone, build
 from ddbench.config import preset_layers, resolve
 from ddbench.data.pixels import fit_pixels
@@ -257,5 +257,5 @@ def test_memory_is_what_the_job_may_take(tmp_path: Path, monkeypatch: pytest.Mon
     limit, unlimited = tmp_path / "memory.max", tmp_path / "other"
     limit.write_text("12345678\n")
     unlimited.write_text("max\n")
-    monkeypatch.setattr(unroll, "CGROUPS", (unlimited, tmp_path / "missing", limit))
+    monkeypatch.setattr(host, "CGROUPS", (unlimited, tmp_path / "missing", limit))
     assert unroll.memory(torch.device("cpu")) == 12345678

@@ -349,7 +349,7 @@ def test_a_failure_is_tried_again_when_asked_for(tmp_path: Path, monkeypatch: py
 def test_a_protocol_that_changed_its_meaning_is_refused(tmp_path: Path) -> None:
     run(asked(), options(tmp_path))
     changed = TINY.model_copy(update={"labels": "soft"})
-    with pytest.raises(ConfigError, match="protocol tiny@1 has changed since"):
+    with pytest.raises(RunError, match="protocol tiny@1 has changed since"):
         run(asked(protocols=(changed,)), options(tmp_path))
 
 

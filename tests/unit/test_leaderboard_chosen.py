@@ -1,0 +1,119 @@
+"""A part of a board, and boards beside whose records one is damaged."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ddbench.cli import root as program
+from ddbench.leaderboard.boards import add, build, check, local_board, local_summary
+from ddbench.leaderboard.chosen import Chosen
+from ddbench.leaderboard.observations import collect
+from ddbench.leaderboard.statistics import summarise
+
+RECORDS = Path(__file__).resolve().parents[1] / "golden" / "records"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with the golden records, as far as they are of different runs."""
+    place = tmp_path_factory.mktemp("runs")
+    for file in sorted(RECORDS.glob("*.json")):
+        record = json.loads(file.read_text())
+        folder = place / record["run"]["dataset"] / f"ipc{record['run']['ipc']}" / record["run"]["method"] / file.stem
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(file.read_text())
+    return place
+
+
+def ddbench(*arguments: object) -> Result:
+    return CliRunner().invoke(program, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "column", "values"),
+    [
+        (Chosen(methods=("DM",)), "method", {"dm"}),
+        (Chosen(methods=("dm", "random")), "method", {"dm", "random"}),
+        (Chosen(datasets=("CIFAR-10",)), "dataset", {"cifar10"}),
+        (Chosen(judges=("convnet",), methods=("dm",)), "judge", {"convnet-d3"}),
+        (Chosen(judges=("resnet18",)), "judge", {"resnet18"}),
+        (Chosen(protocols=("Quick",), methods=("random",)), "protocol", {"quick@1"}),
+        (Chosen(protocols=("dsa@1",), methods=("dm",)), "protocol", {"dsa@1"}),
+        (Chosen(ipcs=(0,)), "ipc", {0}),
+    ],
+)
+def test_rows_are_chosen_by_what_they_are(runs: Path, chosen: Chosen, column: str, values: set[object]) -> None:
+    rows = local_summary(runs, chosen)
+    assert len(rows)
+    assert set(rows[column]) == values
+
+
+def test_a_chosen_row_says_what_it_says_on_the_whole_board(runs: Path) -> None:
+    whole = local_summary(runs)
+    rows = local_summary(runs, Chosen(methods=("dm",)))
+    assert rows.equals(whole[whole["method"] == "dm"])
+    assert rows["difference_random"].notna().any()
+    assert local_summary(runs, Chosen()).equals(whole)
+
+
+def test_the_line_of_the_whole_dataset_stays_below_the_boards_that_are_chosen(runs: Path) -> None:
+    assert set(local_summary(runs, Chosen(ipcs=(10,), protocols=("dsa",)))["ipc"]) == {0, 10}
+    assert local_summary(runs, Chosen(ipcs=(999,))).empty
+
+
+def test_a_part_of_a_name_is_no_name() -> None:
+    frame = summarise(collect(sorted(RECORDS.glob("*.json"))))
+    assert Chosen(judges=("conv",)).of(frame).empty
+    assert Chosen(judges=("resnet1",)).of(frame).empty
+    assert Chosen(protocols=("ds",)).of(frame).empty
+
+
+def test_the_command_line_chooses(runs: Path) -> None:
+    shown = ddbench(
+        "leaderboard", "--runs", runs, "--dataset", "Cifar-10", "--ipc", 10, "--method", "DM", "--judge", "convnet"
+    )
+    assert shown.exit_code == 0, shown.output
+    assert {line.split()[1] for line in shown.stdout.splitlines() if line[:1].isdigit()} == {"dm"}
+    rows = json.loads(ddbench("leaderboard", "--runs", runs, "--method", "random", "--json").stdout)
+    assert {row["method"] for row in rows} == {"random"}
+    nothing = ddbench("leaderboard", "--runs", runs, "--dataset", "mnist")
+    assert nothing.exit_code == 0
+    assert nothing.stdout.startswith("No row of the board fits. There are --dataset cifar10")
+
+
+def test_one_damaged_record_is_named_and_stops_no_local_board(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "a" / "b" / "c" / "d").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c" / "d" / "record.json").write_text('{"schema": ')
+    (tmp_path / "cifar10").symlink_to(runs / "cifar10")
+    lost: list[str] = []
+    assert local_board(tmp_path, lost=lost) == local_board(runs)
+    assert len(lost) == 1
+    assert "a/b/c/d/record.json" in lost[0]
+    shown = ddbench("leaderboard", "--runs", tmp_path)
+    assert shown.exit_code == 0
+    assert f"Left out: {tmp_path}/a/b/c/d/record.json" in shown.stderr
+
+
+def test_one_damaged_record_is_named_and_stops_no_committed_board(write: Callable[..., Path], tmp_path: Path) -> None:
+    place = tmp_path / "leaderboards"
+    add([RECORDS / "dm-s0.json"], place)
+    before = build(place)
+    damaged = add([write("x.json", like="random-s0.json")], place)[0]
+    damaged.write_text(damaged.read_text()[:-50])
+    assert ddbench("leaderboard", "build", "--check", "--leaderboards", place).exit_code == 1
+    built = ddbench("leaderboard", "build", "--leaderboards", place)
+    assert built.exit_code == 0, built.output
+    assert f"Left out: {damaged}" in built.stderr
+    lost: list[str] = []
+    assert build(place, lost) == before
+    assert check(place, lost) == []
+    assert str(damaged) in lost[0]
+    assert lost == lost[:1] * 2
+    checked = ddbench("leaderboard", "build", "--check", "--leaderboards", place)
+    assert checked.exit_code == 1
+    assert f"Left out: {damaged}" in checked.stderr
+    damaged.unlink()
+    assert ddbench("leaderboard", "build", "--check", "--leaderboards", place).exit_code == 0
