@@ -15,6 +15,7 @@ _HOMES = {
     "LoadedSet": "ddbench.runs.loaded",
     "Run": "ddbench.api",
     "Transform": "ddbench.data.transform",
+    "compare": "ddbench.api",
     "evaluate": "ddbench.api",
     "leaderboard": "ddbench.api",
     "load": "ddbench.api",

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.data import sources
 from ddbench.data.dataset import Dataset
-from ddbench.errors import DataError
+from ddbench.errors import ConfigError, DataError
 from ddbench.evaluation.protocol import judged_by
 from ddbench.evaluation.protocol import protocol as judging_by
 from ddbench.foreign.importing import Import, bring_in, dataset_of, found_in, load_set
 from ddbench.foreign.terms import Said
+from ddbench.leaderboard import comparison
 from ddbench.leaderboard.boards import local_summary
+from ddbench.leaderboard.comparison import Cells
 from ddbench.leaderboard.observations import collect
+from ddbench.leaderboard.references import Shelf
 from ddbench.leaderboard.statistics import summarise
 from ddbench.method import Method
 from ddbench.runs import runner
@@ -216,6 +219,31 @@ def leaderboard(runs: str | Path | Iterable[str | Path | Run] | None = None) -> 
     if runs is None or isinstance(runs, str | Path):
         return local_summary(_folder(runs, RUNS))
     return summarise(collect([one.folder if isinstance(one, Run) else Path(one) for one in runs]))
+
+
+def compare(
+    *results: str | Path | Run,
+    dataset: str | None = None,
+    ipc: int | None = None,
+    protocol: Several = (),
+    judge: Several = (),
+    runs: str | Path | None = None,
+    leaderboards: str | Path = "leaderboards",
+) -> DataFrame:
+    """Which of two or more results is better, in pairs, wherever both were judged alike: `ddbench compare`.
+
+    A result is a method or a row of a board by name, a run by its folder, its id or what `run` gave, a record, or a
+    downloaded set that was judged. Names are looked up in `runs`, then in `leaderboards`. A row's `difference` is that
+    of its `first` to its `second`, a fraction, and its `verdict` is better, worse, equal (within half a point) or
+    undecided; see `leaderboard.comparison.compare`.
+    Raises: DdbenchError where a name means nothing, or nothing can be compared.
+    """
+    refs = [str(one.folder if isinstance(one, Run) else one) for one in results]
+    if len(dict.fromkeys(refs)) < 2:
+        raise ConfigError("two or more results are needed to compare, such as compare('dm', 'random').")
+    shelf = Shelf(_folder(runs, RUNS), Path(leaderboards), dataset, ipc)
+    cells = Cells(dataset, ipc, tuple(judging_by(ref).id for ref in _several(protocol)), _several(judge))
+    return comparison.compare(refs, shelf, cells)
 
 
 def _options(

@@ -96,6 +96,7 @@ class Root(Group):
         "check": "ddbench.cli.check:check",
         "sweep": "ddbench.cli.sweep:sweep",
         "leaderboard": "ddbench.cli.leaderboard:leaderboard",
+        "compare": "ddbench.cli.compare:compare",
         "bench": "ddbench.cli.bench:bench",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

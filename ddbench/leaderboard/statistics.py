@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     Accuracies = NDArray[np.float64]
+    HalfWidth = Callable[[float], float]  # of an interval, by its upper quantile
 
 TABLE = ("dataset", "data_title", "fingerprint", "ipc", "protocol", "digest")
 VARIANT = ("package", "method_sha256", "preset", "precision", "train_backbone", "pixels", "labels", "config")
@@ -41,7 +42,7 @@ def summarise(frame: DataFrame) -> DataFrame:
     """
     import pandas as pd
 
-    groups = [_Group.of(part) for _, part in frame.groupby([*TABLE, "judge", "method", *VARIANT], sort=True)]
+    groups = [Group.of(part) for _, part in frame.groupby([*TABLE, "judge", "method", *VARIANT], sort=True)]
     rows = [group.row() for group in groups]
     _compare(groups, rows)
     _label(rows)
@@ -67,6 +68,9 @@ def to_records(summary: DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
+UPPER = 0.975  # the quantile of a two-sided interval of 95 %
+
+
 def half_width(ours: Accuracies, reference: Accuracies | None = None) -> float:
     """Half the 95 % interval of the mean of a table [sets, students], or of the difference of two tables' means.
 
@@ -79,11 +83,17 @@ def half_width(ours: Accuracies, reference: Accuracies | None = None) -> float:
     sum, on Satterthwaite's degrees of freedom, covers 88 % with two sets: their mean square is often far too small, and
     then it counts for little where it should have counted most (docs/measured/intervals.json).
     """
+    return half_widths(ours, reference)(UPPER)
+
+
+def half_widths(ours: Accuracies, reference: Accuracies | None = None) -> HalfWidth:
+    """`half_width` for an interval of any level, said by its upper quantile: 0.975 for 95 %."""
     tables = [ours] if reference is None else [ours, reference]
     students = ours.shape[1]
     per_student = ours.mean(axis=0) - (0 if reference is None else reference.mean(axis=0))
     from_students = [(per_student.var(ddof=1) / students, students - 1)] if students > 1 else []
-    return _combined([term for table in tables for term in _of_sets(table)], from_students, sum(map(_rest, tables)))
+    from_sets = [term for table in tables for term in _of_sets(table)]
+    return partial(_combined, from_sets, from_students, sum(map(_rest, tables)))
 
 
 def _of_sets(table: Accuracies) -> list[tuple[float, int]]:
@@ -101,25 +111,27 @@ def _rest(table: Accuracies) -> float:
     return float((residual**2).sum()) / ((sets - 1) * (students - 1)) / table.size
 
 
-def _combined(from_sets: Sequence[tuple[float, int]], from_students: Sequence[tuple[float, int]], rest: float) -> float:
+def _combined(
+    from_sets: Sequence[tuple[float, int]], from_students: Sequence[tuple[float, int]], rest: float, upper: float
+) -> float:
     """Half the interval from variances and their degrees of freedom; nan of nothing."""
     if not (from_sets or from_students):
         return math.nan
-    both = [[_t(freedom) ** 2 * variance for variance, freedom in terms] for terms in (from_sets, from_students)]
-    least = min(_t(freedom) ** 2 for _, freedom in (*from_sets, *from_students))
+    both = [[_t(freedom, upper) ** 2 * variance for variance, freedom in terms] for terms in (from_sets, from_students)]
+    least = min(_t(freedom, upper) ** 2 for _, freedom in (*from_sets, *from_students))
     # A share that comes out negative is taken as none.
     return math.sqrt(max(sum(map(sum, both)) - least * rest, *map(sum, both)))
 
 
-@cache
-def _t(freedom: int) -> float:
-    from scipy import stats
+@lru_cache(4096)
+def _t(freedom: int, upper: float) -> float:
+    from scipy import special
 
-    return float(stats.t.ppf(0.975, freedom))
+    return float(special.stdtrit(freedom, upper))
 
 
 @dataclass(frozen=True, eq=False)
-class _Group:
+class Group:
     """All accuracies of one variant of a method under one judge: by set, then by student number."""
 
     key: dict[str, Any]
@@ -127,7 +139,7 @@ class _Group:
     failed: dict[str, str]
 
     @classmethod
-    def of(cls, part: DataFrame) -> _Group:
+    def of(cls, part: DataFrame) -> Group:
         from ddbench.leaderboard.observations import NO_STUDENT
 
         rows = part.sort_values(["set", "student", "run"]).to_dict("records")
@@ -181,20 +193,21 @@ class _Group:
             "failed": next((self.failed[name] for name in sorted(self.failed)), ""),
         }
 
-    def difference(self, other: _Group) -> tuple[float, float]:
-        """Difference of means, and half its 95 % interval; paired by student where both have two or more in common."""
+    def difference(self, other: Group) -> tuple[float, HalfWidth]:
+        """Difference of means, and half its interval; paired by student where both have two or more in common."""
         gap = float(self.set_means.mean() - other.set_means.mean())
         both = self.common & other.common
         if len(both) > 1:
-            return gap, half_width(self.table(both), other.table(both))
+            return gap, half_widths(self.table(both), other.table(both))
         return gap, _unpaired(self.table(self.common), other.table(other.common))
 
 
-def _unpaired(ours: Accuracies, reference: Accuracies) -> float:
-    return math.hypot(half_width(ours), half_width(reference))
+def _unpaired(ours: Accuracies, reference: Accuracies) -> HalfWidth:
+    alone = half_widths(ours), half_widths(reference)
+    return lambda upper: math.hypot(*(half(upper) for half in alone))
 
 
-def _compare(groups: Sequence[_Group], rows: Sequence[dict[str, Any]]) -> None:
+def _compare(groups: Sequence[Group], rows: Sequence[dict[str, Any]]) -> None:
     """Fill the differences to random and to the best coreset, inside one table and judge."""
     for members in _by(rows, (*TABLE, "judge")).values():
         measured = [i for i in members if groups[i].accuracies]
@@ -208,7 +221,8 @@ def _compare(groups: Sequence[_Group], rows: Sequence[dict[str, Any]]) -> None:
             for name, other in (("random", random), ("coreset", best)):
                 gap, half, provisional = math.nan, math.nan, False
                 if other not in (None, i) and i in measured and rows[i]["kind"] != "ceiling":
-                    gap, half = groups[i].difference(groups[other])
+                    gap, interval = groups[i].difference(groups[other])
+                    half = interval(UPPER)
                     provisional = rows[i]["provisional"] or rows[other]["provisional"]
                 rows[i] |= {
                     f"difference_{name}": gap,

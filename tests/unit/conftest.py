@@ -42,7 +42,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     def write(name: str, like: str = "dm-s0.json", **changes: Any) -> Path:
         value = json.loads((RECORDS / like).read_text())
         for key, change in changes.items():
-            value[key] = change(value[key])
+            value[key] = change(value.get(key))
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value))

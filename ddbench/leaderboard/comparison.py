@@ -1,0 +1,192 @@
+"""Which of several methods, runs or sets is better, paired by student, and whether the difference matters.
+
+Student k starts from the same seed on every set, so that what a student brings to two sets cancels in their difference.
+Sets are the units and students lie across them: the intervals are those of boards (`statistics.half_width`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddbench.errors import RunError
+from ddbench.leaderboard.observations import collect
+from ddbench.leaderboard.references import Shelf, labelled
+from ddbench.leaderboard.statistics import TABLE, UPPER, VARIANT, Group
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+MARGIN = 0.005  # half a point: what the field reads as equal
+LEVEL = 2 * (1 - UPPER)
+_CELL = (*TABLE, "judge")
+_HALVINGS = 40
+COLUMNS = (
+    *_CELL, "first", "second", "first_mean", "second_mean", "first_sets", "second_sets", "students", "paired",
+    "difference", "ci95", "p", "p_holm", "p_equal", "p_equal_holm", "verdict", "provisional",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Which parts of boards are compared; what is empty is open. A judge may be said by its family: convnet."""
+
+    dataset: str | None = None
+    ipc: int | None = None
+    protocols: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
+
+    def fits(self, row: Mapping[Any, Any]) -> bool:
+        """Whether a row of observations lies in one of them."""
+        judge = str(row["judge"])
+        return (
+            self.dataset in (None, row["dataset"])
+            and self.ipc in (None, row["ipc"])
+            and (not self.protocols or row["protocol"] in self.protocols)
+            and (not self.judges or any(judge == name or judge.startswith(f"{name}-") for name in self.judges))
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One side of comparisons in one cell: what was said, how its row is called, its runs, and its accuracies."""
+
+    ref: str
+    name: str
+    runs: frozenset[str]
+    group: Group
+
+
+def compare(refs: Sequence[str], shelf: Shelf, cells: Cells | None = None, *, margin: float = MARGIN) -> DataFrame:
+    """Every pair of what two of `refs` name, in every cell (data, ipc, protocol, judge) that has both.
+
+    A row's `verdict` is of its `first`, after Holm's correction over all rows, at 5 % in all:
+    "equal" where the difference is shown to lie within the margin (two one-sided tests), else "better" or "worse" where
+    it is shown not to be nil, else "undecided". `difference`, `ci95` (half of a 95 % interval, not corrected) and the
+    means are fractions; `p` is that of the interval, the level at which it would end at nil, and nan where nothing is
+    known. `provisional` rows rest on one set on either side: they are of those sets, and not of their methods.
+    Raises: RunError or ConfigError where a reference means nothing, or nothing can be compared.
+    """
+    import pandas as pd
+
+    paths = {ref: shelf.find(ref) for ref in dict.fromkeys(refs)}
+    frame = labelled(collect(dict.fromkeys(path for found in paths.values() for path in found)))
+    chosen = frame[[(cells or Cells()).fits(row) for row in frame.to_dict("records")]]
+    found: dict[tuple[Any, ...], list[Entry]] = {}
+    for ref, files in paths.items():
+        for key, entry in _entries(ref, files, chosen):
+            if all(entry.runs != other.runs for other in found.setdefault(key, [])):
+                found[key].append(entry)
+    rows = [
+        dict(zip(_CELL, key, strict=True)) | _pair(first, second, margin)
+        for key, entries in sorted(found.items(), key=lambda item: [str(part) for part in item[0]])
+        for first, second in combinations(entries, 2)
+        if first.ref != second.ref
+    ]
+    if not rows:
+        raise RunError(_nothing_in_common(paths, chosen if len(chosen) else frame, any_left=bool(len(chosen))))
+    _judge(rows)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """The p values of several tests, corrected so that one error in all of them is as likely as the level; nan stays.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics, 1979.
+    """
+    order = sorted((i for i, p in enumerate(values) if not math.isnan(p)), key=lambda i: values[i])
+    corrected, so_far = [math.nan] * len(values), 0.0
+    for place, i in enumerate(order):
+        so_far = max(so_far, min(1.0, (len(order) - place) * values[i]))
+        corrected[i] = so_far
+    return corrected
+
+
+def verdict(p: float, p_equal: float, difference: float) -> str:
+    """What two corrected p values say of a difference."""
+    if p_equal < LEVEL:
+        return "equal"
+    if p < LEVEL:
+        return "better" if difference > 0 else "worse"
+    return "undecided"
+
+
+def _entries(ref: str, files: Sequence[Path], frame: DataFrame) -> Iterator[tuple[tuple[Any, ...], Entry]]:
+    runs = {file: run for file, run in zip(files, _ids(files), strict=True)}
+    rows = frame[frame["run"].isin(set(runs.values()))]
+    for _, part in rows.groupby([*_CELL, "method", *VARIANT], sort=True):
+        group = Group.of(part)
+        if group.accuracies:
+            first = part.iloc[0]
+            members = frozenset(str(run) for run in part["run"])
+            name = str(first["label"]) if len(files) > 1 else f"{first['label']}, {first['run']}"
+            yield tuple(group.key[name] for name in _CELL), Entry(ref, name, members, group)
+
+
+def _ids(files: Sequence[Path]) -> list[str]:
+    from ddbench.runs.record import read_record
+
+    return [read_record(file).run.id for file in files]
+
+
+def _pair(first: Entry, second: Entry, margin: float) -> dict[str, Any]:
+    a, b = first.group, second.group
+    gap, interval = a.difference(b)
+    half = interval(UPPER)
+    students = len(a.common & b.common)
+    return {
+        "first": first.name,
+        "second": second.name,
+        "first_mean": float(a.set_means.mean()),
+        "second_mean": float(b.set_means.mean()),
+        "first_sets": len(a.accuracies),
+        "second_sets": len(b.accuracies),
+        "students": students,
+        "paired": students > 1,
+        "difference": gap,
+        "ci95": half,
+        "p": _level(interval, abs(gap)),
+        # The larger of the two one-sided tests: that of the nearer end of the margin.
+        "p_equal": _level(interval, margin - abs(gap)) / 2,
+        "provisional": min(len(a.accuracies), len(b.accuracies)) < 2,
+    }
+
+
+def _level(half: Callable[[float], float], distance: float) -> float:
+    """The two-sided level at which the interval is just as wide as a distance: the p value that belongs to it."""
+    if math.isnan(half(UPPER)):
+        return math.nan
+    if distance <= 0:
+        return 1.0
+    # Intervals narrow as the level grows. Halved in its logarithm, because small levels are the ones to tell apart.
+    low, high = math.log(1e-9), 0.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if half(1 - math.exp(middle) / 2) > distance else (low, middle)
+    return math.exp(high)
+
+
+def _judge(rows: Sequence[dict[str, Any]]) -> None:
+    for name in ("p", "p_equal"):
+        for row, corrected in zip(rows, holm([row[name] for row in rows]), strict=True):
+            row[f"{name}_holm"] = corrected
+    for row in rows:
+        row["verdict"] = verdict(row["p_holm"], row["p_equal_holm"], row["difference"])
+
+
+def _nothing_in_common(paths: Mapping[str, Sequence[Path]], frame: DataFrame, *, any_left: bool) -> str:
+    if not any_left:
+        return "None of them has a result in the cells that were asked for. Leave out --protocol or --judge."
+    has = []
+    for ref, files in paths.items():
+        rows = frame[frame["run"].isin(_ids(files))]
+        cells = sorted({f"{r['dataset']} ipc {r['ipc']} {r['protocol']}/{r['judge']}" for r in rows.to_dict("records")})
+        has.append(f"{ref}: {', '.join(cells[:4]) + (', …' if len(cells) > 4 else '') or 'nothing'}")
+    return (
+        f"Nothing can be compared: no two of them were judged alike ({'; '.join(has)}). `ddbench evaluate RUN "
+        "--protocol NAME --judge NAME` adds what is missing."
+    )

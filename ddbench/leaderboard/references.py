@@ -1,0 +1,140 @@
+"""What results are called by: a record, a run, an id, a downloaded set, a method, or the name of a row of a board."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddbench.errors import ConfigError, DdbenchError, RunError, closest
+from ddbench.files import sha256_of
+from ddbench.leaderboard.observations import collect
+from ddbench.leaderboard.statistics import TABLE, VARIANT, summarise
+from ddbench.runs.record import RunRecord, read_record
+from ddbench.runs.rundir import RECORD
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+IDS = re.compile(r"[0-9a-f]{4,8}")
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The records among which names and ids are looked up: those of a runs folder, then those of a leaderboard.
+
+    `dataset` and `ipc`, where they are given, are of the records that a name means.
+    """
+
+    runs: Path
+    leaderboards: Path
+    dataset: str | None = None
+    ipc: int | None = None
+
+    def find(self, ref: str) -> list[Path]:
+        """The records that are meant, at least one.
+
+        A path comes first: of a record, of a run, of a folder of runs, or of a downloaded set that was judged here.
+        Then the beginning of an id, then a name. A name that the runs folder does not know is one of the leaderboard.
+        Raises: RunError where nothing is found, an id is not enough, or a record is damaged; ConfigError for a name
+        that nobody has.
+        """
+        path = Path(ref)
+        if path.exists():
+            return self._at(path)
+        if IDS.fullmatch(ref) and (found := self._with_id(ref)):
+            return found
+        for pool in (self._local, self._committed):
+            if found := self._named(ref, pool):
+                return found
+        every = [record for pool in (self._local, self._committed) for record in pool.values()]
+        known = sorted({record.run.method for record in every if self._fits(record)})
+        there = "there" if self.dataset or self.ipc is not None else f"in {self.runs} and {self.leaderboards}"
+        raise ConfigError(
+            f"'{ref}' is no path, no id of a run, and no method or row of a board that has a result {there}. "
+            f"{closest(ref, known)}There are results of: {', '.join(known) or 'nobody'}."
+        )
+
+    def _at(self, path: Path) -> list[Path]:
+        if path.is_file() and path.suffix == ".json":
+            read_record(path)
+            return [path]
+        if (path / RECORD).is_file():
+            read_record(path / RECORD)
+            return [path / RECORD]
+        if path.is_dir() and (below := sorted(path.rglob(RECORD))):
+            return below
+        if (path / "spec.json").is_file():
+            raise RunError(f"{path} is a run without a record. Run its command again, which goes on where it stopped.")
+        return self._imported(path)
+
+    def _imported(self, path: Path) -> list[Path]:
+        """The runs that a downloaded set has become."""
+        hashes = _hashes(path)
+        pools = (self._local, self._committed)
+        found = [
+            file
+            for pool in pools
+            for file, record in pool.items()
+            if (record.imported is not None and record.imported.sha256 in hashes) or record.synthetic.sha256 in hashes
+        ]
+        if not found:
+            raise RunError(
+                f"{path} is no record, and no set that was judged here. `ddbench evaluate {path}` judges it."
+            )
+        return found
+
+    def _with_id(self, ref: str) -> list[Path]:
+        pools = (self._local, self._committed)
+        found = [file for pool in pools for file, record in pool.items() if record.run.id.startswith(ref)]
+        ids = sorted({read_record(file).run.id for file in found})
+        if len(ids) > 1:
+            shown = ", ".join(ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")
+            raise RunError(f"{len(ids)} runs have an id that begins with {ref}: {shown}. Give more digits of it.")
+        return found[:1]
+
+    def _named(self, ref: str, pool: dict[Path, RunRecord]) -> list[Path]:
+        fitting = {file: record for file, record in pool.items() if self._fits(record)}
+        if found := [file for file, record in fitting.items() if record.run.method == ref]:
+            return found
+        rows = labelled(collect(fitting))
+        runs = set(rows.loc[rows["label"] == ref.rstrip("‡"), "run"])
+        return [file for file, record in fitting.items() if record.run.id in runs]
+
+    def _fits(self, record: RunRecord) -> bool:
+        return self.dataset in (None, record.run.dataset) and self.ipc in (None, record.run.ipc)
+
+    @cached_property
+    def _local(self) -> dict[Path, RunRecord]:
+        return dict(_readable(sorted(self.runs.glob(f"*/*/*/*/{RECORD}"))))
+
+    @cached_property
+    def _committed(self) -> dict[Path, RunRecord]:
+        return dict(_readable(sorted((self.leaderboards / "records").rglob("*.json"))))
+
+
+def labelled(frame: DataFrame) -> DataFrame:
+    """The rows of `collect` with a column more, `label`: what a board calls the row that they are part of."""
+    key = [*TABLE, "judge", "method", *VARIANT]
+    return frame.merge(summarise(frame)[[*key, "label"]], on=key)
+
+
+def _readable(paths: list[Path]) -> Iterator[tuple[Path, RunRecord]]:
+    for path in paths:
+        with contextlib.suppress(RunError):
+            yield path, read_record(path)
+
+
+def _hashes(path: Path) -> set[str]:
+    if path.is_file():
+        return {sha256_of(path)}
+    from ddbench.foreign.importing import found_in
+
+    with contextlib.suppress(DdbenchError):
+        return {one.sha256 for one in found_in(path, "all", None)}
+    return set()
