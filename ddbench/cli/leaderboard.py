@@ -61,13 +61,18 @@ def _say_what_is_missing(ctx: click.Context, runs_root: Path) -> None:
 
 @click.command(short_help="Copy the records of finished runs into the leaderboard.")
 @click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Add a result too that is better than the records can explain.")
 @_folder_option
 @json_option
-def add(paths: Sequence[Path], folder: Path, as_json: bool) -> None:
-    """Check the records of finished runs and copy them into the leaderboard."""
+def add(paths: Sequence[Path], force: bool, folder: Path, as_json: bool) -> None:
+    """Check the records of finished runs and copy them into the leaderboard.
+
+    A record is compared with the set and the evaluations beside it, and with the other records: a result that is above
+    the whole dataset, or far above the other sets of its method, is refused without --force.
+    """
     from ddbench.leaderboard import boards
 
-    added = [str(path) for path in boards.add(paths, folder)]
+    added = [str(path) for path in boards.add(paths, folder, force=force, tell=lambda text: note(f"Note: {text}"))]
     if as_json:
         print_json(added)
     else:

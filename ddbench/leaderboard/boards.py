@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddbench.errors import RunError
-from ddbench.files import sha256_of, sweep_dead, write_atomically
+from ddbench.files import sweep_dead, write_atomically
+from ddbench.leaderboard import submission
 from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.published import read_published
 from ddbench.leaderboard.statistics import summarise
@@ -23,25 +24,46 @@ SCHEMA = Path("schema") / "record.v1.json"
 INDEX = Path("README.md")
 
 
-def add(run_paths: Iterable[Path], leaderboards: Path, *, allow_dirty: bool = False) -> list[Path]:
+def add(
+    run_paths: Iterable[Path],
+    leaderboards: Path,
+    *,
+    allow_dirty: bool = False,
+    force: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
     """Copy the records of finished runs into the leaderboard; returns where they now lie.
 
     All are checked before the first is copied. A record that is there already may grow, and not lose anything.
-    Raises: RunError for a partial run, for one made from a checkout with changes that no commit holds (unless
-    `allow_dirty`), and for a record that would replace another result of the same run.
+    Results that nothing here explains are refused unless `force` is given; `tell` hears of them then, and of records
+    that came without their run. See `submission`.
+    Raises: RunError for a partial run, for a record that is not what the files of its run say, for one made by code
+    that nobody has (unless `allow_dirty`), and for a record that would replace another result of the same run.
     """
-    checked = []
+    checked: dict[Path, tuple[Path, RunRecord]] = {}
     for path in run_paths:
         file = record_file(path)
         record = read_record(file)
-        _check(file, record, allow_dirty=allow_dirty)
+        submission.refuse(file, record, allow_dirty=allow_dirty)
         place = leaderboards / place_of(record)
         if place.is_file():
             _check_replacement(file, record, place)
-        checked.append((place, record))
-    for place, record in checked:
+        if submission.alone(file) and file.resolve() != place.resolve():
+            tell(f"{file} came without its run, so nothing was there to compare it with.")
+        checked[file] = (place, record)
+    records = {file: record for file, (_, record) in checked.items()}
+    known = submission.committed_records(leaderboards, {record.run.dataset for record in records.values()})
+    too_good = submission.alarms(records, [path for path in known if path not in records])
+    if too_good and not force:
+        raise RunError(
+            f"{' '.join(too_good)} Nothing was added. Where you have looked and it is right, add it with --force, and "
+            "say in the pull request what you have looked at."
+        )
+    for text in too_good:
+        tell(text)
+    for place, record in checked.values():
         write_record(place, record)
-    return [place for place, _ in checked]
+    return [place for place, _ in checked.values()]
 
 
 def place_of(record: RunRecord) -> Path:
@@ -214,28 +236,9 @@ within), counts, settings, bytes and seconds. A record is one JSON file in `reco
 ## Add a result
 
 ```
-ddbench leaderboard add RUN      # refuses unfinished runs and uncommitted code
+ddbench leaderboard add RUN      # compares the record with its run; refuses unfinished runs and unknown code
 ddbench leaderboard build
 ```""".splitlines()
-
-
-def _check(file: Path, record: RunRecord, *, allow_dirty: bool) -> None:
-    if record.status != "complete":
-        raise RunError(f"{file} is the record of a partial run. Run the same command again to finish it.")
-    beside = file.with_name("synthetic.safetensors")
-    if file.name == "record.json" and beside.is_file() and sha256_of(beside) != record.synthetic.sha256:
-        raise RunError(
-            f"{file} is of another set than {beside.name} beside it, which was damaged or replaced. The run's command "
-            "with --fresh starts the run over; or put the right file back."
-        )
-    if not any(evaluation.accuracy for evaluation in record.evaluations):
-        raise RunError(f"{file} has no accuracies. `ddbench evaluate` adds them.")
-    dirty = [attempt.git for attempt in record.attempts if attempt.git and attempt.git.get("dirty")]
-    if dirty and not allow_dirty:
-        raise RunError(
-            f"{file} was made by code with uncommitted changes on top of {str(dirty[0].get('commit'))[:12]}, so nobody "
-            "can repeat it. Commit them and run again with --fresh."
-        )
 
 
 def _check_replacement(file: Path, record: RunRecord, place: Path) -> None:
