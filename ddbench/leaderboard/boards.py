@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ddbench.errors import RunError
 from ddbench.files import sweep_dead, write_atomically
-from ddbench.leaderboard import submission
+from ddbench.leaderboard import submission, verification
 from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.published import read_published
 from ddbench.leaderboard.statistics import summarise
@@ -19,6 +19,9 @@ from ddbench.text import budget_name, safe_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from ddbench.runs.retraining import Retrained
+    from ddbench.runs.runner import RunOptions
 
 SCHEMA = Path("schema") / "record.v1.json"
 INDEX = Path("README.md")
@@ -66,6 +69,39 @@ def add(
     return [place for place, _ in checked.values()]
 
 
+def verify(
+    path: Path,
+    leaderboards: Path,
+    options: RunOptions,
+    *,
+    students: int | None = 1,
+    protocols: Sequence[str] = (),
+    judges: Sequence[str] = (),
+) -> tuple[list[Retrained], Path | None]:
+    """Train students of a run's record again, and enter what agrees beside the committed record, if there is one.
+
+    The arguments are those of `runs.retraining.retrain`. Returns what came out, and where it was entered.
+    Raises: RunError where the committed record is of another set, or nothing can be trained.
+    """
+    from ddbench.runs.retraining import retrain
+
+    record = read_record(record_file(path))
+    place = leaderboards / place_of(record)
+    if place.is_file():
+        _check_replacement(path, record, place)
+    found = retrain(path, options, students=students, protocols=protocols, judges=judges)
+    known = read_record(place) if place.is_file() else None
+    recorded = {(e.digest, e.backbone): len(e.accuracy) for e in known.evaluations} if known is not None else {}
+    # What the leaderboard does not have is nobody's claim.
+    held = [one for one in found if recorded.get(_key(one), 0) > max(one.students)]
+    kept = verification.keep(leaderboards, place, record, held) if held else None
+    return found, kept
+
+
+def _key(one: Retrained) -> tuple[str, str]:
+    return one.evaluation.digest, one.evaluation.backbone
+
+
 def place_of(record: RunRecord) -> Path:
     """Where a record lies inside the leaderboard: records/cifar10/ipc10/dm-convnet-d3-s0-3f2a91c4.json."""
     run = record.run
@@ -96,6 +132,7 @@ def check(leaderboards: Path) -> list[str]:
     """
     files = _generated(leaderboards)
     differences = [f"{path} belongs to no record" for path in _stale(leaderboards, files)]
+    differences += verification.out_of_date(leaderboards, _records(leaderboards))
     for path, expected in files.items():
         place = leaderboards / path
         if not place.is_file():
@@ -152,7 +189,8 @@ def _finished(runs: Path) -> list[Path]:
 def _generated(leaderboards: Path) -> dict[Path, str]:
     own = leaderboards / "published.csv"
     numbers = read_published(own if own.is_file() else None)
-    summary = summarise(collect(sorted((leaderboards / "records").rglob("*.json"))))
+    places = _records(leaderboards)
+    summary = summarise(collect(places, verified=verification.verified(leaderboards, places)))
     files = {SCHEMA: json_schema()}
     entries = []
     for (dataset, ipc), item in zip(_keys(summary), _boards(summary, numbers), strict=True):
@@ -162,6 +200,10 @@ def _generated(leaderboards: Path) -> dict[Path, str]:
         entries.append((item, path))
     files[INDEX] = _index(entries)
     return files
+
+
+def _records(leaderboards: Path) -> list[Path]:
+    return sorted((leaderboards / "records").rglob("*.json"))
 
 
 def _boards(summary: DataFrame, numbers: DataFrame) -> list[Board]:
@@ -218,6 +260,9 @@ _EXPLANATION = """\
   two methods with one set each cannot be told apart by their intervals. **\\*** marks sets in a whitened pixel space.
 - **‡** marks imported sets: others condensed them, ddbench only judged them. Their cost is not known; what
   their makers claim is in the record, apart from what was measured.
+- **✓** marks verified results: a student of every set was trained again from the set itself and agreed with the record,
+  by `ddbench leaderboard verify`; `verified/` says who has run what. A row with neither ✓ nor ‡ is claimed: it is what
+  the records of its runs say. The CSV has the word, and how many sets were verified.
 - **Differences** to random images and to the best coreset are of means, paired by student. The best coreset
   is the one with the highest mean in the same table; choosing it favours it a little.
 - **Ranks** follow the printed means and tie where those are equal. They say nothing about significance:

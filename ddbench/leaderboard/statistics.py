@@ -56,6 +56,7 @@ _COLUMNS = (
     "students_max", "mean", "ci95", "sd", "sd_between", "sd_within", "provisional", "rank", "difference_random",
     "difference_random_ci95", "difference_random_provisional", "best_coreset", "difference_coreset",
     "difference_coreset_ci95", "difference_coreset_provisional", "bytes", "seconds", "cost", "failed_sets", "failed",
+    "verified_sets",
 )  # fmt: skip
 
 
@@ -132,11 +133,12 @@ def _t(freedom: int, upper: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """All accuracies of one variant of a method under one judge: by set, then by student number."""
+    """All accuracies of one variant of a method under one judge, by set, then by student; `verified` are sets."""
 
     key: dict[str, Any]
     accuracies: dict[str, dict[int, float]]
     failed: dict[str, str]
+    verified: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, part: DataFrame) -> Group:
@@ -153,7 +155,8 @@ class Group:
         key = {name: _plain(rows[0][name]) for name in (*TABLE, "judge", "method", *DESCRIPTION, *VARIANT)}
         key["overridden"] = sorted({name for row in rows for name in json.loads(row["overridden"])})
         key |= _cost({row["set"]: row for row in rows}.values())
-        return cls(key, accuracies, {name: why for name, why in failed.items() if name not in accuracies})
+        verified = frozenset(row["set"] for row in rows if row["verified"] is True and row["set"] in accuracies)
+        return cls(key, accuracies, {n: why for n, why in failed.items() if n not in accuracies}, verified)
 
     @property
     def set_means(self) -> Accuracies:
@@ -191,6 +194,7 @@ class Group:
             "provisional": known and (few_sets or min(counts) < 2),
             "failed_sets": len(self.failed),
             "failed": next((self.failed[name] for name in sorted(self.failed)), ""),
+            "verified_sets": len(self.verified),
         }
 
     def difference(self, other: Group) -> tuple[float, HalfWidth]:

@@ -17,7 +17,6 @@ import numpy as np
 from ddbench.errors import RunError
 from ddbench.leaderboard.observations import NO_STUDENT, collect
 from ddbench.leaderboard.statistics import TABLE, VARIANT
-from ddbench.runs.evaluating import evaluations
 from ddbench.runs.record import Attempt, EvaluationPart, RunRecord, read_record
 from ddbench.runs.rundir import RECORD, SET, SPEC, RunDir
 from ddbench.text import percent
@@ -70,6 +69,8 @@ def alarms(records: Mapping[Path, RunRecord], committed: Iterable[Path]) -> list
 
 def _compare_with_folder(file: Path, record: RunRecord) -> None:
     """Raise RunError where a record says something else than the other files of its run."""
+    from ddbench.runs.evaluating import evaluations
+
     path = file.parent
     if not (path / SET).is_file():
         raise RunError(

@@ -46,7 +46,9 @@ def test_a_run_as_it_was_made_is_taken(finished: Path, boards: Path) -> None:
 
 def test_an_edited_accuracy_is_refused(finished: Path, boards: Path) -> None:
     edit(finished / "record.json", lambda r: r["evaluations"][0].update(accuracy=[0.999, 0.999]))
-    with pytest.raises(RunError, match=r"says 99\.9 % \(2 students\) of tiny@1 with mlp, and the evaluation in the run"):
+    with pytest.raises(
+        RunError, match=r"says 99\.9 % \(2 students\) of tiny@1 with mlp, and the evaluation in the run"
+    ):
         add([finished], boards, allow_dirty=True)
     assert not boards.exists()
 
