@@ -206,6 +206,17 @@ class Group:
         return gap, _unpaired(self.table(self.common), other.table(other.common))
 
 
+def next_set(means: Accuracies, upper: float) -> float:
+    """How far one more set's mean may lie from the mean of these, one a set: half a prediction interval.
+
+    nan where there are fewer than two. It covers what sets and students bring together, as in set means of students
+    that are seeded alike.
+    """
+    if len(means) < 2:
+        return math.nan
+    return _t(len(means) - 1, upper) * float(means.std(ddof=1)) * math.sqrt(1 + 1 / len(means))
+
+
 def _unpaired(ours: Accuracies, reference: Accuracies) -> HalfWidth:
     alone = half_widths(ours), half_widths(reference)
     return lambda upper: math.hypot(*(half(upper) for half in alone))

@@ -16,12 +16,13 @@ import numpy as np
 
 from ddbench.errors import RunError
 from ddbench.leaderboard.observations import NO_STUDENT, collect
-from ddbench.leaderboard.statistics import TABLE, VARIANT
+from ddbench.leaderboard.statistics import TABLE, VARIANT, next_set
 from ddbench.runs.record import Attempt, EvaluationPart, RunRecord, read_record
 from ddbench.runs.rundir import RECORD, SET, SPEC, RunDir
 from ddbench.text import percent
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from pandas import DataFrame
 
 # As PEP 440 writes what is released: no .devN, which is on the way to a version, and no +local, which somebody built.
@@ -194,24 +195,25 @@ def _standard_error(accuracies: Any, test_images: int) -> float:
 
 
 def _above_its_own(part: DataFrame, frame: DataFrame) -> Iterator[str]:
-    from scipy import special
-
-    first = part.iloc[0]
-    alike = frame
-    for name in (*TABLE, "judge", "method", *VARIANT):
-        alike = alike[alike[name] == first[name]]
-    others = alike[alike["set"] != first["set"]].groupby("set")["accuracy"].mean()
+    others = other_sets(part, frame)
     if len(others) < PEERS:
         return
-    # What one more set may be: the spread between sets, and that their own mean is known as well as their number says.
-    spread = float(others.std(ddof=1)) * math.sqrt(1 + 1 / len(others))
-    most = float(others.mean()) + float(special.stdtrit(len(others) - 1, 1 - 1 / ONCE_IN)) * spread
     mean = float(part["accuracy"].mean())
-    if mean > most:
+    if mean > others.mean() + next_set(others, 1 - 1 / ONCE_IN):
         yield (
             f"{percent(mean)} % is more than another set of this method reaches once in {ONCE_IN} times, by the "
             f"{len(others)} other sets of its row ({percent(float(others.min()))} to {percent(float(others.max()))} %)."
         )
+
+
+def other_sets(part: DataFrame, frame: DataFrame) -> NDArray[np.float64]:
+    """The mean of every other set of a row of a board; `part` has the students of one set, by one judge."""
+    first = part.iloc[0]
+    alike = frame
+    for name in (*TABLE, "judge", "method", *VARIANT):
+        alike = alike[alike[name] == first[name]]
+    means = alike[alike["set"] != first["set"]].groupby("set")["accuracy"].mean()
+    return np.asarray(means, dtype=np.float64)
 
 
 def committed_records(leaderboards: Path, datasets: Iterable[str]) -> list[Path]:
