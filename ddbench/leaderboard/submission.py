@@ -17,7 +17,7 @@ import numpy as np
 from ddbench.errors import RunError
 from ddbench.leaderboard.observations import NO_STUDENT, collect
 from ddbench.leaderboard.statistics import TABLE, VARIANT, next_set
-from ddbench.runs.record import Attempt, EvaluationPart, RunRecord, read_record
+from ddbench.runs.record import Attempt, EvaluationPart, RunRecord, SyntheticPart, read_record
 from ddbench.runs.rundir import RECORD, SET, SPEC, RunDir
 from ddbench.text import percent
 
@@ -87,6 +87,7 @@ def _compare_with_folder(file: Path, record: RunRecord) -> None:
         raise RunError(
             f"{file} is not the record of the run in its folder: {', '.join(differ)} differ from {SPEC}. {_MADE_AGAIN}"
         )
+    _compare_description(file, record, folder)
     found = {(e.digest, e.backbone): e for e in evaluations(folder, record.synthetic.sha256)}
     for part in record.evaluations:
         _compare_evaluation(file, part, found.pop((part.digest, part.backbone), None))
@@ -116,6 +117,28 @@ def _facts(record: RunRecord, folder: RunDir) -> dict[str, tuple[Any, Any]]:
     }
 
 
+def _compare_description(file: Path, record: RunRecord, folder: RunDir) -> None:
+    """Raise RunError where a record describes its set otherwise than the set itself, or says another cost."""
+    import torch
+
+    from ddbench import synthetic as sets
+    from ddbench.runs.ledger import Ledger
+
+    said, synthetic = record.synthetic, sets.load(folder.synthetic)
+    found = SyntheticPart.of(synthetic, said.sha256, said.learned)
+    # Whether others chose a step without test images is their claim, and is not repeated in the record.
+    known = found.model_copy(update={"choice": said.choice}) if record.imported is not None else found
+    if said != known:
+        raise RunError(f"{file} describes another set than {SET} beside it. {_MADE_AGAIN}")
+    if record.imported is not None or not folder.cost.is_file():
+        return
+    ledger = Ledger(folder, torch.device("cpu"))
+    phases = ("prepare", "condense")
+    spent = [[costs.get(phase) for phase in phases] for costs in (record.cost, ledger.costs)]
+    if spent[0] != spent[1] or record.artifacts != ledger.artifacts:
+        raise RunError(f"{file} and {folder.cost.name} beside it say differently what the set has cost. {_MADE_AGAIN}")
+
+
 def _compare_evaluation(file: Path, recorded: EvaluationPart, beside: EvaluationPart | None) -> None:
     what = f"{recorded.protocol} with {recorded.backbone}"
     if beside is None:
@@ -127,6 +150,8 @@ def _compare_evaluation(file: Path, recorded: EvaluationPart, beside: Evaluation
         raise RunError(
             f"{file} says {said} of {what}, and the evaluation in the run's folder says {found}. {_MADE_AGAIN}"
         )
+    if (recorded.beside_bytes, recorded.chose) != (beside.beside_bytes, beside.chose):
+        raise RunError(f"{file} says something else of {what} than the evaluation in the run's folder. {_MADE_AGAIN}")
 
 
 def _mean(accuracy: Sequence[float]) -> str:

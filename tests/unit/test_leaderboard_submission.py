@@ -107,6 +107,24 @@ def test_an_edited_history_is_refused(finished: Path, boards: Path) -> None:
         add([finished], boards)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r["synthetic"].update(bytes=10), r"describes another set than synthetic\.safetensors beside it"),
+        (lambda r: r["synthetic"].update(labels="probability"), r"describes another set"),
+        (lambda r: r["cost"]["condense"].update(seconds=0.0), r"cost\.json beside it say differently what the set"),
+        (lambda r: r.update(artifacts=[{"kind": "zca", "key": "a", "seconds": 1.0}]), r"say differently what the set"),
+        (lambda r: r["evaluations"][0].update(beside_bytes=5), r"says something else of tiny@1 with mlp"),
+    ],
+)
+def test_what_a_table_prints_beside_accuracies_is_compared_too(
+    finished: Path, boards: Path, change: Edit, said: str
+) -> None:
+    edit(finished / "record.json", change)
+    with pytest.raises(RunError, match=said):
+        add([finished], boards, allow_dirty=True)
+
+
 def code(git: dict[str, Any] | None, version: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
     return lambda attempts: [attempts[0] | {"git": git, "packages": {"ddbench": version}}]
 
