@@ -90,7 +90,10 @@ def add(paths: Sequence[Path], force: bool, folder: Path, as_json: bool) -> None
     """
     from ddbench.leaderboard import boards
 
-    added = [str(path) for path in boards.add(paths, folder, force=force, tell=lambda text: note(f"Note: {text}"))]
+    notes: list[str] = []
+    added = [str(path) for path in boards.add(paths, folder, force=force, notes=notes)]
+    for text in notes:
+        note(f"Note: {text}")
     if as_json:
         print_json(added)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,16 +33,17 @@ def add(
     *,
     allow_dirty: bool = False,
     force: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
+    notes: list[str] | None = None,
 ) -> list[Path]:
     """Copy the records of finished runs into the leaderboard; returns where they now lie.
 
     All are checked before the first is copied. A record that is there already may grow, and not lose anything.
-    Results that nothing here explains are refused unless `force` is given; `tell` hears of them then, and of records
-    that came without their run. See `submission`.
+    Results that nothing here explains are refused unless `force` is given; `notes` has them then, and records that
+    came without their run. See `submission`.
     Raises: RunError for a partial run, for a record that is not what the files of its run say, for one made by code
     that nobody has (unless `allow_dirty`), and for a record that would replace another result of the same run.
     """
+    said = notes if notes is not None else []
     checked: dict[Path, tuple[Path, RunRecord]] = {}
     for path in run_paths:
         file = record_file(path)
@@ -52,7 +53,7 @@ def add(
         if place.is_file():
             _check_replacement(file, record, place)
         if submission.alone(file) and file.resolve() != place.resolve():
-            tell(f"{file} came without its run, so nothing was there to compare it with.")
+            said.append(f"{file} came without its run, so nothing was there to compare it with.")
         checked[file] = (place, record)
     records = {file: record for file, (_, record) in checked.items()}
     known = submission.committed_records(leaderboards, {record.run.dataset for record in records.values()})
@@ -62,8 +63,7 @@ def add(
             f"{' '.join(too_good)} Nothing was added. Where you have looked and it is right, add it with --force, and "
             "say in the pull request what you have looked at."
         )
-    for text in too_good:
-        tell(text)
+    said += too_good
     for place, record in checked.values():
         write_record(place, record)
     return [place for place, _ in checked.values()]

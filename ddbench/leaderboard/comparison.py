@@ -149,14 +149,14 @@ def _pair(first: Entry, second: Entry, margin: float) -> dict[str, Any]:
         "paired": students > 1,
         "difference": gap,
         "ci95": half,
-        "p": _level(interval, abs(gap)),
+        "p": p_value(interval, abs(gap)),
         # The larger of the two one-sided tests: that of the nearer end of the margin.
-        "p_equal": _level(interval, margin - abs(gap)) / 2,
+        "p_equal": p_value(interval, margin - abs(gap)) / 2,
         "provisional": min(len(a.accuracies), len(b.accuracies)) < 2,
     }
 
 
-def _level(half: Callable[[float], float], distance: float) -> float:
+def p_value(half: Callable[[float], float], distance: float) -> float:
     """The two-sided level at which the interval is just as wide as a distance: the p value that belongs to it."""
     if math.isnan(half(UPPER)):
         return math.nan

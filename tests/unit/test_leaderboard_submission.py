@@ -39,7 +39,7 @@ def edit(path: Path, change: Edit) -> None:
 
 def test_a_run_as_it_was_made_is_taken(finished: Path, boards: Path) -> None:
     heard: list[str] = []
-    (place,) = add([finished], boards, allow_dirty=True, tell=heard.append)
+    (place,) = add([finished], boards, allow_dirty=True, notes=heard)
     assert read_record(place) == read_record(finished / "record.json")
     assert heard == []
 
@@ -166,9 +166,9 @@ def test_more_than_the_whole_dataset_is_an_alarm(write: Write, boards: Path) -> 
     odd = write("odd.json", evaluations=better(0.45), **another(7))
     heard: list[str] = []
     with pytest.raises(RunError, match=r"more than the 8\d\.\d % of students of the whole dataset.*--force"):
-        add([odd], boards, tell=heard.append)
+        add([odd], boards, notes=heard)
     assert not (boards / place_of(read_record(odd))).exists()
-    assert add([odd], boards, force=True, tell=heard.append)
+    assert add([odd], boards, force=True, notes=heard)
     assert any("standard errors" in text for text in heard)
 
 
@@ -187,9 +187,9 @@ def test_far_above_its_own_sets_is_an_alarm_once_there_are_three(write: Write, b
 
 def test_a_record_that_came_alone_is_said_to_and_one_of_the_leaderboard_is_not(write: Write, boards: Path) -> None:
     heard: list[str] = []
-    (place,) = add([write("a.json")], boards, tell=heard.append)
+    (place,) = add([write("a.json")], boards, notes=heard)
     assert [text.rpartition("/")[2] for text in heard] == [
         "a.json came without its run, so nothing was there to compare it with."
     ]
-    add([place], boards, tell=heard.append)
+    add([place], boards, notes=heard)
     assert len(heard) == 1
