@@ -145,8 +145,8 @@ def _readable(paths: list[Path]) -> Iterator[tuple[Path, RunRecord]]:
 def _hashes(path: Path) -> set[str]:
     if path.is_file():
         return {sha256_of(path)}
-    from ddbench.foreign.importing import found_in
+    from ddbench.foreign.formats import read
 
     with contextlib.suppress(DdbenchError):
-        return {one.sha256 for one in found_in(path, "all", None)}
+        return {one.sha256 for one in read(path, None)}
     return set()

@@ -36,7 +36,7 @@ def refuse(file: Path, record: RunRecord, *, allow_dirty: bool) -> None:
     """Raise RunError for a record that cannot become a row, saying why and what to do."""
     if record.status != "complete":
         raise RunError(f"{file} is the record of a partial run. Run the same command again to finish it.")
-    if file.name == RECORD:
+    if not alone(file):
         _compare_with_folder(file, record)
     if not any(evaluation.accuracy for evaluation in record.evaluations):
         raise RunError(f"{file} has no accuracies. `ddbench evaluate` adds them.")
@@ -46,7 +46,7 @@ def refuse(file: Path, record: RunRecord, *, allow_dirty: bool) -> None:
 
 def alone(file: Path) -> bool:
     """Whether there is only the record, so that nothing says whether it is what its run has written."""
-    return file.name != RECORD
+    return file.name != RECORD or not any((file.parent / name).exists() for name in (SPEC, SET))
 
 
 def alarms(records: Mapping[Path, RunRecord], committed: Iterable[Path]) -> list[str]:
