@@ -98,6 +98,7 @@ class Root(Group):
         "sweep": "ddbench.cli.sweep:sweep",
         "leaderboard": "ddbench.cli.leaderboard:leaderboard",
         "compare": "ddbench.cli.compare:compare",
+        "reproduce": "ddbench.cli.reproduce:reproduce",
         "bench": "ddbench.cli.bench:bench",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

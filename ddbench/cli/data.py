@@ -25,7 +25,7 @@ from ddbench.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from ddbench.data.cache import Manifest
+    from ddbench.data.manifests import Manifest
     from ddbench.runs.removal import Piece
 
 SHOWN_RUNS = 10
@@ -118,10 +118,10 @@ def add(
 @json_option
 def list_(data_root: Path, as_json: bool) -> None:
     """Which datasets are known, and which are there."""
-    from ddbench.data import sources
     from ddbench.data.catalogue import CATALOGUE
+    from ddbench.data.manifests import find_all
 
-    there = {manifest["name"]: manifest for manifest in sources.installed(data_root)}
+    there = {manifest["name"]: manifest for manifest in find_all(data_root)}
     rows = []
     for name in [*CATALOGUE, *sorted(there.keys() - CATALOGUE.keys())]:
         known, manifest = CATALOGUE.get(name), there.get(name)

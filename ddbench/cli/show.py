@@ -180,11 +180,11 @@ def protocol(ref: str, as_json: bool) -> None:
 @json_option
 def dataset(name: str, data_root: Path, as_json: bool) -> None:
     """A dataset: shape, classes, statistics, licence, and what is in the data folder."""
-    from ddbench.data import cache
     from ddbench.data.catalogue import CATALOGUE, canonical, info, known_copy
+    from ddbench.data.manifests import find
 
     known = canonical(name)
-    manifest = cache.find(data_root, known)
+    manifest = find(data_root, known)
     entry = CATALOGUE.get(known)
     if entry is None and manifest is None:
         entry = info(name)

@@ -5,90 +5,25 @@ Layout: ROOT/NAME/{train.safetensors, test.safetensors, manifest.json}. A folder
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ddbench.config import explain
 from ddbench.data.archives import ensure_space
-from ddbench.data.tensors import DatasetTensors, digest
+from ddbench.data.manifests import SCHEMA, Manifest, PartManifest, damaged, digest, find
+from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import DataError, RunError
-from ddbench.fields import Flag, Line, Name, Positive
-from ddbench.files import disk_is_full, locked, not_regular, once, put_folder, read_json, write_atomically, write_json
+from ddbench.files import disk_is_full, locked, not_regular, once, put_folder, write_atomically, write_json
 
-logger = logging.getLogger(__name__)
-
-SCHEMA = "ddbench.dataset/1"
 Progress = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
-
-
-class _PartFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    images: Positive
-    fingerprint: Line
-
-
-class _ManifestFile(BaseModel):
-    """manifest.json, checked before any of it is used."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_: Line = Field(alias="schema")
-    name: Name
-    title: Line
-    original: Flag
-    origin: Line
-    split: Line
-    preprocessing: Line
-    shape: tuple[Positive, Positive, Positive]
-    classes: list[Line] = Field(min_length=1)
-    train: _PartFile
-    test: _PartFile
-    fingerprint: Line
-    contents: Line = ""  # older manifests lack it
-    left_out: Line = ""
-
-
-class PartManifest(TypedDict):
-    """One of the two parts of a dataset."""
-
-    images: int
-    fingerprint: str
-
-
-class _Manifest(TypedDict):
-    """What every manifest has."""
-
-    schema: str
-    name: str
-    title: str
-    original: bool
-    origin: str
-    split: str
-    preprocessing: str
-    shape: list[int]
-    classes: list[str]
-    train: PartManifest
-    test: PartManifest
-    fingerprint: str
-
-
-class Manifest(_Manifest, total=False):
-    """What a dataset in the data folder is and where it came from."""
-
-    contents: str  # as the fingerprint, whatever the order of the images; older manifests lack it
-    left_out: str  # files of the source that are in neither part, where there were any
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,49 +73,6 @@ def whole_contents(train: DatasetTensors, test: DatasetTensors) -> str:
     return digest(f"{train.contents} {test.contents}".encode())
 
 
-def find(root: Path, name: str) -> Manifest | None:
-    """The manifest of a dataset in the data folder, or None if it is not there.
-
-    Raises: DataError if the manifest is damaged.
-    """
-    path = root / name / "manifest.json"
-    if not path.exists():
-        return None
-    try:
-        manifest = read_json(path)
-    except RunError as error:
-        raise _damaged(path, name, str(error).rstrip(".")) from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        raise _damaged(path, name, f"it is not of schema {SCHEMA}")
-    try:
-        _ManifestFile.model_validate(manifest)
-    except ValidationError as error:
-        raise _damaged(path, name, explain("it cannot be used", error)) from None
-    if manifest["name"] != name:
-        raise DataError(
-            f"{path} is of the dataset {manifest['name']!r}, and its folder is called {name!r}: it was copied or "
-            f"renamed. Give the folder its name back, or add the images again with `ddbench data add {name} PATH`."
-        )
-    parts = f"{manifest['train']['fingerprint']} {manifest['test']['fingerprint']}"
-    if manifest["fingerprint"] != digest(parts.encode()):
-        raise _damaged(path, name, "its fingerprint is not that of its parts")
-    return Manifest(**manifest)  # type: ignore[typeddict-item]
-
-
-def find_all(root: Path) -> list[Manifest]:
-    """The manifests of all datasets in the data folder, by name; damaged ones are left out with a warning."""
-    found = []
-    for path in sorted(root.glob("*/manifest.json")):
-        try:
-            manifest = find(root, path.parent.name)
-        except DataError as error:
-            logger.warning("%s", error)
-            continue
-        if manifest is not None:
-            found.append(manifest)
-    return found
-
-
 def read_part(root: Path, manifest: Manifest, part: Literal["train", "test"]) -> DatasetTensors:
     """The training or the test images of a dataset in the data folder, memory-mapped.
 
@@ -195,18 +87,18 @@ def read_part(root: Path, manifest: Manifest, part: Literal["train", "test"]) ->
         tensors = load_file(path)
         images, labels = tensors["images"], tensors["labels"]
     except (SafetensorError, OSError, KeyError) as error:
-        raise _damaged(path, manifest["name"], str(error)) from error
+        raise damaged(path, manifest["name"], str(error)) from error
     if list(images.shape) != [manifest[part]["images"], *manifest["shape"]]:
-        raise _damaged(path, manifest["name"], f"it has images of shape {list(images.shape)}")
+        raise damaged(path, manifest["name"], f"it has images of shape {list(images.shape)}")
     try:
         data = DatasetTensors(images, labels, tuple(manifest["classes"]))
     except DataError as error:
-        raise _damaged(path, manifest["name"], str(error).rstrip(".")) from None
+        raise damaged(path, manifest["name"], str(error).rstrip(".")) from None
     found, expected = once(path, f"images of {len(data.classes)} classes", lambda: data.fingerprint), manifest[part]
     if found != expected["fingerprint"]:
         _refuse_replaced(root, manifest)
         why = f"its images and labels have the fingerprint {found}, and the manifest says {expected['fingerprint']}"
-        raise _damaged(path, manifest["name"], why)
+        raise damaged(path, manifest["name"], why)
     return replace(data, known_fingerprint=found)
 
 
@@ -356,10 +248,3 @@ def _refuse_other_data(root: Path, manifest: Manifest) -> None:
             f"{there['origin']}), not {manifest['title']!r} ({manifest['fingerprint']}, {manifest['origin']}). "
             "Choose another name, or replace it with --force."
         )
-
-
-def _damaged(path: Path, name: str, why: str) -> DataError:
-    return DataError(
-        f"{path} is missing or damaged: {why}. Add the dataset again with `ddbench data add {name} PATH` "
-        f"(or `ddbench data get {name}`)."
-    )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ddbench.data import cache
-from ddbench.data.cache import Content, Manifest
+from ddbench.data.cache import Content
 from ddbench.data.catalogue import DatasetInfo, known_copy
+from ddbench.data.manifests import Manifest
 from ddbench.data.tensors import DatasetTensors
 
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddbench.data.catalogue import DatasetInfo
-from ddbench.data.tensors import HASH_CHUNK, DatasetTensors, digest
+from ddbench.data.manifests import digest
+from ddbench.data.tensors import HASH_CHUNK, DatasetTensors
 from ddbench.errors import ConfigError, closest
 from ddbench.files import SEAL, checksum, once, sweep, write_atomically
 

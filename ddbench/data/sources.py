@@ -22,10 +22,11 @@ from ddbench import plugins
 from ddbench.data import cache
 from ddbench.data.archives import ensure_space, is_archive, unpack
 from ddbench.data.arrays import find_idx, read_idx, read_npz
-from ddbench.data.cache import Content, Manifest, Progress
+from ddbench.data.cache import Content, Progress
 from ddbench.data.catalogue import CATALOGUE, DatasetInfo, canonical, info, known_copy
 from ddbench.data.dataset import Dataset, TestData
 from ddbench.data.folders import read_image_folder, read_labelled_folder
+from ddbench.data.manifests import Manifest, find, find_all
 from ddbench.data.mistaken import refuse_mistaken
 from ddbench.data.parts import base_folder
 from ddbench.data.tensors import DatasetTensors
@@ -68,7 +69,7 @@ def load(name: str, root: Path) -> Dataset:
     if kept is not None and state == before:
         return kept
     cache.put_back(root, known)
-    manifest = cache.find(root, known)
+    manifest = find(root, known)
     if manifest is None:
         return _from_plugin(name, root)
     found = CATALOGUE.get(known) or _user_info(manifest)
@@ -104,7 +105,7 @@ _loaded: dict[tuple[str, str], tuple[tuple[int, ...] | None, Dataset | None]] = 
 
 def installed(root: Path) -> list[Manifest]:
     """The manifests of the datasets in the data folder, by name."""
-    return cache.find_all(root)
+    return find_all(root)
 
 
 def get(name: str, root: Path, progress: Progress | None = None, *, force: bool = False) -> Manifest:
@@ -122,7 +123,7 @@ def get(name: str, root: Path, progress: Progress | None = None, *, force: bool 
             f"{entry.homepage}, then `ddbench data add {entry.name} FOLDER`; the folder has train/WNID and val/WNID."
         )
     with cache.building(root, entry.name, progress) as work:
-        there = None if force else cache.find(root, entry.name)
+        there = None if force else find(root, entry.name)
         if there is not None and there["original"]:
             return there
         if there is not None:
@@ -199,7 +200,7 @@ def removable(name: str, root: Path) -> tuple[str, list[Path], Manifest | None]:
             "there."
         )
     try:
-        return known, paths, cache.find(root, known)
+        return known, paths, find(root, known)
     except DataError:
         return known, paths, None
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddbench.data.manifests import digest
 from ddbench.errors import DataError
 from ddbench.rng import Rng
 
@@ -19,14 +20,6 @@ if TYPE_CHECKING:
     from ddbench.data.pixels import PixelSpace
 
 HASH_CHUNK = 2048  # images hashed or transformed at a time, so that a memory-mapped set is never in memory twice
-
-
-def digest(*parts: bytes) -> str:
-    """The short fingerprint of some bytes: "b2:" and 16 hexadecimal digits of blake2b."""
-    hasher = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        hasher.update(part)
-    return f"b2:{hasher.hexdigest()}"
 
 
 @dataclass(frozen=True, eq=False)

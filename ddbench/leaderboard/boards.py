@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddbench.errors import RunError
-from ddbench.files import sha256_of, sweep_dead, write_atomically
+from ddbench.files import sweep_dead, write_atomically
 from ddbench.foreign import published_sets
+from ddbench.leaderboard import submission, verification
 from ddbench.leaderboard.chosen import Chosen
 from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.page.render import page_of
@@ -25,6 +26,9 @@ from ddbench.text import budget_name, safe_name
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from ddbench.runs.retraining import Retrained
+    from ddbench.runs.runner import RunOptions
+
 EVERYTHING = Chosen()
 SCHEMA = Path("schema") / "record.v1.json"
 SETS_SCHEMA = Path("schema") / "sets.v1.json"
@@ -36,6 +40,7 @@ def add(
     leaderboards: Path,
     *,
     allow_dirty: bool = False,
+    force: bool = False,
     data_root: Path = Path("data"),
     notes: list[str] | None = None,
 ) -> list[Path]:
@@ -43,28 +48,75 @@ def add(
 
     All are checked before the first is copied. A record that is there already may grow, and not lose anything. To a
     record of an earlier version are added the learning curves in its run's folder, and a picture that is drawn from the
-    set there; `data_root` has the dataset, which a whitened set needs for that. Where it fails, `notes` say why.
-    Raises: RunError for a partial run, for one made from a checkout with changes that no commit holds (unless
-    `allow_dirty`), and for a record that would replace another result of the same run.
+    set there; `data_root` has the dataset, which a whitened set needs for that. Results that nothing here explains are
+    refused unless `force` is given. `notes` have such results, pictures that could not be drawn and records that came
+    without their run. See `submission`.
+    Raises: RunError for a partial run, for a record that is not what the files of its run say, for one made by code
+    that nobody has (unless `allow_dirty`), and for a record that would replace another result of the same run.
     """
-    checked = []
+    said = notes if notes is not None else []
+    checked: dict[Path, tuple[Path, RunRecord]] = {}
     for path in run_paths:
         file = record_file(path)
         record = read_record(file)
-        _check(file, record, allow_dirty=allow_dirty)
+        submission.refuse(file, record, allow_dirty=allow_dirty)
         record = _with_curves(file, record)
         place = leaderboards / place_of(record)
         if place.is_file():
             record = _in_place_of(file, record, place)
-        checked.append((file, record, place))
-    for file, record, place in checked:
-        record, picture = with_sheet(file, record, data_root, notes if notes is not None else [])
+        if submission.alone(file) and file.resolve() != place.resolve():
+            said.append(f"{file} came without its run, so nothing was there to compare it with.")
+        checked[file] = (place, record)
+    records = {file: record for file, (_, record) in checked.items()}
+    known = submission.committed_records(leaderboards, {record.run.dataset for record in records.values()})
+    too_good = submission.alarms(records, [path for path in known if path not in records])
+    if too_good and not force:
+        raise RunError(
+            f"{' '.join(too_good)} Nothing was added. Where you have looked and it is right, add it with --force, and "
+            "say in the pull request what you have looked at."
+        )
+    said += too_good
+    for file, (place, record) in checked.items():
+        record, picture = with_sheet(file, record, data_root, said)
         if picture is not None:
             write_atomically(sheet_file(place), picture)
         elif place.is_file():
             record = record.model_copy(update={"sheet": read_record(place).sheet})
         write_record(place, record)
-    return [place for *_, place in checked]
+    return [place for place, _ in checked.values()]
+
+
+def verify(
+    path: Path,
+    leaderboards: Path,
+    options: RunOptions,
+    *,
+    students: int | None = 1,
+    protocols: Sequence[str] = (),
+    judges: Sequence[str] = (),
+) -> tuple[list[Retrained], Path | None]:
+    """Train students of a run's record again, and enter what agrees beside the committed record, if there is one.
+
+    The arguments are those of `runs.retraining.retrain`. Returns what came out, and where it was entered.
+    Raises: RunError where the committed record is of another set, or nothing can be trained.
+    """
+    from ddbench.runs.retraining import retrain
+
+    record = read_record(record_file(path))
+    place = leaderboards / place_of(record)
+    if place.is_file():
+        _in_place_of(path, record, place)
+    found = retrain(path, options, students=students, protocols=protocols, judges=judges)
+    known = read_record(place) if place.is_file() else None
+    recorded = {(e.digest, e.backbone): len(e.accuracy) for e in known.evaluations} if known is not None else {}
+    # What the leaderboard does not have is nobody's claim.
+    held = [one for one in found if recorded.get(_key(one), 0) > max(one.students)]
+    kept = verification.keep(leaderboards, place, record, held) if held else None
+    return found, kept
+
+
+def _key(one: Retrained) -> tuple[str, str]:
+    return one.evaluation.digest, one.evaluation.backbone
 
 
 def place_of(record: RunRecord) -> Path:
@@ -99,6 +151,7 @@ def check(leaderboards: Path, lost: list[str] | None = None) -> list[str]:
     differences = [f"{path} belongs to no record" for path in _stale(leaderboards, files)]
     differences += wrong_sheets(leaderboards / "records")
     differences += wrong_sets(leaderboards)
+    differences += verification.out_of_date(leaderboards, _committed(leaderboards))
     for path, expected in files.items():
         place = leaderboards / path
         if not place.is_file():
@@ -192,7 +245,8 @@ def finished(runs: Path) -> list[Path]:
 def _generated(leaderboards: Path, lost: list[str] | None) -> dict[Path, str]:
     own = leaderboards / "published.csv"
     numbers = read_published(own if own.is_file() else None)
-    summary = summarise(collect(_committed(leaderboards), lost))
+    places = _committed(leaderboards)
+    summary = summarise(collect(places, lost, verified=verification.verified(leaderboards, places)))
     files = {SCHEMA: json_schema(), SETS_SCHEMA: published_sets.json_schema()}
     entries = []
     for (dataset, ipc), item in zip(_keys(summary), _boards(summary, numbers), strict=True):
@@ -202,6 +256,10 @@ def _generated(leaderboards: Path, lost: list[str] | None) -> dict[Path, str]:
         entries.append((item, path))
     files[INDEX] = _index(entries)
     return files
+
+
+def _records(leaderboards: Path) -> list[Path]:
+    return sorted((leaderboards / "records").rglob("*.json"))
 
 
 def _boards(summary: DataFrame, numbers: DataFrame) -> list[Board]:
@@ -258,6 +316,9 @@ _EXPLANATION = """\
   two methods with one set each cannot be told apart by their intervals. **\\*** marks sets in a whitened pixel space.
 - **‡** marks imported sets: others condensed them, ddbench only judged them. Their cost is not known; what
   their makers claim is in the record, apart from what was measured.
+- **✓** marks verified results: a student of every set was trained again from the set itself and agreed with the record,
+  by `ddbench leaderboard verify`; `verified/` says who has run what. A row with neither ✓ nor ‡ is claimed: it is what
+  the records of its runs say. The CSV has the word, and how many sets were verified.
 - **Differences** to random images and to the best coreset are of means, paired by student. The best coreset
   is the one with the highest mean in the same table; choosing it favours it a little.
 - **Ranks** follow the printed means and tie where those are equal. They say nothing about significance:
@@ -276,28 +337,9 @@ within), counts, settings, bytes and seconds. A record is one JSON file in `reco
 ## Add a result
 
 ```
-ddbench leaderboard add RUN      # refuses unfinished runs and uncommitted code
+ddbench leaderboard add RUN      # compares the record with its run; refuses unfinished runs and unknown code
 ddbench leaderboard build
 ```""".splitlines()
-
-
-def _check(file: Path, record: RunRecord, *, allow_dirty: bool) -> None:
-    if record.status != "complete":
-        raise RunError(f"{file} is the record of a partial run. Run the same command again to finish it.")
-    beside = file.with_name("synthetic.safetensors")
-    if file.name == "record.json" and beside.is_file() and sha256_of(beside) != record.synthetic.sha256:
-        raise RunError(
-            f"{file} is of another set than {beside.name} beside it, which was damaged or replaced. The run's command "
-            "with --fresh starts the run over; or put the right file back."
-        )
-    if not any(evaluation.accuracy for evaluation in record.evaluations):
-        raise RunError(f"{file} has no accuracies. `ddbench evaluate` adds them.")
-    dirty = [attempt.git for attempt in record.attempts if attempt.git and attempt.git.get("dirty")]
-    if dirty and not allow_dirty:
-        raise RunError(
-            f"{file} was made by code with uncommitted changes on top of {str(dirty[0].get('commit'))[:12]}, so nobody "
-            "can repeat it. Commit them and run again with --fresh."
-        )
 
 
 def _with_curves(file: Path, record: RunRecord) -> RunRecord:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,21 @@ COLUMNS = (
     "run", "status", "method", "title", "kind", "package", "method_sha256", "dataset", "data_title", "fingerprint",
     "original", "train", "test", "ipc", "seed", "preset", "precision", "train_backbone", "pixels", "labels", "config",
     "overridden", "set", "bytes", "seconds", "device", "protocol", "digest", "judge", "student", "accuracy", "failed",
+    "verified",
 )  # fmt: skip
 NO_STUDENT = -1
 
 
-def collect(paths: Iterable[Path], lost: list[str] | None = None) -> DataFrame:
+def collect(
+    paths: Iterable[Path],
+    lost: list[str] | None = None,
+    verified: Container[tuple[str, str, str, str]] = frozenset(),
+) -> DataFrame:
     """Read records into a table with the columns above; accuracies stay fractions.
 
     A path is a record or a run folder with one. An evaluation that failed is one row without a student. Where the same
-    evaluation of the same run comes twice, the one with more students is kept.
+    evaluation of the same run comes twice, the one with more students is kept. `verified` are those that somebody has
+    checked, by run, set, protocol's digest and backbone; see `verification`.
     Raises: RunError for a path without a record and for a damaged record, naming it; with `lost`, such sentences go
     there, and the others are collected.
     """
@@ -43,7 +49,11 @@ def collect(paths: Iterable[Path], lost: list[str] | None = None) -> DataFrame:
                 raise
             lost.append(str(error))
     data = _same_data(records)
-    rows = [row | data[row["fingerprint"]] for r, e in _without_repeats(records) for row in _rows(r, e)]
+    rows = [
+        row | data[row["fingerprint"]] | {"verified": (r.run.id, r.synthetic.sha256, e.digest, e.backbone) in verified}
+        for r, e in _without_repeats(records)
+        for row in _rows(r, e)
+    ]
     rows.sort(key=lambda row: (row["run"], row["digest"], row["judge"], row["student"]))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

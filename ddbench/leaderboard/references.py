@@ -60,6 +60,18 @@ class Shelf:
             f"{closest(ref, known)}There are results of: {', '.join(known) or 'nobody'}."
         )
 
+    def one_budget(self, ref: str) -> list[Path]:
+        """As `find`, where all records that are meant have to be on one dataset and of one budget.
+
+        Raises: RunError in addition where they are not.
+        """
+        found = self.find(ref)
+        cells = sorted({(record.run.dataset, record.run.ipc) for record in map(read_record, found)})
+        if len(cells) > 1:
+            told = ", ".join(f"{dataset} ipc {ipc}" for dataset, ipc in cells)
+            raise RunError(f"'{ref}' has records on {told}. Say which with --dataset and --ipc.")
+        return found
+
     def _at(self, path: Path) -> list[Path]:
         if path.is_file() and path.suffix == ".json":
             read_record(path)
@@ -133,8 +145,8 @@ def _readable(paths: list[Path]) -> Iterator[tuple[Path, RunRecord]]:
 def _hashes(path: Path) -> set[str]:
     if path.is_file():
         return {sha256_of(path)}
-    from ddbench.foreign.importing import found_in
+    from ddbench.foreign.formats import read
 
     with contextlib.suppress(DdbenchError):
-        return {one.sha256 for one in found_in(path, "all", None, Path())}
+        return {one.sha256 for one in read(path, None)}
     return set()

@@ -56,6 +56,7 @@ _COLUMNS = (
     "students_max", "mean", "ci95", "sd", "sd_between", "sd_within", "provisional", "rank", "difference_random",
     "difference_random_ci95", "difference_random_provisional", "best_coreset", "difference_coreset",
     "difference_coreset_ci95", "difference_coreset_provisional", "bytes", "seconds", "cost", "failed_sets", "failed",
+    "verified_sets",
 )  # fmt: skip
 
 
@@ -137,11 +138,12 @@ def _t(freedom: int, upper: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """All accuracies of one variant of a method under one judge: by set, then by student number."""
+    """All accuracies of one variant of a method under one judge, by set, then by student; `verified` are sets."""
 
     key: dict[str, Any]
     accuracies: dict[str, dict[int, float]]
     failed: dict[str, str]
+    verified: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, part: DataFrame) -> Group:
@@ -158,7 +160,8 @@ class Group:
         key = {name: _plain(rows[0][name]) for name in (*TABLE, "judge", "method", *DESCRIPTION, *VARIANT)}
         key["overridden"] = sorted({name for row in rows for name in json.loads(row["overridden"])})
         key |= _cost({row["set"]: row for row in rows}.values())
-        return cls(key, accuracies, {name: why for name, why in failed.items() if name not in accuracies})
+        verified = frozenset(row["set"] for row in rows if row["verified"] is True and row["set"] in accuracies)
+        return cls(key, accuracies, {n: why for n, why in failed.items() if n not in accuracies}, verified)
 
     @property
     def variant(self) -> str:
@@ -201,6 +204,7 @@ class Group:
             "provisional": known and (few_sets or min(counts) < 2),
             "failed_sets": len(self.failed),
             "failed": next((self.failed[name] for name in sorted(self.failed)), ""),
+            "verified_sets": len(self.verified),
         }
 
     def difference(self, other: Group) -> tuple[float, HalfWidth]:
@@ -210,6 +214,17 @@ class Group:
         if len(both) > 1:
             return gap, half_widths(self.table(both), other.table(both))
         return gap, _unpaired(self.table(self.common), other.table(other.common))
+
+
+def next_set(means: Accuracies, upper: float) -> float:
+    """How far one more set's mean may lie from the mean of these, one a set: half a prediction interval.
+
+    nan where there are fewer than two. It covers what sets and students bring together, as in set means of students
+    that are seeded alike.
+    """
+    if len(means) < 2:
+        return math.nan
+    return _t(len(means) - 1, upper) * float(means.std(ddof=1)) * math.sqrt(1 + 1 / len(means))
 
 
 def _unpaired(ours: Accuracies, reference: Accuracies) -> HalfWidth:

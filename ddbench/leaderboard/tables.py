@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.leaderboard.fitting import HEAD, fit
 from ddbench.leaderboard.published import ZCA, as_printed, beside, printed
+from ddbench.leaderboard.verification import trust
 from ddbench.text import budget, duration, percent, printable, size
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 WHITENED = "*"
 PROVISIONAL = "†"
 IMPORTED = "‡"
+VERIFIED = "✓"
 NOT_DEFINED = "not defined"
 CEILING_PROTOCOL = "full@1"
 RULE = "-----"
@@ -34,7 +36,9 @@ _MARKS = {
     PROVISIONAL: "provisional: from one set, which says nothing of others and whose interval covers other students "
     "alone; or from one student a set",
     IMPORTED: "imported: condensed by others, and here only judged; what its maker claims is in the record",
+    VERIFIED: "verified: a student of every set of the row was trained again from the set, and agrees with the record",
 }
+_TRUST = ("trust", "verified_sets")
 _PERCENTAGES = (
     "mean", "ci95", "sd", "sd_between", "sd_within", "difference_random", "difference_random_ci95",
     "difference_coreset", "difference_coreset_ci95",
@@ -72,6 +76,7 @@ class Board:
     def to_markdown(self) -> str:
         """For GitHub, with every printed published number of the dataset and ipc in a table of its own at the end."""
         parts = [f"# {escaped(self.title)}"]
+        parts += [_CLAIMED] if any(trust(row) == "claimed" for row in _records(self.rows)) else []
         for table in self.tables:
             parts += [f"## {escaped(table.title)}", escaped(table.data, block=True), _grid(table, "github", escaped)]
             parts += ["\n".join(f"- {escaped(note, block=True)}" for note in table.notes)] if table.notes else []
@@ -105,6 +110,7 @@ class Board:
                 ("×", "$\\times$"),
                 (PROVISIONAL, "$^\\dagger$"),
                 (IMPORTED, "$^\\ddagger$"),
+                (VERIFIED, "$^\\surd$"),
                 ("−", "$-$"),
             ):
                 text = text.replace(sign, command)
@@ -122,7 +128,7 @@ def csv_of(summary: DataFrame) -> str:
 
     lines = [_csv_line(row) for row in _records(summary)]
     text = io.StringIO()
-    names = (*_EXACT, *_PERCENTAGES, "best_coreset", "provisional", "bytes", "seconds", "cost", "failed")
+    names = (*_EXACT, *_PERCENTAGES, "best_coreset", "provisional", "bytes", "seconds", "cost", "failed", *_TRUST)
     pd.DataFrame(lines, columns=list(names)).to_csv(text, index=False, lineterminator="\n")
     return text.getvalue()
 
@@ -151,6 +157,10 @@ def board(summary: DataFrame, published: DataFrame, dataset: str, ipc: int) -> B
     )
 
 
+_CLAIMED = (
+    f"Accuracies without {VERIFIED}, of rows without {IMPORTED}, are claimed: they are what the records of their runs "
+    "say, and nobody has trained a student of those sets a second time."
+)
 _PUBLISHED_HEADERS = ("method", "accuracy, %", "protocol of the source", "learned on", "tested on", "source", "note")
 _PUBLISHED_INTRODUCTION = (
     "As printed in their sources, each under its own training recipe; not comparable with each other or with the "
@@ -250,6 +260,7 @@ def _accuracy(row: Mapping[str, Any] | None) -> str:
     text = percent(row["mean"])
     text += f" ± {percent(row['sd'])}" if row["sets"] * row["students_max"] > 1 else ""
     text += (WHITENED if _whitened(row) else "") + (PROVISIONAL if row["provisional"] else "")
+    text += VERIFIED if trust(row) == "verified" else ""
     if not math.isnan(row["ci95"]):
         low, high = max(0.0, row["mean"] - row["ci95"]), min(1.0, row["mean"] + row["ci95"])
         text += f" [{percent(low)}, {percent(high)}]"
@@ -370,6 +381,8 @@ def _csv_line(row: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": f"{row['seconds']:.1f}",
         "cost": json.dumps(cost),
         "failed": row["failed"],
+        "trust": trust(row),
+        "verified_sets": row["verified_sets"],
     }
 
 

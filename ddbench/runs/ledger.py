@@ -126,6 +126,7 @@ class Ledger:
             "git": provenance.git(),
             "python": provenance.python_version(),
             "packages": provenance.packages(),
+            "threads": torch.get_num_threads(),
         }
         self._enter([*self._attempts(), self._attempt])
 

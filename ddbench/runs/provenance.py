@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
+import json
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +33,62 @@ def packages() -> dict[str, str]:
     return found | {"torch": str(torch.__version__)}
 
 
+BUILT_FROM = "built_from.json"  # written into a wheel by hatch_build.py
+UNKNOWN_CODE = {"commit": "unknown", "dirty": True}
+
+
 def git() -> dict[str, Any] | None:
-    """Commit of the checkout that ddbench is imported from, and whether its files differ; None for an installed one."""
+    """The commit that ddbench's code is of, and whether it differs from that.
+
+    Of the checkout that it is imported from; of an installed wheel what it was built from. None for a release that
+    came from a package index and does not say.
+    """
     folder = Path(ddbench.__file__).parent
     # An installed package can lie inside somebody's checkout: it is that checkout's only if git tracks it.
     if _git(folder, "ls-files", "--error-unmatch", "errors.py") is None:
         # ddbench's own checkout, when git cannot read it, is no release: nobody knows what its code was.
         own = (folder.parent / ".git").exists() and (folder.parent / "pyproject.toml").exists()
-        return {"commit": "unknown", "dirty": True} if own else None
+        return dict(UNKNOWN_CODE) if own else _installed(folder)
     commit = _git(folder, "rev-parse", "HEAD")
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     if commit is None or changed is None:
-        return None
+        return dict(UNKNOWN_CODE)
     return {"commit": commit, "dirty": bool(changed)}
+
+
+@functools.cache
+def _installed(folder: Path) -> dict[str, Any] | None:
+    """As `git`, for a package that is no checkout."""
+    try:
+        about = distribution("ddbench")
+    except PackageNotFoundError:
+        return dict(UNKNOWN_CODE)
+    try:
+        stamp = json.loads((folder / BUILT_FROM).read_text())
+        said = {"commit": str(stamp["commit"]), "dirty": bool(stamp["dirty"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        # Where a package came from by a path or an address, its installer says so (PEP 610).
+        said = dict(UNKNOWN_CODE) if about.read_text("direct_url.json") else {}
+    if not _as_installed(about, folder):
+        return {"commit": "unknown", **said, "dirty": True}
+    return said or None
+
+
+def _as_installed(about: Distribution, folder: Path) -> bool:
+    """Whether the modules in a folder are those that a wheel has brought there, byte by byte."""
+    files = [file for file in about.files or () if file.suffix == ".py" and file.hash is not None]
+    ours = [file for file in files if Path(str(about.locate_file(file))).is_relative_to(folder)]
+    if not ours:
+        return False
+    try:
+        return all(
+            base64.urlsafe_b64encode(hashlib.new(file.hash.mode, file.read_binary()).digest()).rstrip(b"=")
+            == file.hash.value.encode()
+            for file in files
+            if file.hash is not None
+        )
+    except (OSError, ValueError):
+        return False
 
 
 def device_name(device: torch.device) -> str:

@@ -222,6 +222,9 @@ class Attempt(Part):
     git: PlainDict | None = Field(description="Commit and whether the checkout was clean; none for a release.")
     python: Line
     packages: dict[Line, Line]
+    threads: Count | None = Field(
+        default=None, description="Of torch on the host, by which sums on a CPU are rounded. Not in earlier records."
+    )
 
 
 class ImportedPart(Part):

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 HOST_THREADS = 4  # of a run on a GPU
 
-__all__ = ["Interrupted", "RunOptions", "build_problem", "evaluate_run", "prepare", "run"]
+__all__ = ["Interrupted", "RunOptions", "build_problem", "dataset_of", "evaluate_run", "prepare", "run", "session"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class RunOptions:
 
 def prepare(resolution: Resolution, options: RunOptions) -> list[dict[str, Any]]:
     """Only fill the artefact cache with what the run will read. Returns what that is, with what it cost to make."""
-    with _session(options) as (stop, tell), stop.at_once():
+    with session(options) as (stop, tell), stop.at_once():
         tell.on_phase("prepare")
         problem, _ = _given(resolution, options, tell)
         with _advised(resolution.method.info.memory_advice):
@@ -106,7 +106,7 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
     # Before the folder is made: of a run that cannot be judged nothing is left.
     require_networks(resolution.cells, dataset.info)
     folder = RunDir.open(options.root, spec)
-    with _session(options) as (stop, tell), folder.lock(), kept_failure(folder), _explained(options):
+    with session(options) as (stop, tell), folder.lock(), kept_failure(folder), _explained(options):
         if options.fresh:
             folder.clear()
         ledger = Ledger(folder, options.device)
@@ -148,18 +148,10 @@ def evaluate_run(
     folder = RunDir.at(path)
     if not (folder.record.is_file() and folder.synthetic.is_file()):
         raise RunError(f"{path} is not a finished run: run its command again first, which goes on where it stopped.")
-    dataset = load(dataset_ref or folder.spec.dataset, options.data_root)
-    if dataset.info.name != folder.spec.dataset:
-        raise DataError(f"run {folder.spec.id} was made from {folder.spec.dataset}, not from {dataset.info.name}.")
-    if dataset.fingerprint != folder.spec.data_fingerprint:
-        raise DataError(
-            f"run {folder.spec.id} was made from {folder.spec.dataset} with fingerprint "
-            f"{folder.spec.data_fingerprint}, and the one in the data folder has {dataset.fingerprint}. "
-            "Point --data at the folder with the other one."
-        )
+    dataset = dataset_of(folder, options.data_root, dataset_ref)
     asked = cells(protocols, judges, students, dataset.info.shape, own=folder.spec.backbone)
     require_networks(asked, dataset.info)
-    with _session(options) as (stop, tell), folder.lock():
+    with session(options) as (stop, tell), folder.lock():
         before = _record_of(folder)
         folder.set_sha256()
         ledger = Ledger(folder, options.device)
@@ -179,6 +171,20 @@ def evaluate_run(
         )
         write_record(folder.record, record)
         return record
+
+
+def dataset_of(folder: RunDir, data_root: Path, dataset_ref: str | None = None) -> Dataset:
+    """The dataset that a run was made from. Raises: DataError if the one that is there is another."""
+    dataset = load(dataset_ref or folder.spec.dataset, data_root)
+    if dataset.info.name != folder.spec.dataset:
+        raise DataError(f"run {folder.spec.id} was made from {folder.spec.dataset}, not from {dataset.info.name}.")
+    if dataset.fingerprint != folder.spec.data_fingerprint:
+        raise DataError(
+            f"run {folder.spec.id} was made from {folder.spec.dataset} with fingerprint "
+            f"{folder.spec.data_fingerprint}, and the one in the data folder has {dataset.fingerprint}. "
+            "Point --data at the folder with the other one."
+        )
+    return dataset
 
 
 def _record_of(folder: RunDir) -> RunRecord:
@@ -258,7 +264,7 @@ def _few_threads(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _session(options: RunOptions) -> Iterator[tuple[Stop, Observer]]:
+def session(options: RunOptions) -> Iterator[tuple[Stop, Observer]]:
     """Signals are heard, observers told when it is over, and memory that runs out becomes a sentence."""
     tell = _Everyone(options.observers)
 

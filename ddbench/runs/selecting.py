@@ -106,6 +106,20 @@ def config_of(kind: type[Method[Any]], selection: Selection) -> dict[str, tuple[
     return kept
 
 
+def told_by_config(kind: type[Method[Any]], config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options in a run's config, and the values of its selection, which `config_of` has put there."""
+    fields = {name: field for field, name in old_names(kind).items()}
+    options, selection = {}, {}
+    for name, value in config.items():
+        if name.startswith("select."):
+            selection[name.removeprefix("select.")] = value
+        elif name not in fields:
+            options[name] = value
+        elif value is not None:
+            selection[fields[name]] = _new(name, value)
+    return options, {"on": bool(selection.keys() - {"on"}), **selection}
+
+
 def _new(name: str, value: Any) -> Any:
     if name == "select":
         if value not in ("last", "heldout"):

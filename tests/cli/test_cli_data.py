@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ddbench.cli import root
-from ddbench.data.tensors import digest
+from ddbench.data.manifests import digest
 from ddbench.files import read_json, write_json
 
 

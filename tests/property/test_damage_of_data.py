@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddbench.data import sources
-from ddbench.data.cache import find
+from ddbench.data.manifests import find
 from ddbench.errors import DataError
 
 FILES = ("train.safetensors", "test.safetensors", "manifest.json")
@@ -124,7 +124,7 @@ def test_a_dataset_is_read_once_while_nobody_writes_it(tmp_path: Path, monkeypat
         os.utime(path, (0, 0))
     first = sources.load("mok", tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("ddbench.data.cache.read_json", lambda _: pytest.fail("it is known already"))
+        patch.setattr("ddbench.data.manifests.read_json", lambda _: pytest.fail("it is known already"))
         assert all(sources.load("mok", tmp_path) is first for _ in range(5))
     sources.add("mok", archive(tmp_path / "b.npz", 1), tmp_path, force=True)
     assert sources.load("mok", tmp_path).fingerprint != first.fingerprint

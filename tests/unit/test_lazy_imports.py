@@ -1,12 +1,15 @@
 """Heavy libraries are imported where they are used: lists and help answer at once, and a run needs no plotting."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import ddbench
+from ddbench.data.manifests import SCHEMA, digest
 
 # Read by `ddbench list`, `ddbench runs` and `ddbench --help`.
 LIGHT = [
@@ -17,6 +20,7 @@ LIGHT = [
     "ddbench.plugins",
     "ddbench.files",
     "ddbench.data.catalogue",
+    "ddbench.data.manifests",
     "ddbench.backbones.names",
     "ddbench.evaluation.protocol",
     "ddbench.runs.record",
@@ -65,6 +69,45 @@ def test_names_lists_and_help_need_no_torch() -> None:
 
 def test_a_run_imports_no_library_that_it_does_not_use() -> None:
     assert imported(CORE, RARE) == {}
+
+
+# Nothing is computed for these answers.
+QUICK_COMMANDS = [
+    "data list",
+    "show dataset mine",
+    "show dataset cifar10",
+    "list methods",
+    "list datasets",
+    "list backbones",
+    "list protocols",
+    "runs list",
+]
+ANSWER = """
+import sys
+from ddbench.cli import root
+root(sys.argv[1:], prog_name="ddbench", standalone_mode=False)
+heavy = sorted({"torch", "numpy", "safetensors", "pandas", "scipy"} & set(sys.modules))
+print(*heavy, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("command", QUICK_COMMANDS)
+def test_commands_that_compute_nothing_import_no_torch(command: str, tmp_path: Path) -> None:
+    part = {"images": 2, "fingerprint": "b2:aa"}
+    manifest = {
+        "schema": SCHEMA, "name": "mine", "title": "Mine", "original": False, "origin": "npz", "split": "as it was",
+        "preprocessing": "none", "shape": [1, 8, 8], "classes": ["a", "b"], "train": part, "test": part,
+        "fingerprint": digest(b"b2:aa b2:aa"),
+    }  # fmt: skip
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").write_text(json.dumps(manifest))
+    where = {"DDBENCH_DATA": str(tmp_path), "DDBENCH_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run(
+        [sys.executable, "-c", ANSWER, *command.split()], capture_output=True, text=True, env=os.environ | where
+    )
+    assert (done.returncode, done.stderr.strip()) == (0, ""), done.stderr
+    if command in ("data list", "show dataset mine"):
+        assert "Mine" in done.stdout
 
 
 def test_the_watch_notices_an_import() -> None:

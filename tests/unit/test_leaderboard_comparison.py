@@ -176,3 +176,22 @@ def test_an_imported_set_is_found_by_its_file(write: Write, tmp_path: Path) -> N
     other.write_bytes(b"never judged")
     with pytest.raises(RunError, match="no set that was judged here"):
         compare([str(other), "random"], shelf)
+
+
+def test_a_downloaded_folder_is_found_by_all_its_files(write: Write, tmp_path: Path) -> None:
+    import torch
+
+    from ddbench.foreign.formats import read
+
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    torch.save(torch.zeros(10, 1, 8, 8), folder / "images_best.pt")
+    torch.save(torch.arange(10), folder / "labels_best.pt")
+    (found,) = read(folder, None)
+    assert len(found.files) == 2
+    part = {
+        "file": "theirs", "sha256": found.sha256, "bytes": 29, "layout": "mtt", "entry": "best", "terms": {},
+        "sources": {}, "claims": {},
+    }  # fmt: skip
+    write("boards/records/a.json", imported=lambda _: part)
+    assert Shelf(tmp_path / "runs", tmp_path / "boards").find(str(folder)) == [tmp_path / "boards/records/a.json"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import importlib.util
 import io
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +15,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from importlib.metadata import PathDistribution
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,7 @@ from ddbench.synthetic import SyntheticSet
 from ddbench.text import duration
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 SPEC = RunSpec(
     method="dm",
     provided_by="ddbench 0.1.0",
@@ -401,7 +407,8 @@ def test_a_checkout_says_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     package.mkdir()
     (package / "errors.py").write_text("one")
     monkeypatch.setattr(provenance.ddbench, "__file__", str(package / "__init__.py"))
-    assert provenance.git() is None
+    unknown = {"commit": "unknown", "dirty": True}
+    assert provenance.git() == unknown
 
     def git(*arguments: str) -> None:
         who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -412,10 +419,10 @@ def test_a_checkout_says_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     git("add", "other")
     git("commit", "-m", "x")
     # The package lies inside a checkout that does not know it, as in somebody's virtual environment.
-    assert provenance.git() is None
+    assert provenance.git() == unknown
     # Its own checkout, whose index is lost, is another matter.
     (tmp_path / "pyproject.toml").touch()
-    assert provenance.git() == {"commit": "unknown", "dirty": True}
+    assert provenance.git() == unknown
     (tmp_path / "pyproject.toml").unlink()
     git("add", "ddbench")
     git("commit", "-m", "y")
@@ -427,7 +434,73 @@ def test_a_checkout_says_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     changed = provenance.git()
     assert changed == {"commit": state["commit"], "dirty": True}
     monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance.git() == unknown
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package as an installer leaves it, with the hash of each module in RECORD; not inside a checkout."""
+    package, about = tmp_path / "ddbench", tmp_path / "ddbench-0.1.0.dist-info"
+    package.mkdir()
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: ddbench\nVersion: 0.1.0\n")
+    lines = []
+    for name in ("__init__.py", "errors.py"):
+        (package / name).write_text(f"# {name}")
+        digest = hashlib.sha256((package / name).read_bytes()).digest()
+        lines.append(f"ddbench/{name},sha256={base64.urlsafe_b64encode(digest).decode().rstrip('=')},1")
+    (about / "RECORD").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(provenance.ddbench, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(provenance, "distribution", lambda _: PathDistribution(about))
+    provenance._installed.cache_clear()
+    return package
+
+
+def test_a_release_of_an_index_needs_no_commit(wheel: Path) -> None:
     assert provenance.git() is None
+
+
+@pytest.mark.parametrize("dirty", [True, False])
+def test_a_wheel_says_what_it_was_built_from(wheel: Path, dirty: bool) -> None:
+    (wheel / "built_from.json").write_text(json.dumps({"commit": "ab" * 20, "dirty": dirty}))
+    assert provenance.git() == {"commit": "ab" * 20, "dirty": dirty}
+
+
+def test_a_wheel_of_a_path_that_says_nothing_is_unknown_code(wheel: Path) -> None:
+    (wheel.parent / "ddbench-0.1.0.dist-info" / "direct_url.json").write_text('{"url": "file:///a.whl"}')
+    assert provenance.git() == {"commit": "unknown", "dirty": True}
+
+
+def test_a_module_that_was_changed_after_the_install_is_noticed(wheel: Path) -> None:
+    (wheel / "built_from.json").write_text(json.dumps({"commit": "ab" * 20, "dirty": False}))
+    (wheel / "errors.py").write_text("# changed")
+    assert provenance.git() == {"commit": "ab" * 20, "dirty": True}
+
+
+def test_a_wheel_is_built_with_its_commit(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    assert hook.built_from(tmp_path) is None
+
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
+
+    (tmp_path / "ddbench").mkdir()
+    (tmp_path / "ddbench" / "errors.py").touch()
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    assert hook.built_from(tmp_path)["dirty"] is False
+    (tmp_path / "notes").touch()
+    assert hook.built_from(tmp_path)["dirty"] is False
+    (tmp_path / "ddbench" / "new.py").touch()
+    assert hook.built_from(tmp_path)["dirty"] is True
+    assert hook.built_from(tmp_path / "ddbench") is None
 
 
 def test_hardware_has_names() -> None:

@@ -1,0 +1,254 @@
+"""What a record has to stand before it becomes a row: it is compared with the files beside it, its code, and its peers.
+
+A refusal is about the record itself: it says something that its own run does not say. An alarm is about its numbers:
+they are better than what is known here can explain, which a mistake does more often than a method.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddbench.errors import RunError
+from ddbench.leaderboard.observations import NO_STUDENT, collect
+from ddbench.leaderboard.statistics import TABLE, VARIANT, next_set
+from ddbench.runs.record import Attempt, EvaluationPart, RunRecord, SyntheticPart, read_record
+from ddbench.runs.rundir import RECORD, SET, SPEC, RunDir
+from ddbench.text import percent
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pandas import DataFrame
+
+# As PEP 440 writes what is released: no .devN, which is on the way to a version, and no +local, which somebody built.
+RELEASE = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?")
+SIGMAS = 3.0
+PEERS = 3  # sets, below which nobody knows how far the sets of a method lie apart
+ONCE_IN = 1000
+
+
+def refuse(file: Path, record: RunRecord, *, allow_dirty: bool) -> None:
+    """Raise RunError for a record that cannot become a row, saying why and what to do."""
+    if record.status != "complete":
+        raise RunError(f"{file} is the record of a partial run. Run the same command again to finish it.")
+    if not alone(file):
+        _compare_with_folder(file, record)
+    if not any(evaluation.accuracy for evaluation in record.evaluations):
+        raise RunError(f"{file} has no accuracies. `ddbench evaluate` adds them.")
+    if not allow_dirty:
+        _refuse_unknown_code(file, record)
+
+
+def alone(file: Path) -> bool:
+    """Whether there is only the record, so that nothing says whether it is what its run has written."""
+    return file.name != RECORD or not any((file.parent / name).exists() for name in (SPEC, SET))
+
+
+def alarms(records: Mapping[Path, RunRecord], committed: Iterable[Path]) -> list[str]:
+    """What of these records is better than the records of the leaderboard, and they themselves, can explain.
+
+    Above the whole dataset: a mean that is more than three standard errors above that of students of the whole dataset
+    with the same backbone, or the best backbone where that one was not trained on it. Above its own method: a mean that
+    another set of the same row would reach once in a thousand times, by the row's other sets, where there are three.
+    """
+    frame = collect([*committed, *records])
+    frame = frame[frame["student"] != NO_STUDENT]
+    ids = {record.run.id for record in records.values()}
+    return [
+        f"{method}, seed {rows[0]['seed']} ({rows[0]['run']}), {rows[0]['protocol']}, {rows[0]['judge']}: {said}"
+        for (run, _, _, method), part in frame.groupby(["run", "digest", "judge", "method"], sort=True)
+        if run in ids
+        for rows in [part.to_dict("records")]
+        for said in (*_above_the_whole(rows, frame), *_above_its_own(part, frame))
+    ]
+
+
+def _compare_with_folder(file: Path, record: RunRecord) -> None:
+    """Raise RunError where a record says something else than the other files of its run."""
+    from ddbench.runs.evaluating import evaluations
+
+    path = file.parent
+    if not (path / SET).is_file():
+        raise RunError(
+            f"{path} has no {SET}: without its set nobody can train a student of this run again. Put the file back, or "
+            "start the run over with --fresh."
+        )
+    if not (path / SPEC).is_file():
+        raise RunError(f"{path} has no {SPEC}, so nothing says which run this record is of. Name the run's own folder.")
+    folder = RunDir.at(path)
+    folder.set_sha256()
+    differ = [name for name, (ours, theirs) in _facts(record, folder).items() if ours != theirs]
+    if differ:
+        raise RunError(
+            f"{file} is not the record of the run in its folder: {', '.join(differ)} differ from {SPEC}. {_MADE_AGAIN}"
+        )
+    _compare_description(file, record, folder)
+    found = {(e.digest, e.backbone): e for e in evaluations(folder, record.synthetic.sha256)}
+    for part in record.evaluations:
+        _compare_evaluation(file, part, found.pop((part.digest, part.backbone), None))
+    if found:
+        hidden = ", ".join(f"{e.protocol} with {e.backbone}" for e in found.values())
+        raise RunError(
+            f"{file} leaves out what the run was judged by: {hidden}. All that was judged belongs in a record. "
+            f"{_MADE_AGAIN}"
+        )
+    _compare_attempts(file, record, folder)
+
+
+_MADE_AGAIN = (
+    "A record is written by its run: remove record.json and give the run's command again, which makes it from the rest."
+)
+
+
+def _facts(record: RunRecord, folder: RunDir) -> dict[str, tuple[Any, Any]]:
+    run, spec = record.run, folder.spec
+    names = (
+        "id", "method", "provided_by", "method_sha256", "dataset", "ipc", "backbone", "seed", "preset", "precision",
+    )  # fmt: skip
+    facts = {name: (getattr(run, name), getattr(spec, name)) for name in names}
+    return facts | {
+        "the options": (record.config.values, dict(spec.config)),
+        "the data": (record.data.fingerprint, spec.data_fingerprint),
+    }
+
+
+def _compare_description(file: Path, record: RunRecord, folder: RunDir) -> None:
+    """Raise RunError where a record describes its set otherwise than the set itself, or says another cost."""
+    import torch
+
+    from ddbench import synthetic as sets
+    from ddbench.runs.ledger import Ledger
+
+    said, synthetic = record.synthetic, sets.load(folder.synthetic)
+    found = SyntheticPart.of(synthetic, said.sha256, said.learned)
+    # Whether others chose a step without test images is their claim, and is not repeated in the record.
+    known = found.model_copy(update={"choice": said.choice}) if record.imported is not None else found
+    if said != known:
+        raise RunError(f"{file} describes another set than {SET} beside it. {_MADE_AGAIN}")
+    if record.imported is not None or not folder.cost.is_file():
+        return
+    ledger = Ledger(folder, torch.device("cpu"))
+    phases = ("prepare", "condense")
+    spent = [[costs.get(phase) for phase in phases] for costs in (record.cost, ledger.costs)]
+    if spent[0] != spent[1] or record.artifacts != ledger.artifacts:
+        raise RunError(f"{file} and {folder.cost.name} beside it say differently what the set has cost. {_MADE_AGAIN}")
+
+
+def _compare_evaluation(file: Path, recorded: EvaluationPart, beside: EvaluationPart | None) -> None:
+    what = f"{recorded.protocol} with {recorded.backbone}"
+    if beside is None:
+        raise RunError(f"{file} has accuracies of {what}, and the run's folder has no such evaluation. {_MADE_AGAIN}")
+    # A run that is judged further, and was interrupted, has more students in its folder than in its record.
+    known = beside.accuracy[: len(recorded.accuracy)]
+    if recorded.accuracy != known or bool(recorded.failed) != bool(beside.failed):
+        said, found = _mean(recorded.accuracy), _mean(beside.accuracy)
+        raise RunError(
+            f"{file} says {said} of {what}, and the evaluation in the run's folder says {found}. {_MADE_AGAIN}"
+        )
+    if (recorded.beside_bytes, recorded.chose) != (beside.beside_bytes, beside.chose):
+        raise RunError(f"{file} says something else of {what} than the evaluation in the run's folder. {_MADE_AGAIN}")
+
+
+def _mean(accuracy: Sequence[float]) -> str:
+    return f"{percent(float(np.mean(accuracy)))} % ({len(accuracy)} students)" if accuracy else "that it failed"
+
+
+def _compare_attempts(file: Path, record: RunRecord, folder: RunDir) -> None:
+    import torch
+
+    from ddbench.runs.ledger import Ledger
+
+    if not folder.attempts.is_file():
+        return
+    known = Ledger(folder, torch.device("cpu")).attempts
+    if known[: len(record.attempts)] != record.attempts:
+        raise RunError(
+            f"{file} and {folder.attempts.name} beside it say differently what code has run where. {_MADE_AGAIN}"
+        )
+
+
+def _refuse_unknown_code(file: Path, record: RunRecord) -> None:
+    for attempt in record.attempts:
+        git = attempt.git or {}
+        if git.get("dirty"):
+            raise RunError(
+                f"{file} was made by code with uncommitted changes on top of {str(git.get('commit'))[:12]}, so nobody "
+                "can repeat it. Commit them and run again with --fresh."
+            )
+        if not git.get("commit") and not _released(attempt):
+            version = attempt.packages.get("ddbench", "unknown")
+            raise RunError(
+                f"{file} was made by ddbench {version}, which is neither a commit nor a release, so nobody can repeat "
+                "it. Run again with --fresh, from a clean checkout or with a released version."
+            )
+
+
+def _released(attempt: Attempt) -> bool:
+    return RELEASE.fullmatch(attempt.packages.get("ddbench", "")) is not None
+
+
+def _above_the_whole(rows: Sequence[Mapping[Any, Any]], frame: DataFrame) -> Iterator[str]:
+    first = rows[0]
+    if first["kind"] == "ceiling":
+        return
+    whole = frame[(frame["kind"] == "ceiling") & (frame["fingerprint"] == first["fingerprint"])]
+    same = whole[whole["judge"] == first["judge"]]
+    ceilings = (same if len(same) else whole).groupby(["judge", "digest"])["accuracy"].agg(["mean", "std", "count"])
+    if not len(ceilings):
+        return
+    best = ceilings.sort_values("mean").iloc[-1]
+    ours = np.array([row["accuracy"] for row in rows])
+    error = math.hypot(_standard_error(ours, first["test"]), 0 if math.isnan(best["std"]) else best["std"])
+    if ours.mean() - best["mean"] > SIGMAS * error:
+        yield (
+            f"{percent(ours.mean())} % is more than the {percent(best['mean'])} % of students of the whole dataset, by "
+            f"more than {SIGMAS:.0f} standard errors. Look for test images in the set, or in what the method was given."
+        )
+
+
+def _standard_error(accuracies: Any, test_images: int) -> float:
+    """Of a mean of students: from their spread, or of one student from the number of test images."""
+    mean = float(accuracies.mean())
+    if len(accuracies) > 1:
+        return float(accuracies.std(ddof=1)) / math.sqrt(len(accuracies))
+    return math.sqrt(mean * (1 - mean) / max(1, test_images))
+
+
+def _above_its_own(part: DataFrame, frame: DataFrame) -> Iterator[str]:
+    others = other_sets(part, frame)
+    if len(others) < PEERS:
+        return
+    mean = float(part["accuracy"].mean())
+    if mean > others.mean() + next_set(others, 1 - 1 / ONCE_IN):
+        yield (
+            f"{percent(mean)} % is more than another set of this method reaches once in {ONCE_IN} times, by the "
+            f"{len(others)} other sets of its row ({percent(float(others.min()))} to {percent(float(others.max()))} %)."
+        )
+
+
+def other_sets(part: DataFrame, frame: DataFrame) -> NDArray[np.float64]:
+    """The mean of every other set of a row of a board; `part` has the students of one set, by one judge."""
+    first = part.iloc[0]
+    alike = frame
+    for name in (*TABLE, "judge", "method", *VARIANT):
+        alike = alike[alike[name] == first[name]]
+    means = alike[alike["set"] != first["set"]].groupby("set")["accuracy"].mean()
+    return np.asarray(means, dtype=np.float64)
+
+
+def committed_records(leaderboards: Path, datasets: Iterable[str]) -> list[Path]:
+    """The records of a leaderboard on some datasets, damaged ones left out."""
+    found = []
+    for path in sorted((leaderboards / "records").rglob("*.json")):
+        try:
+            record = read_record(path)
+        except RunError:
+            continue
+        if record.run.dataset in set(datasets):
+            found.append(path)
+    return found

@@ -1,0 +1,175 @@
+"""Students of a record trained a second time, on the set in the run's folder, and what the two accuracies say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from ddbench import synthetic as sets
+from ddbench.errors import ConfigError, DdbenchError, RunError
+from ddbench.evaluation.evaluate import SealedTest, scores
+from ddbench.evaluation.protocol import Protocol, protocol
+from ddbench.evaluation.trainer import Trainer, trainer_of
+from ddbench.runs import provenance
+from ddbench.runs.record import EvaluationPart, RunRecord, read_record
+from ddbench.runs.rundir import RunDir
+from ddbench.runs.runner import RunOptions, build_problem, dataset_of, session
+from ddbench.runs.signals import Stop
+from ddbench.runs.spec import protocols_of
+from ddbench.text import percent
+
+CONFIDENCE = 0.99
+MOST = 0.03  # more than students of one set lie apart, however little a few of them say of it
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """Some students of one evaluation, as the record has them and as they came out again; all fractions.
+
+    `within` is how far the means may lie apart, see `tolerance`. `failed` says why nothing could be trained.
+    """
+
+    evaluation: EvaluationPart
+    students: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    within: float
+    device: str
+    failed: str = ""
+
+    @property
+    def recorded(self) -> tuple[float, ...]:
+        """What the record says of these students."""
+        return tuple(self.evaluation.accuracy[k] for k in self.students)
+
+    @property
+    def difference(self) -> float:
+        """The mean as it came out again less the recorded one."""
+        return fmean(self.accuracy) - fmean(self.recorded)
+
+    @property
+    def equal(self) -> bool:
+        """Whether every student has the recorded accuracy, to the last image."""
+        return bool(self.accuracy) and self.accuracy == self.recorded
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the second training says what the record says."""
+        return self.equal or (bool(self.accuracy) and abs(self.difference) <= self.within)
+
+    def __str__(self) -> str:
+        what = f"{self.evaluation.protocol} with {self.evaluation.backbone}"
+        if self.failed:
+            return f"{what}: could not be trained again: {self.failed}"
+        count = f"{len(self.students)} student{'' if len(self.students) == 1 else 's'}"
+        said = f"{what}, {count}: recorded {percent(fmean(self.recorded))} %, again {percent(fmean(self.accuracy))} %"
+        if self.equal:
+            return f"{said}: equal."
+        word = "agrees" if self.agrees else "DIFFERS"
+        return f"{said}: {word} ({100 * self.difference:+.2f} points, where {100 * self.within:.2f} are allowed)."
+
+
+def tolerance(accuracy: Sequence[float], again: int, test_images: int) -> float:
+    """How far the mean of students that were trained again may lie from their recorded mean, as a fraction.
+
+    With the same seed on the same machine and software it is the same accuracy. Elsewhere rounding sends training
+    another way, so that at worst a student is as far from itself as from another one: the bound is that of 99 % of the
+    differences of two means of so many students, by Student's t on the spread of all students of the record. Where the
+    record has one student, by the normal distribution on what so many test images leave to chance. It is at least two
+    images and at most three points.
+    """
+    from scipy import special
+
+    if len(accuracy) > 1:
+        spread = stdev(accuracy)
+        quantile = float(special.stdtrit(len(accuracy) - 1, (1 + CONFIDENCE) / 2))
+    else:
+        spread = math.sqrt(accuracy[0] * (1 - accuracy[0]) / max(1, test_images))
+        quantile = float(special.ndtri((1 + CONFIDENCE) / 2))
+    return min(MOST, max(quantile * spread * math.sqrt(2 / again), 2 / max(1, test_images)))
+
+
+def retrain(
+    path: Path,
+    options: RunOptions,
+    *,
+    students: int | None = 1,
+    protocols: Sequence[str] = (),
+    judges: Sequence[str] = (),
+) -> list[Retrained]:
+    """Train the first `students` (None: all) of each evaluation of a run's record again, and write nothing.
+
+    `protocols` and `judges` are those of the evaluations that are meant, all without any.
+    Raises: RunError where the run has no set, another set than its record says, or no such evaluation; DataError where
+    its dataset is another one here.
+    """
+    folder = RunDir.at(path)
+    if not (folder.record.is_file() and folder.synthetic.is_file()):
+        raise RunError(f"{path} has no set and record, so no student of it can be trained again.")
+    record = read_record(folder.record)
+    folder.set_sha256()
+    wanted = [
+        part
+        for part in record.evaluations
+        if part.accuracy
+        and (not protocols or part.protocol in protocols)
+        and (not judges or any(part.backbone == name or part.backbone.startswith(f"{name}-") for name in judges))
+    ]
+    if not wanted:
+        there = ", ".join(f"{e.protocol} with {e.backbone}" for e in record.evaluations if e.accuracy) or "none"
+        raise RunError(f"{path} has no such evaluation; it has {there}.")
+    dataset = dataset_of(folder, options.data_root)
+    test, synthetic, found = SealedTest(dataset.test), sets.load(folder.synthetic), []
+    with session(options) as (stop, _):
+        for part in wanted:
+            count = len(part.accuracy) if students is None else min(students, len(part.accuracy))
+            numbers = tuple(range(count))
+            again: tuple[float, ...] = ()
+            failed = ""
+            try:
+                problem = build_problem(
+                    dataset,
+                    backbone=part.backbone,
+                    pixels=synthetic.pixels,
+                    ipc=folder.spec.ipc,
+                    seed=folder.spec.seed,
+                    device=options.device,
+                    precision=_precision(part, record),
+                    artifacts_root=options.artifacts,
+                )
+                trainer = trainer_of(synthetic, _protocol(part, folder), problem, students=count, chosen=part.chose)
+                again = _accuracies(trainer, test, numbers, stop)
+            except DdbenchError as error:
+                failed = str(error)
+            within = tolerance(part.accuracy, count, record.data.test)
+            found.append(Retrained(part, numbers, again, within, provenance.device_name(options.device), failed))
+    return found
+
+
+def _accuracies(trainer: Trainer, test: SealedTest, students: Sequence[int], stop: Stop) -> tuple[float, ...]:
+    def progress(_: int) -> None:
+        stop.check("while students were trained again; nothing was written")
+
+    label = f"{trainer.protocol.digest} "
+    return tuple(score.accuracy for score in scores(trainer, test, students, label=label, progress=progress))
+
+
+def _precision(part: EvaluationPart, record: RunRecord) -> str:
+    return part.precision if part.precision in ("fp32", "tf32", "bf16") else record.run.precision
+
+
+def _protocol(part: EvaluationPart, folder: RunDir) -> Protocol:
+    """The protocol of an evaluation, by its digest: of the run's folder, or built in."""
+    for known in (lambda: protocols_of(folder.spec), lambda: [protocol(part.protocol)]):
+        try:
+            found = [one for one in known() if one.digest == part.digest]
+        except ConfigError:
+            continue
+        if found:
+            return found[0]
+    raise RunError(
+        f"the recipe of {part.protocol} that the record names ({part.digest}) is not known here: it was in a file that "
+        "is not where it was, or another version of ddbench has it."
+    )

@@ -1,0 +1,195 @@
+"""What a record has to stand before it becomes a row: edits, lost files, unknown code and impossible numbers."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddbench.errors import RunError
+from ddbench.files import write_json
+from ddbench.leaderboard import submission
+from ddbench.leaderboard.boards import add, place_of
+from ddbench.runs.record import read_record
+
+Write = Callable[..., Path]
+Edit = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture
+def finished(root: Path) -> Path:
+    (folder,) = root.glob("digits/ipc1/dm/*")
+    return folder
+
+
+@pytest.fixture
+def boards(tmp_path: Path) -> Path:
+    return tmp_path / "boards"
+
+
+def edit(path: Path, change: Edit) -> None:
+    """Change a file and give it the checksum that fits, as a person may who knows how."""
+    value = json.loads(path.read_text())
+    del value["checksum"]
+    change(value)
+    write_json(path, value, sealed=True)
+
+
+def test_a_run_as_it_was_made_is_taken(finished: Path, boards: Path) -> None:
+    heard: list[str] = []
+    (place,) = add([finished], boards, allow_dirty=True, notes=heard)
+    assert read_record(place) == read_record(finished / "record.json")
+    assert heard == []
+
+
+def test_an_edited_accuracy_is_refused(finished: Path, boards: Path) -> None:
+    edit(finished / "record.json", lambda r: r["evaluations"][0].update(accuracy=[0.999, 0.999]))
+    with pytest.raises(
+        RunError, match=r"says 99\.9 % \(2 students\) of tiny@1 with mlp, and the evaluation in the run"
+    ):
+        add([finished], boards, allow_dirty=True)
+    assert not boards.exists()
+
+
+def test_a_student_or_an_evaluation_that_is_left_out_is_noticed(finished: Path, boards: Path) -> None:
+    edit(finished / "record.json", lambda r: r.update(evaluations=[r["evaluations"][0] | {"backbone": "lenet"}]))
+    with pytest.raises(RunError, match=r"tiny@1 with lenet, and the run's folder has no such evaluation"):
+        add([finished], boards, allow_dirty=True)
+    edit(finished / "record.json", lambda r: r.update(evaluations=[]))
+    with pytest.raises(RunError, match=r"leaves out what the run was judged by: tiny@1 with mlp"):
+        add([finished], boards, allow_dirty=True)
+
+
+def test_a_run_that_is_being_judged_further_is_taken_as_its_record_says(finished: Path, boards: Path) -> None:
+    (path,) = (finished / "evaluations").glob("*/mlp.json")
+    more = json.loads(path.read_text())["scores"][0] | {"student": 2}
+    edit(path, lambda e: e["scores"].append(more))
+    assert add([finished], boards, allow_dirty=True)
+
+
+def test_a_run_without_its_set_is_refused(finished: Path, boards: Path) -> None:
+    (finished / "synthetic.safetensors").unlink()
+    with pytest.raises(RunError, match=r"has no synthetic\.safetensors.*train a student of this run again"):
+        add([finished], boards, allow_dirty=True)
+
+
+def test_a_record_alone_in_a_folder_is_refused(finished: Path, boards: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("record.json", "synthetic.safetensors"):
+        shutil.copy(finished / name, alone / name)
+    with pytest.raises(RunError, match=r"has no spec\.json"):
+        add([alone], boards, allow_dirty=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda r: r["run"].update(seed=1), "seed"),
+        (lambda r: r["run"].update(precision="tf32"), "precision"),
+        (lambda r: r["config"]["values"].update(iterations=20000), "the options"),
+        (lambda r: r["data"].update(fingerprint="b2:00"), "the data"),
+    ],
+)
+def test_a_record_of_another_run_than_its_folders_is_refused(
+    finished: Path, boards: Path, change: Edit, what: str
+) -> None:
+    edit(finished / "record.json", change)
+    with pytest.raises(RunError, match=rf"is not the record of the run in its folder: {what} differ"):
+        add([finished], boards, allow_dirty=True)
+
+
+def test_an_edited_history_is_refused(finished: Path, boards: Path) -> None:
+    edit(finished / "record.json", lambda r: r["attempts"][0].update(git={"commit": "ab" * 20, "dirty": False}))
+    with pytest.raises(RunError, match=r"attempts\.json beside it say differently"):
+        add([finished], boards)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r["synthetic"].update(bytes=10), r"describes another set than synthetic\.safetensors beside it"),
+        (lambda r: r["synthetic"].update(labels="probability"), r"describes another set"),
+        (lambda r: r["cost"]["condense"].update(seconds=0.0), r"cost\.json beside it say differently what the set"),
+        (lambda r: r.update(artifacts=[{"kind": "zca", "key": "a", "seconds": 1.0}]), r"say differently what the set"),
+        (lambda r: r["evaluations"][0].update(beside_bytes=5), r"says something else of tiny@1 with mlp"),
+    ],
+)
+def test_what_a_table_prints_beside_accuracies_is_compared_too(
+    finished: Path, boards: Path, change: Edit, said: str
+) -> None:
+    edit(finished / "record.json", change)
+    with pytest.raises(RunError, match=said):
+        add([finished], boards, allow_dirty=True)
+
+
+def code(git: dict[str, Any] | None, version: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    return lambda attempts: [attempts[0] | {"git": git, "packages": {"ddbench": version}}]
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0rc1", "1.0.post1"])
+def test_a_release_is_known_code(write: Write, boards: Path, version: str) -> None:
+    assert add([write("a.json", attempts=code(None, version))], boards)
+
+
+@pytest.mark.parametrize("version", ["0.2.0.dev3", "0.1.0+local", "0.1.0+g604c72f", "0+unknown", ""])
+def test_code_that_nobody_has_is_refused(write: Write, boards: Path, version: str) -> None:
+    path = write("a.json", attempts=code(None, version))
+    with pytest.raises(RunError, match="neither a commit nor a release"):
+        add([path], boards)
+    assert add([path], boards, allow_dirty=True)
+
+
+def test_every_attempt_counts(write: Write, boards: Path) -> None:
+    both = write("a.json", attempts=lambda a: [*a, *code({"commit": "unknown", "dirty": True}, "0.1.0")(a)])
+    with pytest.raises(RunError, match="uncommitted changes on top of unknown"):
+        add([both], boards)
+
+
+def better(by: float) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    return lambda e: [e[0] | {"accuracy": [min(1.0, a + by) for a in e[0]["accuracy"]]}]
+
+
+def another(number: int) -> dict[str, Any]:
+    return {
+        "run": lambda run: run | {"id": f"000010{number:02d}", "seed": number},
+        "synthetic": lambda s: s | {"sha256": f"{number:02d}" * 32},
+    }
+
+
+def test_more_than_the_whole_dataset_is_an_alarm(write: Write, boards: Path) -> None:
+    add([write("whole.json", like="whole.json")], boards)
+    good = write("good.json", evaluations=better(0.2))
+    assert add([good], boards)
+    odd = write("odd.json", evaluations=better(0.45), **another(7))
+    heard: list[str] = []
+    with pytest.raises(RunError, match=r"more than the 8\d\.\d % of students of the whole dataset.*--force"):
+        add([odd], boards, notes=heard)
+    assert not (boards / place_of(read_record(odd))).exists()
+    assert add([odd], boards, force=True, notes=heard)
+    assert any("standard errors" in text for text in heard)
+
+
+def test_far_above_its_own_sets_is_an_alarm_once_there_are_three(write: Write, boards: Path) -> None:
+    steps = (0.0, 0.004, -0.004)
+    few = [write(f"{k}.json", evaluations=better(by), **another(k)) for k, by in enumerate(steps[:2])]
+    add(few, boards)
+    odd = write("odd.json", evaluations=better(0.2), **another(9))
+    assert submission.alarms({odd: read_record(odd)}, few) == []
+    third = write("2.json", evaluations=better(steps[2]), **another(2))
+    add([third], boards)
+    with pytest.raises(RunError, match=r"reaches once in 1000 times, by the 3 other sets"):
+        add([odd], boards)
+    assert add([write("fine.json", evaluations=better(0.01), **another(8))], boards)
+
+
+def test_a_record_that_came_alone_is_said_to_and_one_of_the_leaderboard_is_not(write: Write, boards: Path) -> None:
+    heard: list[str] = []
+    (place,) = add([write("a.json")], boards, notes=heard)
+    assert [text.rpartition("/")[2] for text in heard] == [
+        "a.json came without its run, so nothing was there to compare it with."
+    ]
+    add([place], boards, notes=heard)
+    assert len(heard) == 1

@@ -1,0 +1,178 @@
+"""Students trained a second time: the same on the same machine, and what happens to a record that says otherwise."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from scipy import stats
+
+from ddbench.cli import root as program
+from ddbench.errors import RunError
+from ddbench.files import write_json
+from ddbench.leaderboard import boards, verification
+from ddbench.runs.record import read_record
+from ddbench.runs.retraining import Retrained, retrain, tolerance
+from ddbench.runs.rundir import RunDir
+from ddbench.runs.runner import RunOptions
+
+
+@pytest.fixture
+def finished(root: Path) -> Path:
+    (folder,) = root.glob("digits/ipc1/dm/*")
+    return folder
+
+
+@pytest.fixture
+def leaderboards(finished: Path, tmp_path: Path) -> Path:
+    boards.add([finished], tmp_path / "boards", allow_dirty=True)
+    return tmp_path / "boards"
+
+
+def options(finished: Path) -> RunOptions:
+    return RunOptions(root=RunDir.at(finished).root, data_root=finished, device=torch.device("cpu"))
+
+
+def call(finished: Path, leaderboards: Path, *more: str) -> tuple[int, str, str]:
+    where = ["--leaderboards", str(leaderboards), "--data", str(leaderboards), "--device", "cpu"]
+    done = CliRunner().invoke(program, ["leaderboard", "verify", str(finished), *where, *more])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+def forge(finished: Path, by: float) -> None:
+    """Edit a run so that its record and the evaluation beside it agree, checksums and all."""
+    (evaluation,) = (finished / "evaluations").glob("*/mlp.json")
+    for path in (finished / "record.json", evaluation):
+        value = json.loads(path.read_text())
+        del value["checksum"]
+        if path.name == "record.json":
+            part = value["evaluations"][0]
+            part["accuracy"] = [min(1.0, a + by) for a in part["accuracy"]]
+        else:
+            for score in value["scores"]:
+                score["accuracy"] = min(1.0, score["accuracy"] + by)
+        write_json(path, value, sealed=True)
+
+
+def test_students_come_out_equal_here_and_nothing_is_written(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*.json")}
+    (one,) = retrain(finished, options(finished), students=None)
+    assert one.students == (0, 1)
+    assert one.accuracy == read_record(finished / "record.json").evaluations[0].accuracy
+    assert (one.equal, one.agrees, one.failed) == (True, True, "")
+    assert {path: path.read_bytes() for path in finished.rglob("*.json")} == before
+
+
+def test_a_checked_row_is_marked_and_counted(finished: Path, leaderboards: Path) -> None:
+    table = Path("tables/digits/ipc1.md")
+    assert "are claimed: they are what the records" in boards.build(leaderboards)[table]
+    code, said, noted = call(finished, leaderboards)
+    assert code == 0, noted
+    assert "tiny@1 with mlp, 1 student: recorded" in said
+    assert said.rstrip().endswith("equal.")
+    assert "`ddbench leaderboard build` marks the row" in noted
+    built = boards.build(leaderboards)
+    assert "✓ verified: a student of every set" in built[table]
+    assert "are claimed" not in built[table]
+    header, row = built[table.with_suffix(".csv")].splitlines()
+    assert header.endswith("trust,verified_sets")
+    assert row.endswith(",verified,1")
+    assert boards.check(leaderboards) == []
+
+
+def test_numbers_that_were_made_up_with_care_are_found(finished: Path, tmp_path: Path) -> None:
+    forge(finished, 0.4)
+    boards.add([finished], tmp_path / "boards", allow_dirty=True)
+    code, said, noted = call(finished, tmp_path / "boards", "--all")
+    assert code == 1
+    assert "DIFFERS" in said
+    assert "1 of 1 evaluations are not what their records say" in noted
+    assert not (tmp_path / "boards" / "verified").exists()
+
+
+def test_a_check_is_of_the_accuracies_that_were_checked(finished: Path, leaderboards: Path) -> None:
+    call(finished, leaderboards)
+    (place,) = (leaderboards / "records").rglob("*.json")
+    record = read_record(place)
+    changed = record.evaluations[0].model_copy(update={"accuracy": (0.9, 0.9)})
+    value = record.model_copy(update={"evaluations": (changed,)}).to_json()
+    write_json(place, value, sealed=True)
+    assert verification.verified(leaderboards, [place]) == frozenset()
+    assert "checks another tiny@1 with mlp than its record has" in " ".join(boards.check(leaderboards))
+    place.unlink()
+    assert any(text.endswith("belongs to no record") and "verified" in text for text in boards.check(leaderboards))
+
+
+def test_what_the_leaderboard_does_not_have_is_not_entered(finished: Path, tmp_path: Path) -> None:
+    code, _, noted = call(finished, tmp_path / "boards")
+    assert code == 0
+    assert "nothing was entered; `ddbench leaderboard add" in noted
+    assert not (tmp_path / "boards").exists()
+
+
+def test_more_students_take_the_place_of_fewer(finished: Path, leaderboards: Path) -> None:
+    def students(*more: str) -> list[list[int]]:
+        return [
+            check["students"]
+            for check in json.loads(verified_file(finished, leaderboards, *more).read_text())["checks"]
+        ]
+
+    assert students() == [[0]]
+    assert students("--all") == [[0, 1]]
+    assert students() == [[0, 1]]
+
+
+def verified_file(finished: Path, leaderboards: Path, *more: str) -> Path:
+    assert call(finished, leaderboards, *more)[0] == 0
+    (path,) = (leaderboards / "verified").rglob("*.json")
+    return path
+
+
+def test_a_protocol_that_is_gone_is_said_and_not_checked(finished: Path, leaderboards: Path, tmp_path: Path) -> None:
+    spec = json.loads((finished / "spec.json").read_text())
+    del spec["checksum"]
+    write_json(finished / "spec.json", spec | {"protocols": [str(tmp_path / "gone.toml")]}, sealed=True)
+    code, said, _ = call(finished, leaderboards)
+    assert code == 1
+    assert "could not be trained again: the recipe of tiny@1" in said
+
+
+def test_a_run_without_its_set_is_refused(finished: Path, leaderboards: Path) -> None:
+    (finished / "synthetic.safetensors").unlink()
+    with pytest.raises(RunError, match="no student of it can be trained again"):
+        retrain(finished, options(finished))
+    code, _, noted = call(finished, leaderboards)
+    assert (code, "Traceback" in noted) == (1, False)
+
+
+def test_an_evaluation_that_is_not_there_is_a_sentence(finished: Path) -> None:
+    with pytest.raises(RunError, match="no such evaluation; it has tiny@1 with mlp"):
+        retrain(finished, options(finished), judges=["resnet18"])
+
+
+def test_the_tolerance_by_hand() -> None:
+    accuracy = [0.500, 0.502, 0.499, 0.505, 0.501]
+    expected = stats.t.ppf(0.995, 4) * stats.tstd(accuracy) * (2 / 3) ** 0.5
+    assert tolerance(accuracy, 3, 10_000) == pytest.approx(expected)
+    assert tolerance([0.5], 1, 10_000) == pytest.approx(stats.norm.ppf(0.995) * 0.005 * 2**0.5)
+    assert tolerance([0.5, 0.5], 2, 100) == 0.02
+    assert tolerance([0.5, 0.6], 1, 100) == 0.03
+
+
+def test_a_difference_is_judged_by_its_mean(finished: Path) -> None:
+    part = read_record(finished / "record.json").evaluations[0].model_copy(update={"accuracy": (0.5, 0.6)})
+    one = Retrained(part, (0, 1), (0.51, 0.58), 0.01, "cpu")
+    assert one.agrees
+    assert not one.equal
+    assert "agrees (-0.50 points, where 1.00 are allowed)" in str(one)
+    assert not replace(one, within=0.004).agrees
+    assert not replace(one, accuracy=(), failed="why").agrees
+
+
+def test_a_copy_of_the_run_elsewhere_is_checked_as_well(finished: Path, leaderboards: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "sent" / finished.name)
+    assert call(tmp_path / "sent" / finished.name, leaderboards)[0] == 0
