@@ -44,9 +44,11 @@ class ForeignBackbone(Backbone):
         self._make = functools.partial(modules.construct, factory, name, shape)
         module = self._make(Rng(0))
         self._trained = frozenset(key for key, parameter in module.named_parameters() if parameter.requires_grad)
+        first = self._split(module).detach().clone()  # before the probe, whose batch counts in statistics
         found = probe.run(module, name, shape, classes)
         self.stochastic, self._head, self._training = found.stochastic, found.head, False
-        first = self._variables(self._make(Rng(0)), Rng(0))
+        if self.stochastic:
+            first.buffers[DRAWS] = fresh_draws(Rng(0))
         ends = ("embed", "logits") if self._head is not None else ("logits",)
         taps = dict.fromkeys((*(tap for tap in found.taps if tap not in ends), *ends))
         self._own_draws = initialiser is None

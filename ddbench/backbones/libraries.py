@@ -76,6 +76,17 @@ def _torchvision(parts: LibraryName, shape: Shape, classes: int) -> Callable[[],
     from torchvision import models
 
     _check_listed(parts, models.list_models(module=models), "torchvision.models.list_models()")
+    size = parts.arguments.get("image_size", 224)
+    if parts.model.startswith("vit_") and shape[1:] != (size, size):
+        fitting = str(LibraryName("torchvision", parts.model, {**parts.arguments, "image_size": shape[1]}))
+        raise ConfigError(
+            f"{parts} takes images of {size}x{size}, and these have {shape[1]}x{shape[2]}. "
+            + (
+                f"{fitting} takes them."
+                if shape[1] == shape[2]
+                else "A vision transformer of torchvision wants squares."
+            )
+        )
 
     def make() -> nn.Module:
         with warnings.catch_warnings():

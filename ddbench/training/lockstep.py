@@ -184,8 +184,9 @@ class Lockstep:
             functions.update(list(params.values()), grads, self._moments[student], self._at("lr"))
 
     def _programs(self, sizes: Sequence[int]) -> dict[int, Callable[[], None]]:
-        """One program a batch size: plain calls on a CPU, graphs on a GPU; compiled where that will pay."""
-        if self._device.type != "cuda":
+        """One program a batch size: plain calls on a CPU, and of networks that no graph can hold; graphs on a GPU,
+        compiled where that will pay."""
+        if self._device.type != "cuda" or not self._net.capturable:
             return {size: self._plainly(size) for size in sizes}
         before = self._snapshot()
         stream = torch.cuda.Stream(self._device)

@@ -67,7 +67,7 @@ def train_students(
     device = plan.images.device
     net = net.in_training()
     together = together or students_together(plan.batch, device, footprint(net))
-    static = plan.static and (device.type == "cuda" if static is None else static) and net.capturable
+    static = plan.static and (device.type == "cuda" if static is None else static)
     if together > 1 and not static and not net.vmappable:
         together = 1
     tick = tick or (lambda _: None)
