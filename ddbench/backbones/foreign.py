@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from ddbench.backbones.tangent_blocks import Linearised
 from ddbench.backbones.tangent_layers import Tangents
 from ddbench.backbones.variables import Shape, Variables
 from ddbench.errors import ConfigError
+from ddbench.plugins import said
 from ddbench.rng import Rng
 
 logger = logging.getLogger(__name__)
@@ -149,7 +151,7 @@ class ForeignBackbone(Backbone):
     def _call(self, v: Variables, train: bool, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, Tensor]]:
         # Of the kernels for attention only the one that is written in torch's operations has second derivatives and
         # forward mode.
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), self._explained(len(arguments[0])):
             if not self.stochastic:
                 return super()._call(v, train, arguments)
             state = v.buffers[DRAWS]
@@ -159,6 +161,23 @@ class ForeignBackbone(Backbone):
                 return output, {**buffers, DRAWS: state}
             output, buffers = self._call_with_draws(plain, state, arguments)
             return output, {**buffers, DRAWS: stepped(state)}
+
+    @contextlib.contextmanager
+    def _explained(self, images: int) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            if "more than 1 value per channel" in str(error) and images == 1:
+                raise ConfigError(
+                    f"{self.name} has batch norm that cannot train on one image alone, and here is a batch of one. "
+                    "Use another ipc, another batch, or another backbone."
+                ) from error
+            if "on the same device" in str(error) or "same device type" in str(error):
+                raise ConfigError(
+                    f"{self.name} makes tensors in its forward pass that stay on the CPU ({said(error)}). Make them "
+                    "where the images are, as in torch.arange(n, device=x.device), or use --device cpu."
+                ) from error
+            raise
 
     def _call_with_draws(
         self, v: Variables, state: Tensor, arguments: tuple[Any, ...]
@@ -182,6 +201,28 @@ class ForeignBackbone(Backbone):
         return module.get_submodule(tap).register_forward_hook(
             lambda _, args, output: outputs.__setitem__(tap, output.clone())
         )
+
+
+# What torch says of an operation without the derivative that was asked for.
+_LACKING = ("derivative for", "forward AD", "forward-mode AD", "autograd.Function", "once_differentiable", "vmap")
+
+
+@contextlib.contextmanager
+def derivatives_explained(net: Backbone) -> Iterator[None]:
+    """Inside, an operation of somebody's network without the derivative that a method takes is a sentence.
+
+    Raises: ConfigError in place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(net, ForeignBackbone) or not any(words in str(error) for words in _LACKING):
+            raise
+        reason = said(error).partition("\n")[0]
+        raise ConfigError(
+            f"{net.name} has an operation without the derivatives that this method takes ({reason}). Use a network "
+            "without it, or a method that takes first derivatives alone, such as dm."
+        ) from error
 
 
 def from_module(

@@ -38,6 +38,10 @@ def construct(factory: Callable[[], nn.Module], name: str, shape: Shape, rng: Rn
             raise ConfigError(f"backbone {name!r} cannot be made: {said(error)}") from error
         if not isinstance(module, nn.Module):
             raise ConfigError(f"backbone {name!r} must make a torch.nn.Module, not a {type(module).__name__}.")
+        if any(isinstance(layer, torch.jit.ScriptModule) for layer in module.modules()):
+            raise ConfigError(
+                f"backbone {name!r} is compiled by torch.jit, which fixes its tensors. Give it as it was before."
+            )
         if any(tensor.is_meta for tensor in _tensors(module)):
             raise ConfigError(f"backbone {name!r} is made on the meta device, without numbers. Make it on the CPU.")
         module = module.cpu()

@@ -149,7 +149,13 @@ def check_function(net: Backbone, module: nn.Module, split: Callable[[nn.Module]
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"backbone {net.name!r} cannot take a training step: {said(error)}") from error
+        aside = (
+            " It computes with tensors that are not its own, or outside its forward pass, as activation checkpointing "
+            "does: leave that out."
+        )
+        raise ConfigError(
+            f"backbone {net.name!r} cannot take a training step: {said(error)}.{aside if 'meta' in str(error) else ''}"
+        ) from error
 
 
 def _compare(net: Backbone, module: nn.Module, split: Callable[[nn.Module], Variables]) -> bool:
@@ -160,11 +166,17 @@ def _compare(net: Backbone, module: nn.Module, split: Callable[[nn.Module], Vari
     v = fresh.clone()
     for _ in range(2):
         v = _one_pass(net, module, split, v, x)
-    _same(net.name, "logits in evaluation mode", net(v, x, train=False)[0], module.eval()(x))
+    tested = net(v, x, train=False)[0]
+    _same(net.name, "logits in evaluation mode", tested, module.eval()(x))
+    company = torch.cat([x[:1], x.flip(0)[:3] * 2 + 1])
+    if not _close(net(v, company, train=False)[0][0], tested[0]):
+        raise ConfigError(
+            f"backbone {net.name!r} mixes the images of a batch in evaluation mode, so that its accuracy would depend "
+            "on the order of test images. Batch norm needs running statistics for that (track_running_stats=True)."
+        )
     seen = modules.settings(net._modules[True])
     with torch.no_grad():
-        first, again = net(fresh, x)[0], net(fresh, x)[0]
-        in_company = net(fresh, torch.cat([x[:1], x.flip(0)[:3] * 2 + 1]))[0]
+        first, again, in_company = (net(fresh, batch)[0] for batch in (x, x, company))
     changed = [key for key, value in modules.settings(net._modules[True]).items() if seen.get(key, value) != value]
     if changed or not _close(again, first):
         where = f"it changes {changed[0]}" if changed else "with the same tensors it returns other logits each time"

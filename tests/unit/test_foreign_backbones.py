@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 
 from ddbench import Rng, Variables
 from ddbench.backbones.dropout import DRAWS, SeededDraws, fresh_draws
-from ddbench.backbones.foreign import from_module
+from ddbench.backbones.foreign import derivatives_explained, from_module
 from ddbench.errors import ConfigError
 from ddbench.training.class_gradients import class_gradients
 from ddbench.training.options import SGDOptions
@@ -249,7 +249,7 @@ def test_batch_statistics_are_found_whoever_computes_them():
     class Centred(Frozen):
         def forward(self, x: Tensor) -> Tensor:
             x = self.a(x.flatten(1))
-            return self.o(x - x.mean(0))
+            return self.o(x - x.mean(0) if self.training else x)
 
     assert not from_module("centred", Centred, SHAPE, CLASSES).per_sample
     assert from_module("frozen", Frozen, SHAPE, CLASSES).per_sample
@@ -449,6 +449,75 @@ def of_any_width() -> nn.Module:
 def test_what_would_be_silently_wrong_is_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         from_module("own", make, SHAPE, CLASSES)
+
+
+class NoRunningStatistics(Frozen):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.norm(self.a(x.flatten(1))))
+
+
+class Checkpointing(Frozen):
+    def forward(self, x: Tensor) -> Tensor:
+        from torch.utils.checkpoint import checkpoint
+
+        return checkpoint(lambda x: self.o(self.a(x.flatten(1))).tanh(), x, use_reentrant=False)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (NoRunningStatistics, "mixes the images of a batch in evaluation mode"),
+        (Checkpointing, "as activation checkpointing does: leave that out"),
+        (lambda: torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(16, 3))), "compiled by torch.jit"),
+        (lambda: nn.DataParallel(Tied()), "cannot take a training step.*DataParallel"),
+    ],
+)
+def test_what_cannot_be_a_function_is_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        from_module("own", make, SHAPE, CLASSES)
+
+
+class Sign(torch.autograd.Function):
+    """Written as most are, without the rules that torch.func asks for."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, slope: Tensor) -> Tensor:
+        return slope
+
+
+class Binary(Frozen):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(Sign.apply(self.a(x.flatten(1))))
+
+
+def test_an_operation_without_the_derivatives_of_a_method_is_a_sentence():
+    net = from_module("binary", Binary, SHAPE, CLASSES)
+    assert not net.vmappable
+    v, x = net.init(RNG), images(CLASSES, 2)
+    with (
+        pytest.raises(ConfigError, match="binary has an operation without the derivatives that this method takes"),
+        derivatives_explained(net),
+    ):
+        class_gradients(net).of(v, x, torch.arange(CLASSES))
+    with pytest.raises(RuntimeError, match="something else"), derivatives_explained(net):
+        raise RuntimeError("something else")
+    # It trains all the same.
+    train_students(net, net.init(RNG, copies=1), training(), [0])
+
+
+def test_a_batch_of_one_image_under_batch_norm_is_a_sentence():
+    net = from_module("lazy", lazy, SHAPE, CLASSES)
+    with pytest.raises(ConfigError, match="lazy has batch norm that cannot train on one image alone"):
+        net(net.init(RNG), images(1))
 
 
 def test_networks_that_begin_alike_are_said_to(caplog):
