@@ -149,9 +149,20 @@ class ForeignBackbone(Backbone):
         return outputs, buffers
 
     def _call(self, v: Variables, train: bool, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, Tensor]]:
+        if torch.compiler.is_compiling():
+            return self._computed(v, train, arguments)
+        try:
+            return self._computed(v, train, arguments)
+        except (ValueError, RuntimeError) as error:
+            reason = self._reason(error, len(arguments[0]))
+            if not reason:
+                raise
+            raise ConfigError(reason) from error
+
+    def _computed(self, v: Variables, train: bool, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, Tensor]]:
         # Of the kernels for attention only the one that is written in torch's operations has second derivatives and
         # forward mode.
-        with sdpa_kernel(SDPBackend.MATH), self._explained(len(arguments[0])):
+        with sdpa_kernel(SDPBackend.MATH):
             if not self.stochastic:
                 return super()._call(v, train, arguments)
             state = v.buffers[DRAWS]
@@ -162,22 +173,19 @@ class ForeignBackbone(Backbone):
             output, buffers = self._call_with_draws(plain, state, arguments)
             return output, {**buffers, DRAWS: stepped(state)}
 
-    @contextlib.contextmanager
-    def _explained(self, images: int) -> Iterator[None]:
-        try:
-            yield
-        except (ValueError, RuntimeError) as error:
-            if "more than 1 value per channel" in str(error) and images == 1:
-                raise ConfigError(
-                    f"{self.name} has batch norm that cannot train on one image alone, and here is a batch of one. "
-                    "Use another ipc, another batch, or another backbone."
-                ) from error
-            if "on the same device" in str(error) or "same device type" in str(error):
-                raise ConfigError(
-                    f"{self.name} makes tensors in its forward pass that stay on the CPU ({said(error)}). Make them "
-                    "where the images are, as in torch.arange(n, device=x.device), or use --device cpu."
-                ) from error
-            raise
+    def _reason(self, error: Exception, images: int) -> str:
+        """What is to be said of an error that a network makes although its probe went well; nothing of others."""
+        if "more than 1 value per channel" in str(error) and images == 1:
+            return (
+                f"{self.name} has batch norm that cannot train on one image alone, and here is a batch of one. "
+                "Use another ipc, another batch, or another backbone."
+            )
+        if "on the same device" in str(error) or "same device type" in str(error):
+            return (
+                f"{self.name} makes tensors in its forward pass that stay on the CPU ({said(error)}). Make them "
+                "where the images are, as in torch.arange(n, device=x.device), or use --device cpu."
+            )
+        return ""
 
     def _call_with_draws(
         self, v: Variables, state: Tensor, arguments: tuple[Any, ...]

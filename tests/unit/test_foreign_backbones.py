@@ -328,6 +328,18 @@ def test_attention_is_attention_under_every_transform():
     torch.testing.assert_close(change, differences, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("default")  # torch's compiler warns about itself
+def test_a_compiler_sees_through_the_function():
+    net = from_module("attention", Attention, SHAPE, CLASSES)
+    v, x = net.init(RNG), images(3)
+
+    def slopes(params: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        return grad(lambda p: net(Variables(p), x)[0].square().sum())(params)
+
+    found = torch.compile(slopes, backend="eager", fullgraph=True)(v.params, x)
+    torch.testing.assert_close(found, slopes(v.params, x))
+
+
 def test_a_branch_on_numbers_is_computed_class_by_class():
     net = from_module("branch", Branch, SHAPE, CLASSES)
     assert not net.vmappable
