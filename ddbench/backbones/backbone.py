@@ -41,7 +41,8 @@ class Backbone:
     """An architecture for images of one shape and a number of classes.
 
     Parameters are values and the network is a function of them, so that students can be stacked, unrolled and
-    differentiated through. Every function here works under torch.func's vmap, grad and jvp.
+    differentiated through. Every function here works under torch.func's grad and jvp, and under its vmap where the
+    network is `vmappable`.
     """
 
     name: str
@@ -53,6 +54,8 @@ class Backbone:
     """Whether each image is processed alone. Batch norm mixes a batch; batches then must not share a forward pass."""
     taps: tuple[str, ...]
     """The names that `features` knows."""
+    stochastic: bool = False
+    """Whether it draws random numbers when it trains, as dropout does; see `in_training`."""
 
     def __init__(self, name: str, chain: Chain, shape: Shape, classes: int, initialiser: Initialiser = "torch") -> None:
         # A running variance starts at one, a running mean at zero; a chain has no other buffers.
@@ -101,6 +104,24 @@ class Backbone:
     def fused(self) -> bool:
         """Whether its norms are GPU kernels of ddbench, which leave a compiler little to do."""
         return False
+
+    @property
+    def vmappable(self) -> bool:
+        """Whether torch.func.vmap takes it: not where its forward pass asks what a number is."""
+        return True
+
+    @property
+    def capturable(self) -> bool:
+        """Whether its training pass can be a graph that is replayed without Python."""
+        return True
+
+    def in_training(self) -> Backbone:
+        """The form for training that hands the buffers from each step to the next.
+
+        A stochastic network draws there alone: its state of drawing is a buffer, and whoever leaves that as it is would
+        have the same draws at every step.
+        """
+        return self
 
     @functools.cached_property
     def widest(self) -> int:

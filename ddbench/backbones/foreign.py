@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
-from collections.abc import Callable, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
-from ddbench.backbones import initialisers
+from ddbench.backbones import initialisers, modules, probe
 from ddbench.backbones.backbone import Backbone
+from ddbench.backbones.dropout import DRAWS, SeededDraws, fresh_draws, stepped
 from ddbench.backbones.initialisers import Initialiser
 from ddbench.backbones.tangent_blocks import Linearised
 from ddbench.backbones.tangent_layers import Tangents
 from ddbench.backbones.variables import Shape, Variables
 from ddbench.errors import ConfigError
+from ddbench.plugins import said
 from ddbench.rng import Rng
+
+logger = logging.getLogger(__name__)
 
 
 class ForeignBackbone(Backbone):
@@ -30,16 +40,26 @@ class ForeignBackbone(Backbone):
         shape: Shape,
         classes: int,
         initialiser: Initialiser | None = None,
+        *,
+        known: bool = False,
     ) -> None:
-        self._factory = factory
-        module = self._construct(Rng(0), name)
-        buffers = {key: tensor.detach().clone() for key, tensor in module.named_buffers()}
-        self._head, inner = _probe(module, name, shape, classes)
+        self._make = functools.partial(modules.construct, factory, name, shape)
+        module = self._make(Rng(0))
+        self._trained = frozenset(key for key, parameter in module.named_parameters() if parameter.requires_grad)
+        first = self._split(module).detach().clone()  # before the probe, whose batch counts in statistics
+        found = probe.run(module, name, shape, classes)
+        self.stochastic, self._head, self._training = found.stochastic, found.head, False
+        if self.stochastic:
+            first.buffers[DRAWS] = fresh_draws(Rng(0))
         ends = ("embed", "logits") if self._head is not None else ("logits",)
-        taps = dict.fromkeys((*(tap for tap in inner if tap not in ends), *ends))
+        taps = dict.fromkeys((*(tap for tap in found.taps if tap not in ends), *ends))
         self._own_draws = initialiser is None
         self._draws = initialisers.plan(module, initialiser) if initialiser is not None else {}
-        self._set(name, module.to("meta"), shape, classes, taps, buffers)
+        self._set(name, modules.without_numbers(module, name), shape, classes, taps, first.buffers)
+        self.parameters = first.numel
+        if not known:
+            probe.check_draws(name, first, *(self._variables(self._make(rng), rng) for rng in (Rng(0), Rng(1))))
+            self.per_sample &= probe.check_function(self.in_training(), self._make(Rng(2)), self._split)
 
     def first_order(self, device: torch.device) -> Backbone:
         # Nobody knows what its forward does between its layers.
@@ -53,17 +73,49 @@ class ForeignBackbone(Backbone):
     def tangents(self) -> Tangents | None:
         return None
 
-    def _construct(self, rng: Rng, name: str) -> nn.Module:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            # torch.manual_seed would also seed the generators of all GPUs, which are not put back.
-            torch.default_generator.manual_seed(rng.key)
-            try:
-                module = self._factory()
-            except Exception as error:
-                raise ConfigError(f"backbone {name!r} cannot be made: {type(error).__name__}: {error}") from error
-        if not isinstance(module, nn.Module):
-            raise ConfigError(f"backbone {name!r} must make a torch.nn.Module, not a {type(module).__name__}.")
-        return module.cpu()
+    @functools.cached_property
+    def vmappable(self) -> bool:
+        if self.stochastic:
+            return False  # its draws are made below the transforms of torch.func, where networks are not told apart
+        networks, x = self.init(Rng(0), copies=2), torch.zeros(2, 2, *self.shape)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of an operation that is slow under vmap
+                vmap(self)(networks, x)
+        except Exception as error:
+            logger.debug("%s cannot be computed for many at once: %s", self.name, error)
+            return False
+        return True
+
+    @functools.cached_property
+    def capturable(self) -> bool:
+        nowhere = self.init(Rng(0)).to("meta")
+        try:
+            self.in_training()(nowhere, torch.empty(2, *self.shape, device="meta"))
+        except Exception as error:
+            logger.debug("%s cannot be computed without numbers: %s", self.name, error)
+            return False
+        return True
+
+    def in_training(self) -> Backbone:
+        if not self.stochastic or self._training:
+            return self
+        form = copy.copy(self)
+        form._training = True
+        return form
+
+    def _split(self, module: nn.Module) -> Variables:
+        """The tensors of a module: what is trained, and what is kept. Frozen parameters are kept."""
+        tensors: dict[str, Tensor] = dict(module.named_parameters())
+        trained = {key: tensor for key, tensor in tensors.items() if key in self._trained}
+        kept = {key: tensor for key, tensor in tensors.items() if key not in self._trained}
+        return Variables(trained, {**kept, **dict(module.named_buffers())})
+
+    def _variables(self, module: nn.Module, rng: Rng) -> Variables:
+        found = self._split(module).detach().clone()
+        if self.stochastic:
+            found.buffers[DRAWS] = fresh_draws(rng)
+        return found
 
     def _no_such_tap(self, tap: str) -> str:
         if tap == "embed":
@@ -74,12 +126,12 @@ class ForeignBackbone(Backbone):
         return super()._no_such_tap(tap)
 
     def _draw(self, rngs: Sequence[Rng], device: torch.device, source: torch.device) -> Variables:
-        if not self._own_draws:
-            return super()._draw(rngs, device, source)
-        modules = [self._construct(rng, self.name) for rng in rngs]
-        return Variables.stack(
-            [Variables(dict(module.named_parameters()), dict(module.named_buffers())).detach() for module in modules]
-        ).to(device)
+        if self._own_draws:
+            return Variables.stack([self._variables(self._make(rng), rng) for rng in rngs]).to(device)
+        drawn = super()._draw(rngs, device, source)
+        frozen = {key: drawn.params.pop(key) for key in list(drawn.params) if key not in self._trained}
+        draws = {DRAWS: torch.stack([fresh_draws(rng) for rng in rngs]).to(device)} if self.stochastic else {}
+        return Variables(drawn.params, {**drawn.buffers, **frozen, **draws})
 
     def _apply(
         self, v: Variables, x: Tensor, train: bool, taps: tuple[str, ...]
@@ -96,6 +148,57 @@ class ForeignBackbone(Backbone):
                 raise ConfigError(f"{self.name} did not reach {tap!r} in {'training' if train else 'evaluation'} mode.")
         return outputs, buffers
 
+    def _call(self, v: Variables, train: bool, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, Tensor]]:
+        if torch.compiler.is_compiling():
+            return self._computed(v, train, arguments)
+        try:
+            return self._computed(v, train, arguments)
+        except (ValueError, RuntimeError) as error:
+            reason = self._reason(error, len(arguments[0]))
+            if not reason:
+                raise
+            raise ConfigError(reason) from error
+
+    def _computed(self, v: Variables, train: bool, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, Tensor]]:
+        # Of the kernels for attention only the one that is written in torch's operations has second derivatives and
+        # forward mode.
+        with sdpa_kernel(SDPBackend.MATH):
+            if not self.stochastic:
+                return super()._call(v, train, arguments)
+            state = v.buffers[DRAWS]
+            plain = Variables(v.params, {key: tensor for key, tensor in v.buffers.items() if key != DRAWS})
+            if not train:
+                output, buffers = super()._call(plain, train, arguments)
+                return output, {**buffers, DRAWS: state}
+            output, buffers = self._call_with_draws(plain, state, arguments)
+            return output, {**buffers, DRAWS: stepped(state)}
+
+    def _reason(self, error: Exception, images: int) -> str:
+        """What is to be said of an error that a network makes although its probe went well; nothing of others."""
+        if "more than 1 value per channel" in str(error) and images == 1:
+            return (
+                f"{self.name} has batch norm that cannot train on one image alone, and here is a batch of one. "
+                "Use another ipc, another batch, or another backbone."
+            )
+        if "on the same device" in str(error) or "same device type" in str(error):
+            return (
+                f"{self.name} makes tensors in its forward pass that stay on the CPU ({said(error)}). Make them "
+                "where the images are, as in torch.arange(n, device=x.device), or use --device cpu."
+            )
+        return ""
+
+    def _call_with_draws(
+        self, v: Variables, state: Tensor, arguments: tuple[Any, ...]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        if not self._training:
+            raise ConfigError(
+                f"{self.name} draws random numbers when it trains (dropout or stochastic depth), and here a network is "
+                "needed that is a function of its parameters and images alone. It can be a judge; here use one "
+                "without, such as convnet or torchvision:vgg11(dropout=0)."
+            )
+        with SeededDraws(self.name, state):
+            return super()._call(v, True, arguments)
+
     def _watch(self, module: nn.Module, tap: str, outputs: dict[str, Tensor]) -> RemovableHandle:
         if tap == "embed":
             assert self._head is not None
@@ -108,6 +211,28 @@ class ForeignBackbone(Backbone):
         )
 
 
+# What torch says of an operation without the derivative that was asked for.
+_LACKING = ("derivative for", "forward AD", "forward-mode AD", "autograd.Function", "once_differentiable", "vmap")
+
+
+@contextlib.contextmanager
+def derivatives_explained(net: Backbone) -> Iterator[None]:
+    """Inside, an operation of somebody's network without the derivative that a method takes is a sentence.
+
+    Raises: ConfigError in place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(net, ForeignBackbone) or not any(words in str(error) for words in _LACKING):
+            raise
+        reason = said(error).partition("\n")[0]
+        raise ConfigError(
+            f"{net.name} has an operation without the derivatives that this method takes ({reason}). Use a network "
+            "without it, or a method that takes first derivatives alone, such as dm."
+        ) from error
+
+
 def from_module(
     name: str,
     factory: Callable[[], nn.Module],
@@ -115,44 +240,16 @@ def from_module(
     classes: int,
     *,
     initialiser: Initialiser | None = None,
+    known: bool = False,
 ) -> Backbone:
     """A backbone from anybody's module. Taps are the names of its submodules, "embed" and "logits".
 
     Each network is drawn by calling `factory` on the CPU with torch's generator seeded and put back, so that the
     initialisation that its author wrote is kept. `initialiser` draws known layers from a built-in one, which is faster.
-    Raises: ConfigError if it cannot take the images, does not return logits, or draws random numbers in its forward
-    pass; with an initialiser, also for layers that are not known.
+    Frozen parameters stay as they are drawn. Dropout draws from the seed of each network. A `known` one, of a library,
+    is not checked for what only a factory of one's own gets wrong.
+    Raises: ConfigError if it cannot take the images, does not return logits, draws random numbers otherwise than
+    dropout does, or is no function of its parameters, buffers and images; with an initialiser, also for layers that are
+    not known.
     """
-    return ForeignBackbone(name, factory, shape, classes, initialiser)
-
-
-def _probe(module: nn.Module, name: str, shape: Shape, classes: int) -> tuple[str | None, list[str]]:
-    """The linear layer that makes the logits, and the submodules whose output is one tensor. Runs the module once."""
-    seen: dict[str, Any] = {}
-    handles = [
-        layer.register_forward_hook(lambda _, args, output, key=key: seen.__setitem__(key, output))
-        for key, layer in module.named_modules()
-        if key
-    ]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        before = torch.get_rng_state()
-        try:
-            logits = module.train()(torch.zeros(2, *shape, device="cpu"))
-        except Exception as error:
-            size = "x".join(map(str, shape))
-            reason = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"backbone {name!r} does not take images of shape {size}: {reason}") from error
-        finally:
-            for handle in handles:
-                handle.remove()
-        random = not torch.equal(before, torch.get_rng_state())
-    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ConfigError(f"backbone {name!r} must return logits of shape (2, {classes}) for 2 images, not {found}.")
-    if random:
-        raise ConfigError(
-            f"backbone {name!r} draws random numbers in its forward pass (dropout, say), which no seed of a run would "
-            "reach. Give a factory that makes it without, such as FILE.py:FACTORY with dropout=0."
-        )
-    heads = [key for key, output in seen.items() if output is logits and type(module.get_submodule(key)) is nn.Linear]
-    return (heads[-1] if heads else None), [key for key, output in seen.items() if isinstance(output, Tensor)]
+    return ForeignBackbone(name, factory, shape, classes, initialiser, known=known)

@@ -6,6 +6,7 @@ depth, and the initialiser of a family that does not begin as torch's layers do.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import math
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddbench.backbones import libraries
 from ddbench.errors import ConfigError, closest
 
 if TYPE_CHECKING:
@@ -99,6 +101,8 @@ def canonical(name: str, shape: Shape | None = None) -> str:
     """
     if _family(name) is None:
         _check_provided(name)
+        if libraries.is_of_library(name):
+            return str(libraries.parse(name))
         return _label(name) if _is_file(name) else name
     return _spell(_resolved(parse(name), shape))
 
@@ -117,7 +121,7 @@ def build(name: str, shape: Shape, classes: int) -> Backbone:
         name = canonical(name)
         from ddbench.backbones.foreign import from_module
 
-        return from_module(name, _factory(name, shape, classes), shape, classes)
+        return from_module(name, _factory(name, shape, classes), shape, classes, known=libraries.is_of_library(name))
 
     import torch
 
@@ -180,17 +184,8 @@ def _smallest(fields: Fields, channels: int) -> str:
 
 
 def _factory(name: str, shape: Shape, classes: int) -> Callable[[], nn.Module]:
-    library, _, model = name.partition(":")
-    if library == "torchvision":
-        from torchvision import models
-
-        listed = models.list_models(module=models)
-        if model not in listed:
-            raise ConfigError(
-                f"torchvision has no image classifier {model!r}. {closest(model, listed)}"
-                "torchvision.models.list_models() names them all."
-            )
-        return lambda: models.get_model(model, weights=None, num_classes=classes)
+    if libraries.is_of_library(name):
+        return libraries.factory(name, shape, classes)
 
     from ddbench.plugins import load_object
 
@@ -204,7 +199,7 @@ def _check_provided(name: str) -> None:
     """Raises: ConfigError, with a suggestion among ours and the installed ones, for a name that nobody provides."""
     from ddbench.plugins import listing, names_code
 
-    if name in _files or name.startswith("torchvision:") or _is_file(name):
+    if name in _files or libraries.is_of_library(name) or _is_file(name):
         return
     if names_code(name):
         raise ConfigError(f"backbone {name!r} comes from a file; give its path, as in ./{name.partition('@')[0]}")
@@ -228,8 +223,25 @@ def _label(ref: str) -> str:
     except OSError as error:
         raise ConfigError(f"backbone {ref!r}: {path} cannot be read: {error.strerror}.") from None
     label = f"{path.name}:{factory}@{hashlib.sha256(content).hexdigest()[:8]}"
-    _files[label] = ref
+    _files[label] = ref if factory else f"{file}:{_only_factory(ref, content)}"
     return label
+
+
+def _only_factory(ref: str, content: bytes) -> str:
+    """The one function or class that a file defines, found without running it. Raises: ConfigError otherwise."""
+    try:
+        body = ast.parse(content).body
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"backbone {ref!r} is no file of Python: {error}.") from None
+    defined = [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    found = list(dict.fromkeys(name for name in defined if not name.startswith("_")))
+    if len(found) == 1:
+        return found[0]
+    there = f"it defines {', '.join(found)}" if found else "it defines no function or class of its own"
+    raise ConfigError(
+        f"backbone {ref!r}: say which function of (shape, classes) makes the network, as in {ref.rstrip(':')}:"
+        f"{found[0] if found else 'NAME'}; {there}."
+    )
 
 
 def _unknown(name: str, names: list[str]) -> str:

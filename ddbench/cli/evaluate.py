@@ -120,7 +120,7 @@ def evaluate(
     from ddbench.runs.rundir import RunDir
     from ddbench.runs.runner import RunOptions, evaluate_run
     from ddbench.runs.spec import judged_with
-    from ddbench.runs.states import lost_cells
+    from ddbench.runs.states import lost_cells, nothing_judged
 
     imported = not (path / "spec.json").is_file()
     if not imported:
@@ -135,7 +135,7 @@ def evaluate(
         observers=observers(quiet),
     )
     folders = _bring_in(path, refs, options, quiet, **said) if imported else [path]
-    records, lost, asked = [], [], 0
+    records, lost, nothing = [], [], True
     for folder in folders:
         spec = RunDir.at(folder).spec
         if "native" in refs and spec.imported is not None:
@@ -146,7 +146,7 @@ def evaluate(
         records.append(record)
         wanted = cells(protocols, judges, students, record.data.shape, own=record.run.backbone)
         lost += lost_cells(record, wanted)
-        asked += len(wanted)
+        nothing &= nothing_judged(record, wanted)
         if not as_json:
             _print(record)
             if curve:
@@ -158,7 +158,6 @@ def evaluate(
         shown = [with_curves(record, folder) if curve else record.to_json() for record, folder in pairs]
         print_json(shown[0] if len(shown) == 1 else shown)
     # One judge without a result is said beside the others.
-    nothing = len(lost) == asked
     for message in lost:
         note(f"{'Error' if nothing else 'Note'}: {message}")
     if nothing:

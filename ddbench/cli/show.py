@@ -63,7 +63,8 @@ def _backbones() -> list[dict[str, Any]]:
     plugins = [{"name": p.name, "provided by": p.provided_by} for p in listing(GROUPS["backbone"])]
     others = {
         "convnet-d3-w128-in-relu-avg": "ddbench: depth, width, norm, activation and pooling of a ConvNet",
-        "torchvision:NAME": "an image classifier of torchvision; for RGB, and without dropout",
+        "torchvision:NAME": "an image classifier of torchvision, for RGB; torchvision:vgg11(dropout=0) gives arguments",
+        "timm:NAME": "an image classifier of timm, which pip install 'ddbench[timm]' installs; takes arguments too",
         "./FILE.py:FUNCTION": "your own function of (shape, classes)",
     }
     return [

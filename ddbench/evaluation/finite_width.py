@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import jvp, vjp
 
 from ddbench.backbones.backbone import Backbone
+from ddbench.backbones.foreign import derivatives_explained
 from ddbench.backbones.variables import Variables
 from ddbench.errors import DivergedError
 from ddbench.evaluation.krr import regression_targets
@@ -114,7 +115,8 @@ class FiniteWidthTrainer(SGDTrainer):
         if self.protocol.digest not in known:
             fresh = net.init(self.rng.fold("student", 0, "network"), problem.device)
             images, _ = problem.real.batch(PROBES, self.rng.fold("probes"))
-            known[self.protocol.digest] = largest_lr(net, fresh, images, self.rng.fold("power"))
+            with derivatives_explained(net):
+                known[self.protocol.digest] = largest_lr(net, fresh, images, self.rng.fold("power"))
         return known[self.protocol.digest]
 
 

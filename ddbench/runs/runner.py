@@ -16,6 +16,7 @@ import torch
 from ddbench import synthetic as sets
 from ddbench.artifacts import ArtifactCache, Tell
 from ddbench.backbones import names as backbones
+from ddbench.backbones.foreign import derivatives_explained
 from ddbench.data.dataset import Dataset
 from ddbench.data.sources import load
 from ddbench.engine.precision import Precision
@@ -398,7 +399,8 @@ def _condense(
         "classes": list(dataset.train.classes),
     }
     cadence = Cadence(options.snapshots, options.checkpoint_seconds, options.checkpoint_steps)
-    Condensation(method, problem, folder, ledger, stop, tell, cadence, about, selector).run()
+    with derivatives_explained(problem.backbone):
+        Condensation(method, problem, folder, ledger, stop, tell, cadence, about, selector).run()
 
 
 def _evaluate(

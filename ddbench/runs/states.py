@@ -13,13 +13,15 @@ from pydantic import ValidationError
 
 from ddbench.errors import DdbenchError, RunError
 from ddbench.files import read_json, write_json
-from ddbench.runs.record import Part, RunRecord, read_record
+from ddbench.runs.record import EvaluationPart, Part, RunRecord, read_record
 from ddbench.runs.rundir import FAILURE, SET, SPEC, RunDir
 
 if TYPE_CHECKING:
     from ddbench.runs.evaluating import Cell
 
 RunState = Literal["done", "failed", "running", "interrupted", "missing"]
+# The protocols of the preset quick, each with those of smaller step sizes.
+FIRST_LOOKS = {"quick@1": "quick-large or quick-slow", "quick-large@1": "quick-slow", "quick-slow@1": ""}
 STATES: tuple[RunState, ...] = ("done", "failed", "running", "interrupted", "missing")
 
 
@@ -77,21 +79,38 @@ def kept_failure(folder: RunDir) -> Iterator[None]:
 
 def lost_cells(record: RunRecord, asked: Sequence[Cell] | None = None) -> list[str]:
     """Why cells that were asked for have no accuracy, one sentence each; all of the record's where none are named."""
-    wanted = None if asked is None else {(cell.protocol.digest, cell.backbone) for cell in asked}
-    return [
-        f"{e.protocol} with {e.backbone}: {e.failed}"
-        for e in record.evaluations
-        if e.failed and (wanted is None or (e.digest, e.backbone) in wanted)
-    ]
+    return [f"{e.protocol} with {e.backbone}: {e.failed}{_calmer(e)}" for e in _lost(record, asked)]
 
 
-def judged(record: RunRecord, asked: Sequence[Cell]) -> Status:
+def nothing_judged(record: RunRecord, asked: Sequence[Cell] | None = None) -> bool:
+    """Whether no judge that was asked for came to a result, and that is a failure.
+
+    A judge that diverges at a first look is what that look has shown, and no failure of the run.
+    """
+    lost, of = _lost(record, asked), record.evaluations if asked is None else asked
+    return bool(lost) and len(lost) == len(of) and not all(_diverged_at_first_look(e) for e in lost)
+
+
+def judged(record: RunRecord, asked: Sequence[Cell] | None = None) -> Status:
     """The state of a run whose record has all that was asked: failed only where no judge came to a result.
 
     One judge without a result is said beside the others; it takes nothing away from them.
     """
-    lost = lost_cells(record, asked)
-    return Status("failed" if lost and len(lost) == len(asked) else "done", "\n".join(lost))
+    return Status("failed" if nothing_judged(record, asked) else "done", "\n".join(lost_cells(record, asked)))
+
+
+def _lost(record: RunRecord, asked: Sequence[Cell] | None) -> list[EvaluationPart]:
+    wanted = None if asked is None else {(cell.protocol.digest, cell.backbone) for cell in asked}
+    return [e for e in record.evaluations if e.failed and (wanted is None or (e.digest, e.backbone) in wanted)]
+
+
+def _diverged_at_first_look(evaluation: EvaluationPart) -> bool:
+    return evaluation.protocol in FIRST_LOOKS and not evaluation.failed.startswith("not defined")
+
+
+def _calmer(evaluation: EvaluationPart) -> str:
+    others = FIRST_LOOKS.get(evaluation.protocol, "")
+    return f" Smaller step sizes: --protocol {others}." if others and _diverged_at_first_look(evaluation) else ""
 
 
 def status_of(path: Path, asked: Sequence[Cell] | None = None) -> Status:
@@ -125,8 +144,7 @@ def status_from(path: Path, record: RunRecord | None, asked: Sequence[Cell] | No
     # Without its set a run is done again, whatever its record says.
     if record is not None and (path / SET).is_file():
         if asked is None and any(e.accuracy or e.failed for e in record.evaluations):
-            lost = lost_cells(record)
-            return Status("failed" if len(lost) == len(record.evaluations) else "done", "\n".join(lost))
+            return judged(record)
         if asked is not None and all(cell.in_record(record) for cell in asked):
             # Whoever asks leaves out what is done, so that nobody else would notice.
             damage = _damage(path)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree
 
 from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.tangent_blocks import cross_entropy_jvp, plain_cross_entropy_jvp
@@ -29,7 +30,7 @@ Rules = dict[Any, Callable[..., Tensor]]
 
 
 class ClassGradients:
-    """The definition: each class alone, through vmap. Fits every network.
+    """The definition: each class alone, through vmap where the network allows it. Fits every network.
 
     Shapes: images [K, n, C, H, W], labels [K] int64, one a class; gradients and directions {name: [K, *shape]}.
     `everything` takes all parameters, else those of two or more axes: weights of convolutions and linear layers, and
@@ -41,8 +42,8 @@ class ClassGradients:
 
     def of(self, network: Variables, images: Tensor, labels: Tensor) -> Tensors:
         """The gradient of the mean cross-entropy of each class."""
-        alone = vmap(grad(self._loss(network)), in_dims=(None, 0, 0))
-        gradients: Tensors = alone(self._chosen(network), images, labels)
+        slope, chosen = grad(self._loss(network)), self._chosen(network)
+        gradients: Tensors = self._each(lambda x, label: slope(chosen, x, label), images, labels)
         return gradients
 
     def slopes(self, network: Variables, images: Tensor, labels: Tensor, directions: Tensors) -> Tensor:
@@ -53,8 +54,16 @@ class ClassGradients:
             slope: Tensor = jvp(lambda p: grad(loss, argnums=1)(p, x, label), (chosen,), (direction,))[1]
             return slope
 
-        slopes: Tensor = vmap(along)(directions, images, labels)
+        slopes: Tensor = self._each(along, directions, images, labels)
         return slopes
+
+    def _each(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A function of one class, for all of them."""
+        if self._net.vmappable:
+            return vmap(function)(*arguments)
+        classes = [_pytree.tree_map(lambda tensor, k=k: tensor[k], arguments) for k in range(len(arguments[-1]))]
+        results = [function(*of_one) for of_one in classes]
+        return _pytree.tree_map(lambda *tensors: torch.stack(tensors), *results)
 
     def _chosen(self, network: Variables) -> Tensors:
         return {name: p.detach() for name, p in network.params.items() if self._everything or p.ndim > 1}

@@ -122,6 +122,11 @@ class ExpertTrajectories(Artifact[Trajectories]):
                 f"expert trajectories hold parameters, and {problem.backbone.name} has batch norm, whose running "
                 "statistics they would miss. Use a backbone without, such as convnet."
             )
+        if problem.backbone.stochastic:
+            raise ConfigError(
+                f"expert trajectories are followed by networks that draw nothing, and {problem.backbone.name} has "
+                "dropout or stochastic depth. Use one without, such as convnet or torchvision:vgg11(dropout=0)."
+            )
         augment = resolve_strategy(augment, problem.info.digits)
         recipe = _options(lr).digest(name="expert", augment=augment)
         return cls(

@@ -95,7 +95,7 @@ class Lockstep:
     ) -> None:
         self._compilations = compilations
         self._device = plan.images.device
-        self.plan, self._net, self._groups = plan, net.first_order(self._device), groups
+        self.plan, self._net, self._groups = plan, net.in_training().first_order(self._device), groups
         count = len(next(iter(variables.params.values())))
         fresh = [variables.copy(s) for s in range(count)]
         self._params = [
@@ -184,12 +184,14 @@ class Lockstep:
             functions.update(list(params.values()), grads, self._moments[student], self._at("lr"))
 
     def _programs(self, sizes: Sequence[int]) -> dict[int, Callable[[], None]]:
-        """One program a batch size: plain calls on a CPU, graphs on a GPU; compiled where that will pay."""
-        if self._device.type != "cuda":
+        """One program a batch size: plain calls on a CPU, and of networks that no graph can hold; graphs on a GPU,
+        compiled where that will pay."""
+        if self._device.type != "cuda" or not self._net.capturable:
             return {size: self._plainly(size) for size in sizes}
         before = self._snapshot()
         stream = torch.cuda.Stream(self._device)
-        if self._net.fused:
+        # A compiler does not see below its operations, where numbers are drawn.
+        if self._net.fused or self._net.stochastic:
             graphs = {size: self._captured(size, stream) for size in sizes}
             self._restore(before)
             return graphs

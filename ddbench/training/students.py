@@ -65,8 +65,11 @@ def train_students(
     is how many more students the caller will train like these, for deciding what is worth its preparation.
     """
     device = plan.images.device
+    net = net.in_training()
     together = together or students_together(plan.batch, device, footprint(net))
     static = plan.static and (device.type == "cuda" if static is None else static)
+    if together > 1 and not static and not net.vmappable:
+        together = 1
     tick = tick or (lambda _: None)
     keep_memory(device)
     groups = [range(first, min(first + together, len(students))) for first in range(0, len(students), together)]
@@ -123,7 +126,10 @@ def _slope_of_one(net: Backbone, plan: TrainingPlan) -> Slope:
         x = step.transform(plan.take(step.indices))
         y = plan.targets(x, step.indices, step.rng)
         logits, buffers = net(Variables(params, buffers), x[0], train=True)
-        grads = torch.autograd.grad(plan.criterion(logits, y[0]), list(params.values()))
+        # A parameter that the forward pass leaves out has no slope; the other ways give it zero.
+        grads = torch.autograd.grad(
+            plan.criterion(logits, y[0]), list(params.values()), allow_unused=True, materialize_grads=True
+        )
         return dict(zip(params, grads, strict=True)), {k: b.detach() for k, b in buffers.items()}
 
     return slope

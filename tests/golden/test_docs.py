@@ -21,6 +21,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from ddbench.backbones import build
 from ddbench.cli import root
 from ddbench.config import Layer, parse_assignments, read_settings, resolve
 from ddbench.data.catalogue import CATALOGUE
@@ -278,7 +279,7 @@ def test_every_run_of_a_page_names_what_there_is(page: Path, asked: dict[str, An
         {"dataset": ["digits" if own else asked["dataset"]], "method": methods, "ipc": asked["ipcs"]},
         parse_assignments(asked["assignments"]),
         protocols=[ref for ref in asked.get("protocols", ()) if not ref.endswith(".toml")],
-        judges=asked.get("judges", ()),
+        judges=[ref for ref in asked.get("judges", ()) if not ref.startswith("./")],
         preset=asked["preset"],
     )
     assert own == (asked["dataset"] == "flowers")
@@ -315,6 +316,12 @@ def test_the_protocol_file_of_the_page_is_a_protocol(tmp_path: Path) -> None:
     assert long.id == "long@1"
     assert long.options.epochs == 3000
     assert long.digest not in {p.digest for p in PROTOCOLS.values()}
+
+
+def test_the_network_of_the_page_is_a_backbone(tmp_path: Path) -> None:
+    (code,) = blocks(DOCS / "pages" / "guides" / "networks-of-your-own.md", "python")
+    (tmp_path / "nets.py").write_text(code)
+    assert build(f"{tmp_path}/nets.py:small", (1, 8, 8), 10).parameters == 64 * 64 + 64 + 64 * 10 + 10
 
 
 def test_the_presets_of_the_page_fit_the_example(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ddbench import plugins
-from ddbench.backbones import build, names
+from ddbench import Rng, plugins
+from ddbench.backbones import build, names, probe
 from ddbench.errors import ConfigError
 
 # From protocol.md, section 2.
@@ -198,6 +198,106 @@ def test_a_file_gives_a_backbone(tmp_path: Path):
     assert build(f"{file}:linear", (1, 8, 8), 10).parameters == 650
     with pytest.raises(ConfigError, match="must be a function of"):
         build(f"{file}:size", (1, 8, 8), 10)
+
+
+def test_a_file_of_several_factories_asks_which(tmp_path: Path):
+    file = tmp_path / "nets.py"
+    code = (
+        "from torch import nn\n\n\ndef {}(shape, classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    file.write_text(code.format("linear") + "\n\ndef _helper():\n    pass\n")
+    assert build(str(file), (1, 8, 8), 10).parameters == 650
+    file.write_text(code.format("linear") + "\n" + code.format("wide"))
+    with pytest.raises(ConfigError, match=r"say which function.*nets.py:linear; it defines linear, wide"):
+        names.canonical(str(file))
+    assert build(f"{file}:wide", (1, 8, 8), 10).parameters == 650
+    file.write_text("from torch import nn\n")
+    with pytest.raises(ConfigError, match=r"nets.py:NAME; it defines no function or class of its own"):
+        names.canonical(str(file))
+    file.write_text("def (:\n")
+    with pytest.raises(ConfigError, match="is no file of Python"):
+        names.canonical(str(file))
+
+
+@pytest.mark.parametrize(
+    ("given_name", "expected"),
+    [
+        ("torchvision:vgg11", "torchvision:vgg11"),
+        ("torchvision:vgg11()", "torchvision:vgg11"),
+        ("torchvision:vgg11( dropout = 0.0 )", "torchvision:vgg11(dropout=0)"),
+        ("torchvision:x(b=[1, 2.5], a='gelu',c=-1, d=(3,))", "torchvision:x(a='gelu',b=(1,2.5),c=-1,d=(3,))"),
+        ("timm:vit_tiny_patch16_224(img_size=32, x=None)", "timm:vit_tiny_patch16_224(img_size=32,x=None)"),
+    ],
+)
+def test_arguments_of_a_library_have_one_spelling(given_name, expected):
+    assert names.canonical(given_name) == names.canonical(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision:", "torchvision:a b", "torchvision:../x", "torchvision:vgg11(0.5)", "torchvision:vgg11(dropout)",
+        "torchvision:vgg11(dropout=0", "torchvision:vgg11(**{})", "torchvision:vgg11(dropout=f())",
+        "torchvision:vgg11(dropout=__import__('os'))", "torchvision:vgg11(x={1: 2})", "torchvision:vgg11(x='a/b')",
+        "torchvision:vgg11(x='..')", "torchvision:vgg11(x=1e999)", "torchvision:vgg11(x=1)(y=2)", "timm:a.b_in1k",
+        "torchvision:vgg11(x=1);print(1)", "torchvision:vgg11(x=((((1,),),),))",
+    ],
+)  # fmt: skip
+def test_what_is_no_name_of_a_library_is_refused(name):
+    with pytest.raises(ConfigError, match=r"should be"):
+        names.canonical(name)
+
+
+@pytest.mark.parametrize("argument", ["weights='DEFAULT'", "pretrained=True", "num_classes=3", "in_chans=3"])
+def test_what_the_suite_decides_is_no_argument(argument):
+    with pytest.raises(ConfigError, match="cannot be given, because"):
+        names.canonical(f"timm:resnet18({argument})")
+
+
+def test_torchvision_takes_arguments():
+    judges = ("mobilenet_v3_small", "mobilenet_v3_small(dropout=0)")
+    with_dropout, without = (build(f"torchvision:{name}", (3, 32, 32), 10) for name in judges)
+    assert (with_dropout.stochastic, without.stochastic) == (True, False)
+    assert with_dropout.parameters == without.parameters
+    with pytest.raises(ConfigError, match=r"cannot be made: TypeError.*dropped"):
+        build("torchvision:squeezenet1_1(dropped=0)", (3, 32, 32), 10)
+    with pytest.raises(ConfigError, match=r"not a GoogLeNetOutputs.*aux_logits=False"):
+        build("torchvision:googlenet(init_weights=False)", (3, 32, 32), 10)
+    with pytest.raises(ConfigError, match=r"takes images of 224x224.*torchvision:vit_b_32\(image_size=32\) takes"):
+        build("torchvision:vit_b_32", (3, 32, 32), 10)
+
+
+def test_timm_is_asked_for_networks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match=r"needs timm.*pip install 'ddbench\[timm\]'"):
+        build("timm:linear", (1, 8, 8), 10)
+
+    def create_model(model, **arguments):
+        assert (model, arguments) == ("linear", {"pretrained": False, "num_classes": 10, "in_chans": 1, "depth": 2})
+        return Net((1, 8, 8), 10)
+
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(list_models=lambda: ["linear"], create_model=create_model))
+    backbone = build("timm:linear(depth=2)", (1, 8, 8), 10)
+    assert (backbone.name, backbone.parameters) == ("timm:linear(depth=2)", 650)
+    with pytest.raises(ConfigError, match=r"timm has no image classifier 'linaer'. Did you mean 'linear'\?"):
+        build("timm:linaer", (1, 8, 8), 10)
+
+
+# Judges of the cross-architecture tables of SRe2L, RDED, D4M and DD-Ranking.
+JUDGES = {
+    "alexnet": 224, "convnext_tiny": 32, "densenet121": 32, "efficientnet_b0": 32, "mobilenet_v2": 32,
+    "mobilenet_v3_large": 32, "regnet_y_400mf": 32, "resnet18": 32, "resnet50": 32, "resnet101": 32,
+    "shufflenet_v2_x0_5": 32, "squeezenet1_0": 32, "swin_t": 32, "vgg11": 32, "vgg16_bn": 32, "vit_b_16": 224,
+    "vit_b_16(image_size=32)": 32,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "size"), JUDGES.items())
+def test_judges_of_published_tables_compute_what_they_compute_by_themselves(model, size):
+    net = build(f"torchvision:{model}", (3, size, size), 10)
+    # Nothing in torchvision mixes a batch but batch norm.
+    assert probe.check_function(net.in_training(), net._make(Rng(2)), net._split) == net.per_sample
 
 
 def test_torchvision_names_are_checked():

@@ -139,6 +139,25 @@ def test_one_judge_without_a_result_is_a_note_and_all_of_them_a_failure(resoluti
     assert (status.state, status.why) == ("done", "tiny@1 with lenet: it diverged")
 
 
+def test_a_judge_that_diverges_at_a_first_look_is_a_note(resolution: Resolution, tmp_path: Path) -> None:
+    assert run_one(resolution, options(tmp_path)).state == "done"
+    path = folder(resolution, tmp_path) / "record.json"
+    record = {name: value for name, value in json.loads(path.read_text()).items() if name != SEAL}
+    (judged,) = record["evaluations"]
+    said = {
+        ("quick@1", "it diverged."): ("done", "it diverged. Smaller step sizes: --protocol quick-large or quick-slow."),
+        ("quick-large@1", "it diverged."): ("done", "it diverged. Smaller step sizes: --protocol quick-slow."),
+        ("quick-slow@1", "it diverged."): ("done", "it diverged."),
+        ("quick@1", "not defined: no such network."): ("failed", "not defined: no such network."),
+        ("dsa@1", "it diverged."): ("failed", "it diverged."),
+    }
+    for (protocol, failed), (state, why) in said.items():
+        lost = judged | {"protocol": protocol, "accuracy": [], "failed": failed}
+        path.write_text(json.dumps(record | {"evaluations": [lost]}))
+        status = status_of(path.parent)
+        assert (status.state, status.why) == (state, f"{protocol} with mlp: {why}")
+
+
 def test_a_finished_run_whose_set_was_damaged_is_not_done(resolution: Resolution, tmp_path: Path) -> None:
     assert run_one(resolution, options(tmp_path)).state == "done"
     path = folder(resolution, tmp_path) / "synthetic.safetensors"
