@@ -14,8 +14,8 @@ from ddbench.cli.common import note, print_json, print_table
 from ddbench.costs.estimate import Estimate, estimate
 from ddbench.errors import DataError
 from ddbench.runs.batch import resolve_all, status_in
-from ddbench.runs.spec import Asked, Resolution, RunSpec, foresee
-from ddbench.text import duration, size
+from ddbench.runs.spec import DEFAULTS_USED, Asked, Resolution, RunSpec, foresee
+from ddbench.text import budget, duration, size
 
 
 def print_plans(
@@ -79,6 +79,12 @@ def _plan(
     return value | ({"missing": missing} if missing else {})
 
 
+def _without_a_paper(spec: RunSpec) -> str:
+    if spec.published is not False:
+        return ""
+    return f"; no published setting for {spec.dataset} at {budget(spec.ipc)}: {DEFAULTS_USED}"
+
+
 def _print_plan(spec: RunSpec, said: Mapping[str, str], runs_root: Path, status: str, cost: Estimate | None) -> None:
     sources = {**said, **spec.sources}
     rows: list[tuple[str, Any, str]] = [
@@ -86,7 +92,7 @@ def _print_plan(spec: RunSpec, said: Mapping[str, str], runs_root: Path, status:
         ("dataset", spec.dataset, spec.data_fingerprint),
         ("ipc", spec.ipc or "the whole dataset", sources["ipc"]),
         ("seed", spec.seed, sources["seed"]),
-        ("preset", spec.preset, sources["preset"]),
+        ("preset", spec.preset, sources["preset"] + _without_a_paper(spec)),
         ("backbone", spec.backbone, sources["backbone"]),
         ("pixels", spec.pixels, sources["pixels"]),
         ("precision", spec.precision, sources["precision"]),

@@ -135,6 +135,7 @@ def run(
     from ddbench.runs.batch import resolve_all, run_all
     from ddbench.runs.devices import choose_device
     from ddbench.runs.runner import RunOptions
+    from ddbench.runs.spec import unpublished
 
     chosen = choose_device(device)
     if dry_run:
@@ -143,6 +144,8 @@ def run(
         print_plans(requests, data_root, runs_root, chosen, _said(ctx), as_json)
         return
     resolutions = resolve_all(requests, data_root, chosen)
+    for sentence in unpublished(resolution.spec for resolution in resolutions):
+        note(f"Note: {sentence}")
     options = RunOptions(
         root=writable(runs_root),
         data_root=data_root,

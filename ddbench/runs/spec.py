@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -39,11 +39,12 @@ from ddbench.plugins import load as load_plugin
 from ddbench.runs.evaluating import Cell, cells
 from ddbench.runs.runspec import RunSpec
 from ddbench.runs.selecting import as_values, config_of, resolve_selection, split_off
-from ddbench.text import MOST_NAME, printable
+from ddbench.text import MOST_NAME, budget, printable
 
 PRESETS = ("paper", "quick")
 UNKNOWN = "unknown"
 CPU = torch.device("cpu")
+DEFAULTS_USED = "the method's defaults are used"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 # So that a method without presets of its own shares a board with the others that are given a first look.
@@ -193,8 +194,31 @@ def _resolve(
         judges=tuple(backbones.canonical(name, info.shape) for name in asked.judges),
         students=asked.students,
         sources=sources,
+        published=_published(loaded, settings, info, asked.ipc) if preset == "paper" else None,
     )
     return spec, kind(resolved.config), judged_by, selection
+
+
+def _published(loaded: Loaded, settings: Sequence[Setting], info: DatasetInfo, ipc: int) -> bool | None:
+    """Whether a paper has settings for a dataset and ipc; None of a method that has none at all, such as a baseline or
+    an author's own, on a dataset that papers know."""
+    if any(setting.publishes(info.name, ipc) for setting in settings):
+        return True
+    has_some = any(setting.preset == "paper" and set(setting.datasets) - {ANY} for setting in settings)
+    ours = loaded.sha256 is None and info.name not in catalogue.CATALOGUE
+    return False if has_some or ours else None
+
+
+def unpublished(specs: Iterable[RunSpec]) -> list[str]:
+    """A sentence for each dataset and ipc for which the preset paper has no settings, though they were asked for."""
+    cells: dict[tuple[str, int], list[str]] = {}
+    for spec in specs:
+        if spec.published is False:
+            cells.setdefault((spec.dataset, spec.ipc), []).append(spec.method)
+    return [
+        f"no published setting of {', '.join(dict.fromkeys(methods))} for {dataset} at {budget(ipc)}: {DEFAULTS_USED}."
+        for (dataset, ipc), methods in cells.items()
+    ]
 
 
 def _stable(info: DatasetInfo, judges: Sequence[str]) -> str:
