@@ -13,6 +13,7 @@ import torch
 from ddbench.cli.common import note, print_json, print_table
 from ddbench.costs.estimate import Estimate, estimate
 from ddbench.errors import DataError
+from ddbench.foreign.starting import read_start
 from ddbench.runs.batch import resolve_all, status_in
 from ddbench.runs.spec import DEFAULTS_USED, Asked, Resolution, RunSpec, foresee
 from ddbench.text import budget, duration, size
@@ -28,7 +29,7 @@ def print_plans(
 ) -> None:
     """Print what would be done: every value with its source, the folder, and about what it costs."""
     try:
-        resolutions = resolve_all(requests, data_root, device)
+        resolutions = resolve_all(requests, data_root, device, read_start)
     except DataError as missing:
         if as_json:
             print_json([_plan(foresee(asked, device), said, runs_root, None, None, str(missing)) for asked in requests])
