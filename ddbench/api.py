@@ -15,6 +15,7 @@ from ddbench.data.dataset import Dataset
 from ddbench.errors import DataError
 from ddbench.evaluation.protocol import judged_by
 from ddbench.evaluation.protocol import protocol as judging_by
+from ddbench.foreign.formats import entry_name
 from ddbench.foreign.importing import Import, bring_in, dataset_of, found_in, load_set
 from ddbench.foreign.starting import read_start
 from ddbench.foreign.terms import Said
@@ -166,7 +167,9 @@ def evaluate(
     if imported:
         found = found_in(place, entry, dataset)
         if len(found) > 1:
-            raise DataError(f"{place} holds {len(found)} sets: {', '.join(o.entry for o in found)}. Say entry=….")
+            raise DataError(
+                f"{place} holds {len(found)} sets: {', '.join(entry_name(o.entry) for o in found)}. Say entry=…."
+            )
         real = dataset_of(found[0], place, dataset, where.data_root)
         refs_of_set = tuple(asked_ref(judging_by(ref), ref) for ref in refs if ref != "native")
         asked = Import(said, name or "", ipc, made_with or "", dict(claims or {}), refs_of_set)

@@ -98,7 +98,7 @@ def _rows(found: Found, diagnosis: Diagnosis, entries: list[str], several: str) 
         ("layout", found.layout),
         (
             "sets",
-            f"{len(entries)}: {', '.join(entries[:8])}{', …' if len(entries) > 8 else ''}; shown is {found.entry}",
+            f"{len(entries)}: {_listed(entries)}; shown is {found.entry}",
         ),
         ("images", f"{diagnosis.images} of {'x'.join(map(str, diagnosis.shape))}, {diagnosis.stored}"),
         ("classes", f"{diagnosis.classes}, with {least if least == most else f'{least} to {most}'} images each"),
@@ -124,6 +124,15 @@ def _rows(found: Found, diagnosis: Diagnosis, entries: list[str], several: str) 
         *((f"claims {name}", str(value)[:80]) for name, value in {**found.about, **found.claims}.items()),
     ]
     return [row for row in rows if row[1]]
+
+
+def _listed(entries: list[str]) -> str:
+    """The first eight, and what was chosen on test images, which nobody should take for the result."""
+    from ddbench.foreign.formats import BEST, entry_name
+
+    first = [entry for entry in entries if entry != BEST][: 8 - (BEST in entries)]
+    left = len(entries) - len(first) - (BEST in entries)
+    return ", ".join([*first, *(["…"] if left else []), *(entry_name(BEST) for _ in range(BEST in entries))])
 
 
 def _json(found: Found, diagnosis: Diagnosis, entries: list[str]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ PICKLES = (".pt", ".pth", ".pkl", ".pickle")
 MTT_FILE = re.compile(r"images_?(?P<tag>.*)\.(?:pt|pth)")
 SHARD = re.compile(r"(?P<stem>.*?)[_-]?(?:shard|part)?[_-]?(?P<number>\d+)[_-]of[_-](?P<count>\d+)")
 NAMED_SHARD = re.compile(r"(?P<stem>.*?)[_-]?(?:shard|part)[_-]?(?P<number>\d+)")
+BEST = "best"  # of the MTT family: the state whose accuracy on test images was the highest on the way
 DC = "pt of the DC layout"
 MTT = "pt files of the MTT family"
 FOLDER = "folder of images"
@@ -128,6 +129,11 @@ def _require_regular(path: Path) -> None:
         raise DataError(f"{path} cannot be read: {why}.")
 
 
+def entry_name(name: str) -> str:
+    """An entry as lists show it: what the MTT family calls best was chosen on test images."""
+    return f"{name} (chosen on test images)" if name == BEST else name
+
+
 def choose(found: Sequence[Found], entry: str | None, shown: Path) -> list[Found]:
     """The sets that are meant: the one called `entry`, all with "all", and without a word those that belong together.
 
@@ -137,14 +143,15 @@ def choose(found: Sequence[Found], entry: str | None, shown: Path) -> list[Found
     if entry is None:
         if len(found) == 1 or found[0].layout == DC:
             return list(found)
+        honest = [name for name in names if name != BEST] or names
         raise DataError(
-            f"{shown} holds {len(found)} states of a set: {', '.join(names)}. Say which is meant, as in "
-            f"--entry {names[-1]}; choosing by test accuracy would be choosing on test data."
+            f"{shown} holds {len(found)} states of a set: {', '.join(map(entry_name, names))}. Say which is meant, as "
+            f"in --entry {honest[-1]}; choosing by test accuracy would be choosing on test data."
         )
     if entry == "all":
         return list(found)
     if entry not in names:
-        raise DataError(f"{shown} has no entry {entry!r}; it has {', '.join(names)}.")
+        raise DataError(f"{shown} has no entry {entry!r}; it has {', '.join(map(entry_name, names))}.")
     return [found[names.index(entry)]]
 
 
@@ -307,7 +314,7 @@ def _shards(folder: Path, tags: Mapping[str, Path]) -> dict[str, list[Path]]:
                 f"{folder} has {len(shards)} shards of the images of {name!r}, and shard {lost} is missing. A part of "
                 "a set is another set; fetch the rest."
             )
-    ordered = sorted(alone, key=lambda tag: (not tag.isdigit(), int(tag) if tag.isdigit() else 0, tag))
+    ordered = sorted(alone, key=lambda tag: (tag == BEST, not tag.isdigit(), int(tag) if tag.isdigit() else 0, tag))
     joined = {name: [shards[number] for number in sorted(shards)] for name, shards in sorted(groups.items())}
     return joined | {tag or "only": [alone[tag]] for tag in ordered}
 

@@ -29,7 +29,7 @@ from ddbench.evaluation.plan import fit
 from ddbench.fields import MOST_COUNT
 from ddbench.foreign.diagnosis import Diagnosis, Reference, diagnose, fitting_datasets, hard
 from ddbench.foreign.exporting import FORMATS, Format, Loss, export
-from ddbench.foreign.formats import Found, choose, read
+from ddbench.foreign.formats import BEST, MTT, Found, choose, entry_name, read
 from ddbench.foreign.terms import Said, Terms, complete, settle
 from ddbench.plugins import names_code
 from ddbench.runs.finishing import describe, finish
@@ -108,6 +108,8 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
     ipc, notes = _ipc(found, asked.ipc, len(dataset.train.classes))
     notes += [f"{finding.text}." for finding in diagnosis.findings if not finding.flag or finding.code == "pixels"]
     notes += [f"{f.text}. If they are, say {f.flag}." for f in diagnosis.findings if f.code == "tiles"]
+    if found.layout == MTT and found.entry == BEST:
+        notes.append("its maker chose this state by accuracy on test images, so that its accuracy here is too high.")
     several = decoded(found, terms.decode, terms.sources.get("decode", ""))
     notes += [f"{several}."] if several else []
     guessed = [name for name, how in terms.sources.items() if how == "guessed" and name != "decode"]
@@ -175,8 +177,10 @@ def load_set(path: Path, said: Said, dataset: str | None, entry: str | None, dat
         return LoadedSet.of(synthetic, about, data_root, store)
     several = found_in(path, entry, dataset)
     if len(several) > 1:
-        names = ", ".join(one.entry for one in several)
-        raise DataError(f"{path} holds {len(several)} sets: {names}. Say which is meant, as in --entry {names[0]}.")
+        names = ", ".join(entry_name(one.entry) for one in several)
+        raise DataError(
+            f"{path} holds {len(several)} sets: {names}. Say which is meant, as in --entry {several[0].entry}."
+        )
     (found,) = several
     about = dict(found.about) | ({} if dataset is None else {"dataset": dataset})
     if found.ours is not None and said == Said():
