@@ -15,7 +15,7 @@ from ddbench.costs.estimate import Estimate, estimate
 from ddbench.errors import DataError
 from ddbench.foreign.starting import read_start
 from ddbench.runs.batch import resolve_all, status_in
-from ddbench.runs.spec import DEFAULTS_USED, Asked, Resolution, RunSpec, foresee
+from ddbench.runs.spec import DEFAULTS_USED, Asked, Resolution, RunSpec, foresee, remarks
 from ddbench.text import budget, duration, size
 
 
@@ -38,6 +38,8 @@ def print_plans(
             _print_plan(foresee(asked, device), said, runs_root, "missing", None)
         note(f"There is no estimate, because the data is missing: {missing}")
         return
+    for sentence in remarks(resolutions):
+        note(f"Note: {sentence}")
     estimates = _estimates(resolutions, runs_root, device)
     if as_json:
         print_json(

@@ -136,7 +136,7 @@ def run(
     from ddbench.runs.batch import resolve_all, run_all
     from ddbench.runs.devices import choose_device
     from ddbench.runs.runner import RunOptions
-    from ddbench.runs.spec import unpublished
+    from ddbench.runs.spec import remarks
 
     chosen = choose_device(device)
     if dry_run:
@@ -145,7 +145,7 @@ def run(
         print_plans(requests, data_root, runs_root, chosen, _said(ctx), as_json)
         return
     resolutions = resolve_all(requests, data_root, chosen, read_start)
-    for sentence in unpublished(resolution.spec for resolution in resolutions):
+    for sentence in remarks(resolutions):
         note(f"Note: {sentence}")
     options = RunOptions(
         root=writable(runs_root),

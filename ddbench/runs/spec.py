@@ -28,7 +28,7 @@ from ddbench.config import (
 from ddbench.data import catalogue
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.dataset import Dataset
-from ddbench.data.pixels import canonical_name
+from ddbench.data.pixels import canonical_name, check_pixels
 from ddbench.data.sources import load
 from ddbench.engine.precision import Precision, usual
 from ddbench.errors import ConfigError, PluginError
@@ -226,6 +226,7 @@ def _resolve(
         if value:
             run[name] = value
             sources[name] = asked.source(name)
+    check_pixels(run["pixels"], info, info.shape)
     refs = run["protocol"] if isinstance(run["protocol"], list) else [run["protocol"]]
     if not asked.protocols:
         refs = [_stable(info, asked.judges) if ref == "quick@1" else ref for ref in refs]
@@ -276,6 +277,24 @@ def unpublished(specs: Iterable[RunSpec]) -> list[str]:
     return [
         f"no published setting of {', '.join(dict.fromkeys(methods))} for {dataset} at {budget(ipc)}: {DEFAULTS_USED}."
         for (dataset, ipc), methods in cells.items()
+    ]
+
+
+def remarks(resolutions: Iterable[Resolution]) -> list[str]:
+    """Sentences that a person should read before the runs: of settings that no paper has, and of an unused network."""
+    there = list(resolutions)
+    unused = {
+        (r.spec.method, r.spec.backbone): None
+        for r in there
+        if not r.method.uses_backbone and not r.spec.sources["backbone"].startswith(("default", "preset"))
+    }
+    return [
+        *unpublished(r.spec for r in there),
+        *(
+            f"{method} uses no backbone: {backbone} changes nothing in its set and is only part of the run's name. "
+            f"`ddbench show method {method}` lists what it has instead."
+            for method, backbone in unused
+        ),
     ]
 
 

@@ -105,6 +105,7 @@ class KIP(Method[KIPState]):
         memory_advice="--set memory_gib=1 computes kernels in smaller chunks",
     )
     Config = KIPConfig
+    uses_backbone = False
     config: KIPConfig
 
     @property

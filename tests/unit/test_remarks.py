@@ -1,4 +1,4 @@
-"""Where the preset of papers has no settings for a dataset and ipc, everything that shows the run says so."""
+"""What is said before a run: settings that no paper has, a network that is not used, pixels that cannot be whitened."""
 
 import json
 from pathlib import Path
@@ -112,3 +112,30 @@ def test_records_of_before_have_boards_as_before() -> None:
     published = read_published(Path(__file__).parents[1] / "golden" / "boards" / "published.csv")
     text = board(summarise(collect(records)), published, "cifar10", 10).to_text()
     assert "No published settings" not in text
+
+
+def test_a_network_that_is_not_used_is_said(data: Path, tmp_path: Path) -> None:
+    where = ["--dataset", "own", "--ipc", "1", "--data", data, "--runs", tmp_path / "runs", "--device", "cpu"]
+    asking = ["run", "--method", "kip", "--method", "dm", *where, "--preset", "quick", "--dry-run", "--backbone"]
+    told = "Note: kip uses no backbone: resnet18-bn changes nothing in its set and is only part of the run's name."
+    said = command(*asking, "resnet18-bn")
+    assert said.exit_code == 0, said.output
+    assert said.stderr.count(told) == 1
+    assert "dm uses no backbone" not in said.stderr
+    # Nobody has asked for the one that it is left with.
+    assert "uses no backbone" not in command(*asking[:-1]).stderr
+
+
+@pytest.mark.parametrize("method", ["dm", "mtt", "herding"])
+def test_a_whitening_that_is_too_large_is_refused_before_a_run(method: str, tmp_path: Path) -> None:
+    images = np.zeros((8, 72, 72, 3), dtype=np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None, None]
+    np.savez(tmp_path / "big.npz", x_train=images[:4], y_train=[0, 0, 1, 1], x_test=images[4:], y_test=[0, 0, 1, 1])
+    where = ["--data", tmp_path / "data", "--runs", tmp_path / "runs"]
+    assert command("data", "add", "big", tmp_path / "big.npz", *where[:2]).exit_code == 0
+    asking = ["run", "--method", method, "--dataset", "big", "--ipc", "1", *where, "--pixels", "zca"]
+    dry, run = command(*asking, "--dry-run"), command(*asking)
+    assert dry.exit_code == run.exit_code == 1
+    assert "zca(eps=0.1) needs a 15552 x 15552 matrix for images of shape (3, 72, 72)" in dry.stderr
+    assert dry.stderr.splitlines()[-1] == run.stderr.splitlines()[-1]
+    # Before the folder of the run is there, and before experts are made.
+    assert not (tmp_path / "runs").exists()
