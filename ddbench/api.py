@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.data import sources
 from ddbench.data.dataset import Dataset
+from ddbench.data.scale import left_range
 from ddbench.errors import DataError
 from ddbench.evaluation.protocol import judged_by
 from ddbench.evaluation.protocol import protocol as judging_by
@@ -65,6 +66,8 @@ class Run:
     def __repr__(self) -> str:
         run = self.record.run
         lines = [f"{run.method} on {run.dataset}, {budget(run.ipc)}, seed {run.seed}: {self.folder}"]
+        if said := left_range(self.record.synthetic.scale or 0.0):
+            lines.append(said)
         for part in self.record.evaluations:
             result = f"failed: {part.failed}"
             if part.accuracy:

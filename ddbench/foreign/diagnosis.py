@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ddbench.data.catalogue import CATALOGUE, DatasetInfo
 from ddbench.data.pixels import canonical_name
+from ddbench.data.scale import largeness, left_range, scale_of
 from ddbench.data.tensors import DatasetTensors
 from ddbench.foreign import tiles
 from ddbench.foreign.formats import Found
@@ -240,6 +241,7 @@ def diagnose(
     per_class = torch.bincount(given.clamp(min=0)) if given is not None else torch.zeros(1, dtype=torch.int64)
     findings = [
         *_of_numbers(finite, labels),
+        *_of_scale(found, whole, real, pixels, guess),
         *_of_shape(shape, info),
         *_of_pixels(guess, clear, pixels, images.dtype == torch.uint8, found.ours is not None),
         *_of_classes(labels, info),
@@ -285,6 +287,17 @@ def _of_numbers(finite: Tensor, labels: Tensor | None) -> list[Finding]:
     if labels is not None and labels.is_floating_point() and not bool(torch.isfinite(labels).all()):
         return [Finding("not-finite", "labels hold nan or infinite numbers", fatal=True)]
     return []
+
+
+def _of_scale(found: Found, images: Tensor, real: Reference, said: str | None, guess: Guess) -> list[Finding]:
+    """Pixels far from those of any image, in the space that is said, else the likeliest."""
+    if not found.images.is_floating_point():
+        return []
+    said = found.ours.pixels if found.ours is not None else said
+    # A whitening of another kind than these two scales alike.
+    space = real.spaces.get(_family(said), real.spaces["zca"]) if said else real.spaces[guess]
+    text = left_range(scale_of(images, largeness(space)))
+    return [Finding("diverged", text)] if text else []
 
 
 def _of_shape(shape: tuple[int, int, int], info: DatasetInfo | None) -> list[Finding]:

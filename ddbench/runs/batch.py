@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ddbench.data.scale import left_range
 from ddbench.errors import DdbenchError, RunError
 from ddbench.runs.record import RunRecord
 from ddbench.runs.rundir import RunDir
@@ -62,7 +63,14 @@ def run_one(resolution: Resolution, options: RunOptions) -> Outcome:
         busy = isinstance(error, RunError) and RunDir.holder(folder) is not None
         return Outcome(resolution.spec, folder, "running" if busy else "failed", message=str(error))
     status = judged(record, resolution.cells)
-    return Outcome(resolution.spec, folder, status.state, record, status.why)
+    return Outcome(
+        resolution.spec, folder, status.state, record, "\n".join(filter(None, (_diverged(record), status.why)))
+    )
+
+
+def _diverged(record: RunRecord) -> str:
+    said = left_range(record.synthetic.scale or 0.0)
+    return f"{said[0].upper()}{said[1:]}." if said else ""
 
 
 def status_in(resolution: Resolution, root: Path) -> Status:
