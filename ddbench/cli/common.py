@@ -88,6 +88,9 @@ decode_option = click.option(
     metavar="NAME",
     help="Of a file: tiles:2 where an image holds 2 x 2 smaller ones (IDC, NCFM, …); none.",
 )
+size_option = click.option(
+    "--size", type=click.IntRange(min=1), metavar="N", help="Of a file: resize its images to N x N pixels."
+)
 students_option = click.option(
     "--students",
     type=click.IntRange(min=1),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddbench.cli.common import data_option, decode_option, json_option, note, print_json, print_table
+from ddbench.cli.common import data_option, decode_option, json_option, note, print_json, print_table, size_option
 
 if TYPE_CHECKING:
     from ddbench.foreign.diagnosis import Diagnosis
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.option("--dataset", metavar="NAME", help="The dataset that the set is for; with it, more can be told.")
 @click.option("--pixels", metavar="NAME", help="The pixel space that the set is said to be in.")
 @decode_option
+@size_option
 @click.option("--entry", metavar="NAME", help="Which set of a file that holds several; default: the first.")
 @click.option(
     "--picture", metavar="FILE", type=click.Path(path_type=Path), help="Draw its images, one row a class, as PNG."
@@ -31,6 +32,7 @@ def inspect(
     dataset: str | None,
     pixels: str | None,
     decode: str | None,
+    size: int | None,
     entry: str | None,
     picture: Path | None,
     data_root: Path,
@@ -57,7 +59,7 @@ def inspect(
         file = folder.synthetic
         if file.is_file():
             folder.set_sha256()
-    sets = read(file, info)
+    sets = read(file, info, size)
     found = choose(sets, entry, path)[0] if entry else sets[0]
     name = dataset or str(found.about.get("dataset", ""))
     reference = None

@@ -95,20 +95,42 @@ def read_image_folder(
     )
 
 
-def read_class_folders(folder: Path, info: DatasetInfo | None = None) -> tuple[Tensor, Tensor, list[Path]]:
+def read_class_folders(
+    folder: Path, info: DatasetInfo | None = None, size: int | None = None
+) -> tuple[Tensor, Tensor, list[Path]]:
     """The images of CLASS/..., as [N, C, H, W] uint8, their labels [N] int64, and their files.
 
     Folders that are all numbers are class numbers; others are classes in the order of `info`, or else of their names.
+    Images are resized to `size` x `size` pixels when given.
     Raises: DataError if there are no classes, or an image is corrupt or of another size.
     """
     names, _ = _classes(folder, str(folder), info)
-    reader = _Reader(folder, str(folder), None, None)
+    reader = _Reader(folder, str(folder), (size, size) if size else None, None)
     files = _class_files(folder, names, reader)
     decoded = reader.decode(files)
     numbers = torch.tensor([int(name) for name in names]) if all(name.isdecimal() for name in names) else None
     labels = decoded.labels if numbers is None else numbers[decoded.labels]
     images = decoded.images if decoded.colour else decoded.images[:, :1].contiguous()
     return images, labels, [path for paths in files for path in paths]
+
+
+def read_images(folder: Path, size: int | None = None) -> tuple[Tensor, list[Path]]:
+    """The images that lie in a folder, as [N, C, H, W] uint8, and their files: 2.png before 10.png.
+
+    Images are resized to `size` x `size` pixels when given.
+    Raises: DataError if there are none, or one is corrupt or of another size.
+    """
+    found = [path for path in visible(folder) if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES]
+    if not found:
+        raise DataError(f"{folder} has no images.")
+    files = sorted(
+        found, key=lambda path: [int(part) if part.isdecimal() else part for part in _NUMBERS.split(path.name)]
+    )
+    decoded = _Reader(folder, str(folder), (size, size) if size else None, None).decode([files])
+    return decoded.images if decoded.colour else decoded.images[:, :1].contiguous(), files
+
+
+_NUMBERS = re.compile(r"(\d+)")
 
 
 class _Reader:

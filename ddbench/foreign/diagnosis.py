@@ -304,8 +304,14 @@ def _of_shape(shape: tuple[int, int, int], info: DatasetInfo | None) -> list[Fin
     if info is None or shape == info.shape:
         return []
     fits = [entry.name for entry in CATALOGUE.values() if entry.shape == shape]
+    square = info.shape[0] == shape[0] and info.shape[1] == info.shape[2]
+    resize = f"; --size {info.shape[1]} resizes them" if square and not fits else ""
     other = f"; {' and '.join(fits)} would fit" if fits else ""
-    return [Finding("shape", f"images are {shape} and those of {info.name} are {info.shape}{other}", "--dataset", True)]
+    return [
+        Finding(
+            "shape", f"images are {shape} and those of {info.name} are {info.shape}{other}{resize}", "--dataset", True
+        )
+    ]
 
 
 def _of_pixels(guess: Guess, clear: bool, said: str | None, stored_as_bytes: bool, ours: bool) -> list[Finding]:

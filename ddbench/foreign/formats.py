@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddbench import synthetic as sets
 from ddbench.data.catalogue import DatasetInfo
-from ddbench.data.folders import read_class_folders
+from ddbench.data.folders import read_class_folders, read_images, visible
 from ddbench.errors import DataError
 from ddbench.fields import MOST_COUNT
 from ddbench.files import not_regular, open_regular, sha256_of
@@ -32,7 +33,8 @@ from ddbench.text import printable
 
 READS = (
     "Read are: .safetensors; .pt of the DC layout {'data': [[images, labels], …]}; images_*.pt with labels_*.pt, in "
-    "shards too; .npz with images and labels; .npy of uint8; a folder with one folder of images per class."
+    "shards too; .npz with images and labels; .npy of uint8; a folder with one folder of images per class; "
+    "labels.pt or labels.npy beside images."
 )
 IMAGE_KEYS = ("images", "image_syn", "x", "x_train", "train_images", "data")
 LABEL_KEYS = ("labels", "label_syn", "y", "y_train", "train_labels", "targets", "label")
@@ -45,6 +47,8 @@ BEST = "best"  # of the MTT family: the state whose accuracy on test images was 
 DC = "pt of the DC layout"
 MTT = "pt files of the MTT family"
 FOLDER = "folder of images"
+LABEL_FILES = ("labels.pt", "labels.pth", "labels.npy")  # beside images or class folders
+AGREEING = 0.5  # of soft labels with their folders; less says that the two are not in one order
 HEADER_FILE = "ddbench.json"  # beside the class folders of an exported set
 MOST_CLASSES = 100_000  # five times those of the largest image dataset
 MOST_CLAIM = 2000  # characters of a claim that are kept
@@ -100,15 +104,31 @@ class Found:
         return sum(path.stat().st_size for path in self.files)
 
 
-def read(path: Path, info: DatasetInfo | None = None) -> list[Found]:
+def read(path: Path, info: DatasetInfo | None = None, size: int | None = None) -> list[Found]:
     """Every set in a file or folder, in its order; at least one. `info` knows the order of classes that have names.
 
+    Images are resized to `size` x `size` pixels when given.
     Raises: DataError for what is missing, damaged, of no known layout, or would run code when it is opened.
     """
     if not path.exists():
         raise DataError(f"there is no file {path}.")
     if path.is_dir():
-        return _read_folder(path, info)
+        return [_resized(found, size) for found in _read_folder(path, info, size)]
+    return [_resized(found, size) for found in _read_file(path)]
+
+
+def _resized(found: Found, size: int | None) -> Found:
+    """Bilinear, and smoothed where it becomes smaller, as pictures are resized."""
+    if size is None or tuple(found.images.shape[-2:]) == (size, size):
+        return found
+    if found.ours is not None:
+        raise DataError("a set of ddbench has the size that it was made for; --size is for those of others.")
+    images = F.interpolate(found.images.float(), size=(size, size), mode="bilinear", antialias=True)
+    whole = found.images.dtype == torch.uint8
+    return replace(found, images=images.round().clamp(0, 255).to(torch.uint8) if whole else images)
+
+
+def _read_file(path: Path) -> list[Found]:
     _require_regular(path)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
@@ -155,13 +175,21 @@ def choose(found: Sequence[Found], entry: str | None, shown: Path) -> list[Found
     return [found[names.index(entry)]]
 
 
-def _read_folder(folder: Path, info: DatasetInfo | None) -> list[Found]:
+def _read_folder(folder: Path, info: DatasetInfo | None, size: int | None) -> list[Found]:
     if any(MTT_FILE.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_file()):
         return _read_mtt(folder)
+    there = [folder / name for name in LABEL_FILES if (folder / name).is_file()]
+    given = there[0] if there and not (folder / HEADER_FILE).is_file() else None
+    if given is not None and not any(entry.is_dir() for entry in visible(folder)):
+        images, files = read_images(folder, size)
+        rows = _labels(given, _label_rows(given), len(images))
+        return [Found(images, rows, None, FOLDER, folder.resolve().name, (*files, given))]
     try:
-        images, labels, files = read_class_folders(folder, info)
+        images, labels, files = read_class_folders(folder, info, size)
     except DataError as error:
         raise DataError(f"{error} {READS}") from None
+    if given is not None:
+        labels, files = _labels_of_folders(given, labels, files), [*files, given]
     found = Found(images, labels, None, FOLDER, folder.resolve().name, tuple(files))
     beside = folder / HEADER_FILE
     if not beside.is_file():
@@ -175,6 +203,35 @@ def _read_folder(folder: Path, info: DatasetInfo | None) -> list[Found]:
         tensors["recipe.lr"] = _rate(beside, header["lr"])
     whole = sets.assemble(kept, tensors, str(beside))
     return [replace(found, lr=whole.recipe.lr, ours=whole, about=origin(header["about"]))]
+
+
+def _label_rows(path: Path) -> Tensor:
+    if path.suffix != ".npy":
+        return _tensor(path, _unpickle(path))
+    with _careful(path), open_regular(path) as file:
+        return _tensor(path, np.load(file, allow_pickle=False))
+
+
+def _labels_of_folders(path: Path, classes: Tensor, files: Sequence[Path]) -> Tensor:
+    """Soft labels that lie beside class folders, in the order of the images there.
+
+    Class 10 comes after class 2 or before it: the order is taken in which rows and folders agree most.
+    Raises: DataError where they agree in no order.
+    """
+    rows = _labels(path, _label_rows(path), len(classes))
+    by_text = torch.tensor(sorted(range(len(files)), key=lambda at: str(files[at]))).argsort()
+    fitting = max((rows, rows[by_text]), key=lambda some: _agreeing(some, classes))
+    if _agreeing(fitting, classes) < AGREEING:
+        raise DataError(
+            f"{path} has the labels of other images, or of these in another order: the likeliest class is that of the "
+            f"folder for {100 * _agreeing(fitting, classes):.0f} % of them. Take it away to judge the classes alone."
+        )
+    return fitting
+
+
+def _agreeing(rows: Tensor, classes: Tensor) -> float:
+    given = rows.argmax(dim=1) if rows.ndim == 2 else rows
+    return float((given == classes).float().mean())
 
 
 def _read_safetensors(path: Path) -> Found:

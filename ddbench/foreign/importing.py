@@ -60,10 +60,13 @@ class Import:
     protocols: tuple[str, ...] = ()
 
 
-def found_in(path: Path, entry: str | None, dataset: str | None) -> list[Found]:
-    """The sets of a foreign file that are meant. Raises: DataError where there are none, or a choice is needed."""
+def found_in(path: Path, entry: str | None, dataset: str | None, size: int | None = None) -> list[Found]:
+    """The sets of a foreign file that are meant, resized to `size` pixels when given.
+
+    Raises: DataError where there are none, or a choice is needed.
+    """
     try:
-        return choose(read(path, catalogue.CATALOGUE.get(dataset or "")), entry, path)
+        return choose(read(path, catalogue.CATALOGUE.get(dataset or ""), size), entry, path)
     except DataError as error:
         if path.is_dir():
             raise DataError(
@@ -175,7 +178,7 @@ def load_set(path: Path, said: Said, dataset: str | None, entry: str | None, dat
     if (path / SPEC).is_file():
         _, synthetic, about, store = own_set(path)
         return LoadedSet.of(synthetic, about, data_root, store)
-    several = found_in(path, entry, dataset)
+    several = found_in(path, entry, dataset, said.size)
     if len(several) > 1:
         names = ", ".join(entry_name(one.entry) for one in several)
         raise DataError(

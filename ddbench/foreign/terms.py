@@ -34,6 +34,7 @@ class Said:
     `pixels` is a pixel space, or "unit" or "raw" for images from 0 to 1 or to 255 that are still to be normalised.
     `labels` is a kind of labels, or "hard" for the arg-max of rows, "sorted" for none and equally many images a class,
     "from-1" for classes counted from 1. `decode` is a decoder, such as "tiles:2" for 2 x 2 smaller images in each.
+    `size` is the width in pixels that images were resized to when they were read.
     """
 
     pixels: str | None = None
@@ -41,6 +42,7 @@ class Said:
     lr: float | None = None
     augment: str | None = None
     decode: str | None = None
+    size: int | None = None
 
     def __post_init__(self) -> None:
         if self.decode is not None:
@@ -68,12 +70,16 @@ class Terms:
     augment: str | None
     sources: Mapping[str, str]
     decode: str = NONE
+    size: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The terms as specs and records keep them."""
         # Only where it is said beside a set of ddbench, so that runs keep their ids.
         decode = {"decode": self.decode} if "decode" in self.sources else {}
-        values = decode | {"pixels": self.pixels, "scale": self.scale, "labels": self.labels, "augment": self.augment}
+        size = {"size": self.size} if self.size is not None else {}
+        values = (
+            decode | size | {"pixels": self.pixels, "scale": self.scale, "labels": self.labels, "augment": self.augment}
+        )
         lr = list(self.lr) if isinstance(self.lr, tuple) else self.lr
         return {**values, "lr": lr}
 
@@ -116,7 +122,9 @@ def settle(found: Found, said: Said, diagnosis: Diagnosis) -> Terms:
     augment = said.augment or (own.recipe.augment if own is not None else None)
     decode, how = decoder_of(found, said)
     sources |= {"decode": how} if how else {}
-    return Terms(canonical_name(str(pixels)), scale, labels, lr, augment, sources, decode)
+    if said.size is not None:
+        sources["size"] = "flag"
+    return Terms(canonical_name(str(pixels)), scale, labels, lr, augment, sources, decode, said.size)
 
 
 def complete(found: Found, terms: Terms, space: PixelSpace, classes: int) -> SyntheticSet:
