@@ -64,7 +64,7 @@ def run_one(resolution: Resolution, options: RunOptions) -> Outcome:
         return Outcome(resolution.spec, folder, "running" if busy else "failed", message=str(error))
     status = judged(record, resolution.cells)
     return Outcome(
-        resolution.spec, folder, status.state, record, "\n".join(filter(None, (_diverged(record), status.why)))
+        resolution.spec, folder, status.state, record, "\n".join(filter(None, (status.why, _diverged(record))))
     )
 
 
