@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.data import sources
 from ddbench.data.dataset import Dataset
+from ddbench.data.scale import left_range
 from ddbench.errors import ConfigError, DataError
 from ddbench.evaluation.protocol import judged_by
 from ddbench.evaluation.protocol import protocol as judging_by
+from ddbench.foreign.formats import entry_name
 from ddbench.foreign.importing import Import, bring_in, dataset_of, found_in, load_set
 from ddbench.foreign.published_sets import is_name, place_of_sets, take
+from ddbench.foreign.starting import read_start
 from ddbench.foreign.terms import Said
 from ddbench.leaderboard import comparison
 from ddbench.leaderboard.boards import local_summary
@@ -67,6 +70,8 @@ class Run:
     def __repr__(self) -> str:
         run = self.record.run
         lines = [f"{run.method} on {run.dataset}, {budget(run.ipc)}, seed {run.seed}: {self.folder}"]
+        if said := left_range(self.record.synthetic.scale or 0.0):
+            lines.append(said)
         for part in self.record.evaluations:
             result = f"failed: {part.failed}"
             if part.accuracy:
@@ -120,11 +125,11 @@ def run(
         judges=_several(judge),
         students=students,
         precision=precision,
-        options=dict(options or {}),
+        options={name: _plain(value) for name, value in (options or {}).items()},
         select=select,
     )
     where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve)
-    resolution = resolve_spec(asked, where.data_root, where.device)
+    resolution = resolve_spec(asked, where.data_root, where.device, read_start)
     record = runner.run(resolution, where)
     return Run(where.root / resolution.spec.folder, record, where.data_root)
 
@@ -141,6 +146,8 @@ def evaluate(
     labels: str | None = None,
     lr: float | None = None,
     augment: str | None = None,
+    decode: str | None = None,
+    size: int | None = None,
     entry: str | None = None,
     name: str | None = None,
     ipc: int | None = None,
@@ -155,19 +162,22 @@ def evaluate(
 
     `path` is the folder of a run, or a file or folder that was downloaded, which becomes a run without a condensation.
     `protocol` and `judge` are one name or several; left out, those of the run, or of the protocol. What a downloaded
-    file does not say is said here: `dataset`, `pixels`, `labels`, `lr` and `augment` as in `load`; `entry` which set of
-    several; `name` what boards call it, `ipc` its budget, `made_with` its backbone, `claims` what its maker says of it.
+    file does not say is said here: `dataset`, `pixels`, `labels`, `lr`, `augment`, `decode` and `size` as in `load`;
+    `entry` which set of several; `name` what boards call it, `ipc` its budget, `made_with` its backbone, `claims` what
+    its maker says of it.
     Raises: DdbenchError, with a sentence that says what to do; it calls the arguments by the command line's options.
     """
     place = path.folder if isinstance(path, Run) else Path(path)
     refs = _several(protocol)
     imported = not (place / SPEC).is_file()
     where = _options(device, data, runs if imported else RunDir.at(place).root, progress=progress, curve=curve)
-    said = Said(pixels, labels, lr, augment)
+    said = Said(pixels, labels, lr, augment, decode, size)
     if imported:
-        found = found_in(place, entry, dataset, where.data_root)
+        found = found_in(place, entry, dataset, where.data_root, size)
         if len(found) > 1:
-            raise DataError(f"{place} holds {len(found)} sets: {', '.join(o.entry for o in found)}. Say entry=….")
+            raise DataError(
+                f"{place} holds {len(found)} sets: {', '.join(entry_name(o.entry) for o in found)}. Say entry=…."
+            )
         real = dataset_of(found[0], place, dataset, where.data_root)
         refs_of_set = tuple(asked_ref(judging_by(ref), ref) for ref in refs if ref != "native")
         asked = Import(said, name or "", ipc, made_with or "", dict(claims or {}), refs_of_set)
@@ -188,6 +198,8 @@ def load(
     labels: str | None = None,
     lr: float | None = None,
     augment: str | None = None,
+    decode: str | None = None,
+    size: int | None = None,
     entry: str | None = None,
     data: str | Path | None = None,
 ) -> LoadedSet:
@@ -197,13 +209,14 @@ def load(
     shows them, and the environment variable DDBENCH_SETS says in which folder or at which address they are.
     What a file of others does not say is said here, as for `evaluate`: `dataset`, the one that it was condensed from;
     `pixels`, such as "zca", or "unit" or "raw" for images that are still to be normalised; `labels`, such as
-    "probability"; `lr`, the step size that was learned with it; `entry`, which set of several.
+    "probability"; `lr`, the step size that was learned with it; `decode`, such as "tiles:2" for sets that store 2 x 2
+    smaller images in each; `size`, to resize images to so many pixels; `entry`, which set of several.
     Raises: DdbenchError where there is no such set, it is damaged, or something has to be said.
     """
     place, root = path.folder if isinstance(path, Run) else Path(path), _folder(data, DATA)
     if isinstance(path, str) and is_name(path) and not place.exists():
         place = take(path, place_of_sets(), root)
-    return load_set(place, Said(pixels, labels, lr, augment), dataset, entry, root)
+    return load_set(place, Said(pixels, labels, lr, augment, decode, size), dataset, entry, root)
 
 
 def load_dataset(name: str, *, data: str | Path | None = None) -> Dataset:
@@ -273,6 +286,11 @@ def _options(
 def _folder(given: str | Path | None, variable: str) -> Path:
     usual = {DATA: "data", RUNS: "runs"}[variable]
     return Path(given) if given is not None else Path(os.environ.get(variable) or usual)
+
+
+def _plain(value: Any) -> Any:
+    """A value of an option as text can say it: a run, to start from its set, is its folder."""
+    return str(value.folder) if isinstance(value, Run) else str(value) if isinstance(value, Path) else value
 
 
 def _several(names: Several) -> tuple[str, ...]:

@@ -112,6 +112,8 @@ class Method(ABC, Generic[S]):
     name: ClassVar[str]
     info: ClassVar[MethodInfo]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    # False where no network of the problem is used, so that --backbone changes nothing.
+    uses_backbone: ClassVar[bool] = True
     # How a run keeps its best set on held-out images unless it is asked to do it otherwise.
     selection: ClassVar[Selection] = Selection()
     config: Any

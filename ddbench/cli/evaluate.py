@@ -10,6 +10,7 @@ import click
 
 from ddbench.cli.common import (
     data_option,
+    decode_option,
     device_option,
     json_option,
     note,
@@ -18,6 +19,7 @@ from ddbench.cli.common import (
     print_table,
     quiet_option,
     runs_option,
+    size_option,
     stack,
     students_option,
     writable,
@@ -43,6 +45,8 @@ _said = stack(
     ),
     click.option("--lr", type=float, metavar="X", help="Of a file: the step size that was learned with it."),
     click.option("--augment", metavar="OPS", help="Of a file: the augmentation that belongs to it; kept, not used."),
+    decode_option,
+    size_option,
     click.option("--entry", metavar="NAME", help="Of a file with several sets: which one, or all."),
     click.option("--name", metavar="NAME", help="Of a file: what boards call it."),
     click.option("--ipc", type=click.IntRange(min=1), metavar="N", help="Of a file: its budget, if not as counted."),
@@ -195,6 +199,8 @@ def _bring_in(
     labels: str | None,
     lr: float | None,
     augment: str | None,
+    decode: str | None,
+    size: int | None,
     entry: str | None,
     name: str | None,
     ipc: int | None,
@@ -208,9 +214,9 @@ def _bring_in(
     from ddbench.foreign.terms import Said
     from ddbench.runs.spec import asked_ref
 
-    said = Said(pixels, labels, lr, augment)
+    said = Said(pixels, labels, lr, augment, decode, size)
     protocols = tuple(asked_ref(protocol(ref), ref) for ref in refs if ref != "native")
-    found = found_in(path, entry, dataset, options.data_root)
+    found = found_in(path, entry, dataset, options.data_root, size)
     data = dataset_of(found[0], path, dataset, options.data_root)
     claimed = parse_assignments(claims, "--claim accuracy=0.5")
     asked = Import(said, name or "", ipc, made_with or "", claimed, protocols)

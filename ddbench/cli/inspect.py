@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddbench.cli.common import data_option, json_option, note, print_json, print_table
+from ddbench.cli.common import data_option, decode_option, json_option, note, print_json, print_table, size_option
 
 if TYPE_CHECKING:
     from ddbench.foreign.diagnosis import Diagnosis
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 @click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
 @click.option("--dataset", metavar="NAME", help="The dataset that the set is for; with it, more can be told.")
 @click.option("--pixels", metavar="NAME", help="The pixel space that the set is said to be in.")
+@decode_option
+@size_option
 @click.option("--entry", metavar="NAME", help="Which set of a file that holds several; default: the first.")
 @click.option(
     "--picture", metavar="FILE", type=click.Path(path_type=Path), help="Draw its images, one row a class, as PNG."
@@ -29,6 +31,8 @@ def inspect(
     path: Path,
     dataset: str | None,
     pixels: str | None,
+    decode: str | None,
+    size: int | None,
     entry: str | None,
     picture: Path | None,
     data_root: Path,
@@ -45,6 +49,7 @@ def inspect(
     from ddbench.foreign.diagnosis import Finding, Reference, diagnose
     from ddbench.foreign.formats import choose, read
     from ddbench.foreign.leaks import count_test_images, sentence
+    from ddbench.foreign.terms import Said, decoder_of
     from ddbench.runs.rundir import RunDir
 
     info = sharing.known_classes(dataset, data_root)
@@ -54,7 +59,7 @@ def inspect(
         file = folder.synthetic
         if file.is_file():
             folder.set_sha256()
-    sets = read(file, info)
+    sets = read(file, info, size)
     found = choose(sets, entry, path)[0] if entry else sets[0]
     name = dataset or str(found.about.get("dataset", ""))
     reference, leaked = None, 0
@@ -67,18 +72,19 @@ def inspect(
             if info is None:
                 raise
             note(f"Note: compared with an average image, not with {name}: {error}")
-    diagnosis = diagnose(found, reference, info, pixels)
+    diagnosis = diagnose(found, reference, info, pixels, decode)
     if leaked:
         finding = Finding("test-images", sentence(leaked, len(found.images), data))
         diagnosis = replace(diagnosis, findings=(finding, *diagnosis.findings))
+    several = sharing.decoded(found, *decoder_of(found, Said(decode=decode)))
     if picture is not None:
         shown = reference or Reference.natural(diagnosis.shape)
         unfinished(picture)
         write_atomically(picture, sharing.picture(found, diagnosis, shown, info, path.name))
     if as_json:
-        print_json(_json(found, diagnosis, [one.entry for one in sets]))
+        print_json({**_json(found, diagnosis, [one.entry for one in sets]), "decode": several})
         return
-    print_table(_rows(found, diagnosis, [one.entry for one in sets]))
+    print_table(_rows(found, diagnosis, [one.entry for one in sets], several))
     click.echo("")
     for finding in diagnosis.findings:
         asked = f", say {finding.flag}." if finding.code == "class-order" else f". Say {finding.flag}."
@@ -89,7 +95,7 @@ def inspect(
         )
 
 
-def _rows(found: Found, diagnosis: Diagnosis, entries: list[str]) -> list[tuple[str, str]]:
+def _rows(found: Found, diagnosis: Diagnosis, entries: list[str], several: str) -> list[tuple[str, str]]:
     least, most = diagnosis.per_class
     channels = zip(diagnosis.mean, diagnosis.std, strict=True)
     likely = "as stored, 0 to 255" if diagnosis.stored == "uint8" else diagnosis.pixels
@@ -99,7 +105,7 @@ def _rows(found: Found, diagnosis: Diagnosis, entries: list[str]) -> list[tuple[
         ("layout", found.layout),
         (
             "sets",
-            f"{len(entries)}: {', '.join(entries[:8])}{', …' if len(entries) > 8 else ''}; shown is {found.entry}",
+            f"{len(entries)}: {_listed(entries)}; shown is {found.entry}",
         ),
         ("images", f"{diagnosis.images} of {'x'.join(map(str, diagnosis.shape))}, {diagnosis.stored}"),
         ("classes", f"{diagnosis.classes}, with {least if least == most else f'{least} to {most}'} images each"),
@@ -107,6 +113,7 @@ def _rows(found: Found, diagnosis: Diagnosis, entries: list[str]) -> list[tuple[
         ("range", f"{diagnosis.low:.4g} to {diagnosis.high:.4g}"),
         ("mean, s.d.", "; ".join(f"{mean:.3f}, {std:.3f}" for mean, std in channels)),
         ("pixel space", f"{said}, as the file says" if said else likely + ("" if diagnosis.clear else ", not sure")),
+        ("tiles", several),
         (
             "step size",
             "" if found.lr is None else f"{found.lr.flatten()[0]:.4g}" + (", …" if found.lr.numel() > 1 else ""),
@@ -126,6 +133,16 @@ def _rows(found: Found, diagnosis: Diagnosis, entries: list[str]) -> list[tuple[
         *(("note", text) for text in found.notes),
     ]
     return [row for row in rows if row[1]]
+
+
+def _listed(entries: list[str]) -> str:
+    """The first eight, and what was chosen on test images, which nobody should take for the result."""
+    from ddbench.foreign.formats import entry_name, is_best
+
+    best = [entry for entry in entries if is_best(entry)]
+    first = [entry for entry in entries if entry not in best][: 8 - len(best)]
+    left = len(entries) - len(first) - len(best)
+    return ", ".join([*first, *(["…"] if left else []), *map(entry_name, best)])
 
 
 def _json(found: Found, diagnosis: Diagnosis, entries: list[str]) -> dict[str, Any]:

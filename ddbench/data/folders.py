@@ -13,7 +13,7 @@ from ddbench.data.cache import Content, Progress
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.decoding import ClassFiles, Decoded, Reader
 from ddbench.data.labelled import read_tables
-from ddbench.data.parts import Parts, class_base, find_parts, folders_in, image_files, left_out, visible
+from ddbench.data.parts import Parts, class_base, find_parts, folders_in, image_files, is_image, left_out, visible
 from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import DataError
 from ddbench.files import open_regular
@@ -97,7 +97,9 @@ def class_folders(folder: Path, shown: str) -> list[str]:
     return found
 
 
-def read_class_folders(folder: Path, classes: Mapping[str, int] | None = None) -> tuple[Tensor, Tensor, list[Path]]:
+def read_class_folders(
+    folder: Path, classes: Mapping[str, int] | None = None, size: int | None = None
+) -> tuple[Tensor, Tensor, list[Path]]:
     """The images of CLASS/..., as [N, C, H, W] uint8, their labels [N] int64, and their files, class by class.
 
     `classes` says which folders are read, and which class each is; else they are numbered in their order.
@@ -106,12 +108,31 @@ def read_class_folders(folder: Path, classes: Mapping[str, int] | None = None) -
     if classes is None:
         classes = {name: label for label, name in enumerate(_classes(folder, str(folder), None)[0])}
     names = sorted(classes, key=lambda name: (classes[name], name))
-    reader = Reader(folder, str(folder), None, None)
+    reader = Reader(folder, str(folder), (size, size) if size else None, None)
     files = _class_files(folder, names, reader)
     decoded = reader.decode(files)
     labels = torch.tensor([classes[name] for name in names])[decoded.labels]
     images = decoded.images if decoded.colour else decoded.images[:, :1].contiguous()
     return images, labels, [path for paths in files for path in paths]
+
+
+def read_images(folder: Path, size: int | None = None) -> tuple[Tensor, list[Path]]:
+    """The images that lie in a folder, as [N, C, H, W] uint8, and their files: 2.png before 10.png.
+
+    Images are resized to `size` x `size` pixels when given.
+    Raises: DataError if there are none, or one is corrupt or of another size.
+    """
+    found = [path for path in visible(folder) if path.is_file() and is_image(path)]
+    if not found:
+        raise DataError(f"{folder} has no images.")
+    files = sorted(
+        found, key=lambda path: [int(part) if part.isdecimal() else part for part in _NUMBERS.split(path.name)]
+    )
+    decoded = Reader(folder, str(folder), (size, size) if size else None, None).decode([files])
+    return decoded.images if decoded.colour else decoded.images[:, :1].contiguous(), files
+
+
+_NUMBERS = re.compile(r"(\d+)")
 
 
 def _classes(folder: Path, shown: str, info: DatasetInfo | None) -> tuple[list[str], tuple[str, ...]]:

@@ -166,14 +166,9 @@ def fit_pixels(
     Raises: ConfigError if the dataset has no statistics of that name, or is too large to whiten.
     """
     spec = _Spec.parse(name)
+    check_pixels(name, info, train.shape)
     if spec.kind == "standard":
         return _standard(spec, train, info)
-    width = train.images[0].numel()
-    if width > LARGEST_WHITENING:
-        raise ConfigError(
-            f"{spec} needs a {width} x {width} matrix for images of shape {train.shape}; whitening is for up to "
-            f"{LARGEST_WHITENING} values an image. Use --pixels standard."
-        )
     if heldout is not None:
         spec = replace(spec, heldout=_digits(heldout))
     elif spec.heldout is not None:
@@ -182,6 +177,26 @@ def fit_pixels(
     needed = {entry.name for entry in fields(space)} - {entry.name for entry in fields(PixelSpace)}
     fitted = _fit_once(spec, train, store, torch.device(device), needed)
     return space(str(spec), digest(f"{spec.base} {train.fingerprint}".encode()), **fitted)
+
+
+def check_pixels(name: str, info: DatasetInfo, shape: tuple[int, int, int]) -> None:
+    """Raise what `fit_pixels` would of what can be told without images: a ConfigError.
+
+    `shape` is (C, H, W) of an image.
+    """
+    spec = _Spec.parse(name)
+    if spec.kind == "standard":
+        known = {"standard", "pixel", *info.statistics}
+        if spec.value not in known:
+            there = ", ".join(sorted(known))
+            raise ConfigError(f"{info.name} has no pixel statistics called {spec.value!r}; it has {there}.")
+        return
+    width = math.prod(shape)
+    if width > LARGEST_WHITENING:
+        raise ConfigError(
+            f"{spec} needs a {width} x {width} matrix for images of shape {shape}; whitening is for up to "
+            f"{LARGEST_WHITENING} values an image. Use --pixels standard."
+        )
 
 
 def known_pixels(name: str, info: DatasetInfo) -> PixelSpace | None:
@@ -264,9 +279,6 @@ def _digits(number: float) -> str:
 def _standard(spec: _Spec, train: DatasetTensors, info: DatasetInfo) -> Standard:
     stats = spec.value
     measured = stats == "pixel" or (stats == "standard" and not info.statistics)
-    if not measured and stats not in info.statistics:
-        known = ", ".join(sorted({"pixel", "standard", *info.statistics}))
-        raise ConfigError(f"{info.name} has no pixel statistics called {stats!r}; it has {known}.")
     mean, std = channel_statistics(train) if measured else map(torch.tensor, info.statistics[stats])
     if len(mean) != train.shape[0]:
         raise ConfigError(f"{spec} of {info.name} is for {len(mean)} channels; the images have {train.shape[0]}.")

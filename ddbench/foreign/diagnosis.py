@@ -19,7 +19,9 @@ from torch import Tensor
 
 from ddbench.data.catalogue import CATALOGUE, DatasetInfo
 from ddbench.data.pixels import canonical_name
+from ddbench.data.scale import largeness, left_range, scale_of
 from ddbench.data.tensors import DatasetTensors
+from ddbench.foreign import tiles
 from ddbench.foreign.class_folders import first_of, imagefolder_order
 from ddbench.foreign.formats import Found
 from ddbench.rng import Rng
@@ -229,9 +231,14 @@ def fitting_datasets(shape: tuple[int, int, int], classes: int) -> tuple[str, ..
 
 
 def diagnose(
-    found: Found, reference: Reference | None = None, info: DatasetInfo | None = None, pixels: str | None = None
+    found: Found,
+    reference: Reference | None = None,
+    info: DatasetInfo | None = None,
+    pixels: str | None = None,
+    decode: str | None = None,
 ) -> Diagnosis:
-    """Look at a set; `reference` and `info` are of the dataset that it is for, `pixels` what is said of it already."""
+    """Look at a set; `reference` and `info` are of the dataset that it is for, `pixels` and `decode` what is said of it
+    already."""
     images = found.images
     labels = found.labels
     shape = (images.shape[1], images.shape[2], images.shape[3])
@@ -246,9 +253,11 @@ def diagnose(
     per_class = torch.bincount(given.clamp(min=0)) if given is not None else torch.zeros(1, dtype=torch.int64)
     findings = [
         *_of_numbers(finite, labels),
+        *_of_scale(found, whole, real, pixels, guess),
         *_of_shape(shape, info),
         *_of_pixels(guess, clear, pixels, images.dtype == torch.uint8, found),
         *_of_classes(labels, info),
+        *_of_tiles(found, whole, real, decode),
     ]
     codes = {finding.code for finding in findings}
     if known and given is not None and not codes & {"shape", "not-finite"}:
@@ -301,12 +310,29 @@ def _of_numbers(finite: Tensor, labels: Tensor | None) -> list[Finding]:
     return []
 
 
+def _of_scale(found: Found, images: Tensor, real: Reference, said: str | None, guess: Guess) -> list[Finding]:
+    """Pixels far from those of any image, in the space that is said, else the likeliest."""
+    if not found.images.is_floating_point():
+        return []
+    said = found.ours.pixels if found.ours is not None else said
+    # A whitening of another kind than these two scales alike.
+    space = real.spaces.get(_family(said), real.spaces["zca"]) if said else real.spaces[guess]
+    text = left_range(scale_of(images, largeness(space)))
+    return [Finding("diverged", text)] if text else []
+
+
 def _of_shape(shape: tuple[int, int, int], info: DatasetInfo | None) -> list[Finding]:
     if info is None or shape == info.shape:
         return []
     fits = [entry.name for entry in CATALOGUE.values() if entry.shape == shape]
+    square = info.shape[0] == shape[0] and info.shape[1] == info.shape[2]
+    resize = f"; --size {info.shape[1]} resizes them" if square and not fits else ""
     other = f"; {' and '.join(fits)} would fit" if fits else ""
-    return [Finding("shape", f"images are {shape} and those of {info.name} are {info.shape}{other}", "--dataset", True)]
+    return [
+        Finding(
+            "shape", f"images are {shape} and those of {info.name} are {info.shape}{other}{resize}", "--dataset", True
+        )
+    ]
 
 
 def _of_pixels(guess: Guess, clear: bool, said: str | None, stored_as_bytes: bool, found: Found) -> list[Finding]:
@@ -331,6 +357,18 @@ def _of_pixels(guess: Guess, clear: bool, said: str | None, stored_as_bytes: boo
                 flag, how = _FLAGS[guess], _NAMES[guess]
             text = f"pixels look whitened ({how}): judged as normalised images, accuracy would be near chance"
             return [Finding("zca", text, f"--pixels '{flag}'")]
+
+
+def _of_tiles(found: Found, images: Tensor, real: Reference, said: str | None) -> list[Finding]:
+    """Seams where nobody says what they are. A note: an image can have an edge in its middle."""
+    if found.ours is not None or said is not None or tiles.said_in(found) or tiles.named_by(found):
+        return []
+    factor = tiles.seen_in(images, real.images)
+    if factor is None:
+        return []
+    count = f"{factor} x {factor}"
+    text = f"the images have seams as of {count} smaller images in each, which IDC and others cut out and enlarge"
+    return [Finding("tiles", text, f"--decode tiles:{factor}")]
 
 
 def _of_classes(labels: Tensor | None, info: DatasetInfo | None) -> list[Finding]:

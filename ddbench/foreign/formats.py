@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddbench import synthetic as sets
 from ddbench.data.catalogue import DatasetInfo
-from ddbench.data.folders import class_folders, read_class_folders
+from ddbench.data.folders import class_folders, read_class_folders, read_images
 from ddbench.data.parts import has_images, is_image, visible
 from ddbench.errors import DataError
 from ddbench.files import open_regular, sha256_of
 from ddbench.foreign import class_folders as folders
 from ddbench.foreign.claims import claims_of
-from ddbench.foreign.pairs import Group, Pair, groups
+from ddbench.foreign.pairs import Group, Pair, groups, is_best
 from ddbench.foreign.pickles import refuse_bomb, require_file, trusting, unpickle
 from ddbench.foreign.values import (
     READS,
@@ -53,6 +54,8 @@ DD = "steps of Dataset Distillation"
 MTT = "pt files of the MTT family"
 FREPO = "npz of FRePo"
 FOLDER = "folder of images"
+LABEL_FILES = ("labels.pt", "labels.pth", "labels.npy")  # beside images or class folders
+AGREEING = 0.5  # of soft labels with their folders; less says that the two are not in one order
 HEADER_FILE = "ddbench.json"  # beside the class folders of an exported set
 SUFFIXES = (".safetensors", ".npz", ".npy", *PICKLES)
 MOST_FILES = 1000  # looked at in a folder, and
@@ -117,16 +120,32 @@ class Found:
         return sum(path.stat().st_size for path in self.files)
 
 
-def read(path: Path, info: DatasetInfo | None = None) -> list[Found]:
+def read(path: Path, info: DatasetInfo | None = None, size: int | None = None) -> list[Found]:
     """Every set in a file or folder, in its order; at least one. `info` knows the order of classes that have names.
 
+    Images are resized to `size` x `size` pixels when given.
     Raises: DataError for what is missing, damaged, of no known layout, or would run code when it is opened.
     """
     if not path.exists():
         raise DataError(f"there is no file {path}.")
     if path.is_dir():
-        return _read_folder(path, info)
+        return [_resized(found, size) for found in _read_folder(path, info, size)]
     require_file(path)
+    return [_resized(found, size) for found in _read_file(path)]
+
+
+def _resized(found: Found, size: int | None) -> Found:
+    """Bilinear, and smoothed where it becomes smaller, as pictures are resized."""
+    if size is None or tuple(found.images.shape[-2:]) == (size, size):
+        return found
+    if found.ours is not None:
+        raise DataError("a set of ddbench has the size that it was made for; --size is for those of others.")
+    images = F.interpolate(found.images.float(), size=(size, size), mode="bilinear", antialias=True)
+    whole = found.images.dtype == torch.uint8
+    return replace(found, images=images.round().clamp(0, 255).to(torch.uint8) if whole else images)
+
+
+def _read_file(path: Path) -> list[Found]:
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return [_read_safetensors(path)]
@@ -139,6 +158,11 @@ def read(path: Path, info: DatasetInfo | None = None) -> list[Found]:
     raise DataError(f"{path} is no set that ddbench reads: its name ends in {suffix or 'nothing'!r}. {READS}")
 
 
+def entry_name(name: str) -> str:
+    """An entry as lists show it: what the MTT family calls best was chosen on test images."""
+    return f"{name} (chosen on test images)" if is_best(name) else name
+
+
 def choose(found: Sequence[Found], entry: str | None, shown: Path) -> list[Found]:
     """The sets that are meant: the one called `entry`, all with "all", and without a word those that belong together.
 
@@ -148,22 +172,29 @@ def choose(found: Sequence[Found], entry: str | None, shown: Path) -> list[Found
     if entry is None:
         if len(found) == 1 or found[0].layout == DC:
             return list(found)
+        honest = [name for name in names if not is_best(name)] or names
         raise DataError(
-            f"{shown} holds {len(found)} states of a set: {', '.join(names)}. Say which is meant, as in "
-            f"--entry {names[-1]}; choosing by test accuracy would be choosing on test data."
+            f"{shown} holds {len(found)} states of a set: {', '.join(map(entry_name, names))}. Say which is meant, as "
+            f"in --entry {honest[-1]}; choosing by test accuracy would be choosing on test data."
         )
     if entry == "all":
         return list(found)
     if entry not in names:
-        raise DataError(f"{shown} has no entry {entry!r}; it has {', '.join(names)}.")
+        raise DataError(f"{shown} has no entry {entry!r}; it has {', '.join(map(entry_name, names))}.")
     return [found[names.index(entry)]]
 
 
-def _read_folder(folder: Path, info: DatasetInfo | None) -> list[Found]:
+def _read_folder(folder: Path, info: DatasetInfo | None, size: int | None) -> list[Found]:
     place = _innermost(folder)
     if pairs := _read_pairs(place):
         return pairs
     ours = (place / HEADER_FILE).is_file()
+    beside = [place / name for name in LABEL_FILES if (place / name).is_file()]
+    given = beside[0] if beside and not ours else None
+    if given is not None and any(map(is_image, visible(place))) and not any(map(Path.is_dir, visible(place))):
+        images, files = read_images(place, size)
+        rows = labels_of(given, _label_rows(given), len(images))
+        return [Found(images, rows, None, FOLDER, place.resolve().name, (*files, given))]
     names = class_folders(place, str(folder))
     if ours or info is not None:
         # Classes are known by their names, so that a folder of something else does not count as one.
@@ -172,7 +203,8 @@ def _read_folder(folder: Path, info: DatasetInfo | None) -> list[Found]:
     if few or not any(has_images(place / name) for name in names):
         return _read_files(folder, len(names))
     try:
-        return [_read_class_folders(place, folders.number(names, info, str(folder), ours=ours), ours=ours)]
+        numbering = folders.number(names, info, str(folder), ours=ours)
+        return [_read_class_folders(place, numbering, ours=ours, size=size, given=given)]
     except DataError:
         # Pictures to look at lie beside a set, in folders of their own.
         if any(_is_candidate(place, entry) and "label" not in entry.name for entry in place.iterdir()):
@@ -194,14 +226,20 @@ def _innermost(folder: Path) -> Path:
     return folder
 
 
-def _read_class_folders(folder: Path, numbering: folders.Numbering, *, ours: bool) -> Found:
+def _read_class_folders(
+    folder: Path, numbering: folders.Numbering, *, ours: bool, size: int | None, given: Path | None
+) -> Found:
+    """The set in class folders; `given` has soft labels of its images, in their order."""
     try:
-        images, labels, files = read_class_folders(folder, numbering.classes)
+        images, labels, files = read_class_folders(folder, numbering.classes, size)
     except DataError as error:
         raise DataError(f"{error} {READS}") from None
     # Version 0.1 numbered such a set by position, so it is another set than the one that was judged then.
     called = tuple(path.relative_to(folder).as_posix() for path in files) if numbering.gaps else ()
     name = folder.resolve().name
+    if given is not None:
+        labels, files = _labels_of_folders(given, labels, files), [*files, given]
+        called = (*called, given.name) if called else ()
     found = Found(
         images, labels, None, FOLDER, name, tuple(files), notes=numbering.notes, doubt=numbering.doubt, called=called
     )
@@ -252,6 +290,35 @@ def _places(folder: Path) -> list[Path]:
 def _is_candidate(folder: Path, path: Path) -> bool:
     hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
     return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
+
+
+def _label_rows(path: Path) -> Tensor:
+    if path.suffix != ".npy":
+        return tensor_of(path, unpickle(path))
+    with _careful(path), open_regular(path) as file:
+        return tensor_of(path, np.load(file, allow_pickle=False))
+
+
+def _labels_of_folders(path: Path, classes: Tensor, files: Sequence[Path]) -> Tensor:
+    """Soft labels that lie beside class folders, in the order of the images there.
+
+    Class 10 comes after class 2 or before it: the order is taken in which rows and folders agree most.
+    Raises: DataError where they agree in no order.
+    """
+    rows = labels_of(path, _label_rows(path), len(classes))
+    by_text = torch.tensor(sorted(range(len(files)), key=lambda at: str(files[at]))).argsort()
+    fitting = max((rows, rows[by_text]), key=lambda some: _agreeing(some, classes))
+    if _agreeing(fitting, classes) < AGREEING:
+        raise DataError(
+            f"{path} has the labels of other images, or of these in another order: the likeliest class is that of the "
+            f"folder for {100 * _agreeing(fitting, classes):.0f} % of them. Take it away to judge the classes alone."
+        )
+    return fitting
+
+
+def _agreeing(rows: Tensor, classes: Tensor) -> float:
+    given = rows.argmax(dim=1) if rows.ndim == 2 else rows
+    return float((given == classes).float().mean())
 
 
 def _read_safetensors(path: Path) -> Found:

@@ -21,13 +21,14 @@ from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import PixelSpace, fit_pixels
 from ddbench.data.sources import info_of, load
+from ddbench.engine.decode import NONE, canonical_decoder, decode
 from ddbench.engine.precision import usual
 from ddbench.errors import ConfigError, DataError, RunError, mistyped
 from ddbench.evaluation.plan import fit
 from ddbench.fields import MOST_COUNT
 from ddbench.foreign.diagnosis import Diagnosis, Finding, Reference, diagnose, fitting_datasets, hard
 from ddbench.foreign.exporting import FORMATS, Format, Loss, export
-from ddbench.foreign.formats import Found, choose, read
+from ddbench.foreign.formats import MTT, Found, choose, entry_name, is_best, read
 from ddbench.foreign.leaks import count_test_images, sentence
 from ddbench.foreign.terms import Said, Terms, complete, in_imagefolder_order, settle
 from ddbench.plugins import names_code
@@ -59,10 +60,15 @@ class Import:
     protocols: tuple[str, ...] = ()
 
 
-def found_in(path: Path, entry: str | None, dataset: str | None, data_root: Path) -> list[Found]:
-    """The sets of a foreign file that are meant. Raises: DataError where there are none, or a choice is needed."""
+def found_in(
+    path: Path, entry: str | None, dataset: str | None, data_root: Path, size: int | None = None
+) -> list[Found]:
+    """The sets of a foreign file that are meant, resized to `size` pixels when given.
+
+    Raises: DataError where there are none, or a choice is needed.
+    """
     try:
-        return choose(read(path, known_classes(dataset, data_root)), entry, path)
+        return choose(read(path, known_classes(dataset, data_root), size), entry, path)
     except DataError as error:
         if path.is_dir():
             raise DataError(
@@ -79,10 +85,10 @@ def known_classes(dataset: str | None, data_root: Path) -> DatasetInfo | None:
         data = load(dataset, data_root)
     except DataError:
         return info_of(dataset, data_root)
-    return _named(data)
+    return with_class_names(data)
 
 
-def _named(dataset: Dataset) -> DatasetInfo:
+def with_class_names(dataset: Dataset) -> DatasetInfo:
     """What is known of a dataset that is there: the catalogue does not have the names of all classes."""
     return replace(dataset.info, class_names=tuple(dataset.train.classes))
 
@@ -107,9 +113,9 @@ def terms_of(found: Found, said: Said, dataset: Dataset) -> tuple[Terms, Diagnos
 
     Raises: DataError where the set is spoilt or of another dataset, ConfigError where a flag is missing.
     """
-    info = _named(dataset)
+    info = with_class_names(dataset)
     meant = in_imagefolder_order(found, info) if said.labels == "imagefolder" else found
-    diagnosis = diagnose(meant, Reference.of(dataset.train, dataset.info), info, said.pixels)
+    diagnosis = diagnose(meant, Reference.of(dataset.train, dataset.info), info, said.pixels, said.decode)
     _refuse(diagnosis, said)
     return settle(found, said, diagnosis), diagnosis
 
@@ -133,8 +139,14 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
     ipc, notes = _ipc(found, asked.ipc, len(dataset.train.classes))
     warnings = [text for finding in diagnosis.findings if (text := _warning(finding, asked.said))]
     notes += [f"{note}." for note in found.notes]
-    guessed = [f"{name} {terms.to_json()[name]}" for name, how in terms.sources.items() if how == "guessed"]
-    notes += [f"guessed from the numbers: {', '.join(guessed)}."] if guessed else []
+    notes += [f"{f.text}. If they are, say {f.flag}." for f in diagnosis.findings if f.code == "tiles"]
+    if found.layout == MTT and is_best(found.entry):
+        notes.append("its maker chose this state by accuracy on test images, so that its accuracy here is too high.")
+    several = decoded(found, terms.decode, terms.sources.get("decode", ""))
+    notes += [f"{several}."] if several else []
+    guessed = [name for name, how in terms.sources.items() if how == "guessed" and name != "decode"]
+    told = ", ".join(f"{name} {terms.to_json()[name]}" for name in guessed)
+    notes += [f"guessed from the numbers: {told}."] if guessed else []
     spec = _spec(found, asked, dataset, terms, ipc, usual(options.device))
     problem = build_problem(
         dataset,
@@ -146,7 +158,7 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
         precision=spec.precision,
         artifacts_root=options.artifacts,
     )
-    synthetic = complete(found, terms, problem.pixels, problem.classes, _named(dataset))
+    synthetic = complete(found, terms, problem.pixels, problem.classes, with_class_names(dataset))
     fit(synthetic, problem)
     if leaked := count_test_images(synthetic.images, dataset, [problem.pixels]):
         # No note, which --quiet and a call from Python would leave out.
@@ -157,6 +169,16 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
         if not _whole(folder):
             _fill(folder, synthetic, problem.pixels, dataset, _imported(found, asked, terms))
     return Entered(folder.path, warnings, notes)
+
+
+def decoded(found: Found, decoder: str, how: str) -> str:
+    """What a person should read of a set whose images are several in one each; "" of any other."""
+    if decoder == NONE:
+        return ""
+    each, _ = decode(decoder, torch.empty(1, *found.images.shape[1:]), torch.zeros(1))
+    why = {"guessed": ", by the name of its file or folder; --decode none denies it", "file": ", as the file says"}
+    count = len(found.images)
+    return f"decoded by {decoder}{why.get(how, '')}: {count} stored images are {count * len(each)} for training"
 
 
 def own_set(path: Path) -> tuple[Path, SyntheticSet, dict[str, Any], Path | None]:
@@ -188,18 +210,23 @@ def load_set(path: Path, said: Said, dataset: str | None, entry: str | None, dat
     if (path / SPEC).is_file():
         _, synthetic, about, store = own_set(path)
         return LoadedSet.of(synthetic, about, data_root, store)
-    several = found_in(path, entry, dataset, data_root)
+    several = found_in(path, entry, dataset, data_root, said.size)
     if len(several) > 1:
-        names = ", ".join(one.entry for one in several)
-        raise DataError(f"{path} holds {len(several)} sets: {names}. Say which is meant, as in --entry {names[0]}.")
+        names = ", ".join(entry_name(one.entry) for one in several)
+        raise DataError(
+            f"{path} holds {len(several)} sets: {names}. Say which is meant, as in --entry {several[0].entry}."
+        )
     (found,) = several
     about = dict(found.about) | ({} if dataset is None else {"dataset": dataset})
     if found.ours is not None and said == Said():
         return LoadedSet.of(found.ours, about, data_root)
     data = dataset_of(found, path, dataset, data_root)
-    terms, _ = terms_of(found, said, data)
+    terms, diagnosis = terms_of(found, said, data)
+    for finding in diagnosis.findings:
+        if finding.code == "tiles":
+            logger.warning("%s: %s. If they are, say %s.", path, finding.text, finding.flag)
     space = fit_pixels(terms.pixels, data.train, data.info)
-    synthetic = complete(found, terms, space, len(data.train.classes), _named(data))
+    synthetic = complete(found, terms, space, len(data.train.classes), with_class_names(data))
     return LoadedSet.of(synthetic, {**about, "dataset": data.info.name, "data": data.fingerprint}, data_root)
 
 
@@ -215,14 +242,20 @@ def export_transform(path: Path, place: Path, data_root: Path) -> Path:
     return beside
 
 
-def export_run(path: Path, kind: str, out: Path | None, data_root: Path) -> tuple[Path, Loss | None]:
+def export_run(
+    path: Path, kind: str, out: Path | None, data_root: Path, decoder: str | None = None
+) -> tuple[Path, Loss | None]:
     """Write the set of a run, or of a file of ddbench, in a layout that others read; returns where it lies.
 
-    Raises: RunError or DataError where there is no such set, or the layout cannot hold it.
+    `decoder` is said with the set where its file says none, as for an imported one of whose tiles nobody knew.
+    Raises: RunError or DataError where there is no such set, or the layout cannot hold it; ConfigError where the set
+    says another decoder.
     """
     if kind not in FORMATS:
         raise ConfigError(f"there is no format {kind!r}; choose one of {', '.join(FORMATS)}.")
     file, synthetic, about, store = own_set(path)
+    if decoder is not None:
+        synthetic = _decoded_by(synthetic, canonical_decoder(decoder))
 
     def space() -> PixelSpace:
         if "dataset" not in about:
@@ -240,6 +273,13 @@ def export_run(path: Path, kind: str, out: Path | None, data_root: Path) -> tupl
         raise mistyped(RunError(f"{place} is the set itself. Choose another --out."))
     chosen: Format = kind  # type: ignore[assignment]
     return place, export(synthetic, place, chosen, space, about)
+
+
+def _decoded_by(synthetic: SyntheticSet, decoder: str) -> SyntheticSet:
+    if synthetic.decode not in (NONE, decoder):
+        raise ConfigError(f"the set itself says that it is decoded by {synthetic.decode}, and --decode says {decoder}.")
+    decode(decoder, synthetic.images[:1].float(), synthetic.labels[:1])
+    return replace(synthetic, decode=decoder)
 
 
 def picture(found: Found, diagnosis: Diagnosis, reference: Reference, info: DatasetInfo | None, title: str) -> bytes:
@@ -330,7 +370,12 @@ def _spec(found: Found, asked: Import, dataset: Dataset, terms: Terms, ipc: int,
 def _name(found: Found, said: str) -> str:
     if said and (not NAME.fullmatch(said) or names_code(said)):
         raise ConfigError(f"a set cannot be called {said!r}; use letters, digits, dots, dashes and underscores.")
-    return (said or str(found.about.get("method") or _plain(Path(found.source).stem)))[:MOST_NAME]
+    return (said or plain_name(found))[:MOST_NAME]
+
+
+def plain_name(found: Found) -> str:
+    """What a set is called where nobody says it: as its method, or as its file."""
+    return str(found.about.get("method") or _plain(Path(found.source).stem))
 
 
 def _plain(stem: str) -> str:

@@ -89,6 +89,11 @@ class Group:
         return next((path for path in of_all if path.is_file()), self.pairs[0].rate)
 
 
+def is_best(name: str) -> bool:
+    """Whether a state is the one whose accuracy on test images was the highest on the way, as the family calls it."""
+    return name.rpartition("_")[2] == "best"
+
+
 def groups(folder: Path, only: Path | None = None) -> list[Group]:
     """The sets in a folder, shards of one together; `only` that of one file. None where there are no such files.
 
@@ -150,7 +155,7 @@ def _shards(folder: Path, tags: Mapping[str, Pair], labelled: set[str]) -> dict[
         wanted[name] = range(max(known) + 1)
     for name, parts in shards.items():
         _require_all(folder, name, set(parts), wanted[name])
-    ordered = sorted(alone, key=lambda tag: (not tag.isdigit(), int(tag) if tag.isdigit() else 0, tag))
+    ordered = sorted(alone, key=lambda tag: (is_best(tag), not tag.isdigit(), int(tag) if tag.isdigit() else 0, tag))
     joined = {name: [parts[number] for number in sorted(parts)] for name, parts in sorted(shards.items())}
     return joined | {tag or "only": [alone[tag]] for tag in ordered}
 

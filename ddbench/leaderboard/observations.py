@@ -20,7 +20,7 @@ COLUMNS = (
     "run", "status", "method", "title", "kind", "package", "method_sha256", "dataset", "data_title", "fingerprint",
     "original", "train", "test", "ipc", "seed", "preset", "precision", "train_backbone", "pixels", "labels", "config",
     "overridden", "set", "bytes", "seconds", "device", "protocol", "digest", "judge", "student", "accuracy", "failed",
-    "verified",
+    "verified", "published",
 )  # fmt: skip
 NO_STUDENT = -1
 
@@ -142,8 +142,7 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
         "train_backbone": run.backbone,
         "pixels": data.pixels,
         "labels": synthetic.labels,
-        # An option left at none is one that an older record does not have: their sets belong to one row.
-        "config": json.dumps({k: v for k, v in record.config.values.items() if v is not None}, sort_keys=True),
+        "config": json.dumps(_settings(record), sort_keys=True),
         "overridden": json.dumps(sorted(overridden)),
         "set": synthetic.sha256,
         "bytes": synthetic.bytes + evaluation.beside_bytes,
@@ -153,9 +152,17 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
         "digest": evaluation.digest,
         "judge": judged_by(evaluation.protocol, evaluation.backbone),
         "failed": evaluation.failed,
+        "published": record.config.published,
     }
     for student, accuracy in enumerate(evaluation.accuracy):
         yield common | {"student": student, "accuracy": accuracy, "failed": ""}
     if not evaluation.accuracy:
         reason = evaluation.failed or "no student finished"
         yield common | {"student": NO_STUDENT, "accuracy": float("nan"), "failed": reason}
+
+
+def _settings(record: RunRecord) -> dict[str, Any]:
+    """What tells sets of one method apart: its options, and the decoder without which a set is another one."""
+    # An option left at none is one that an older record does not have: their sets belong to one row.
+    options = {name: value for name, value in record.config.values.items() if value is not None}
+    return options | ({"decode": record.synthetic.decode} if record.synthetic.decode != "none" else {})

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
+from ddbench.data.scale import left_range
 from ddbench.errors import DdbenchError, RunError
 from ddbench.runs.evaluating import require_networks
 from ddbench.runs.record import RunRecord
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, run
-from ddbench.runs.spec import CPU, Asked, Resolution, RunSpec, resolve_spec
+from ddbench.runs.spec import CPU, Asked, Reader, Resolution, RunSpec, resolve_spec
 from ddbench.runs.states import RunState, Status, judged, status_of
 
 
@@ -31,18 +32,21 @@ class Outcome:
     message: str = ""
 
 
-def resolve_all(requests: Iterable[Asked], data_root: Path, device: torch.device = CPU) -> list[Resolution]:
+def resolve_all(
+    requests: Iterable[Asked], data_root: Path, device: torch.device = CPU, read: Reader | None = None
+) -> list[Resolution]:
     """The runs that are asked for on a device, none twice: methods without a budget answer every ipc with one run.
 
+    `read` reads the sets that some of them start from.
     Raises: the first error of any of them, before anything has been started.
     """
-    resolved = (resolve_whole(asked, data_root, device) for asked in requests)
+    resolved = (resolve_whole(asked, data_root, device, read) for asked in requests)
     return list({what_is_done(resolution): resolution for resolution in resolved}.values())
 
 
-def resolve_whole(asked: Asked, data_root: Path, device: torch.device = CPU) -> Resolution:
+def resolve_whole(asked: Asked, data_root: Path, device: torch.device = CPU, read: Reader | None = None) -> Resolution:
     """What is asked for, once all its judges are known to exist. Raises: as `resolve_spec` and `require_networks`."""
-    resolution = resolve_spec(asked, data_root, device)
+    resolution = resolve_spec(asked, data_root, device, read)
     require_networks(resolution.cells, resolution.dataset.info)
     return resolution
 
@@ -67,7 +71,14 @@ def run_one(resolution: Resolution, options: RunOptions) -> Outcome:
         busy = isinstance(error, RunError) and RunDir.holder(folder) is not None
         return Outcome(resolution.spec, folder, "running" if busy else "failed", message=str(error))
     status = judged(record, resolution.cells)
-    return Outcome(resolution.spec, folder, status.state, record, status.why)
+    return Outcome(
+        resolution.spec, folder, status.state, record, "\n".join(filter(None, (status.why, _diverged(record))))
+    )
+
+
+def _diverged(record: RunRecord) -> str:
+    said = left_range(record.synthetic.scale or 0.0)
+    return f"{said[0].upper()}{said[1:]}." if said else ""
 
 
 def status_in(resolution: Resolution, root: Path) -> Status:

@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddbench import synthetic as sets
+from ddbench.data.scale import left_range, real_scale, scale_of
 from ddbench.errors import DivergedError, PluginError
 from ddbench.evaluation.selection import Selector
 from ddbench.loop import drive, export, over
@@ -64,6 +66,7 @@ class Condensation:
     about: Mapping[str, Any]
     selector: Selector | None = None
     _pending: list[tuple[int, Metrics]] = field(default_factory=list)
+    _told: bool = False
 
     def run(self) -> None:
         """From the last good checkpoint to the end; synthetic.safetensors is there afterwards.
@@ -160,6 +163,7 @@ class Condensation:
             lost = checkpoint.not_finite(packed)
             if lost is not None:
                 raise self._diverged(f"{lost} holds a number that is not finite", state.step, {})
+            self._watch(packed.get("images"), state.step)
             checkpoint.save(
                 self.folder.checkpoints,
                 Checkpoint(
@@ -185,8 +189,23 @@ class Condensation:
             lost = checkpoint.not_finite(state.state_dict())
             if lost is not None:
                 raise self._diverged(f"{lost} holds a number that is not finite", state.step, {})
-            sets.save(self._exported(state), path, {**self.about, "step": state.step})
+            synthetic = self._exported(state)
+            self._watch(synthetic.images, state.step)
+            sets.save(synthetic, path, {**self.about, "step": state.step})
             self.folder.keep_snapshot_sum(path)
+
+    def _watch(self, images: object, step: int) -> None:
+        """Say once that learned images have left the range of real ones. The run goes on: its losses are numbers."""
+        if self._told or not isinstance(images, Tensor) or not images.is_floating_point():
+            return
+        scale = scale_of(images, self._real_scale)
+        if said := left_range(scale):
+            self._told = True
+            self.tell.on_note(f"At step {step} {said}. {self.method.info.advice}".rstrip())
+
+    @cached_property
+    def _real_scale(self) -> float:
+        return real_scale(self.problem.train, self.problem.pixels)
 
     def _finish(self, state: State) -> None:
         self._save(state)

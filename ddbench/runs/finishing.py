@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ddbench import synthetic as sets
 from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import PixelSpace
+from ddbench.data.scale import real_scale, scale_of
 from ddbench.files import sha256_of, write_atomically, write_json
 from ddbench.runs.evaluating import evaluations, recorded_curves
 from ddbench.runs.ledger import Ledger
@@ -80,9 +81,11 @@ def finish(
                 precision=spec.precision,
                 native=native,
             ),
-            config=ConfigPart(values=dict(spec.config), sources=_option_sources(spec.sources)),
+            config=ConfigPart(
+                values=dict(spec.config), sources=_option_sources(spec.sources), published=spec.published
+            ),
             data=_data(dataset, synthetic.pixels, space),
-            synthetic=SyntheticPart.of(synthetic, sha256, learned),
+            synthetic=SyntheticPart.of(synthetic, sha256, learned, _scale(synthetic, dataset, space)),
             imported=imported,
             artifacts=ledger.artifacts if ledger is not None else (),
             evaluations=tuple(evaluations(folder, sha256)),
@@ -107,6 +110,12 @@ def _sheet(folder: RunDir, synthetic: SyntheticSet, space: PixelSpace) -> SheetP
 
 def _option_sources(sources: Mapping[str, str]) -> dict[str, str]:
     return {k.removeprefix("config."): v for k, v in sources.items() if k.startswith("config.")}
+
+
+def _scale(synthetic: SyntheticSet, dataset: Dataset, space: PixelSpace) -> float | None:
+    if not synthetic.images.is_floating_point():
+        return None
+    return scale_of(synthetic.images, real_scale(dataset.train, space))
 
 
 def _data(dataset: Dataset, name: str, space: PixelSpace) -> DataPart:

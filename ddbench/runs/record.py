@@ -71,6 +71,11 @@ class ConfigPart(Part):
 
     values: PlainDict
     sources: dict[Line, Text]
+    published: Flag | None = Field(
+        default=None,
+        description="Whether a paper has settings for the dataset and ipc, where its preset was asked for and could "
+        "have; not in earlier records.",
+    )
 
 
 class DataPart(Part):
@@ -109,9 +114,14 @@ class SyntheticPart(Part):
     learned: tuple[Line, ...]
     bytes: Count = Field(description="What a receiver must store: images, labels, step sizes, a stored start.")
     choice: ChoicePart | None = Field(default=None, description="None where the run chose no step: the last.")
+    scale: Number | None = Field(
+        default=None,
+        description="Root mean square of learned pixels, beside that of real ones in the pixel space (at least 1). Far "
+        "above 1, the set has diverged. None of real images, and in earlier records.",
+    )
 
     @classmethod
-    def of(cls, synthetic: SyntheticSet, sha256: str, learned: tuple[str, ...]) -> Self:
+    def of(cls, synthetic: SyntheticSet, sha256: str, learned: tuple[str, ...], scale: float | None = None) -> Self:
         """What a record says of a set whose file has that hash."""
         choice = synthetic.choice
         return cls(
@@ -123,6 +133,7 @@ class SyntheticPart(Part):
             learned=learned,
             bytes=synthetic.nbytes,
             choice=None if choice is None else ChoicePart(**asdict(choice)),
+            scale=scale,
         )
 
 

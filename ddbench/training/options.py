@@ -7,7 +7,7 @@ import json
 import math
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ddbench.config import Options
 
@@ -35,7 +35,7 @@ class SGDOptions(TrainerOptions):
     epochs: int | None = Field(1000, ge=0, description="E; E + 1 passes over the set are made. None: `steps` decides.")
     epochs_augmented: int | None = Field(None, ge=0, description="E where DC's augmentation is active.")
     steps: int | None = Field(None, ge=1, description="Instead of epochs. None where `epochs` is none: the set's own.")
-    lr: float | None = Field(0.01, gt=0, description="Step size; none takes the one that the set has learned.")
+    lr: float | None = Field(0.01, gt=0, description="Step size; learned takes that of the set.")
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="Which optimiser moves the student.")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum.")
     nesterov: bool = Field(False, description="Nesterov momentum.")
@@ -56,6 +56,12 @@ class SGDOptions(TrainerOptions):
     lr_pixels: int | None = Field(
         None, ge=1, description="Pixels of an image up to which the step size holds; with more it falls in proportion."
     )
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _learned_by_name(cls, value: Any) -> Any:
+        """As tables print it and TOML can say it; a digest knows it as None."""
+        return None if value == "learned" else value
 
     def student_forwards(self, images: int, passes: int) -> int:
         """Images that one network trains on, repeats counted: `passes` over so many, unless the options count steps."""

@@ -52,6 +52,7 @@ class Random(Coreset):
 
     name = "random"
     info = MethodInfo(title="Random selection", kind="coreset")
+    uses_backbone = False
 
     def choose(self, problem: Problem, rng: Rng) -> Tensor:
         return real_indices(problem, rng).flatten()
@@ -62,6 +63,7 @@ class Whole(Coreset):
 
     name = "whole"
     info = MethodInfo(title="Whole dataset", kind="ceiling", native="full@1")
+    uses_backbone = False
 
     def choose(self, problem: Problem, rng: Rng) -> Tensor:
         return torch.arange(len(problem.train.labels))

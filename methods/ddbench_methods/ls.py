@@ -50,6 +50,7 @@ class LS(Method[LSState]):
         memory_advice=KIP.info.memory_advice,
     )
     Config = LSConfig
+    uses_backbone = False
     config: LSConfig
 
     def total_steps(self, problem: Problem) -> int:

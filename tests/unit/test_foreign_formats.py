@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ddbench import SyntheticSet
 from ddbench import synthetic as sets
+from ddbench.cli import root
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.errors import DataError
 from ddbench.foreign.claims import claims_of
@@ -90,10 +92,26 @@ def test_steps_of_the_mtt_family_are_sets_of_their_own_and_one_must_be_named(tmp
         torch.save(labels(), tmp_path / f"labels_{tag}.pt")
     found = read(tmp_path)
     assert [one.entry for one in found] == ["1000", "2000", "best"]
-    with pytest.raises(DataError, match=r"3 states of a set: 1000, 2000, best\. .* choosing on test data"):
+    said = (
+        r"3 states of a set: 1000, 2000, best \(chosen on test images\)\. .*--entry 2000; choosing by .* on test data"
+    )
+    with pytest.raises(DataError, match=said):
         choose(found, None, tmp_path)
-    with pytest.raises(DataError, match="no entry '3000'"):
+    with pytest.raises(DataError, match=r"no entry '3000'; it has 1000, 2000, best \(chosen on test images\)"):
         choose(found, "3000", tmp_path)
+
+
+def test_what_was_chosen_on_test_images_is_last_and_never_advertised(tmp_path: Path) -> None:
+    for tag in ("best", "final", *map(str, range(100, 1100, 100))):
+        torch.save(images(), tmp_path / f"images_{tag}.pt")
+        torch.save(labels(), tmp_path / f"labels_{tag}.pt")
+    found = read(tmp_path)
+    assert [one.entry for one in found][-2:] == ["final", "best"]
+    with pytest.raises(DataError, match=r"as in --entry final;"):
+        choose(found, None, tmp_path)
+    shown = CliRunner().invoke(root, ["inspect", str(tmp_path)])
+    assert "12: 100, 200, 300, 400, 500, 600, 700, …, best (chosen on test images); shown is 100" in shown.stdout
+    assert [one.entry for one in choose(found, "best", tmp_path)] == ["best"]
 
 
 @pytest.mark.parametrize("name", ["{}", "{}_of_3", "shard_{}", "best_shard{}", "00{}-of-00003"])

@@ -12,7 +12,7 @@ import torch
 
 from ddbench.errors import DataError
 from ddbench.runs.signals import AGAIN
-from ddbench.runs.spec import Asked, resolve_spec
+from ddbench.runs.spec import Asked, Reader, resolve_spec
 from ddbench.runs.states import status_of
 from ddbench.sweep import slurm
 from ddbench.sweep.grid import asked_to_json
@@ -64,7 +64,7 @@ def test_an_open_precision_follows_the_device_of_the_job(tmp_path: Path, monkeyp
     """As it does in the worker, or the outcome would be looked for in the folder of another run."""
     seen: list[torch.device] = []
 
-    def resolve(asked: Asked, data_root: Path, device: torch.device) -> None:
+    def resolve(asked: Asked, data_root: Path, device: torch.device, read: Reader) -> None:
         seen.append(device)
         raise DataError("far enough")
 
