@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddbench.engine.augment import Draw, draw_many, join
+from ddbench.engine.mixing import flip_crop_mix
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.training.options import SGDOptions
@@ -19,6 +20,9 @@ from ddbench.training.options import SGDOptions
 # A block of this many images is drawn at once: large enough that drawing costs nothing beside training, small enough
 # for a whole dataset. Part of the definition of a student: another value gives other draws.
 BLOCK_IMAGES = 1 << 16
+
+MIXING = "mixing"
+"""The augmentation of RDED, whose images only a teacher can label."""
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 """The loss of a batch, from logits [B, K] and targets [B] or [B, ...]. It outlives its plan in compiled steps, so that
@@ -175,7 +179,10 @@ class TrainingPlan:
                 if step < rise:
                     return options.lr * (step + 1) / rise
                 done = (step - rise) / max(1, self.steps - rise)
-                return options.lr * 0.5 * (1 + math.cos(math.pi * done))
+                return options.lr * 0.5 * (1 + math.cos(math.pi * done / options.stretch))
+            case "milestones":
+                passed = sum(step >= milestone * self.steps_per_epoch for milestone in options.milestones)
+                return options.lr * options.factor**passed
 
     @property
     def _drop(self) -> int:
@@ -208,6 +215,8 @@ class TrainingPlan:
     def _legacy(self) -> Callable[[Tensor, Rng], Tensor] | None:
         if self.legacy == "none":
             return None
+        if self.legacy == MIXING:
+            return flip_crop_mix
         from ddbench.engine.legacy_augment import legacy
 
         return lambda images, rng: legacy(self.legacy, images, rng)

@@ -154,8 +154,9 @@ def _optimizer(plan: TrainingPlan, params: dict[str, Tensor]) -> optim.Optimizer
     options = plan.options
     values = list(params.values())
     lr = plan.lr(0)
-    if options.optimizer == "adam":
-        return optim.Adam(values, lr, weight_decay=options.weight_decay, foreach=True)
+    if options.optimizer != "sgd":
+        kind = optim.Adam if options.optimizer == "adam" else optim.AdamW
+        return kind(values, lr, weight_decay=options.weight_decay, foreach=True)
     return optim.SGD(
         values,
         lr,
