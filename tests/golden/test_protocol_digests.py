@@ -24,6 +24,11 @@ DIGESTS = {
     "full@1": "10ffa8670e6cfd22",
     "distill@1": "31f71bd1dab2bb34",
     "distill-given@1": "fceb6763e5d33e7b",
+    "soft-labels@1": "5fedae11b7a278bc",
+    "hard-truths-hl@1": "c57e91c4d2f9dd9f",
+    "hard-truths-sl@1": "486a8b72dbae674e",
+    "rded@1": "4f3579de44bafad1",
+    "rd3@1": "f89447644de1a092",
     "quick@1": "383b3eb967c29315",
     "quick-large@1": "035ff63f8e6c6023",
     "quick-slow@1": "217f58f08dbe242e",
@@ -49,6 +54,9 @@ COMMON: dict[str, Any] = {
     "warmup": 0.0,
     "align_corners": False,
     "lr_pixels": None,
+    "milestones": [],
+    "factor": 0.1,
+    "stretch": 1.0,
 }
 DISTILL: dict[str, Any] = {
     "trainer": "distill",
@@ -59,6 +67,18 @@ DISTILL: dict[str, Any] = {
     "teacher": "convnet",
     "teacher_epochs": 60,
     "teacher_lr": 0.05,
+}
+MIXED: dict[str, Any] = DISTILL | {
+    "augment": "mixing",
+    "backbones": ["resnet18-bn"],
+    "temperature": 20.0,
+    "hard_weight": 0.0,
+    "teacher": "resnet18-bn",
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.01,
+    "schedule": "cosine",
+    "stretch": 2.0,
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "dsa@1": {},
@@ -109,6 +129,27 @@ RECIPES: dict[str, dict[str, Any]] = {
     "full@1": {"epochs": 79, "lr": 0.05, "schedule": "cosine", "warmup": 0.05, "nesterov": True},
     "distill@1": DISTILL,
     "distill-given@1": DISTILL | {"targets": "given"},
+    "soft-labels@1": {
+        "labels": "soft",
+        "epochs": 3000,
+        "schedule": "milestones",
+        "milestones": [750, 1500, 2250, 3000],
+        "factor": 0.3,
+    },
+    "hard-truths-hl@1": {"epochs": 300},
+    "hard-truths-sl@1": DISTILL
+    | {
+        "targets": "fixed",
+        "temperature": 20.0,
+        "hard_weight": 0.0,
+        "epochs": 299,
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 0.01,
+        "schedule": "cosine",
+    },
+    "rded@1": MIXED | {"epochs": 299, "batch": None},
+    "rd3@1": MIXED | {"epochs": 399, "batch": 50},
     "quick@1": {
         "epochs": None,
         "steps": 300,
