@@ -137,6 +137,7 @@ def evaluate(
     labels: str | None = None,
     lr: float | None = None,
     augment: str | None = None,
+    decode: str | None = None,
     entry: str | None = None,
     name: str | None = None,
     ipc: int | None = None,
@@ -151,15 +152,16 @@ def evaluate(
 
     `path` is the folder of a run, or a file or folder that was downloaded, which becomes a run without a condensation.
     `protocol` and `judge` are one name or several; left out, those of the run, or of the protocol. What a downloaded
-    file does not say is said here: `dataset`, `pixels`, `labels`, `lr` and `augment` as in `load`; `entry` which set of
-    several; `name` what boards call it, `ipc` its budget, `made_with` its backbone, `claims` what its maker says of it.
+    file does not say is said here: `dataset`, `pixels`, `labels`, `lr`, `augment` and `decode` as in `load`; `entry`
+    which set of several; `name` what boards call it, `ipc` its budget, `made_with` its backbone, `claims` what its
+    maker says of it.
     Raises: DdbenchError, with a sentence that says what to do; it calls the arguments by the command line's options.
     """
     place = path.folder if isinstance(path, Run) else Path(path)
     refs = _several(protocol)
     imported = not (place / SPEC).is_file()
     where = _options(device, data, runs if imported else RunDir.at(place).root, progress=progress, curve=curve)
-    said = Said(pixels, labels, lr, augment)
+    said = Said(pixels, labels, lr, augment, decode)
     if imported:
         found = found_in(place, entry, dataset)
         if len(found) > 1:
@@ -184,6 +186,7 @@ def load(
     labels: str | None = None,
     lr: float | None = None,
     augment: str | None = None,
+    decode: str | None = None,
     entry: str | None = None,
     data: str | Path | None = None,
 ) -> LoadedSet:
@@ -191,11 +194,12 @@ def load(
 
     What a file of others does not say is said here, as for `evaluate`: `dataset`, the one that it was condensed from;
     `pixels`, such as "zca", or "unit" or "raw" for images that are still to be normalised; `labels`, such as
-    "probability"; `lr`, the step size that was learned with it; `entry`, which set of several.
+    "probability"; `lr`, the step size that was learned with it; `decode`, such as "tiles:2" for sets that store 2 x 2
+    smaller images in each; `entry`, which set of several.
     Raises: DdbenchError where there is no such set, it is damaged, or something has to be said.
     """
     place = path.folder if isinstance(path, Run) else Path(path)
-    return load_set(place, Said(pixels, labels, lr, augment), dataset, entry, _folder(data, DATA))
+    return load_set(place, Said(pixels, labels, lr, augment, decode), dataset, entry, _folder(data, DATA))
 
 
 def load_dataset(name: str, *, data: str | Path | None = None) -> Dataset:

@@ -124,10 +124,7 @@ def recipes() -> str:
 
     own = [field for field in Protocol.model_fields if field not in ("name", "version", "options", "source")]
     rows = [(_code(field), *(_value(getattr(p, field)) for p in PROTOCOLS.values())) for field in own]
-    rows += [
-        (_code(field), *(_value(getattr(p.options, field, None), field) for p in PROTOCOLS.values()))
-        for field in SGDOptions.model_fields
-    ]
+    rows += [(_code(field), *(_option(p, field) for p in PROTOCOLS.values())) for field in SGDOptions.model_fields]
     further = {name: None for p in PROTOCOLS.values() for name in type(p.options).model_fields}
     rows += [
         (_code(field), *(_value(getattr(p.options, field, None)) for p in PROTOCOLS.values()))
@@ -482,10 +479,17 @@ def _code(text: str) -> str:
     return f"`{text}`"
 
 
-def _value(value: Any, field: str = "") -> str:
+def _option(protocol: Any, field: str) -> str:
+    value = getattr(protocol.options, field, None)
+    # Kernels have no step size, and finite networks take a share of the largest stable one.
+    learned = field == "lr" and value is None and protocol.trainer in ("sgd", "distill", "replay")
+    return "learned" if learned else _value(value)
+
+
+def _value(value: Any) -> str:
     match value:
         case None:
-            return "learned" if field == "lr" else "–"
+            return "–"
         case bool():
             return "yes" if value else "no"
         case tuple():

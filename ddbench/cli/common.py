@@ -83,6 +83,11 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="An option of the method; METHOD.KEY=VALUE for one of several methods. Repeatable.",
 )
+decode_option = click.option(
+    "--decode",
+    metavar="NAME",
+    help="Of a file: tiles:2 where an image holds 2 x 2 smaller ones (IDC, NCFM, …); none.",
+)
 students_option = click.option(
     "--students",
     type=click.IntRange(min=1),

@@ -10,6 +10,7 @@ import click
 
 from ddbench.cli.common import (
     data_option,
+    decode_option,
     device_option,
     json_option,
     note,
@@ -43,6 +44,7 @@ _said = stack(
     ),
     click.option("--lr", type=float, metavar="X", help="Of a file: the step size that was learned with it."),
     click.option("--augment", metavar="OPS", help="Of a file: the augmentation that belongs to it; kept, not used."),
+    decode_option,
     click.option("--entry", metavar="NAME", help="Of a file with several sets: which one, or all."),
     click.option("--name", metavar="NAME", help="Of a file: what boards call it."),
     click.option("--ipc", type=click.IntRange(min=1), metavar="N", help="Of a file: its budget, if not as counted."),
@@ -196,6 +198,7 @@ def _bring_in(
     labels: str | None,
     lr: float | None,
     augment: str | None,
+    decode: str | None,
     entry: str | None,
     name: str | None,
     ipc: int | None,
@@ -209,7 +212,7 @@ def _bring_in(
     from ddbench.foreign.terms import Said
     from ddbench.runs.spec import asked_ref
 
-    said = Said(pixels, labels, lr, augment)
+    said = Said(pixels, labels, lr, augment, decode)
     protocols = tuple(asked_ref(protocol(ref), ref) for ref in refs if ref != "native")
     found = found_in(path, entry, dataset)
     data = dataset_of(found[0], path, dataset, options.data_root)

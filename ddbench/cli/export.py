@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ddbench.cli.common import data_option, json_option, note, print_json
+from ddbench.cli.common import data_option, decode_option, json_option, note, print_json
 
 
 @click.command(short_help="Write the set of a run as a file that others read.")
@@ -17,9 +17,10 @@ from ddbench.cli.common import data_option, json_option, note, print_json
 @click.option(
     "--out", metavar="PATH", type=click.Path(path_type=Path), help="Where to; default: a name made from the run, here."
 )
+@decode_option
 @data_option
 @json_option
-def export(path: Path, kind: str, out: Path | None, data_root: Path, as_json: bool) -> None:
+def export(path: Path, kind: str, out: Path | None, decode: str | None, data_root: Path, as_json: bool) -> None:
     """Write the set of a run as a file that others read: pt in the layout of DC, npz in that of KIP, png by class.
 
     All but png keep every number, and what a layout has no place for lies beside it. NAME.transform.npz says how test
@@ -30,7 +31,7 @@ def export(path: Path, kind: str, out: Path | None, data_root: Path, as_json: bo
     from ddbench.errors import DdbenchError
     from ddbench.foreign.importing import export_run, export_transform
 
-    place, loss = export_run(path, kind, out, data_root)
+    place, loss = export_run(path, kind, out, data_root, decode)
     if loss is not None:
         note(f"Note: {loss}.")
     transform = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddbench.cli.common import data_option, json_option, note, print_json, print_table
+from ddbench.cli.common import data_option, decode_option, json_option, note, print_json, print_table
 
 if TYPE_CHECKING:
     from ddbench.foreign.diagnosis import Diagnosis
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
 @click.option("--dataset", metavar="NAME", help="The dataset that the set is for; with it, more can be told.")
 @click.option("--pixels", metavar="NAME", help="The pixel space that the set is said to be in.")
+@decode_option
 @click.option("--entry", metavar="NAME", help="Which set of a file that holds several; default: the first.")
 @click.option(
     "--picture", metavar="FILE", type=click.Path(path_type=Path), help="Draw its images, one row a class, as PNG."
@@ -29,6 +30,7 @@ def inspect(
     path: Path,
     dataset: str | None,
     pixels: str | None,
+    decode: str | None,
     entry: str | None,
     picture: Path | None,
     data_root: Path,
@@ -45,6 +47,7 @@ def inspect(
     from ddbench.foreign import importing as sharing
     from ddbench.foreign.diagnosis import Reference, diagnose
     from ddbench.foreign.formats import choose, read
+    from ddbench.foreign.terms import Said, decoder_of
     from ddbench.runs.rundir import RunDir
 
     info = catalogue.info(dataset) if dataset in catalogue.CATALOGUE else None
@@ -66,15 +69,16 @@ def inspect(
             if info is None:
                 raise
             note(f"Note: compared with an average image, not with {name}: {error}")
-    diagnosis = diagnose(found, reference, info, pixels)
+    diagnosis = diagnose(found, reference, info, pixels, decode)
+    several = sharing.decoded(found, *decoder_of(found, Said(decode=decode)))
     if picture is not None:
         shown = reference or Reference.natural(diagnosis.shape)
         unfinished(picture)
         write_atomically(picture, sharing.picture(found, diagnosis, shown, info, path.name))
     if as_json:
-        print_json(_json(found, diagnosis, [one.entry for one in sets]))
+        print_json({**_json(found, diagnosis, [one.entry for one in sets]), "decode": several})
         return
-    print_table(_rows(found, diagnosis, [one.entry for one in sets]))
+    print_table(_rows(found, diagnosis, [one.entry for one in sets], several))
     click.echo("")
     for finding in diagnosis.findings:
         click.echo(f"! {finding.text}." + (f" Say {finding.flag}." if finding.flag else ""))
@@ -84,7 +88,7 @@ def inspect(
         )
 
 
-def _rows(found: Found, diagnosis: Diagnosis, entries: list[str]) -> list[tuple[str, str]]:
+def _rows(found: Found, diagnosis: Diagnosis, entries: list[str], several: str) -> list[tuple[str, str]]:
     least, most = diagnosis.per_class
     channels = zip(diagnosis.mean, diagnosis.std, strict=True)
     likely = "as stored, 0 to 255" if diagnosis.stored == "uint8" else diagnosis.pixels
@@ -102,6 +106,7 @@ def _rows(found: Found, diagnosis: Diagnosis, entries: list[str]) -> list[tuple[
         ("range", f"{diagnosis.low:.4g} to {diagnosis.high:.4g}"),
         ("mean, s.d.", "; ".join(f"{mean:.3f}, {std:.3f}" for mean, std in channels)),
         ("pixel space", f"{said}, as the file says" if said else likely + ("" if diagnosis.clear else ", not sure")),
+        ("tiles", several),
         (
             "step size",
             "" if found.lr is None else f"{found.lr.flatten()[0]:.4g}" + (", …" if found.lr.numel() > 1 else ""),

@@ -13,6 +13,7 @@ from ddbench.cli.common import data_option, json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from ddbench.config import Selection
+    from ddbench.evaluation.protocol import Protocol
 
 
 @click.command("list")
@@ -167,11 +168,17 @@ def protocol(ref: str, as_json: bool) -> None:
     table = type(found.options).model_fields
     print_table(
         (
-            (name, "none" if value is None else value, table[name].description or "")
+            (name, _option(found, name, value), table[name].description or "")
             for name, value in found.options.model_dump(mode="json").items()
         ),
         (f"option of {found.trainer}", "value", "meaning"),
     )
+
+
+def _option(protocol: Protocol, name: str, value: Any) -> Any:
+    if value is not None:
+        return value
+    return "learned" if name == "lr" and protocol.trainer in ("sgd", "distill") else "none"
 
 
 @click.command(short_help="Shape, classes, licence, and what is there.")

@@ -7,28 +7,54 @@ import re
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddbench.errors import DataError
+from ddbench.errors import ConfigError, DataError
 
 _TILES = re.compile(r"tiles\(factor=(\d+)\)")
+_SAID = re.compile(r"tiles(?::|\(factor=)([1-9]\d{0,2})\)?")
+NONE = "none"
+
+
+def tiles(factor: int) -> str:
+    """The decoder that cuts each image into F x F tiles, by the name that sets have it under."""
+    return NONE if factor == 1 else f"tiles(factor={factor})"
+
+
+def canonical_decoder(text: str) -> str:
+    """The one spelling of a decoder: "tiles:2" and "tiles(factor=2)" are both "tiles(factor=2)".
+
+    Raises: ConfigError where there is no such decoder.
+    """
+    said = text.strip().lower().replace(" ", "")
+    if said == NONE:
+        return NONE
+    match = _SAID.fullmatch(said)
+    if not match:
+        raise ConfigError(
+            f"no decoder is called {text!r}. Known are none, and tiles:F for sets that store F x F smaller images in "
+            "each, such as tiles:2 of IDC, DREAM, IDM, DANCE and NCFM."
+        )
+    return tiles(int(match[1]))
 
 
 def decode(name: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Decode a set: "none" changes nothing, "tiles(factor=F)" cuts each image into F x F tiles of full size.
 
-    Shapes: images [N, C, H, W], labels [N] or [N, K]; tiles give N * F * F of both, tile after tile of one image.
-    Differentiable. Raises: DataError for an unknown decoder.
+    Shapes: images [N, C, H, W] of floats, labels [N] or [N, K]; tiles give N * F * F of both, tile after tile of one
+    image. Differentiable. Raises: DataError for an unknown decoder, and for more tiles a side than pixels.
     Source: Kim et al., ICML 2022 (arXiv 2205.14959), multi-formation.
     """
-    if name == "none":
+    if name == NONE:
         return images, labels
     match = _TILES.fullmatch(name)
     if not match or int(match[1]) < 1:
         raise DataError(f"there is no decoder {name!r}; known are 'none' and 'tiles(factor=F)'.")
     factor = int(match[1])
     height, width = images.shape[-2:]
+    if factor > min(height, width):
+        raise DataError(f"images of {height} x {width} cannot hold {factor} x {factor} smaller ones.")
     # Sizes that the factor does not divide are padded right and below with 0.5, as in the paper's code.
     padded = F.pad(images, (0, -width % factor, 0, -height % factor), value=0.5)
-    tiles = padded.unflatten(3, (factor, -1)).unflatten(2, (factor, -1))  # [N, C, F, h, F, w]
-    tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-    full = F.interpolate(tiles, size=(height, width), mode="bilinear", align_corners=False)
+    cut = padded.unflatten(3, (factor, -1)).unflatten(2, (factor, -1))  # [N, C, F, h, F, w]
+    cut = cut.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+    full = F.interpolate(cut, size=(height, width), mode="bilinear", align_corners=False)
     return full, labels.repeat_interleave(factor * factor, dim=0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddbench.backbones.backbone import Backbone
 from ddbench.engine.augment import resolve_strategy
-from ddbench.engine.decode import decode
+from ddbench.engine.decode import NONE, decode
 from ddbench.errors import ConfigError, DataError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
 from ddbench.problem import Problem
@@ -44,8 +44,10 @@ def on_device(synthetic: SyntheticSet, problem: Problem, labels: Callable[[Synth
     Raises: DataError where the set does not fit the problem, and as `labels`.
     """
     fit(synthetic, problem)
-    images, targets = decode(synthetic.decode, synthetic.images, labels(synthetic))
-    images = images.to(problem.device)
+    stored = synthetic.images.to(problem.device)
+    if stored.dtype == torch.uint8 and synthetic.decode != NONE:
+        stored = problem.pixels.forward(stored)  # bytes would be rounded when they are enlarged
+    images, targets = decode(synthetic.decode, stored, labels(synthetic))
     if images.dtype == torch.uint8 and not problem.pixels.cheap:
         images = problem.pixels.forward(images)  # once, and not at every step
     forward = problem.pixels.forward if images.dtype == torch.uint8 else unchanged

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
 from ddbench.config import explain, read_toml
 from ddbench.errors import ConfigError, closest
@@ -82,6 +82,13 @@ class FiniteWidthOptions(SGDOptions):
     schedule: Literal["step", "cosine", "constant", "milestones"] = Field(
         "cosine", description="As for the trainer sgd."
     )
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _learned_by_name(cls, value: Any) -> Any:
+        if value == "learned":
+            raise ValueError("no step size is learned for it; a number, or none for a share of the largest stable one")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -196,6 +203,12 @@ PROTOCOLS: dict[str, Protocol] = {
             name="mtt",
             options=SGDOptions(lr=None, align_corners=True),
             source="Cazenavette et al., CVPR 2022 (arXiv 2203.11932), last iterate",
+        ),
+        Protocol(
+            name="datm",
+            labels="soft",
+            options=SGDOptions(lr=None, batch=128, align_corners=True),
+            source="Guo et al., ICLR 2024 (arXiv 2310.05773), last iterate: as mtt@1 with the set's own soft labels",
         ),
         Protocol(
             name="dd", trainer="replay", augment="none", backbones=("own",), students=20, options=ReplayOptions(),

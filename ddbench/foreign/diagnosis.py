@@ -19,6 +19,7 @@ from torch import Tensor
 from ddbench.data.catalogue import CATALOGUE, DatasetInfo
 from ddbench.data.pixels import canonical_name
 from ddbench.data.tensors import DatasetTensors
+from ddbench.foreign import tiles
 from ddbench.foreign.formats import Found
 from ddbench.rng import Rng
 
@@ -217,9 +218,14 @@ def fitting_datasets(shape: tuple[int, int, int], classes: int) -> tuple[str, ..
 
 
 def diagnose(
-    found: Found, reference: Reference | None = None, info: DatasetInfo | None = None, pixels: str | None = None
+    found: Found,
+    reference: Reference | None = None,
+    info: DatasetInfo | None = None,
+    pixels: str | None = None,
+    decode: str | None = None,
 ) -> Diagnosis:
-    """Look at a set; `reference` and `info` are of the dataset that it is for, `pixels` what is said of it already."""
+    """Look at a set; `reference` and `info` are of the dataset that it is for, `pixels` and `decode` what is said of it
+    already."""
     images = found.images
     labels = found.labels
     shape = (images.shape[1], images.shape[2], images.shape[3])
@@ -237,6 +243,7 @@ def diagnose(
         *_of_shape(shape, info),
         *_of_pixels(guess, clear, pixels, images.dtype == torch.uint8, found.ours is not None),
         *_of_classes(labels, info),
+        *_of_tiles(found, whole, real, decode),
     ]
     codes = {finding.code for finding in findings}
     if known and given is not None and not codes & {"shape", "not-finite"}:
@@ -305,6 +312,18 @@ def _of_pixels(guess: Guess, clear: bool, said: str | None, stored_as_bytes: boo
         case _:
             text = f"pixels look whitened ({_NAMES[guess]}): judged as normalised images, accuracy would be near chance"
             return [Finding("zca", text, f"--pixels '{_FLAGS[guess]}'")]
+
+
+def _of_tiles(found: Found, images: Tensor, real: Reference, said: str | None) -> list[Finding]:
+    """Seams where nobody says what they are. A note: an image can have an edge in its middle."""
+    if found.ours is not None or said is not None or tiles.said_in(found) or tiles.named_by(found):
+        return []
+    factor = tiles.seen_in(images, real.images)
+    if factor is None:
+        return []
+    count = f"{factor} x {factor}"
+    text = f"the images have seams as of {count} smaller images in each, which IDC and others cut out and enlarge"
+    return [Finding("tiles", text, f"--decode tiles:{factor}")]
 
 
 def _of_classes(labels: Tensor | None, info: DatasetInfo | None) -> list[Finding]:

@@ -22,6 +22,7 @@ from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import PixelSpace, fit_pixels
 from ddbench.data.sources import load
+from ddbench.engine.decode import NONE, canonical_decoder, decode
 from ddbench.engine.precision import usual
 from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.evaluation.plan import fit
@@ -91,7 +92,7 @@ def terms_of(found: Found, said: Said, dataset: Dataset) -> tuple[Terms, Diagnos
 
     Raises: DataError where the set is spoilt or of another dataset, ConfigError where a flag is missing.
     """
-    diagnosis = diagnose(found, Reference.of(dataset.train, dataset.info), dataset.info, said.pixels)
+    diagnosis = diagnose(found, Reference.of(dataset.train, dataset.info), dataset.info, said.pixels, said.decode)
     _refuse(diagnosis, said)
     return settle(found, said, diagnosis), diagnosis
 
@@ -106,8 +107,12 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
     terms, diagnosis = terms_of(found, asked.said, dataset)
     ipc, notes = _ipc(found, asked.ipc, len(dataset.train.classes))
     notes += [f"{finding.text}." for finding in diagnosis.findings if not finding.flag or finding.code == "pixels"]
-    guessed = [f"{name} {terms.to_json()[name]}" for name, how in terms.sources.items() if how == "guessed"]
-    notes += [f"guessed from the numbers: {', '.join(guessed)}."] if guessed else []
+    notes += [f"{f.text}. If they are, say {f.flag}." for f in diagnosis.findings if f.code == "tiles"]
+    several = decoded(found, terms.decode, terms.sources.get("decode", ""))
+    notes += [f"{several}."] if several else []
+    guessed = [name for name, how in terms.sources.items() if how == "guessed" and name != "decode"]
+    told = ", ".join(f"{name} {terms.to_json()[name]}" for name in guessed)
+    notes += [f"guessed from the numbers: {told}."] if guessed else []
     spec = _spec(found, asked, dataset, terms, ipc, usual(options.device))
     problem = build_problem(
         dataset,
@@ -127,6 +132,16 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
         if not _whole(folder):
             _fill(folder, synthetic, problem.pixels, dataset, _imported(found, asked, terms))
     return folder.path, notes
+
+
+def decoded(found: Found, decoder: str, how: str) -> str:
+    """What a person should read of a set whose images are several in one each; "" of any other."""
+    if decoder == NONE:
+        return ""
+    each, _ = decode(decoder, torch.empty(1, *found.images.shape[1:]), torch.zeros(1))
+    why = {"guessed": ", by the name of its file or folder; --decode none denies it", "file": ", as the file says"}
+    count = len(found.images)
+    return f"decoded by {decoder}{why.get(how, '')}: {count} stored images are {count * len(each)} for training"
 
 
 def own_set(path: Path) -> tuple[Path, SyntheticSet, dict[str, Any], Path | None]:
@@ -167,7 +182,10 @@ def load_set(path: Path, said: Said, dataset: str | None, entry: str | None, dat
     if found.ours is not None and said == Said():
         return LoadedSet.of(found.ours, about, data_root)
     data = dataset_of(found, path, dataset, data_root)
-    terms, _ = terms_of(found, said, data)
+    terms, diagnosis = terms_of(found, said, data)
+    for finding in diagnosis.findings:
+        if finding.code == "tiles":
+            logger.warning("%s: %s. If they are, say %s.", path, finding.text, finding.flag)
     space = fit_pixels(terms.pixels, data.train, data.info)
     synthetic = complete(found, terms, space, len(data.train.classes))
     return LoadedSet.of(synthetic, {**about, "dataset": data.info.name, "data": data.fingerprint}, data_root)
@@ -185,14 +203,20 @@ def export_transform(path: Path, place: Path, data_root: Path) -> Path:
     return beside
 
 
-def export_run(path: Path, kind: str, out: Path | None, data_root: Path) -> tuple[Path, Loss | None]:
+def export_run(
+    path: Path, kind: str, out: Path | None, data_root: Path, decoder: str | None = None
+) -> tuple[Path, Loss | None]:
     """Write the set of a run, or of a file of ddbench, in a layout that others read; returns where it lies.
 
-    Raises: RunError or DataError where there is no such set, or the layout cannot hold it.
+    `decoder` is said with the set where its file says none, as for an imported one of whose tiles nobody knew.
+    Raises: RunError or DataError where there is no such set, or the layout cannot hold it; ConfigError where the set
+    says another decoder.
     """
     if kind not in FORMATS:
         raise ConfigError(f"there is no format {kind!r}; choose one of {', '.join(FORMATS)}.")
     file, synthetic, about, store = own_set(path)
+    if decoder is not None:
+        synthetic = _decoded_by(synthetic, canonical_decoder(decoder))
 
     def space() -> PixelSpace:
         if "dataset" not in about:
@@ -208,6 +232,13 @@ def export_run(path: Path, kind: str, out: Path | None, data_root: Path) -> tupl
         raise RunError(f"{place} is the set itself. Choose another --out.")
     chosen: Format = kind  # type: ignore[assignment]
     return place, export(synthetic, place, chosen, space, about)
+
+
+def _decoded_by(synthetic: SyntheticSet, decoder: str) -> SyntheticSet:
+    if synthetic.decode not in (NONE, decoder):
+        raise ConfigError(f"the set itself says that it is decoded by {synthetic.decode}, and --decode says {decoder}.")
+    decode(decoder, synthetic.images[:1].float(), synthetic.labels[:1])
+    return replace(synthetic, decode=decoder)
 
 
 def picture(found: Found, diagnosis: Diagnosis, reference: Reference, info: DatasetInfo | None, title: str) -> bytes:

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from ddbench.config import MOST_FLOAT
 from ddbench.data.pixels import PixelSpace, canonical_name
+from ddbench.engine.decode import NONE, canonical_decoder
 from ddbench.errors import ConfigError, DataError
 from ddbench.foreign.diagnosis import Diagnosis, hard
 from ddbench.foreign.diagnosis import label_kind as kind_of
 from ddbench.foreign.formats import Found
+from ddbench.foreign.tiles import named_by, said_in
 from ddbench.synthetic import Recipe, SyntheticSet
 from ddbench.text import MOST_LINE, printable
 
@@ -31,15 +33,18 @@ class Said:
 
     `pixels` is a pixel space, or "unit" or "raw" for images from 0 to 1 or to 255 that are still to be normalised.
     `labels` is a kind of labels, or "hard" for the arg-max of rows, "sorted" for none and equally many images a class,
-    "from-1" for classes counted from 1.
+    "from-1" for classes counted from 1. `decode` is a decoder, such as "tiles:2" for 2 x 2 smaller images in each.
     """
 
     pixels: str | None = None
     labels: str | None = None
     lr: float | None = None
     augment: str | None = None
+    decode: str | None = None
 
     def __post_init__(self) -> None:
+        if self.decode is not None:
+            canonical_decoder(self.decode)
         if self.pixels is not None and self.pixels not in SCALES:
             canonical_name(self.pixels)
         if self.labels is not None and self.labels not in LABELS:
@@ -62,10 +67,13 @@ class Terms:
     lr: float | tuple[float, ...] | None
     augment: str | None
     sources: Mapping[str, str]
+    decode: str = NONE
 
     def to_json(self) -> dict[str, Any]:
         """The terms as specs and records keep them."""
-        values = {"pixels": self.pixels, "scale": self.scale, "labels": self.labels, "augment": self.augment}
+        # Only where it is said beside a set of ddbench, so that runs keep their ids.
+        decode = {"decode": self.decode} if "decode" in self.sources else {}
+        values = decode | {"pixels": self.pixels, "scale": self.scale, "labels": self.labels, "augment": self.augment}
         lr = list(self.lr) if isinstance(self.lr, tuple) else self.lr
         return {**values, "lr": lr}
 
@@ -106,7 +114,9 @@ def settle(found: Found, said: Said, diagnosis: Diagnosis) -> Terms:
     if said.augment is not None:
         sources["augment"] = "flag"
     augment = said.augment or (own.recipe.augment if own is not None else None)
-    return Terms(canonical_name(str(pixels)), scale, labels, lr, augment, sources)
+    decode, how = decoder_of(found, said)
+    sources |= {"decode": how} if how else {}
+    return Terms(canonical_name(str(pixels)), scale, labels, lr, augment, sources, decode)
 
 
 def complete(found: Found, terms: Terms, space: PixelSpace, classes: int) -> SyntheticSet:
@@ -115,15 +125,35 @@ def complete(found: Found, terms: Terms, space: PixelSpace, classes: int) -> Syn
     lr = None if terms.lr is None else torch.tensor(terms.lr, dtype=torch.float32)
     recipe = replace(recipe, lr=lr, augment=terms.augment)
     if found.ours is not None:
-        if terms.labels == found.ours.label_kind:
-            return replace(found.ours, recipe=recipe)
-        return replace(found.ours, labels=found.ours.hard_labels, label_kind="class", recipe=recipe)
+        ours = replace(found.ours, recipe=recipe, decode=terms.decode)
+        if terms.labels == ours.label_kind:
+            return ours
+        return replace(ours, labels=ours.hard_labels, label_kind="class")
     images = found.images
     if terms.scale != "none":
         images = space.forward(images / 255 if terms.scale == "raw" else images)
     labels = _numbered(found, terms.labels, classes)
     kind = terms.labels if labels.ndim == 2 else "class"
-    return SyntheticSet(images, labels, recipe, terms.pixels, kind)  # type: ignore[arg-type]
+    return SyntheticSet(images, labels, recipe, terms.pixels, kind, terms.decode)  # type: ignore[arg-type]
+
+
+def decoder_of(found: Found, said: Said) -> tuple[str, str]:
+    """The decoder of a set, and where it comes from: flag, file, guessed, or "" where nobody says more than the set.
+
+    Raises: ConfigError where what is said is not what a file of ddbench says.
+    """
+    own = NONE if found.ours is None else found.ours.decode
+    wanted = None if said.decode is None else canonical_decoder(said.decode)
+    if wanted is not None and own not in (NONE, wanted):
+        raise ConfigError(f"the file itself says that it is decoded by {own}, and --decode says {said.decode}.")
+    if wanted is not None and wanted != own:
+        return wanted, "flag"
+    if wanted is not None or found.ours is not None:
+        return own, ""
+    if (decoder := said_in(found)) is not None:
+        return decoder, "file" if decoder != NONE else ""
+    decoder = named_by(found) or NONE
+    return decoder, "guessed" if decoder != NONE else ""
 
 
 def _labels(found: Found, said: Said) -> tuple[str, str]:

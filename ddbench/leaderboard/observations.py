@@ -132,8 +132,7 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
         "train_backbone": run.backbone,
         "pixels": data.pixels,
         "labels": synthetic.labels,
-        # An option left at none is one that an older record does not have: their sets belong to one row.
-        "config": json.dumps({k: v for k, v in record.config.values.items() if v is not None}, sort_keys=True),
+        "config": json.dumps(_settings(record), sort_keys=True),
         "overridden": json.dumps(sorted(overridden)),
         "set": synthetic.sha256,
         "bytes": synthetic.bytes + evaluation.beside_bytes,
@@ -150,3 +149,10 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
     if not evaluation.accuracy:
         reason = evaluation.failed or "no student finished"
         yield common | {"student": NO_STUDENT, "accuracy": float("nan"), "failed": reason}
+
+
+def _settings(record: RunRecord) -> dict[str, Any]:
+    """What tells sets of one method apart: its options, and the decoder without which a set is another one."""
+    # An option left at none is one that an older record does not have: their sets belong to one row.
+    options = {name: value for name, value in record.config.values.items() if value is not None}
+    return options | ({"decode": record.synthetic.decode} if record.synthetic.decode != "none" else {})

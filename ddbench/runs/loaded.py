@@ -18,7 +18,7 @@ from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.pixels import PixelSpace, fit_pixels, known_pixels
 from ddbench.data.sources import load as load_dataset
 from ddbench.data.transform import Transform
-from ddbench.engine.decode import decode
+from ddbench.engine.decode import NONE, decode
 from ddbench.errors import DataError
 from ddbench.runs.preview import preview
 from ddbench.synthetic import SyntheticSet
@@ -156,7 +156,8 @@ class LoadedSet(SyntheticSet, TorchDataset[tuple[Tensor, Tensor]]):
     @cached_property
     def _decoded(self) -> tuple[Tensor, Tensor]:
         targets = self.labels.softmax(dim=1) if self.label_kind == "logit" else self.labels
-        return decode(self.decode, self.images, targets)
+        # Bytes would be rounded when they are enlarged.
+        return decode(self.decode, self.images if self.decode == NONE else self._seen(self.images), targets)
 
     def _seen(self, images: Tensor) -> Tensor:
         return self.space.forward(images) if images.dtype == torch.uint8 else images

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
 from ddbench.config import Options
 
@@ -34,7 +34,7 @@ class SGDOptions(TrainerOptions):
     epochs: int | None = Field(1000, ge=0, description="E; E + 1 passes over the set are made. None: `steps` decides.")
     epochs_augmented: int | None = Field(None, ge=0, description="E where DC's augmentation is active.")
     steps: int | None = Field(None, ge=1, description="Instead of epochs. None where `epochs` is none: the set's own.")
-    lr: float | None = Field(0.01, gt=0, description="Step size; none takes the one that the set has learned.")
+    lr: float | None = Field(0.01, gt=0, description="Step size; learned takes that of the set.")
     optimizer: Literal["sgd", "adam", "adamw"] = Field(
         "sgd", description="Which optimiser moves the student. adamw: Adam, whose weight decay is not in the gradient."
     )
@@ -64,3 +64,9 @@ class SGDOptions(TrainerOptions):
     lr_pixels: int | None = Field(
         None, ge=1, description="Pixels of an image up to which the step size holds; with more it falls in proportion."
     )
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _learned_by_name(cls, value: Any) -> Any:
+        """As tables print it and TOML can say it; a digest knows it as None."""
+        return None if value == "learned" else value

@@ -17,6 +17,7 @@ DIGESTS = {
     "cafe@1": "dac245574f2716e0",
     "cafe@2": "28689b55d8bb883c",
     "mtt@1": "d203fa39c594ebf2",
+    "datm@1": "14248fb9e1212f7d",
     "dd@1": "acab75830cc7405c",
     "ld@1": "030cfdb5685986f3",
     "ld-ridge@1": "bda81ef9e3be36c6",
@@ -88,6 +89,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cafe@1": {"augment": "dc", "epochs": 600, "epochs_augmented": 1000},
     "cafe@2": {"augment": "dc@2", "epochs": 600, "epochs_augmented": 1000},
     "mtt@1": {"lr": None, "align_corners": True},
+    "datm@1": {"lr": None, "batch": 128, "align_corners": True, "labels": "soft"},
     "dd@1": {"trainer": "replay", "augment": "none", "backbones": ["own"], "students": 20},
     "ld@1": {
         "augment": "none",

@@ -97,6 +97,23 @@ def test_a_step_size_of_adam_is_not_taken_for_one_of_sgd(tmp_path: Path) -> None
     assert plan(learned, adam, problem, RNG).lr(0) == pytest.approx(1e-3)
 
 
+def test_soft_labels_and_a_step_size_that_were_learned_together_are_both_used(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    images = torch.zeros(6, *problem.shape)
+    learned = SyntheticSet(images, logits, Recipe(lr=torch.tensor(0.02)), label_kind="logit")
+    training = plan(learned, PROTOCOLS["datm@1"], problem, RNG)
+    assert torch.equal(training.labels, logits.softmax(dim=1))
+    assert training.lr(0) == pytest.approx(0.02)
+    assert (training.options.batch, training.options.align_corners, training.passes) == (128, True, 1001)
+    # mtt@1 trains on the classes of the same set, which is another recipe and another column.
+    assert torch.equal(plan(learned, PROTOCOLS["mtt@1"], problem, RNG).labels, logits.argmax(dim=1))
+    with pytest.raises(
+        ConfigError, match=r"protocol datm@1 trains with the set's own step size, and this set has none"
+    ):
+        plan(replace(learned, recipe=Recipe()), PROTOCOLS["datm@1"], problem, RNG)
+
+
 def test_a_head_is_not_solved_for_on_embeddings_that_depend_on_the_batch(tmp_path: Path) -> None:
     problem = replace(problem_for_checks(tmp_path), backbone=build("convnet-d2-w8-bn", (3, 8, 8), 3))
     trainer = trainer_of(set_of(problem, steps=5, batch=4), PROTOCOLS["ld-ridge@2"], problem)

@@ -152,3 +152,21 @@ def test_a_trainer_from_a_file_is_refused_because_a_digest_would_not_see_its_edi
 
 def test_a_protocols_file_can_ask_for_the_learned_step_size() -> None:
     assert SGDOptions(lr="none").lr is None  # type: ignore[arg-type]
+    assert SGDOptions(lr="learned").lr is None  # type: ignore[arg-type]
+
+
+def test_a_file_says_learned_as_the_tables_do(tmp_path: Path) -> None:
+    text = 'name = "mine"\nlabels = "soft"\n[options]\nlr = "{}"\nbatch = 128\nalign_corners = true\n'
+    learned, none = (protocol(write(tmp_path, text.format(word))) for word in ("learned", "none"))
+    assert learned.options.lr is None
+    assert learned.digest == none.digest
+    # Nothing but its name tells it from the built-in one.
+    assert learned.options == PROTOCOLS["datm@1"].options
+    with pytest.raises(ConfigError, match=r"lr: input should be a valid number.* \(got 'fast'\)"):
+        protocol(write(tmp_path, text.format("fast")))
+
+
+def test_finite_networks_learn_no_step_size(tmp_path: Path) -> None:
+    text = 'name = "mine"\nlabels = "soft"\ntrainer = "finite-width"\n[options]\nlr = "learned"\n'
+    with pytest.raises(ConfigError, match="no step size is learned for it"):
+        protocol(write(tmp_path, text))
