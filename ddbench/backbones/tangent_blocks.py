@@ -88,7 +88,8 @@ def cross_entropy_jvp(pair: Tensor, labels: Tensor, n: int) -> Tensor:
     Shapes: pair [2N, K], logits and their tangents behind them; labels [N] int64, or [N, K].
     """
     if labels.ndim == 2:
-        return plain_cross_entropy_jvp(*pair.chunk(2), labels, n)
+        logits, tangents = pair.chunk(2)
+        return plain_cross_entropy_jvp(logits, tangents, labels, n)
     change: Tensor = _CrossEntropy.apply(pair, labels, n)
     return change
 

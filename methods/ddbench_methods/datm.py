@@ -4,6 +4,7 @@ Guo, Wang, Cazenavette, Li, Zhang and You, "Towards Lossless Dataset Distillatio
 Matching", ICLR 2024, arXiv 2310.05773.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -35,8 +36,8 @@ class DATMConfig(MTTConfig):
     start_epochs: int = Field(20, ge=1, description="T+: and from an epoch below this one.")
     early_epochs: int | None = Field(None, ge=1, description="T: T+ is this many at first. none: T+ from the start.")
     growth: int = Field(1000, ge=1, description="Iterations in which T grows to T+, linearly.")
-    threshold: float = Field(
-        1.0, gt=0, description="An iteration whose loss is above this one changes nothing; inf: all do."
+    threshold: float | None = Field(
+        1.0, gt=0, description="An iteration whose loss is above this one changes nothing. none: all change the set."
     )
     initial: Literal["confident", "real"] = Field(  # type: ignore[assignment]
         "confident",
@@ -97,7 +98,7 @@ class DATM(MTT):
         loss = mismatch(state, start, target, rows, view, self.sizes(len(state.images)))
         state.optimizer.zero_grad()
         loss.backward()
-        near = loss.detach() <= self.config.threshold
+        near = loss.detach() <= (math.inf if self.config.threshold is None else self.config.threshold)
         step_where(near, state.optimizer)
         lr = state.lr.detach().clone()
         return {"loss": loss.detach(), "lr": lr, "log_lr": lr.log(), "taken": near.float()}
