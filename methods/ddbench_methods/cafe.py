@@ -178,14 +178,14 @@ class CAFE(Method[CAFEState]):
         """Whether training has changed a network enough for the images to be updated on it again."""
         return spread > self.config.progress
 
-    def answers(self, problem: Problem, state: CAFEState, rng: Rng) -> Iterator[float]:
-        """The network's accuracy on real images, on other ones each time. Here alone the host waits for the device."""
+    def answers(self, problem: Problem, state: CAFEState, rng: Rng) -> Iterator[Tensor]:
+        """The network's accuracy on real images, on other ones each time: scalars on the device."""
         each = max(1, round(self.config.batch_query / problem.classes))
         rows = problem.real.class_indices(each, rng.fold(0))
         for k in itertools.count(1):
             accuracy = self.run_update(problem, state, "query", rows)
             rows = problem.real.class_indices(each, rng.fold(k))  # while the device is busy
-            yield float(accuracy)
+            yield accuracy
 
     def draw(self, problem: Problem, state: CAFEState, rng: Rng) -> tuple[Draw | None, Tensor, Tensor]:
         strategy = resolve_strategy(self.config.augment, problem.info.digits)
@@ -238,7 +238,7 @@ class CAFE(Method[CAFEState]):
         return problem.class_runs(self.config.classes_per_pass or fitting)
 
     def _rounds(
-        self, problem: Problem, answers: Iterator[float], count: int, most: int, over: Callable[[float], bool]
+        self, problem: Problem, answers: Iterator[Tensor], count: int, most: int, over: Callable[[float], bool]
     ) -> "Rounds":
         if self.config.loops == "fixed":
             return Rounds(count)
@@ -263,7 +263,7 @@ class CAFE(Method[CAFEState]):
 class Watch:
     """What ends a loop: the spread of the last `window` accuracies, each with `leak` times the one before it."""
 
-    answers: Iterator[float]
+    answers: Iterator[Tensor]
     window: int
     leak: float
     over: Callable[[float], bool]
@@ -282,15 +282,21 @@ class Rounds:
     def __iter__(self) -> Iterator[int]:
         watch = self.watch
         kept: deque[float] = deque(maxlen=watch.window if watch else 0)
+        asked: list[Tensor] = []
         leaky = 0.0
         for t in range(self.most):
             yield t
             self.taken = t + 1
             if watch is None:
                 continue
-            self.accuracy = next(watch.answers)
-            leaky = self.accuracy + watch.leak * leaky
-            kept.append(leaky)
+            asked.append(next(watch.answers))
+            # Fewer accuracies than are compared end nothing. Here alone the host waits for the device.
+            if self.taken < min(watch.window, self.most):
+                continue
+            for self.accuracy in torch.stack(asked).tolist():
+                leaky = self.accuracy + watch.leak * leaky
+                kept.append(leaky)
+            asked.clear()
             if len(kept) == watch.window and watch.over(max(kept) - min(kept)):
                 return
         self.capped = watch is not None

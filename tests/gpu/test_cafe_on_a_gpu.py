@@ -59,7 +59,7 @@ def test_updates_and_training_are_the_same_in_graphs(
 ) -> None:
     for module in (program, lockstep):
         monkeypatch.setattr(module, "worth_compiling", lambda seconds, device: fused)
-    monkeypatch.setattr(lockstep, "_compiled", {})
+    monkeypatch.setattr(lockstep.COMPILED, "_functions", {})
     made = program.Program.__init__
     losses, images = [], []
     for eager in (True, False):

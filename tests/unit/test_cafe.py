@@ -1,8 +1,8 @@
 """CAFE as its card describes it, around the loss (which tests/parity compares with the formula)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import pairwise, repeat
+from itertools import islice, pairwise, repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,14 +124,18 @@ def test_the_step_size_moves_the_images_at_its_step(tmp_path: Path) -> None:
 # Loops, by scripted accuracies
 
 
+def on_device(accuracies: Iterable[float]) -> Iterator[Tensor]:
+    return (torch.tensor(accuracy, dtype=torch.float64) for accuracy in accuracies)
+
+
 def outer_rounds(accuracies: Iterator[float], *, most: int = 200, leak: float = 0.0) -> Rounds:
-    rounds = Rounds(most, Watch(accuracies, 10, leak, CAFE(CAFE.Config()).settled))
+    rounds = Rounds(most, Watch(on_device(accuracies), 10, leak, CAFE(CAFE.Config()).settled))
     list(rounds)
     return rounds
 
 
 def inner_rounds(accuracies: Iterator[float], *, most: int = 200, leak: float = 0.0) -> Rounds:
-    rounds = Rounds(most, Watch(accuracies, 10, leak, CAFE(CAFE.Config()).moved))
+    rounds = Rounds(most, Watch(on_device(accuracies), 10, leak, CAFE(CAFE.Config()).moved))
     list(rounds)
     return rounds
 
@@ -171,6 +175,16 @@ def test_the_last_accuracy_is_kept_without_its_leak() -> None:
     assert outer_rounds(repeat(0.5), leak=0.1).accuracy == 0.5
 
 
+def test_nobody_waits_for_accuracies_that_can_end_nothing() -> None:
+    rounds = Rounds(200, Watch(on_device(repeat(0.3)), 10, 0.0, lambda spread: False))
+    known = [rounds.accuracy for _ in islice(rounds, 13)]
+    # Asked after each round, and known when the next begins: from the tenth round on.
+    assert known == [0.0] * 10 + [0.3] * 3
+    short = Rounds(4, Watch(on_device(repeat(0.3)), 10, 0.0, lambda spread: True))
+    assert list(short) == [0, 1, 2, 3]
+    assert (short.capped, short.accuracy) == (True, 0.3)
+
+
 def test_fixed_rounds_ask_nobody() -> None:
     rounds = Rounds(7)
     assert list(rounds) == list(range(7))
@@ -202,7 +216,7 @@ def test_scripted_accuracies_rule_a_whole_network(tmp_path: Path, monkeypatch: p
         0.30, 0.31, 0.34,  # three epochs: 0.30 to 0.34
         0.22,  # after update 4: 0.20 to 0.22, settled
     ]  # fmt: skip
-    answers = iter(script)
+    answers = on_device(script)
     monkeypatch.setattr(CAFE, "answers", lambda *_: answers)
     method = cafe(iterations=1, window=3, most_updates=50, most_epochs=50, leaky_watch=False)
     (step,) = counted(method, problem_for_checks(tmp_path))
