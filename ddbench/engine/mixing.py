@@ -1,4 +1,4 @@
-"""Augmentation that mixes images of a batch, for students whose labels a teacher gives after it.
+"""Augmentation that mixes images of a batch.
 
 Yun et al., "CutMix", ICCV 2019, arXiv 1905.04899; together with the rest as in Sun et al., "On the Diversity and
 Realism of Distilled Dataset" (RDED), CVPR 2024, arXiv 2312.03526. Not differentiable.
@@ -7,6 +7,7 @@ Realism of Distilled Dataset" (RDED), CVPR 2024, arXiv 2312.03526. Not different
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -65,16 +66,43 @@ def random_crop(images: Tensor, smallest: float, rng: Rng) -> Tensor:
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
+@dataclass(frozen=True)
+class Mix:
+    """A box that each image of a batch gets from another one. `share` is how much of an image it covers.
+
+    Shapes: partners [B] int64, a permutation.
+    """
+
+    rows: slice
+    columns: slice
+    partners: Tensor
+    share: float
+
+    @classmethod
+    def draw(cls, count: int, height: int, width: int, rng: Rng) -> Mix:
+        """One box for a batch: its share is uniform but for what lies outside of the frame, its middle is uniform."""
+        generator = rng.torch()
+        kept, across, down = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+        partners = torch.randperm(count, generator=generator)
+        half_high, half_wide = (int(side * math.sqrt(1 - kept)) // 2 for side in (height, width))
+        row, column = int(down * height), int(across * width)
+        top, bottom = max(0, row - half_high), min(height, row + half_high)
+        left, right = max(0, column - half_wide), min(width, column + half_wide)
+        share = (bottom - top) * (right - left) / (height * width)
+        return cls(slice(top, bottom), slice(left, right), partners, share)
+
+    def images(self, images: Tensor) -> Tensor:
+        """Images [..., B, C, H, W], mixed along B."""
+        mixed = images.clone()
+        partners = images.index_select(-4, self.partners.to(images.device))
+        mixed[..., self.rows, self.columns] = partners[..., self.rows, self.columns]
+        return mixed
+
+    def targets(self, targets: Tensor) -> Tensor:
+        """Targets [..., B, K] in the shares that images have of each other."""
+        return (1 - self.share) * targets + self.share * targets.index_select(-2, self.partners.to(targets.device))
+
+
 def cutmix(images: Tensor, rng: Rng) -> Tensor:
-    """A box of each image is that of another one of the batch. Share and place are one draw for all of them."""
-    generator = rng.torch()
-    kept, across, down = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-    partners = torch.randperm(len(images), generator=generator).to(images.device)
-    height, width = images.shape[-2:]
-    half_high, half_wide = (int(side * math.sqrt(1 - kept)) // 2 for side in (height, width))
-    row, column = int(down * height), int(across * width)
-    rows = slice(max(0, row - half_high), min(height, row + half_high))
-    columns = slice(max(0, column - half_wide), min(width, column + half_wide))
-    mixed = images.clone()
-    mixed[..., rows, columns] = images[partners][..., rows, columns]
-    return mixed
+    """A box of each image [B, C, H, W] is that of another one of the batch, without its label."""
+    return Mix.draw(len(images), images.shape[-2], images.shape[-1], rng).images(images)

@@ -258,6 +258,23 @@ PROTOCOLS: dict[str, Protocol] = {
             source="Qin et al., NeurIPS 2024 (arXiv 2406.10485): the set's own soft labels, last epoch",
         ),
         Protocol(
+            name="dance",
+            augment="color_crop_flip_scale_rotate",
+            options=SGDOptions(
+                epochs=1499, batch=64, schedule="milestones", milestones=(1000, 1250), factor=0.2, cutmix=0.5
+            ),
+            source="Zhang et al., IJCAI 2024 (arXiv 2406.01063): CutMix in every second step, last epoch",
+        ),
+        Protocol(
+            name="ncfm",
+            augment="color_crop_flip_scale_rotate",
+            options=SGDOptions(
+                epochs=1999, batch=128, lr=1e-3, optimizer="adamw", weight_decay=0.01, schedule="milestones",
+                milestones=(400, 800, 1200, 1600), factor=0.5, cutmix=0.5,
+            ),
+            source="Wang et al., CVPR 2025 (arXiv 2502.20653): CutMix in every second step, hard labels, last epoch",
+        ),
+        Protocol(
             name="hard-truths-hl",
             options=SGDOptions(epochs=300),
             source="Dey et al., CVPR 2026 (arXiv 2604.18811): hard labels",

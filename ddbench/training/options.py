@@ -52,6 +52,9 @@ class SGDOptions(TrainerOptions):
         description="step: a tenth after pass E // 2 + 1, momentum dropped. cosine: to zero, linear warm-up. "
         "milestones: times `factor` after each of those passes, momentum kept.",
     )
+    cutmix: float = Field(
+        0.0, ge=0, le=1, description="Share of the steps in which each image gets a box of another one, and its label."
+    )
     milestones: tuple[PositiveInt, ...] = Field((), description="Passes after which the step size falls (milestones).")
     factor: float = Field(0.1, gt=0, le=1, description="What the step size is multiplied by (milestones).")
     stretch: float = Field(

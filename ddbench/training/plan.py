@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddbench.engine.augment import Draw, draw_many, join
-from ddbench.engine.mixing import flip_crop_mix
+from ddbench.engine.mixing import Mix, flip_crop_mix
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.training.options import SGDOptions
@@ -126,7 +126,8 @@ class TrainingPlan:
     @property
     def static(self) -> bool:
         """Whether every step is the same program on other numbers. A subclass with its own targets says so itself."""
-        return self.legacy == "none" and self.labeller is None and type(self).targets is TrainingPlan.targets
+        own_targets = type(self).targets is not TrainingPlan.targets
+        return self.legacy == "none" and self.labeller is None and not own_targets and not self.options.cutmix
 
     @property
     def batch(self) -> int:
@@ -142,6 +143,17 @@ class TrainingPlan:
         """The targets of augmented images x [S, B, ...]: [S, B] classes or [S, B, K] probabilities."""
         labels = self.labels[indices]
         return labels if self.labeller is None else self.labeller(x, labels)
+
+    def seen(self, step: Step, classes: int) -> tuple[Tensor, Tensor]:
+        """What students see in a step: images [S, B, C, H, W] and their targets [S, B, ...]."""
+        x = step.transform(self.take(step.indices))
+        y = self.targets(x, step.indices, step.rng)
+        rng, wanted = step.rng.fold("cutmix"), self.options.cutmix
+        if not wanted or rng.numpy().random() >= wanted:
+            return x, y
+        mix = Mix.draw(x.shape[1], x.shape[3], x.shape[4], rng.fold("box"))
+        soft = y if y.is_floating_point() else F.one_hot(y, classes).to(x.dtype)
+        return mix.images(x), mix.targets(soft)
 
     def blocks(self, students: Sequence[int]) -> Iterator[Block]:
         """The whole training of the given students, drawn block by block."""

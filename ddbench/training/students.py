@@ -120,8 +120,7 @@ def _slope_of_one(net: Backbone, plan: TrainingPlan) -> Slope:
     def slope(
         params: dict[str, Tensor], buffers: dict[str, Tensor], step: Step
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        x = step.transform(plan.take(step.indices))
-        y = plan.targets(x, step.indices, step.rng)
+        x, y = plan.seen(step, net.classes)
         logits, buffers = net(Variables(params, buffers), x[0], train=True)
         grads = torch.autograd.grad(plan.criterion(logits, y[0]), list(params.values()))
         return dict(zip(params, grads, strict=True)), {k: b.detach() for k, b in buffers.items()}
@@ -141,8 +140,7 @@ def _slope_of_many(net: Backbone, plan: TrainingPlan) -> Slope:
     def slope(
         params: dict[str, Tensor], buffers: dict[str, Tensor], step: Step
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        x = step.transform(plan.take(step.indices))
-        y = plan.targets(x, step.indices, step.rng)
+        x, y = plan.seen(step, net.classes)
         grads, buffers = batched(params, buffers, x, y)
         return grads, buffers
 

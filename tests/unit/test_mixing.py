@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ddbench import Rng
-from ddbench.engine.mixing import cutmix, flip_crop_mix, random_crop, shuffle_tiles
+from ddbench.engine.mixing import Mix, cutmix, flip_crop_mix, random_crop, shuffle_tiles
+from ddbench.training.options import SGDOptions
+from ddbench.training.plan import TrainingPlan
 
 
 def numbered(n: int, side: int) -> Tensor:
@@ -102,3 +104,35 @@ def test_the_same_draws_give_the_same_images_and_others_others() -> None:
     assert torch.equal(first, flip_crop_mix(images, Rng(0)))
     assert not torch.equal(first, flip_crop_mix(images, Rng(1)))
     assert not first.requires_grad
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 6), st.sampled_from([5, 8]))
+def test_targets_are_mixed_in_the_shares_of_the_images(seed: int, n: int, side: int) -> None:
+    mix = Mix.draw(n, side, side, Rng(seed))
+    images = torch.eye(n)[:, :, None, None].expand(n, n, side, side)  # image k has ones in channel k alone
+    shares = mix.images(images).mean(dim=(2, 3))
+    assert torch.allclose(shares, mix.targets(torch.eye(n)), atol=1e-6)
+    two = mix.images(images.expand(2, -1, -1, -1, -1))  # students side by side
+    assert torch.equal(two[0], two[1])
+    assert torch.equal(two[0], mix.images(images))
+
+
+def test_students_see_mixed_images_with_mixed_labels_in_a_share_of_the_steps() -> None:
+    n, side = 6, 8
+    images = torch.eye(n)[:, :, None, None].expand(n, n, side, side)
+    options = SGDOptions(epochs=None, steps=200, batch=4, cutmix=0.5)
+    plan = TrainingPlan(images, torch.arange(n), lambda x: x, options, "none", "none", 1, Rng(0, ("mixed",)))
+    assert not plan.static
+    mixed = 0
+    for block in plan.blocks([0, 3]):
+        for step in block.steps():
+            x, y = plan.seen(step, n)
+            if y.is_floating_point():
+                mixed += 1
+                assert torch.allclose(x.mean(dim=(3, 4)), y, atol=1e-6)
+            else:
+                assert torch.equal(x.mean(dim=(3, 4)).argmax(dim=2), y)
+    assert 75 < mixed < 125
+    plain = TrainingPlan(images, torch.arange(n), lambda x: x, SGDOptions(), "none", "none", 1, Rng(0))
+    assert plain.static
