@@ -16,6 +16,7 @@ from ddbench.errors import DataError
 from ddbench.evaluation.protocol import judged_by
 from ddbench.evaluation.protocol import protocol as judging_by
 from ddbench.foreign.importing import Import, bring_in, dataset_of, found_in, load_set
+from ddbench.foreign.starting import read_start
 from ddbench.foreign.terms import Said
 from ddbench.leaderboard.boards import local_summary
 from ddbench.leaderboard.observations import collect
@@ -116,11 +117,11 @@ def run(
         judges=_several(judge),
         students=students,
         precision=precision,
-        options=dict(options or {}),
+        options={name: _plain(value) for name, value in (options or {}).items()},
         select=select,
     )
     where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve)
-    resolution = resolve_spec(asked, where.data_root, where.device)
+    resolution = resolve_spec(asked, where.data_root, where.device, read_start)
     record = runner.run(resolution, where)
     return Run(where.root / resolution.spec.folder, record, where.data_root)
 
@@ -244,6 +245,11 @@ def _options(
 def _folder(given: str | Path | None, variable: str) -> Path:
     usual = {DATA: "data", RUNS: "runs"}[variable]
     return Path(given) if given is not None else Path(os.environ.get(variable) or usual)
+
+
+def _plain(value: Any) -> Any:
+    """A value of an option as text can say it: a run, to start from its set, is its folder."""
+    return str(value.folder) if isinstance(value, Run) else str(value) if isinstance(value, Path) else value
 
 
 def _several(names: Several) -> tuple[str, ...]:

@@ -119,6 +119,10 @@ class Setting:
         """All of it: values of the run, options, and of a selection."""
         return {**self.run, **self.options, **{f"select.{name}": value for name, value in self.select.items()}}
 
+    def publishes(self, dataset: str, ipc: int | str) -> bool:
+        """Whether it is a paper's for this dataset by name and this ipc; what holds for any dataset is no paper's."""
+        return dataset in self.datasets and self.fits("paper", dataset, ipc)
+
     def fits(self, preset: str, dataset: str, ipc: int | str) -> bool:
         """Whether it applies. Settings `quick` and `timing` lie on top of the published ones, so these take both."""
         presets = ("paper", preset) if preset in ("quick", "timing") else (preset,)

@@ -1,23 +1,37 @@
-"""Starting images: random real ones, or noise."""
+"""Starting images: random real ones, noise, or those of a saved set."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
 import torch
+from pydantic import AfterValidator
 from torch import Tensor
 
-from ddbench.errors import DataError
+from ddbench.config import MethodConfig
+from ddbench.data.pixels import canonical_name
+from ddbench.engine.decode import NONE
+from ddbench.errors import ConfigError, DataError
 from ddbench.problem import Problem
 from ddbench.rng import Rng
+from ddbench.synthetic import SyntheticSet
+
+# How records name a set that a condensation started from: by its name, and the digest of its file.
+SAVED = re.compile(r"[^/\\]+@(?:[0-9a-f]{12}|unknown)")
+NO_LIMIT = "Or start from noise, which needs no real images, where the method has that: --set initial=noise."
 
 
-def check_budget(problem: Problem) -> None:
-    """Raises: DataError when a class has fewer than ipc images to choose from."""
+def check_budget(problem: Problem, instead: str = "") -> None:
+    """Raises: DataError when a class has fewer than ipc images to choose from; `instead` is what else can be done."""
     smallest = int(problem.train.counts.min())
     if smallest < problem.ipc:
         name = problem.train.classes[int(problem.train.counts.argmin())]
         raise DataError(
             f"ipc is {problem.ipc}, and class {name!r} of {problem.info.name} has {smallest} training images. "
-            f"Choose an ipc of at most {smallest}."
+            f"Choose an ipc of at most {smallest}.{' ' if instead else ''}{instead}"
         )
 
 
@@ -42,3 +56,103 @@ def noise_images(problem: Problem, rng: Rng) -> Tensor:
 
 
 INITIALS = {"real": real_images, "noise": noise_images}
+
+
+def _known(value: str) -> str:
+    if value not in INITIALS and not SAVED.fullmatch(value):
+        raise ValueError("it is real, noise, or a saved set: the folder of a run, or a file")
+    return value
+
+
+Initial = Annotated[str, AfterValidator(_known)]
+"""What images start from: real, noise, or a saved set, which a run names by NAME@DIGEST."""
+
+
+@dataclass(frozen=True, eq=False)
+class StartingSet:
+    """A saved set whose images a condensation starts from. `name` is NAME@DIGEST, `about` says where it comes from."""
+
+    name: str
+    synthetic: SyntheticSet
+    about: Mapping[str, Any]
+
+    def check(
+        self, *, dataset: str, data: str = "", shape: tuple[int, ...], classes: int, ipc: int, pixels: str
+    ) -> None:
+        """Raises: ConfigError saying in what the set differs from what it should be the start of.
+
+        `data` is the fingerprint of the dataset, where it is known, and `shape` (C, H, W).
+        """
+        one, about = self.synthetic, self.about
+        counts = torch.bincount(one.hard_labels, minlength=classes).tolist()
+        wanted = {"dataset": dataset} | ({"data": data} if data else {})
+        other = next((name for name, value in wanted.items() if about.get(name, value) != value), None)
+        why = ""
+        if other is not None:
+            why = f"was made from {about.get('dataset', dataset)}" + (" of other images" if other == "data" else "")
+        elif tuple(one.images.shape[1:]) != tuple(shape):
+            why = f"has images of {tuple(one.images.shape[1:])}, and those of {dataset} are {tuple(shape)}"
+        elif one.decode != NONE:
+            why = f"stores several images in one (decode {one.decode}), which no method learns"
+        elif counts != [ipc] * classes:
+            each = f"{min(counts)} to {max(counts)}" if min(counts) != max(counts) else str(counts[0])
+            why = f"has {each} images of each of {len(counts)} classes, and ipc {ipc} of {classes} is asked for"
+        elif one.images.dtype != torch.uint8 and one.pixels and _base(one.pixels) != _base(pixels):
+            why = f"lives in {one.pixels}, and the run in {pixels}; say --pixels '{_base(one.pixels)}'"
+        elif not one.finite():
+            why = "holds numbers that are not finite"
+        if why:
+            raise ConfigError(f"no condensation on {dataset} can start from {self.name}: it {why}.")
+
+
+def _base(pixels: str) -> str:
+    return re.sub(r", heldout=[^,)]*", "", canonical_name(pixels))
+
+
+def starts(config: type[MethodConfig]) -> list[str]:
+    """The options of a method that say what images start from, and so can name a saved set."""
+    fields = config.model_fields.items()
+    return [name for name, field in fields if any(getattr(part, "func", None) is _known for part in field.metadata)]
+
+
+_kept: dict[str, StartingSet] = {}
+
+
+def keep(start: StartingSet) -> None:
+    """Have a set ready in this process under its name, for methods that are asked to start from it."""
+    _kept[start.name] = start
+
+
+def kept(name: str) -> StartingSet:
+    """The set of that name. Raises: ConfigError where nobody has read it in this process."""
+    if name not in _kept:
+        raise ConfigError(f"the set {name} has not been read: name its run or file, as in --set initial=FILE.")
+    return _kept[name]
+
+
+def check_start(initial: str, problem: Problem) -> None:
+    """Raise what `starting_images` would, before anything is made: DataError or ConfigError."""
+    if initial == "real":
+        check_budget(problem, NO_LIMIT)
+    elif initial not in INITIALS:
+        kept(initial).check(
+            dataset=problem.info.name,
+            shape=problem.shape,
+            classes=problem.classes,
+            ipc=problem.ipc,
+            pixels=problem.pixels.name,
+        )
+
+
+def starting_images(initial: str, problem: Problem, rng: Rng) -> Tensor:
+    """[K * ipc, C, H, W] on the device, in the pixel space, class by class: real ones, noise, or those of a saved set.
+
+    Raises: DataError where there are too few real images, ConfigError where the set does not fit or was not read.
+    """
+    check_start(initial, problem)
+    if initial in INITIALS:
+        return INITIALS[initial](problem, rng)
+    saved = kept(initial).synthetic
+    images = saved.images[saved.hard_labels.argsort(stable=True)].to(problem.device)
+    # Bytes are images of any pixel space.
+    return problem.pixels.forward(images) if images.dtype == torch.uint8 else images.clone()

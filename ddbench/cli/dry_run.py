@@ -13,9 +13,10 @@ import torch
 from ddbench.cli.common import note, print_json, print_table
 from ddbench.costs.estimate import Estimate, estimate
 from ddbench.errors import DataError
+from ddbench.foreign.starting import read_start
 from ddbench.runs.batch import resolve_all, status_in
-from ddbench.runs.spec import Asked, Resolution, RunSpec, foresee
-from ddbench.text import duration, size
+from ddbench.runs.spec import DEFAULTS_USED, Asked, Resolution, RunSpec, foresee
+from ddbench.text import budget, duration, size
 
 
 def print_plans(
@@ -28,7 +29,7 @@ def print_plans(
 ) -> None:
     """Print what would be done: every value with its source, the folder, and about what it costs."""
     try:
-        resolutions = resolve_all(requests, data_root, device)
+        resolutions = resolve_all(requests, data_root, device, read_start)
     except DataError as missing:
         if as_json:
             print_json([_plan(foresee(asked, device), said, runs_root, None, None, str(missing)) for asked in requests])
@@ -79,6 +80,12 @@ def _plan(
     return value | ({"missing": missing} if missing else {})
 
 
+def _without_a_paper(spec: RunSpec) -> str:
+    if spec.published is not False:
+        return ""
+    return f"; no published setting for {spec.dataset} at {budget(spec.ipc)}: {DEFAULTS_USED}"
+
+
 def _print_plan(spec: RunSpec, said: Mapping[str, str], runs_root: Path, status: str, cost: Estimate | None) -> None:
     sources = {**said, **spec.sources}
     rows: list[tuple[str, Any, str]] = [
@@ -86,7 +93,7 @@ def _print_plan(spec: RunSpec, said: Mapping[str, str], runs_root: Path, status:
         ("dataset", spec.dataset, spec.data_fingerprint),
         ("ipc", spec.ipc or "the whole dataset", sources["ipc"]),
         ("seed", spec.seed, sources["seed"]),
-        ("preset", spec.preset, sources["preset"]),
+        ("preset", spec.preset, sources["preset"] + _without_a_paper(spec)),
         ("backbone", spec.backbone, sources["backbone"]),
         ("pixels", spec.pixels, sources["pixels"]),
         ("precision", spec.precision, sources["precision"]),

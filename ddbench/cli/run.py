@@ -132,9 +132,11 @@ def run(
     """
     requests = _requests(**asked)
     from ddbench.cli.curves import with_curves
+    from ddbench.foreign.starting import read_start
     from ddbench.runs.batch import resolve_all, run_all
     from ddbench.runs.devices import choose_device
     from ddbench.runs.runner import RunOptions
+    from ddbench.runs.spec import unpublished
 
     chosen = choose_device(device)
     if dry_run:
@@ -142,7 +144,9 @@ def run(
 
         print_plans(requests, data_root, runs_root, chosen, _said(ctx), as_json)
         return
-    resolutions = resolve_all(requests, data_root, chosen)
+    resolutions = resolve_all(requests, data_root, chosen, read_start)
+    for sentence in unpublished(resolution.spec for resolution in resolutions):
+        note(f"Note: {sentence}")
     options = RunOptions(
         root=writable(runs_root),
         data_root=data_root,
@@ -168,6 +172,7 @@ def run(
 def prepare(device: str, data_root: Path, runs_root: Path, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Make what the methods of these runs need beforehand, such as experts; `ddbench run` then finds it."""
     requests = _requests(protocols=(), judges=(), students=None, **asked)
+    from ddbench.foreign.starting import read_start
     from ddbench.runs.batch import resolve_all
     from ddbench.runs.devices import choose_device
     from ddbench.runs.runner import RunOptions
@@ -178,7 +183,7 @@ def prepare(device: str, data_root: Path, runs_root: Path, as_json: bool, quiet:
         root=writable(runs_root), data_root=data_root, device=choose_device(device), observers=observers(quiet)
     )
     used: dict[str, dict[str, Any]] = {}
-    for resolution in resolve_all(requests, data_root, options.device):
+    for resolution in resolve_all(requests, data_root, options.device, read_start):
         # What a later request finds there may have been made for an earlier one.
         used |= {e["key"]: e | {"from_cache": used.get(e["key"], e)["from_cache"]} for e in fill(resolution, options)}
     if as_json:

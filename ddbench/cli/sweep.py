@@ -83,6 +83,7 @@ def sweep(
     with started_ahead(places, runs_root / "jobs" / file.stem) as ahead:
         from ddbench.config import parse_assignments
         from ddbench.runs.devices import choose_device, visible_devices
+        from ddbench.runs.spec import unpublished
         from ddbench.sweep.grid import read_sweep, shard
         from ddbench.sweep.tasks import tasks_of
 
@@ -101,6 +102,8 @@ def sweep(
             )
         tasks = tasks_of(requests, data_root, here, settled=cluster == "local")
         states = [task.status(runs_root) for task in tasks]
+        for sentence in unpublished(task.resolution.spec for task in tasks):
+            note(f"Note: {sentence}")
         if cluster == "slurm":
             _on_slurm(file, tasks, states, slurm, jobs, dry_run, device, data_root, runs_root, as_json)
             return

@@ -319,7 +319,12 @@ def _spec(found: Found, asked: Import, dataset: Dataset, terms: Terms, ipc: int,
 def _name(found: Found, said: str) -> str:
     if said and (not NAME.fullmatch(said) or names_code(said)):
         raise ConfigError(f"a set cannot be called {said!r}; use letters, digits, dots, dashes and underscores.")
-    return (said or str(found.about.get("method") or _plain(Path(found.source).stem)))[:MOST_NAME]
+    return (said or plain_name(found))[:MOST_NAME]
+
+
+def plain_name(found: Found) -> str:
+    """What a set is called where nobody says it: as its method, or as its file."""
+    return str(found.about.get("method") or _plain(Path(found.source).stem))
 
 
 def _plain(stem: str) -> str:

@@ -19,6 +19,7 @@ COLUMNS = (
     "run", "status", "method", "title", "kind", "package", "method_sha256", "dataset", "data_title", "fingerprint",
     "original", "train", "test", "ipc", "seed", "preset", "precision", "train_backbone", "pixels", "labels", "config",
     "overridden", "set", "bytes", "seconds", "device", "protocol", "digest", "judge", "student", "accuracy", "failed",
+    "published",
 )  # fmt: skip
 NO_STUDENT = -1
 
@@ -143,6 +144,7 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
         "digest": evaluation.digest,
         "judge": judged_by(evaluation.protocol, evaluation.backbone),
         "failed": evaluation.failed,
+        "published": record.config.published,
     }
     for student, accuracy in enumerate(evaluation.accuracy):
         yield common | {"student": student, "accuracy": accuracy, "failed": ""}

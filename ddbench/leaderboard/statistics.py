@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 TABLE = ("dataset", "data_title", "fingerprint", "ipc", "protocol", "digest")
 VARIANT = ("package", "method_sha256", "preset", "precision", "train_backbone", "pixels", "labels", "config")
-DESCRIPTION = ("title", "kind", "original", "train", "test")
+DESCRIPTION = ("title", "kind", "original", "train", "test", "published")
 
 
 def summarise(frame: DataFrame) -> DataFrame:

@@ -189,6 +189,7 @@ def _table(
         ceiling=last,
         notes=(
             *_reading(judges[0], best, device, rows),
+            *_unpublished(rows),
             *_marks_used([*body, *last]),
             *_failures(rows),
             *_sources(sources, original=first["original"]),
@@ -328,6 +329,14 @@ def _reading(judge: str, best: str, device: str, rows: Sequence[Mapping[str, Any
     return (
         notes if preset == "paper" else [*notes, f"All settings are those of the preset {preset}, not of the papers."]
     )
+
+
+def _unpublished(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    labels = sorted({str(row["label"]) for row in rows if row["published"] is False})
+    if not labels:
+        return []
+    where = f"{rows[0]['data_title']}, {budget(rows[0]['ipc'])}"
+    return [f"No published settings for {where}: {', '.join(labels)} with the method's defaults, not a paper's."]
 
 
 def _marks_used(cells: Sequence[Sequence[str]]) -> list[str]:

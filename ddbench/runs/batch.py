@@ -12,7 +12,7 @@ from ddbench.errors import DdbenchError, RunError
 from ddbench.runs.record import RunRecord
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, run
-from ddbench.runs.spec import CPU, Asked, Resolution, RunSpec, resolve_spec
+from ddbench.runs.spec import CPU, Asked, Reader, Resolution, RunSpec, resolve_spec
 from ddbench.runs.states import RunState, Status, judged, status_of
 
 
@@ -30,12 +30,15 @@ class Outcome:
     message: str = ""
 
 
-def resolve_all(requests: Iterable[Asked], data_root: Path, device: torch.device = CPU) -> list[Resolution]:
+def resolve_all(
+    requests: Iterable[Asked], data_root: Path, device: torch.device = CPU, read: Reader | None = None
+) -> list[Resolution]:
     """The runs that are asked for on a device, none twice: methods without a budget answer every ipc with one run.
 
+    `read` reads the sets that some of them start from.
     Raises: the first error of any of them, before anything has been started.
     """
-    resolved = (resolve_spec(asked, data_root, device) for asked in requests)
+    resolved = (resolve_spec(asked, data_root, device, read) for asked in requests)
     return list({what_is_done(resolution): resolution for resolution in resolved}.values())
 
 

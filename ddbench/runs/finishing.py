@@ -78,7 +78,9 @@ def finish(
                 precision=spec.precision,
                 native=native,
             ),
-            config=ConfigPart(values=dict(spec.config), sources=_option_sources(spec.sources)),
+            config=ConfigPart(
+                values=dict(spec.config), sources=_option_sources(spec.sources), published=spec.published
+            ),
             data=_data(dataset, synthetic.pixels, space),
             synthetic=SyntheticPart.of(synthetic, sha256, learned),
             imported=imported,

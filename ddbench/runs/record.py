@@ -71,6 +71,11 @@ class ConfigPart(Part):
 
     values: PlainDict
     sources: dict[Line, Text]
+    published: Flag | None = Field(
+        default=None,
+        description="Whether a paper has settings for the dataset and ipc, where its preset was asked for and could "
+        "have; not in earlier records.",
+    )
 
 
 class DataPart(Part):

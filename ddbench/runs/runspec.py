@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ddbench.config import explain
 from ddbench.errors import RunError
-from ddbench.fields import Architecture, Count, Line, Name, PlainDict, Positive, Sha256, Text
+from ddbench.fields import Architecture, Count, Flag, Line, Name, PlainDict, Positive, Sha256, Text
 from ddbench.files import SEAL
 from ddbench.plugins import names_code
 from ddbench.text import budget_name, safe_name
@@ -29,7 +29,8 @@ class RunSpec:
     `conventions` is what the catalogue says of the dataset beside its images: pixel statistics, whether it may be
     flipped. `judges` are the backbones of the students; empty means those of each protocol. `imported` is there where
     the set came from a file: its hash, and the terms on which it is read. `checksum` is there so that all values of a
-    spec.json make a spec; it is compared and taken away when the file is read.
+    spec.json make a spec; it is compared and taken away when the file is read. `published` says whether a paper has
+    settings for the dataset and ipc; None where nobody would expect it, and in files of before it was said.
     """
 
     method: str
@@ -51,6 +52,7 @@ class RunSpec:
     sources: Mapping[str, str] = field(default_factory=dict)
     imported: Mapping[str, Any] | None = None
     checksum: str = ""
+    published: bool | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -90,6 +92,8 @@ class RunSpec:
         """The document of spec.json."""
         values = dataclasses.asdict(self)
         del values[SEAL]
+        if self.published is None:
+            del values["published"]
         return {"schema": SCHEMA, "id": self.id, **values}
 
     @classmethod
@@ -138,3 +142,4 @@ class _SpecFile(BaseModel):
     students: Positive | None = None
     sources: dict[Line, Text] = {}
     imported: PlainDict | None = None
+    published: Flag | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,17 +33,19 @@ from ddbench.data.sources import load
 from ddbench.engine.precision import Precision, usual
 from ddbench.errors import ConfigError, PluginError
 from ddbench.evaluation.protocol import Protocol, protocol
+from ddbench.initial import INITIALS, StartingSet, keep, kept, starts
 from ddbench.method import Kind, Method, MethodInfo
 from ddbench.plugins import GROUPS, Loaded, names_code, of_class
 from ddbench.plugins import load as load_plugin
 from ddbench.runs.evaluating import Cell, cells
 from ddbench.runs.runspec import RunSpec
 from ddbench.runs.selecting import as_values, config_of, resolve_selection, split_off
-from ddbench.text import MOST_NAME, printable
+from ddbench.text import MOST_NAME, budget, printable
 
 PRESETS = ("paper", "quick")
 UNKNOWN = "unknown"
 CPU = torch.device("cpu")
+DEFAULTS_USED = "the method's defaults are used"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 # So that a method without presets of its own shares a board with the others that are given a first look.
@@ -110,9 +112,13 @@ class Resolution:
         return cells(self.protocols, spec.judges, spec.students, self.dataset.info.shape, own=spec.backbone)
 
 
-def resolve_spec(asked: Asked, data_root: Path, device: torch.device = CPU) -> Resolution:
+Reader = Callable[[Path, Dataset], StartingSet]
+"""Reads the set of a run folder or file, for a condensation on a dataset that starts from it."""
+
+
+def resolve_spec(asked: Asked, data_root: Path, device: torch.device = CPU, read: Reader | None = None) -> Resolution:
     """Fill every value that was left open and say where it came from. `device` is that of the run, which an open
-    precision follows.
+    precision follows; `read` is needed where images start from a saved set.
 
     Order for the method's options: default, preset, --config FILE, `options`. For backbone, pixels and protocol: the
     dataset's default, preset, what was asked; and so for precision, whose default is that of the device.
@@ -120,8 +126,51 @@ def resolve_spec(asked: Asked, data_root: Path, device: torch.device = CPU) -> R
     """
     loaded, kind = find_method(asked.method)
     dataset = load(asked.dataset, data_root)
-    spec, method, protocols, selection = _resolve(asked, loaded, kind, dataset.info, dataset.fingerprint, device)
+
+    def named(path: Path) -> str:
+        if read is None:
+            raise ConfigError(f"nobody reads {path} here, so that no condensation can start from it.")
+        start = read(path, dataset)
+        keep(start)
+        return start.name
+
+    values = (dataset.info, dataset.fingerprint, device, named)
+    spec, method, protocols, selection = _resolve(asked, loaded, kind, *values)
+    for initial in _starts(method):
+        kept(initial).check(
+            dataset=spec.dataset,
+            data=spec.data_fingerprint,
+            shape=dataset.info.shape,
+            classes=len(dataset.train.classes),
+            ipc=spec.ipc,
+            pixels=spec.pixels,
+        )
+        if selection.on:
+            raise ConfigError(
+                f"the run holds images out to select by, and {initial} may have been made from all of them. Say "
+                "--select none, or start from something else."
+            )
     return Resolution(spec, method, dataset, protocols, selection)
+
+
+def _with_starts(kind: type[Method[Any]], layer: Layer, named: Callable[[Path], str]) -> Layer:
+    """The layer with every saved set to start from by its name, where it gives a path."""
+    given = {name: str(layer.values[name]) for name in starts(kind.Config) if name in layer.values}
+    paths = {name: Path(text).expanduser() for name, text in given.items() if text not in INITIALS}
+    there = {name: path for name, path in paths.items() if _is_there(path)}
+    return Layer(layer.source, {**layer.values, **{name: named(path) for name, path in there.items()}})
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a text that no path can be
+        return False
+
+
+def _starts(method: Method[Any]) -> list[str]:
+    values = [getattr(method.config, name) for name in starts(type(method.config))]
+    return [value for value in values if value not in INITIALS]
 
 
 def foresee(asked: Asked, device: torch.device = CPU) -> RunSpec:
@@ -130,11 +179,21 @@ def foresee(asked: Asked, device: torch.device = CPU) -> RunSpec:
     Raises: PluginError, ConfigError as `resolve_spec`.
     """
     loaded, kind = find_method(asked.method)
-    return _resolve(asked, loaded, kind, catalogue.info(asked.dataset), UNKNOWN, device)[0]
+
+    def named(path: Path) -> str:
+        return f"{printable(path.name)}@{UNKNOWN}"  # without the data nobody can tell what is in it
+
+    return _resolve(asked, loaded, kind, catalogue.info(asked.dataset), UNKNOWN, device, named)[0]
 
 
 def _resolve(
-    asked: Asked, loaded: Loaded, kind: type[Method[Any]], info: DatasetInfo, fingerprint: str, device: torch.device
+    asked: Asked,
+    loaded: Loaded,
+    kind: type[Method[Any]],
+    info: DatasetInfo,
+    fingerprint: str,
+    device: torch.device,
+    named: Callable[[Path], str],
 ) -> tuple[RunSpec, Method[Any], tuple[Protocol, ...], Selection]:
     preset = asked.preset or ("quick" if info.name == "digits" else "paper")
     if preset not in PRESETS:
@@ -148,7 +207,7 @@ def _resolve(
     if asked.config_file is not None:
         layers.append(Layer("file", read_toml(asked.config_file)))
     layers.append(Layer(asked.source("options"), asked.options))
-    layers, renamed = split_off(kind, layers)
+    layers, renamed = split_off(kind, [_with_starts(kind, layer, named) for layer in layers])
     resolved = resolve(kind.name, kind.Config, layers)
     asked_for = Layer(asked.source("select"), as_values(asked.select))
     chosen = [*selection_layers(settings, preset, info.name, asked.ipc), *renamed, asked_for]
@@ -193,8 +252,31 @@ def _resolve(
         judges=tuple(backbones.canonical(name, info.shape) for name in asked.judges),
         students=asked.students,
         sources=sources,
+        published=_published(loaded, settings, info, asked.ipc) if preset == "paper" else None,
     )
     return spec, kind(resolved.config), judged_by, selection
+
+
+def _published(loaded: Loaded, settings: Sequence[Setting], info: DatasetInfo, ipc: int) -> bool | None:
+    """Whether a paper has settings for a dataset and ipc; None of a method that has none at all, such as a baseline or
+    an author's own, on a dataset that papers know."""
+    if any(setting.publishes(info.name, ipc) for setting in settings):
+        return True
+    has_some = any(setting.preset == "paper" and set(setting.datasets) - {ANY} for setting in settings)
+    ours = loaded.sha256 is None and info.name not in catalogue.CATALOGUE
+    return False if has_some or ours else None
+
+
+def unpublished(specs: Iterable[RunSpec]) -> list[str]:
+    """A sentence for each dataset and ipc for which the preset paper has no settings, though they were asked for."""
+    cells: dict[tuple[str, int], list[str]] = {}
+    for spec in specs:
+        if spec.published is False:
+            cells.setdefault((spec.dataset, spec.ipc), []).append(spec.method)
+    return [
+        f"no published setting of {', '.join(dict.fromkeys(methods))} for {dataset} at {budget(ipc)}: {DEFAULTS_USED}."
+        for (dataset, ipc), methods in cells.items()
+    ]
 
 
 def _stable(info: DatasetInfo, judges: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.errors import ConfigError, DdbenchError, RunError
 from ddbench.files import read_json, write_json
+from ddbench.foreign.starting import read_start
 from ddbench.runs.batch import Outcome
 from ddbench.runs.devices import choose_device, visible_devices
 from ddbench.runs.places import place_of
@@ -98,7 +99,7 @@ class SlurmJob:
         for entry in listed:
             asked = asked_from_json(entry["asked"])
             try:
-                tasks.append(Task(asked, resolve_spec(asked, data_root, here)))
+                tasks.append(Task(asked, resolve_spec(asked, data_root, here, read_start)))
             except DdbenchError as error:
                 # Here, and not where it was submitted: data that this node lacks, say.
                 write_failure(runs_root / entry["folder"], error)

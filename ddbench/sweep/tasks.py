@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ddbench.errors import RunError
+from ddbench.foreign.starting import read_start
 from ddbench.runs.batch import Outcome, what_is_done
 from ddbench.runs.record import read_record
 from ddbench.runs.spec import CPU, Asked, Resolution, resolve_spec
@@ -62,7 +63,7 @@ def tasks_of(
     """
 
     def task(asked: Asked) -> Task:
-        resolution = resolve_spec(asked, data_root, device)
+        resolution = resolve_spec(asked, data_root, device, read_start)
         return Task(replace(asked, precision=resolution.spec.precision) if settled else asked, resolution)
 
     resolved = (task(asked) for asked in requests)

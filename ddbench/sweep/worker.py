@@ -44,6 +44,7 @@ def main() -> int:
     if where is None:
         return 0
     from ddbench.errors import DdbenchError
+    from ddbench.foreign.starting import read_start
     from ddbench.runs.batch import run_one
     from ddbench.runs.devices import choose_device
     from ddbench.runs.runner import RunOptions
@@ -68,7 +69,8 @@ def main() -> int:
     while (order := orders.get()) is not None:
         try:
             # The run's folder is known to whoever sent it, also where the run cannot be resolved here.
-            outcome = run_one(resolve_spec(asked_from_json(order["asked"]), options.data_root, device), options)
+            asked = asked_from_json(order["asked"])
+            outcome = run_one(resolve_spec(asked, options.data_root, device, read_start), options)
             say({"event": "outcome", "state": outcome.state, "message": outcome.message})
         except Interrupted as stop:
             say({"event": "outcome", "state": "interrupted", "message": str(stop)})

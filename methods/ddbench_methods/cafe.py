@@ -32,7 +32,7 @@ from ddbench import (
 from ddbench.engine.augment import Draw, resolve_strategy, siamese
 from ddbench.engine.program import channels_last, fusible
 from ddbench.errors import ConfigError
-from ddbench.initial import INITIALS
+from ddbench.initial import Initial, starting_images
 from ddbench.training.lockstep import Lockstep, one_at_a_time
 
 # Ten classes of 256 CIFAR images are 2.6 million pixels, whose features take 9 GB with a ConvNet of width 128;
@@ -92,7 +92,7 @@ class CAFEConfig(MethodConfig):
         ge=1,
         description="Classes in one forward, for small memories; the result is the same. none: by image size.",
     )
-    initial: Literal["noise", "real"] = Field("noise", description="What the synthetic images start from.")
+    initial: Initial = Field("noise", description="What the synthetic images start from: real, noise, or a saved set.")
 
 
 @dataclass
@@ -128,7 +128,7 @@ class CAFE(Method[CAFEState]):
         aligned_taps(problem.backbone)  # a network that will not do is refused before anything is made
 
     def start(self, problem: Problem) -> CAFEState:
-        images = INITIALS[self.config.initial](problem, problem.rng.fold("start"))
+        images = starting_images(self.config.initial, problem, problem.rng.fold("start"))
         return CAFEState(images, torch.zeros_like(images), self._training(problem, images))
 
     def step(self, problem: Problem, state: CAFEState, rng: Rng) -> Metrics:

@@ -7,7 +7,6 @@ Matching", ICLR 2024, arXiv 2310.05773.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, optim
 
 from ddbench import MethodInfo, Metrics, Problem, Rng, SyntheticSet, Variables
 from ddbench.engine.augment import Draw
-from ddbench.initial import check_budget, real_indices
+from ddbench.initial import starting_images
 from ddbench.training.experts import ExpertTrajectories, Trajectories, unflatten
 from ddbench_methods.mtt import MTT, MTTConfig, MTTState, mismatch
 
@@ -39,11 +38,11 @@ class DATMConfig(MTTConfig):
     threshold: float | None = Field(
         1.0, gt=0, description="An iteration whose loss is above this one changes nothing. none: all change the set."
     )
-    initial: Literal["confident", "real"] = Field(  # type: ignore[assignment]
-        "confident",
-        description="confident: random real images that an expert gets right, each labelled by the experts that do. "
-        "real: random real images, labelled by the first expert.",
-    )  # fmt: skip
+    confident: bool = Field(
+        True,
+        description="Whether real starting images are such as an expert gets right, each labelled by the experts that "
+        "do. Otherwise, and for images that are not real, the first expert labels them.",
+    )
     label_experts: int = Field(10, ge=1, description="How many of the experts label the first images.")
     label_epochs: int = Field(100, ge=1, description="Epochs that these have trained.")
 
@@ -76,13 +75,12 @@ class DATM(MTT):
     config: DATMConfig
 
     def prepare(self, problem: Problem) -> None:
-        check_budget(problem)  # before the experts, which may take hours
-        self.experts(problem)
+        super().prepare(problem)
         self.labellers(problem)
 
     def start(self, problem: Problem) -> DATMState:
-        rows, logits = self.first_images(problem, problem.rng.fold("start"))
-        state = self.begin(problem, problem.real.take(rows))
+        images, logits = self.first_images(problem, problem.rng.fold("start"))
+        state = self.begin(problem, images)
         logits.requires_grad_()
         state.optimizer.add_param_group(
             {"params": [logits], "lr": self.config.lr_labels, "momentum": self.config.momentum_labels}
@@ -130,29 +128,18 @@ class DATM(MTT):
         return problem.artifacts.get(wanted, problem)
 
     def first_images(self, problem: Problem, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Rows [K * ipc] of the training set, class by class, and the logits [K * ipc, K] of their labels."""
+        """Images [K * ipc, C, H, W] in the pixel space, class by class, and the logits [K * ipc, K] of their labels."""
         networks = self.networks(problem)
-        if self.config.initial == "real":
-            rows = real_indices(problem, rng).flatten()
-            return rows, logits_of(problem, next(networks), rows)
-        labellers = list(networks)
-        rows = torch.cat([self.confident(problem, labellers, k, rng.fold("class", k)) for k in range(problem.classes)])
-        logits = torch.stack([logits_of(problem, network, rows) for network in labellers])  # [E, N, K]
+        if not (self.config.initial == "real" and self.config.confident):
+            images = starting_images(self.config.initial, problem, rng)
+            return images, logits_of(problem, next(networks), images)
+        labellers, classes = list(networks), range(problem.classes)
+        rows = torch.cat([seen_rightly(problem, labellers, k, rng.fold("class", k)) for k in classes])
+        images = problem.real.take(rows)
+        logits = torch.stack([logits_of(problem, network, images) for network in labellers])  # [E, N, K]
         right = logits.argmax(dim=2) == problem.class_labels().to(logits.device)
         right |= ~right.any(dim=0)  # by all where none is right
-        return rows, (logits * right[..., None]).sum(dim=0) / right.sum(dim=0)[:, None]
-
-    def confident(self, problem: Problem, networks: Sequence[Variables], label: int, rng: Rng) -> Tensor:
-        """[ipc] rows of one class in random order: those that the first network gets right; where they are too few, of
-        the others those that the second does, and so on; at last those that none does."""
-        first, count = int(problem.train.offsets[label]), int(problem.train.counts[label])
-        left, chosen = first + torch.randperm(count, generator=rng.torch()), torch.empty(0, dtype=torch.int64)
-        for network in networks:
-            if len(chosen) >= problem.ipc:
-                break
-            right = (logits_of(problem, network, left).argmax(dim=1) == label).cpu()
-            chosen, left = torch.cat([chosen, left[right]]), left[~right]
-        return torch.cat([chosen, left])[: problem.ipc]
+        return images, (logits * right[..., None]).sum(dim=0) / right.sum(dim=0)[:, None]
 
     def networks(self, problem: Problem) -> Iterator[Variables]:
         """The labelling experts, one after another, on the device."""
@@ -162,11 +149,24 @@ class DATM(MTT):
             yield Variables(unflatten(params, like.params), like.buffers)
 
 
+def seen_rightly(problem: Problem, networks: Sequence[Variables], label: int, rng: Rng) -> Tensor:
+    """[ipc] rows of one class in random order: those that the first network gets right; where they are too few, of the
+    others those that the second does, and so on; at last those that none does."""
+    first, count = int(problem.train.offsets[label]), int(problem.train.counts[label])
+    left, chosen = first + torch.randperm(count, generator=rng.torch()), torch.empty(0, dtype=torch.int64)
+    for network in networks:
+        if len(chosen) >= problem.ipc:
+            break
+        right = (logits_of(problem, network, problem.real.take(left)).argmax(dim=1) == label).cpu()
+        chosen, left = torch.cat([chosen, left[right]]), left[~right]
+    return torch.cat([chosen, left])[: problem.ipc]
+
+
 @torch.no_grad()
-def logits_of(problem: Problem, network: Variables, rows: Tensor) -> Tensor:
-    """[N, K]: what a network says of training images [N], as they are."""
-    parts = [problem.backbone(network, problem.real.take(some), train=False)[0] for some in rows.split(TOGETHER)]
-    return torch.cat(parts).float() if parts else torch.empty(0, problem.classes, device=problem.device)
+def logits_of(problem: Problem, network: Variables, images: Tensor) -> Tensor:
+    """[N, K]: what a network says of images [N, C, H, W] as they are."""
+    parts = [problem.backbone(network, some, train=False)[0] for some in images.split(TOGETHER)]
+    return torch.cat(parts).float()
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, Sta
 from ddbench.engine.augment import Draw, siamese
 from ddbench.engine.distance import GRADIENT_DISTANCES
 from ddbench.engine.program import fusible
-from ddbench.initial import INITIALS
+from ddbench.initial import Initial, starting_images
 from ddbench.training.class_gradients import class_gradients
 from ddbench.training.lockstep import Lockstep, one_at_a_time
 
@@ -56,7 +56,7 @@ class DCConfig(MethodConfig):
         ge=1,
         description="Classes in one forward, for small memories; the result is the same. none: by image size.",
     )
-    initial: Literal["noise", "real"] = Field("noise", description="What the synthetic images start from.")
+    initial: Initial = Field("noise", description="What the synthetic images start from: real, noise, or a saved set.")
 
 
 @dataclass
@@ -85,7 +85,7 @@ class DC(Method[DCState]):
     config: DCConfig
 
     def start(self, problem: Problem) -> DCState:
-        images = INITIALS[self.config.initial](problem, problem.rng.fold("start")).requires_grad_()
+        images = starting_images(self.config.initial, problem, problem.rng.fold("start")).requires_grad_()
         optimizer = optim.SGD([images], self.config.lr_images, momentum=self.config.momentum)
         return DCState(images, optimizer, self.training(problem, images))
 

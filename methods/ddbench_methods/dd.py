@@ -27,7 +27,7 @@ from ddbench import (
 )
 from ddbench.engine.crop import crop, draw_crops
 from ddbench.errors import ConfigError
-from ddbench.initial import INITIALS
+from ddbench.initial import Initial, starting_images
 from ddbench.training.unroll import Descent, descent, network_loss
 
 BETAS = (0.5, 0.999)
@@ -53,7 +53,7 @@ class DDConfig(MethodConfig):
         "random", description="random: new networks in each iteration. fixed: always the same, which the set stores."
     )
     augment_real: bool = Field(False, description="Crop (padded by reflection) and mirror the real images at random.")
-    initial: Literal["real", "noise"] = Field("noise", description="What the synthetic images start from.")
+    initial: Initial = Field("noise", description="What the synthetic images start from: real, noise, or a saved set.")
 
 
 @dataclass
@@ -91,7 +91,7 @@ class DD(Method[DDState]):
     def start(self, problem: Problem) -> DDState:
         self.check(problem)
         config, batches = self.config, self.batches(problem)
-        images = problem.by_class(INITIALS[config.initial](problem, problem.rng.fold("start")))
+        images = problem.by_class(starting_images(config.initial, problem, problem.rng.fold("start")))
         images = images.unflatten(1, (batches, -1)).transpose(0, 1).flatten(0, 2).requires_grad_()
         steps = batches * config.passes
         inverse = config.lr_network + math.log(-math.expm1(-config.lr_network))  # of softplus

@@ -4,7 +4,6 @@ Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023, ar
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -14,7 +13,7 @@ from ddbench import Backbone, Method, MethodConfig, MethodInfo, Metrics, Problem
 from ddbench.engine.augment import Draw, resolve_strategy, siamese
 from ddbench.engine.distance import class_mean_distance
 from ddbench.engine.program import channels_last, fusible
-from ddbench.initial import INITIALS
+from ddbench.initial import Initial, starting_images
 
 # Ten classes of 256 CIFAR images are 2.6 million pixels and take 9 GB with a ConvNet of width 128.
 PIXELS_PER_PASS = 4_000_000
@@ -34,7 +33,7 @@ class DMConfig(MethodConfig):
         ge=1,
         description="Classes in one forward, for small memories; the result is the same. none: by image size.",
     )
-    initial: Literal["real", "noise"] = Field("real", description="What the synthetic images start from.")
+    initial: Initial = Field("real", description="What the synthetic images start from: real, noise, or a saved set.")
 
 
 @dataclass
@@ -62,7 +61,7 @@ class DM(Method[DMState]):
     config: DMConfig
 
     def start(self, problem: Problem) -> DMState:
-        images = INITIALS[self.config.initial](problem, problem.rng.fold("start")).requires_grad_()
+        images = starting_images(self.config.initial, problem, problem.rng.fold("start")).requires_grad_()
         return DMState(images, optim.SGD([images], self.config.lr_images, momentum=self.config.momentum))
 
     def draw(self, problem: Problem, state: DMState, rng: Rng) -> tuple[Variables, Draw, Tensor]:

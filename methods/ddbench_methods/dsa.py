@@ -6,19 +6,18 @@ DC, but real and synthetic images of a class get the same augmentation draw in e
 images, and the images start from real ones.
 """
 
-from typing import Literal
-
 from pydantic import Field
 
 from ddbench import MethodInfo, Problem
 from ddbench.engine.augment import resolve_strategy
+from ddbench.initial import Initial
 from ddbench_methods.dc import DC, DCConfig
 
 
 class DSAConfig(DCConfig):
     """Options of DSA."""
 
-    initial: Literal["noise", "real"] = Field("real", description="What the synthetic images start from.")
+    initial: Initial = Field("real", description="What the synthetic images start from: real, noise, or a saved set.")
     augment: str = Field("auto", description="Siamese augmentation; 'auto' fits the dataset, 'none' turns it off.")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, optim
 
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Recipe, Rng, State, SyntheticSet, transient
 from ddbench.engine.regression import RIDGE, centred, ridge_weights
-from ddbench.initial import INITIALS
+from ddbench.initial import Initial, starting_images
 from ddbench.ntk.architectures import architecture
 from ddbench.ntk.gram import Gram, gram
 
@@ -72,7 +72,7 @@ class KIPConfig(KernelConfig):
     augment: bool = Field(
         False, description="Turn, shift and flip half of the targets; no digits or grey images are flipped."
     )
-    initial: Literal["real", "noise"] = Field("real", description="What the support images start from.")
+    initial: Initial = Field("real", description="What the support images start from: real, noise, or a saved set.")
 
     @field_validator("kernel")
     @classmethod
@@ -112,7 +112,7 @@ class KIP(Method[KIPState]):
         return ("images", "labels") if self.config.labels == "learned" else ("images",)
 
     def start(self, problem: Problem) -> KIPState:
-        images = INITIALS[self.config.initial](problem, problem.rng.fold("start")).requires_grad_()
+        images = starting_images(self.config.initial, problem, problem.rng.fold("start")).requires_grad_()
         labels = centred(problem.class_labels(), problem.classes).to(problem.device)
         learned = [images]
         if self.config.labels == "learned":

@@ -30,7 +30,7 @@ from ddbench import (
 from ddbench.engine.augment import Draw, draw_many, resolve_strategy
 from ddbench.engine.program import fusible, weights_laid_out
 from ddbench.errors import DivergedError
-from ddbench.initial import INITIALS, check_budget
+from ddbench.initial import Initial, check_start, starting_images
 from ddbench.training.experts import ExpertTrajectories, Trajectories, flatten, unflatten
 from ddbench.training.unroll import Descent, descent, exact_form
 
@@ -48,7 +48,7 @@ class MTTConfig(MethodConfig):
     lr_network: float = Field(0.01, gt=0, description="What the student's step size starts from.")
     momentum: float = Field(0.5, ge=0, lt=1, description="SGD momentum on pixels and step size.")
     augment: str = Field("auto", description="Augmentation of experts and students; 'auto' fits the dataset.")
-    initial: Literal["real", "noise"] = Field("real", description="What the synthetic images start from.")
+    initial: Initial = Field("real", description="What the synthetic images start from: real, noise, or a saved set.")
     experts: int = Field(100, ge=1, description="Networks trained on the real data.")
     lr_experts: float = Field(0.01, gt=0, description="Step size of their training.")
     experts_seed: int = Field(0, ge=0, description="Seed of the experts, which runs of all seeds share.")
@@ -99,12 +99,11 @@ class MTT(Method[MTTState]):
     config: MTTConfig
 
     def prepare(self, problem: Problem) -> None:
-        if self.config.initial == "real":
-            check_budget(problem)  # before the experts, which may take hours
+        check_start(self.config.initial, problem)  # before the experts, which may take hours
         self.experts(problem)
 
     def start(self, problem: Problem) -> MTTState:
-        return self.begin(problem, INITIALS[self.config.initial](problem, problem.rng.fold("start")))
+        return self.begin(problem, starting_images(self.config.initial, problem, problem.rng.fold("start")))
 
     def begin(self, problem: Problem, images: Tensor) -> MTTState:
         """The state before the first step, from the images [K * ipc, C, H, W]."""

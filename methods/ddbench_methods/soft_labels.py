@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet, Variables, transient
+from ddbench.initial import Initial, check_start, starting_images
 from ddbench.training.experts import ExpertTrajectories, Trajectories, unflatten
 from ddbench_methods.coresets import Coreset, EmbeddedConfig, Herding, KCenter, KMeans, Random
 
@@ -22,7 +23,10 @@ TOGETHER = 500
 class SoftLabelsConfig(MethodConfig):
     """Options of soft labels on real images."""
 
-    images: Literal["random", "herding", "k-center", "k-means"] = Field("random", description="Which images.")
+    initial: Initial = Field("real", description="Which images get labels: real, noise, or those of a saved set.")
+    chosen: Literal["random", "herding", "k-center", "k-means"] = Field(
+        "random", description="How real images are chosen: at random, or by this coreset method."
+    )
     epoch: int = Field(20, ge=0, description="Epochs that the network has trained whose labels are taken.")
     expert: int = Field(0, ge=0, description="Which of the experts of MTT that network is.")
     lr_experts: float = Field(0.01, gt=0, description="Step size of their training.")
@@ -32,11 +36,13 @@ class SoftLabelsConfig(MethodConfig):
 
 @dataclass
 class Labelled(State):
-    """Shapes: indices [N], rows of the training set, class by class; labels [N, K], probabilities."""
+    """Shapes: labels [N, K], probabilities; images [N, C, H, W] in the pixel space, class by class; indices [N], rows
+    of the training set, where the images are real ones."""
 
-    indices: Tensor
     labels: Tensor
     experts: Trajectories = transient()
+    images: Tensor = transient()
+    indices: Tensor | None = transient()
 
 
 class SoftLabels(Method[Labelled]):
@@ -60,34 +66,42 @@ class SoftLabels(Method[Labelled]):
         return self.config.epoch
 
     def prepare(self, problem: Problem) -> None:
-        self.chooser().prepare(problem)
+        check_start(self.config.initial, problem)
+        if self.config.initial == "real":
+            self.chooser().prepare(problem)
         self.experts(problem)
 
     def start(self, problem: Problem) -> Labelled:
-        indices = self.chooser().choose(problem, problem.rng.fold("start"))
+        rng, indices = problem.rng.fold("start"), None
+        if self.config.initial == "real":
+            indices = self.chooser().choose(problem, rng)
+            images = problem.real.take(indices)
+        else:
+            images = starting_images(self.config.initial, problem, rng)
         experts = self.experts(problem)
-        return Labelled(indices, self.labels(problem, experts, indices, 0), experts)
+        return Labelled(self.labels(problem, experts, images, 0), experts, images, indices)
 
     def step(self, problem: Problem, state: Labelled, rng: Rng) -> Metrics:
-        state.labels = self.labels(problem, state.experts, state.indices, state.step + 1)
-        right = state.labels.argmax(dim=1) == problem.real.labels[state.indices.to(problem.device)]
+        state.labels = self.labels(problem, state.experts, state.images, state.step + 1)
+        right = state.labels.argmax(dim=1) == problem.class_labels().to(problem.device)
         return {
             "entropy": torch.special.entr(state.labels).sum(dim=1).mean(),
             "agreement": right.float().mean(),
         }
 
     def export(self, problem: Problem, state: Labelled) -> SyntheticSet:
-        indices = state.indices.cpu()
+        rows = None if state.indices is None else state.indices.cpu()
+        images = state.images.cpu() if rows is None else problem.train.images[rows]
         return SyntheticSet(
-            problem.train.images[indices].clone(),
+            images.clone(),
             state.labels.cpu().clone(),
             label_kind="probability",
-            source_indices=problem.source_rows(indices).clone(),
+            source_indices=None if rows is None else problem.source_rows(rows).clone(),
         )
 
     def chooser(self) -> Coreset:
-        """The coreset method that chooses the images, with its usual options."""
-        match self.config.images:
+        """The coreset method that chooses real images, with its usual options."""
+        match self.config.chosen:
             case "random":
                 return Random(Random.Config())
             case "herding":
@@ -111,12 +125,10 @@ class SoftLabels(Method[Labelled]):
         return problem.artifacts.get(wanted, problem)
 
     @torch.no_grad()
-    def labels(self, problem: Problem, experts: Trajectories, indices: Tensor, epoch: int) -> Tensor:
-        """[N, K]: what the expert says of images [N] as they are, after so many epochs."""
+    def labels(self, problem: Problem, experts: Trajectories, images: Tensor, epoch: int) -> Tensor:
+        """[N, K]: what the expert says of images [N, C, H, W] as they are, after so many epochs."""
         like = problem.backbone.init(Rng(0), problem.device)
         params = experts.params(self.config.expert, epoch).to(problem.device)
         network = Variables(unflatten(params, like.params), like.buffers)
-        logits = [
-            problem.backbone(network, problem.real.take(rows), train=False)[0] for rows in indices.split(TOGETHER)
-        ]
+        logits = [problem.backbone(network, some, train=False)[0] for some in images.split(TOGETHER)]
         return torch.cat(logits).float().softmax(dim=1)

@@ -11,6 +11,7 @@ from torch import Tensor, optim
 
 from ddbench import Problem, Rng, drive
 from ddbench.engine.augment import draw_many
+from ddbench.initial import INITIALS
 from ddbench.loop import condense
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.experts import unflatten
@@ -45,6 +46,14 @@ def network(p: dict[str, Tensor], x: Tensor) -> Tensor:
 
 def named(problem: Problem, flat: Tensor) -> dict[str, Tensor]:
     return unflatten(flat.double(), problem.backbone.init(Rng(0)).params)
+
+
+def rows_of(problem: Problem, images: Tensor) -> Tensor:
+    """Which training images these are."""
+    real = problem.real.take(torch.arange(len(problem.train))).flatten(1)
+    apart = torch.cdist(images.flatten(1).double(), real.double())
+    assert float(apart.min(dim=1).values.max()) < 1e-5
+    return apart.argmin(dim=1)
 
 
 def soft_cross_entropy(p: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -105,7 +114,7 @@ def test_certain_labels_that_stay_are_mtt(problem: Problem, monkeypatch: pytest.
     mtt = MTT(MTTConfig(iterations=4, momentum=0.5, **shared))
     rows = torch.cat([problem.train.offsets[k] + torch.arange(problem.ipc) for k in range(problem.classes)])
     certain = 50 * torch.nn.functional.one_hot(problem.class_labels(), problem.classes).float()
-    monkeypatch.setattr(DATM, "first_images", lambda self, problem, rng: (rows, certain.clone()))
+    monkeypatch.setattr(DATM, "first_images", lambda self, problem, rng: (problem.real.take(rows), certain.clone()))
     monkeypatch.setattr(MTT, "start", lambda self, problem: self.begin(problem, problem.real.take(rows)))
     *_, (ours, _) = drive(method(iterations=4, lr_labels=0.0), problem)
     monkeypatch.setattr(DATM, "start", MTT.start)
@@ -118,7 +127,8 @@ def test_certain_labels_that_stay_are_mtt(problem: Problem, monkeypatch: pytest.
 
 def test_first_images_are_those_that_an_expert_gets_right(problem: Problem) -> None:
     chosen = method()
-    rows, logits = chosen.first_images(problem, problem.rng.fold("start"))
+    images, logits = chosen.first_images(problem, problem.rng.fold("start"))
+    rows = rows_of(problem, images)
     experts = chosen.labellers(problem)
     scores = [
         network(named(problem, experts.params(k, 4)), problem.real.take(torch.arange(len(problem.train))).double())
@@ -138,13 +148,14 @@ def test_first_images_are_those_that_an_expert_gets_right(problem: Problem) -> N
         assert torch.allclose(logits[n].double(), torch.stack(right).mean(0), atol=1e-4)
 
 
-def test_real_first_images_are_labelled_by_the_first_expert(problem: Problem) -> None:
-    chosen = method(initial="real")
-    rows, logits = chosen.first_images(problem, problem.rng.fold("start"))
+@pytest.mark.parametrize("options", [{"confident": False}, {"initial": "noise"}])
+def test_other_first_images_are_labelled_by_the_first_expert(problem: Problem, options: dict[str, Any]) -> None:
+    chosen = method(**options)
+    images, logits = chosen.first_images(problem, problem.rng.fold("start"))
     params = chosen.labellers(problem).params(0, 4)
-    expected = network(named(problem, params), problem.real.take(rows).double())
-    assert torch.allclose(logits.double(), expected, atol=1e-4)
-    assert torch.equal(problem.train.labels[rows], problem.class_labels())
+    assert torch.allclose(logits.double(), network(named(problem, params), images.double()), atol=1e-4)
+    expected = INITIALS[options.get("initial", "real")](problem, problem.rng.fold("start"))
+    assert torch.equal(images, expected)
 
 
 def test_the_stretch_of_training_grows_as_in_the_paper() -> None:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddbench import Problem, Rng, condense
+from ddbench import Problem, Rng, SyntheticSet, condense
 from ddbench.config import Selection
-from ddbench.initial import real_indices
+from ddbench.initial import StartingSet, keep, real_indices
 from ddbench.loop import drive
 from ddbench.testing.contract import problem_for_checks
 from ddbench_methods.coresets import EmbeddedConfig, Herding
@@ -57,7 +57,7 @@ def trained_by_hand(problem: Problem) -> list[dict[str, Tensor]]:
 def test_labels_are_what_the_network_of_that_epoch_says(problem: Problem) -> None:
     path = trained_by_hand(problem)
     for step, (state, _) in enumerate(drive(method(), problem)):
-        logits = convnet(path[step], problem.real.take(state.indices).double())
+        logits = convnet(path[step], state.images.double())
         expected = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
         assert torch.allclose(state.labels.double(), expected.detach(), atol=1e-5)
     assert step == EPOCHS
@@ -75,10 +75,21 @@ def test_the_set_is_real_images_with_those_labels(problem: Problem) -> None:
 
 
 def test_images_can_be_those_of_a_coreset(problem: Problem) -> None:
-    chosen = condense(method(images="herding"), problem)
+    chosen = condense(method(chosen="herding"), problem)
     herding = condense(Herding(EmbeddedConfig()), problem)
     assert torch.equal(chosen.source_indices, herding.source_indices)
     assert chosen.soft
+
+
+def test_images_can_be_those_of_a_saved_set(problem: Problem) -> None:
+    learned = SyntheticSet(torch.randn(len(problem.class_labels()), *problem.shape), problem.class_labels().flip(0))
+    keep(StartingSet("learned.pt@unknown", learned, {"dataset": problem.info.name}))
+    made = condense(method(initial="learned.pt@unknown"), problem)
+    assert made.source_indices is None
+    assert torch.equal(made.images.flip(0).unflatten(0, (-1, problem.ipc)).flip(1).flatten(0, 1), learned.images)
+    network = trained_by_hand(problem)[-1]
+    scores = convnet(network, made.images.double()).detach()
+    assert torch.allclose(made.labels.double(), scores.softmax(1), atol=1e-5)
 
 
 def test_an_epoch_is_selected_on_held_out_images(problem: Problem) -> None:
