@@ -59,7 +59,8 @@ class NCFM(DANCE):
     def first_moments(self, images: Tensor) -> list[Tensor]:
         """AdamW's two moments and its count of steps; the best loss so far, and how many iterations ago it was."""
         nothing = torch.zeros((), device=images.device)
-        return [torch.zeros_like(images), torch.zeros_like(images), nothing, nothing + torch.inf, nothing.clone()]
+        largest = torch.full_like(nothing, torch.finfo(nothing.dtype).max)
+        return [torch.zeros_like(images), torch.zeros_like(images), nothing, largest, nothing.clone()]
 
     def draw(self, problem: Problem, state: DANCEState, rng: Rng) -> tuple[Any, ...]:
         # Drawn on the device, where the embedding lies: on the host they would take longer than the iteration. All
