@@ -117,20 +117,17 @@ def methods() -> str:
 
 
 def recipes() -> str:
-    """Every value of the built-in protocols that share a trainer, one column each."""
-    from ddbench.evaluation.protocol import PROTOCOLS, Protocol
-    from ddbench.training.options import SGDOptions
+    """The built-in protocols, a row each. Of `dsa@1` all values are told, of the others those that differ from it."""
+    from ddbench.evaluation.protocol import PROTOCOLS
 
-    own = [field for field in Protocol.model_fields if field not in ("name", "version", "options", "source")]
-    rows = [(_code(field), *(_value(getattr(p, field)) for p in PROTOCOLS.values())) for field in own]
-    rows += [(_code(field), *(_option(p, field) for p in PROTOCOLS.values())) for field in SGDOptions.model_fields]
-    further = {name: None for p in PROTOCOLS.values() for name in type(p.options).model_fields}
-    rows += [
-        (_code(field), *(_value(getattr(p.options, field, None)) for p in PROTOCOLS.values()))
-        for field in further
-        if field not in SGDOptions.model_fields
-    ]
-    return _table(("", *(_code(name) for name in PROTOCOLS)), rows)
+    common = PROTOCOLS["dsa@1"]
+    rows = []
+    for p in PROTOCOLS.values():
+        fields = [f for f in type(p.options).model_fields if p is common or _option(p, f) != _option(common, f)]
+        told = [f"{_code(f)} {_option(p, f)}" for f in fields if p is not common or _option(p, f) not in ("–", "")]
+        judges = ", ".join(map(_code, p.backbones))
+        rows.append((_code(p.id), p.track, p.trainer, p.augment, judges, str(p.students), ", ".join(told)))
+    return _table(("protocol", "labels", "trainer", "augment", "judges", "students", "training"), rows)
 
 
 def protocols() -> str:

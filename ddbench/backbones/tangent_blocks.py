@@ -83,10 +83,13 @@ class Linearised:
 
 
 def cross_entropy_jvp(pair: Tensor, labels: Tensor, n: int) -> Tensor:
-    """The change of the cross-entropy, summed over images and divided by n. Differentiable once.
+    """The change of the cross-entropy, summed over images and divided by n. Differentiable once, by soft labels too.
 
-    Shapes: pair [2N, K], logits and their tangents behind them; labels [N] int64.
+    Shapes: pair [2N, K], logits and their tangents behind them; labels [N] int64, or [N, K].
     """
+    if labels.ndim == 2:
+        logits, tangents = pair.chunk(2)
+        return plain_cross_entropy_jvp(logits, tangents, labels, n)
     change: Tensor = _CrossEntropy.apply(pair, labels, n)
     return change
 
@@ -94,9 +97,12 @@ def cross_entropy_jvp(pair: Tensor, labels: Tensor, n: int) -> Tensor:
 def plain_cross_entropy_jvp(logits: Tensor, change: Tensor, labels: Tensor, n: int) -> Tensor:
     """The change of the cross-entropy from logits [N, K] and their tangents, in operations that a compiler joins.
 
-    By hand, because torch 2.15 cannot differentiate the tangent of a log-softmax.
+    Shapes: labels [N] int64, or [N, K]. By hand, because torch 2.15 cannot differentiate the tangent of a log-softmax.
     """
-    wrong = logits.softmax(dim=1) - F.one_hot(labels, logits.shape[1])
+    if labels.ndim == 2:
+        wrong = logits.softmax(dim=1) * labels.sum(dim=1, keepdim=True) - labels
+    else:
+        wrong = logits.softmax(dim=1) - F.one_hot(labels, logits.shape[1])
     return (wrong * change).sum() / n
 
 

@@ -1,5 +1,8 @@
 """The trainer of knowledge distillation: soft labels at a temperature, and the class beside them.
 
+Where the soft labels are from makes three tracks, which boards never mix: the set's own; a teacher's, one for each
+image; a teacher's, for each augmented image that a student sees.
+
 Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531.
 """
 
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from ddbench.backbones import names as backbones
 from ddbench.backbones.variables import Variables
+from ddbench.engine.decode import decode
 from ddbench.errors import ConfigError
 from ddbench.evaluation.plan import plan, training_labels
 from ddbench.evaluation.protocol import DistillOptions
@@ -24,6 +28,9 @@ from ddbench.problem import Problem
 from ddbench.synthetic import SyntheticSet
 from ddbench.training.networks import TrainedNetwork
 from ddbench.training.plan import TrainingPlan
+
+# How many images a teacher labels at once.
+TEACHER_IMAGES = 500
 
 Teacher = Callable[[Tensor], Tensor]
 
@@ -81,20 +88,33 @@ class DistillTrainer(SGDTrainer):
     def plan(self) -> TrainingPlan:
         options: DistillOptions = self.protocol.options
         planned = partial(
-            plan, self.synthetic, self.protocol, self.problem, self.rng,
+            plan, protocol=self.protocol, problem=self.problem, rng=self.rng,
             criterion=Distillation(options.temperature, options.hard_weight),
         )  # fmt: skip
-        if options.targets == "given":
-            return planned(labels=self._given)
-        teacher = FromTeacher(_teacher(self.problem, options), options.temperature)
         # A teacher labels hard and soft sets alike.
-        return planned(labels=lambda synthetic: self._one_hot(synthetic.hard_labels), labeller=teacher)
+        match options.targets:
+            case "given":
+                return planned(self.synthetic, labels=self._given)
+            case "fixed":
+                return planned(self._decoded, labels=self._fixed)
+            case "teacher":
+                teacher = FromTeacher(_teacher(self.problem, options), options.temperature)
+                return planned(self.synthetic, labels=self._classes, labeller=teacher)
+
+    @cached_property
+    def outline(self) -> TrainingPlan:
+        # Whoever counts steps needs no teacher, which takes minutes to train.
+        if self.protocol.options.targets != "fixed":
+            return self.plan
+        return plan(self._decoded, self.protocol, self.problem, self.rng, labels=self._classes)
 
     @property
     def extra_bytes(self) -> int:
         options: DistillOptions = self.protocol.options
         if options.targets == "given":
             return 0
+        if options.targets == "fixed":
+            return len(self._decoded) * self.problem.classes * torch.float32.itemsize
         weights = _weights(self.problem, options)
         return sum(v.numel() * v.element_size() for part in (weights.params, weights.buffers) for v in part.values())
 
@@ -107,6 +127,26 @@ class DistillTrainer(SGDTrainer):
             )
         soft = training_labels(synthetic, self.protocol)
         return torch.cat([tempered(soft, self.protocol.options.temperature), self._one_hot(soft.argmax(dim=1))], dim=-1)
+
+    @cached_property
+    def _decoded(self) -> SyntheticSet:
+        """The set with the images that students see, each of which gets labels of its own."""
+        images, classes = decode(self.synthetic.decode, self.synthetic.images, self.synthetic.hard_labels)
+        return replace(
+            self.synthetic, images=images, labels=classes, label_kind="class", decode="none", source_indices=None
+        )
+
+    def _fixed(self, synthetic: SyntheticSet) -> Tensor:
+        """What the teacher says of each image as it is, at the temperature, then the class: [N, 2K]."""
+        options, pixels = self.protocol.options, self.problem.pixels
+        teacher, soft = _teacher(self.problem, options), []
+        for part in synthetic.images.split(TEACHER_IMAGES):
+            part = part.to(self.problem.device)
+            soft.append(teacher(pixels.forward(part) if part.dtype == torch.uint8 else part).cpu())
+        return torch.cat([(torch.cat(soft) / options.temperature).softmax(-1), self._classes(synthetic)], dim=-1)
+
+    def _classes(self, synthetic: SyntheticSet) -> Tensor:
+        return self._one_hot(synthetic.hard_labels)
 
     def _one_hot(self, classes: Tensor) -> Tensor:
         return F.one_hot(classes, self.problem.classes).to(torch.float32)

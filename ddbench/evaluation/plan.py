@@ -21,7 +21,7 @@ from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import SyntheticSet
 from ddbench.training.options import SGDOptions
-from ddbench.training.plan import Criterion, Labeller, TrainingPlan, unchanged
+from ddbench.training.plan import MIXING, Criterion, Labeller, TrainingPlan, unchanged
 
 
 class OnDevice(NamedTuple):
@@ -83,6 +83,11 @@ def plan(
         share = options.lr_pixels / math.prod(problem.shape[1:])
         options = options.model_copy(update={"lr": options.lr * min(1.0, share)})
     strategy, legacy = _augment(protocol, problem)
+    if legacy == MIXING and labeller is None:
+        raise ConfigError(
+            f"protocol {protocol.id} mixes images, and only a teacher can label what comes of that. Give it another "
+            'augmentation, or the trainer "distill" with targets = "teacher".'
+        )
     return TrainingPlan(
         images=images,
         labels=targets,
@@ -178,7 +183,9 @@ def _own(synthetic: SyntheticSet, wish: Literal["steps", "batch"], protocol: Pro
 
 
 def _augment(protocol: Protocol, problem: Problem) -> tuple[str, str]:
-    """DiffAugment strategy and legacy strategy; at most one of them is not "none"."""
+    """DiffAugment strategy, and one of another kind; at most one of them is not "none"."""
+    if protocol.augment == MIXING:
+        return "none", MIXING
     if protocol.augment not in LEGACY:
         return resolve_strategy(protocol.augment, problem.info.digits), "none"
     found = legacy_strategy(problem.backbone.name, problem.info.name)

@@ -41,8 +41,10 @@ class DistillOptions(SGDOptions):
     Source: Hinton, Vinyals and Dean, 2015 (arXiv 1503.02531).
     """
 
-    targets: Literal["teacher", "given"] = Field(
-        "teacher", description="Soft labels of a teacher, for each augmented image, or those that the set has."
+    targets: Literal["teacher", "given", "fixed"] = Field(
+        "teacher",
+        description="teacher: soft labels of a teacher, for each augmented image. fixed: of a teacher, one for each "
+        "image as it is. given: those that the set has.",
     )
     temperature: float = Field(4.0, gt=0, description="Logits of teacher and student are divided by it.")
     hard_weight: float = Field(0.1, ge=0, le=1, description="Share of the loss on the class; the rest is soft.")
@@ -77,7 +79,9 @@ class FiniteWidthOptions(SGDOptions):
     validation: int = Field(5000, ge=1, description="Training images by which the share is chosen.")
     weight_decay: float = Field(1e-3, ge=0, description="On all parameters, norms and biases included.")
     batch: int = Field(100, ge=1, description="Images per step; the last, smaller batch of an epoch is kept.")
-    schedule: Literal["step", "cosine", "constant"] = Field("cosine", description="As for the trainer sgd.")
+    schedule: Literal["step", "cosine", "constant", "milestones"] = Field(
+        "cosine", description="As for the trainer sgd."
+    )
 
     @field_validator("lr", mode="before")
     @classmethod
@@ -101,8 +105,9 @@ class Protocol(BaseModel):
     """One way of judging a set. `id` is what boards print; the digest says whether two protocols are the same.
 
     `augment`: "auto" is DiffAugment by the dataset's kind (no flip for digits), "dc@2" the legacy rule of DC ("dc" was
-    an earlier reading of it, and is kept where both say the same), "none", or a strategy. Backbone "convnet" is the
-    ConvNet whose depth fits the dataset, "own" the one that made the set.
+    an earlier reading of it, and is kept where both say the same), "mixing" that of RDED (flips, CutMix, and crops of
+    mosaics; a teacher labels what comes of it), "none", or a strategy. Backbone "convnet" is the ConvNet whose depth
+    fits the dataset, "own" the one that made the set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -143,6 +148,16 @@ class Protocol(BaseModel):
     def id(self) -> str:
         """As printed: dsa@1."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def track(self) -> Literal["hard", "soft", "teacher"]:
+        """Which labels students see: classes; soft ones that are stored, one for each image; a teacher's, on line.
+
+        Results of two tracks say nothing of each other's images (Qin et al., NeurIPS 2024, arXiv 2406.10485).
+        """
+        if isinstance(self.options, DistillOptions) and self.options.targets == "teacher":
+            return "teacher"
+        return self.labels
 
     @property
     def digest(self) -> str:
@@ -235,6 +250,70 @@ PROTOCOLS: dict[str, Protocol] = {
             options=DistillOptions(targets="given"),
             labels="soft",
             source="ddbench: dsa@1 with the set's soft labels at a temperature (Hinton et al., 2015, arXiv 1503.02531)",
+        ),
+        Protocol(
+            name="soft-labels",
+            labels="soft",
+            options=SGDOptions(epochs=3000, schedule="milestones", milestones=(750, 1500, 2250, 3000), factor=0.3),
+            source="Qin et al., NeurIPS 2024 (arXiv 2406.10485): the set's own soft labels, last epoch",
+        ),
+        Protocol(
+            name="dance",
+            augment="color_crop_flip_scale_rotate",
+            options=SGDOptions(
+                epochs=1499, batch=64, schedule="milestones", milestones=(1000, 1250), factor=0.2, cutmix=0.5
+            ),
+            source="Zhang et al., IJCAI 2024 (arXiv 2406.01063): CutMix in every second step, last epoch",
+        ),
+        Protocol(
+            name="ncfm",
+            augment="color_crop_flip_scale_rotate",
+            options=SGDOptions(
+                epochs=1999, batch=128, lr=1e-3, optimizer="adamw", weight_decay=0.01, schedule="milestones",
+                milestones=(400, 800, 1200, 1600), factor=0.5, cutmix=0.5,
+            ),
+            source="Wang et al., CVPR 2025 (arXiv 2502.20653): CutMix in every second step, hard labels, last epoch",
+        ),
+        Protocol(
+            name="hard-truths-hl",
+            options=SGDOptions(epochs=300),
+            source="Dey et al., CVPR 2026 (arXiv 2604.18811): hard labels",
+        ),
+        Protocol(
+            name="hard-truths-sl",
+            trainer="distill",
+            labels="soft",
+            options=DistillOptions(
+                targets="fixed", temperature=20.0, hard_weight=0.0, epochs=299, optimizer="adamw", lr=1e-3,
+                weight_decay=0.01, schedule="cosine",
+            ),
+            source="Dey et al., CVPR 2026 (arXiv 2604.18811): a teacher's labels, one for each image; weight decay "
+            "that of AdamW as it comes, teacher that of distill@1",
+        ),
+        Protocol(
+            name="rded",
+            trainer="distill",
+            labels="soft",
+            augment="mixing",
+            backbones=("resnet18-bn",),
+            options=DistillOptions(
+                temperature=20.0, hard_weight=0.0, teacher="resnet18-bn", epochs=299, batch=None, optimizer="adamw",
+                lr=1e-3, weight_decay=0.01, schedule="cosine", stretch=2.0,
+            ),
+            source="Sun et al., CVPR 2024 (arXiv 2312.03526): a teacher on line, the batch of the set, last epoch",
+        ),
+        Protocol(
+            name="rd3",
+            trainer="distill",
+            labels="soft",
+            augment="mixing",
+            backbones=("resnet18-bn",),
+            options=DistillOptions(
+                temperature=20.0, hard_weight=0.0, teacher="resnet18-bn", epochs=399, batch=50, optimizer="adamw",
+                lr=1e-3, weight_decay=0.01, schedule="cosine", stretch=2.0,
+            ),
+            source="Zhong et al., ICLR 2026 (arXiv 2509.19743): one recipe for all methods with a teacher on line; "
+            "temperature, weight decay and stretch are RDED's",
         ),
         Protocol(
             name="quick",

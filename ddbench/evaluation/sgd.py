@@ -39,13 +39,18 @@ class SGDTrainer(Trainer):
         return partial(predict, net, trained)
 
     @property
+    def outline(self) -> TrainingPlan:
+        """The plan, or what of it can be known at once where making it takes minutes: steps and batches."""
+        return self.plan
+
+    @property
     def steps(self) -> int:
-        return self.plan.steps
+        return self.outline.steps
 
     @property
     def student_forwards(self) -> int:
-        return self.plan.student_forwards
+        return self.outline.student_forwards
 
     @property
     def together(self) -> int:
-        return students_together(self.plan.batch, self.problem.device, footprint(self.problem.backbone))
+        return students_together(self.outline.batch, self.problem.device, footprint(self.problem.backbone))

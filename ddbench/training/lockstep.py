@@ -326,7 +326,10 @@ def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
         torch._foreach_sub_(params, torch._foreach_mul(moves, lr))
 
     def adam(params: list[Tensor], grads: list[Tensor], moments: list[Tensor], lr: Tensor) -> None:
-        grads = list(torch._foreach_add(grads, params, alpha=options.weight_decay))
+        if options.optimizer == "adam":
+            grads = list(torch._foreach_add(grads, params, alpha=options.weight_decay))
+        else:  # decoupled: Loshchilov and Hutter, ICLR 2019
+            torch._foreach_mul_(params, 1 - lr * options.weight_decay)
         first, second, steps = moments[: len(params)], moments[len(params) : -1], moments[-1].add_(1)
         torch._foreach_lerp_(first, grads, 1 - BETAS[0])
         torch._foreach_mul_(second, BETAS[1])

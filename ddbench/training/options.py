@@ -7,7 +7,7 @@ import json
 import math
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from ddbench.config import Options
 
@@ -36,7 +36,9 @@ class SGDOptions(TrainerOptions):
     epochs_augmented: int | None = Field(None, ge=0, description="E where DC's augmentation is active.")
     steps: int | None = Field(None, ge=1, description="Instead of epochs. None where `epochs` is none: the set's own.")
     lr: float | None = Field(0.01, gt=0, description="Step size; learned takes that of the set.")
-    optimizer: Literal["sgd", "adam"] = Field("sgd", description="Which optimiser moves the student.")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field(
+        "sgd", description="Which optimiser moves the student. adamw: Adam, whose weight decay is not in the gradient."
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum.")
     nesterov: bool = Field(False, description="Nesterov momentum.")
     weight_decay: float = Field(5e-4, ge=0, description="On all parameters, norms and biases included.")
@@ -46,8 +48,18 @@ class SGDOptions(TrainerOptions):
     sampling: Literal["epochs", "subset"] = Field(
         "epochs", description="epochs: every image once a pass, in a new order. subset: every step draws afresh."
     )
-    schedule: Literal["step", "cosine", "constant"] = Field(
-        "step", description="step: a tenth after pass E // 2 + 1, momentum dropped. cosine: to zero, linear warm-up."
+    schedule: Literal["step", "cosine", "constant", "milestones"] = Field(
+        "step",
+        description="step: a tenth after pass E // 2 + 1, momentum dropped. cosine: to zero, linear warm-up. "
+        "milestones: times `factor` after each of those passes, momentum kept.",
+    )
+    cutmix: float = Field(
+        0.0, ge=0, le=1, description="Share of the steps in which each image gets a box of another one, and its label."
+    )
+    milestones: tuple[PositiveInt, ...] = Field((), description="Passes after which the step size falls (milestones).")
+    factor: float = Field(0.1, gt=0, le=1, description="What the step size is multiplied by (milestones).")
+    stretch: float = Field(
+        1.0, ge=1, description="The cosine falls as if training took so many times as long; 2 ends at half (cosine)."
     )
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps with linearly rising step size (cosine).")
     align_corners: bool = Field(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddbench.engine.augment import Draw, draw_many, join
+from ddbench.engine.mixing import Mix, flip_crop_mix
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.training.options import SGDOptions
@@ -19,6 +20,9 @@ from ddbench.training.options import SGDOptions
 # A block of this many images is drawn at once: large enough that drawing costs nothing beside training, small enough
 # for a whole dataset. Part of the definition of a student: another value gives other draws.
 BLOCK_IMAGES = 1 << 16
+
+MIXING = "mixing"
+"""The augmentation of RDED, whose images only a teacher can label."""
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 """The loss of a batch, from logits [B, K] and targets [B] or [B, ...]. It outlives its plan in compiled steps, so that
@@ -127,7 +131,8 @@ class TrainingPlan:
     @property
     def static(self) -> bool:
         """Whether every step is the same program on other numbers. A subclass with its own targets says so itself."""
-        return self.legacy == "none" and self.labeller is None and type(self).targets is TrainingPlan.targets
+        own_targets = type(self).targets is not TrainingPlan.targets
+        return self.legacy == "none" and self.labeller is None and not own_targets and not self.options.cutmix
 
     @property
     def batch(self) -> int:
@@ -143,6 +148,17 @@ class TrainingPlan:
         """The targets of augmented images x [S, B, ...]: [S, B] classes or [S, B, K] probabilities."""
         labels = self.labels[indices]
         return labels if self.labeller is None else self.labeller(x, labels)
+
+    def seen(self, step: Step, classes: int) -> tuple[Tensor, Tensor]:
+        """What students see in a step: images [S, B, C, H, W] and their targets [S, B, ...]."""
+        x = step.transform(self.take(step.indices))
+        y = self.targets(x, step.indices, step.rng)
+        rng, wanted = step.rng.fold("cutmix"), self.options.cutmix
+        if not wanted or rng.numpy().random() >= wanted:
+            return x, y
+        mix = Mix.draw(x.shape[1], x.shape[3], x.shape[4], rng.fold("box"))
+        soft = y if y.is_floating_point() else F.one_hot(y, classes).to(x.dtype)
+        return mix.images(x), mix.targets(soft)
 
     def blocks(self, students: Sequence[int]) -> Iterator[Block]:
         """The whole training of the given students, drawn block by block."""
@@ -180,7 +196,10 @@ class TrainingPlan:
                 if step < rise:
                     return options.lr * (step + 1) / rise
                 done = (step - rise) / max(1, self.steps - rise)
-                return options.lr * 0.5 * (1 + math.cos(math.pi * done))
+                return options.lr * 0.5 * (1 + math.cos(math.pi * done / options.stretch))
+            case "milestones":
+                passed = sum(step >= milestone * self.steps_per_epoch for milestone in options.milestones)
+                return options.lr * options.factor**passed
 
     @property
     def _drop(self) -> int:
@@ -213,6 +232,8 @@ class TrainingPlan:
     def _legacy(self) -> Callable[[Tensor, Rng], Tensor] | None:
         if self.legacy == "none":
             return None
+        if self.legacy == MIXING:
+            return flip_crop_mix
         from ddbench.engine.legacy_augment import legacy
 
         return lambda images, rng: legacy(self.legacy, images, rng)

@@ -123,8 +123,7 @@ def _slope_of_one(net: Backbone, plan: TrainingPlan) -> Slope:
     def slope(
         params: dict[str, Tensor], buffers: dict[str, Tensor], step: Step
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        x = step.transform(plan.take(step.indices))
-        y = plan.targets(x, step.indices, step.rng)
+        x, y = plan.seen(step, net.classes)
         logits, buffers = net(Variables(params, buffers), x[0], train=True)
         # A parameter that the forward pass leaves out has no slope; the other ways give it zero.
         grads = torch.autograd.grad(
@@ -147,8 +146,7 @@ def _slope_of_many(net: Backbone, plan: TrainingPlan) -> Slope:
     def slope(
         params: dict[str, Tensor], buffers: dict[str, Tensor], step: Step
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        x = step.transform(plan.take(step.indices))
-        y = plan.targets(x, step.indices, step.rng)
+        x, y = plan.seen(step, net.classes)
         grads, buffers = batched(params, buffers, x, y)
         return grads, buffers
 
@@ -160,8 +158,9 @@ def _optimizer(plan: TrainingPlan, params: dict[str, Tensor]) -> optim.Optimizer
     options = plan.options
     values = list(params.values())
     lr = plan.lr(0)
-    if options.optimizer == "adam":
-        return optim.Adam(values, lr, weight_decay=options.weight_decay, foreach=True)
+    if options.optimizer != "sgd":
+        kind = optim.Adam if options.optimizer == "adam" else optim.AdamW
+        return kind(values, lr, weight_decay=options.weight_decay, foreach=True)
     return optim.SGD(
         values,
         lr,

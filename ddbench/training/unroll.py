@@ -28,7 +28,8 @@ Loss = Callable[[Params, Tensor, Tensor], Tensor]
 Form = Literal["adjoint", "full", "tesla"]
 
 Forth = Callable[[Params, Tensor, Tensor, Tensor], Params]
-Back = Callable[[Params, Params, Tensor, Tensor, Tensor], tuple[Params, Tensor, Tensor]]
+Back = Callable[[Params, Params, Tensor, Tensor, Tensor], tuple[Params, Tensor, Tensor | None, Tensor]]
+"""From the derivative by a step's result to those by its parameters, its x, its y where that is soft, and its lr."""
 Written = tuple[Forth, Back]
 
 # Of a device's memory, what the graph of all steps may take.
@@ -41,7 +42,7 @@ MODEST = 8 << 30  # bytes, where the system does not say how many it has
 class Descent:
     """w[t + 1] = w[t] - lr[t] * d loss(w[t], x[t], y[t]) / dw, for T steps.
 
-    The result is differentiable once with respect to w[0], x and lr. `form` says how:
+    The result is differentiable once with respect to w[0], x, lr, and y where labels are soft. `form` says how:
 
     - adjoint: in reverse, with v the derivative by w[t + 1], one derivative of (d loss / dw, d loss / dx) along v gives
       all that a step needs: no second reverse pass, whose convolutions have kernels as large as the images.
@@ -161,14 +162,18 @@ def _device(network: Variables) -> torch.device:
 def _back_along(along: Callable[[Params, Params, Tensor, Tensor], Tensor]) -> Back:
     """From the change of the loss along v, which is differentiated once in reverse."""
 
-    def back(params: Params, v: Params, x: Tensor, y: Tensor, lr: Tensor) -> tuple[Params, Tensor, Tensor]:
-        leaves, images = _leaves(params), x.detach().requires_grad_()
+    def back(
+        params: Params, v: Params, x: Tensor, y: Tensor, lr: Tensor
+    ) -> tuple[Params, Tensor, Tensor | None, Tensor]:
+        leaves, seen = _leaves(params), {" x": x.detach().requires_grad_()}
+        if y.is_floating_point():
+            seen[" y"] = y.detach().requires_grad_()
         with torch.enable_grad():
-            change = along(leaves, v, images, y)
-        slopes = _slopes(change, {**leaves, "": images})
-        mixed = slopes.pop("")
+            change = along(leaves, v, seen[" x"], seen.get(" y", y))
+        slopes = _slopes(change, {**leaves, **seen})
+        mixed = {name: -lr * slopes.pop(name) for name in seen}
         # The derivative by the step size is the product of v and the slope: the loss's change along v.
-        return _minus(v, lr, slopes), -lr * mixed, -change.detach()
+        return _minus(v, lr, slopes), mixed[" x"], mixed.get(" y"), -change.detach()
 
     return back
 
@@ -219,26 +224,27 @@ def _forth(loss: Loss) -> Forth:
 
 
 def _back(loss: Loss) -> Back:
-    slopes_of = grad(loss, argnums=(0, 1))
-
-    def back(params: Params, v: Params, x: Tensor, y: Tensor, lr: Tensor) -> tuple[Params, Tensor, Tensor]:
-        """From the derivative by a step's result to those by its parameters, its x and its lr."""
+    def back(
+        params: Params, v: Params, x: Tensor, y: Tensor, lr: Tensor
+    ) -> tuple[Params, Tensor, Tensor | None, Tensor]:
+        slopes_of = grad(loss, argnums=(0, 1, 2) if y.is_floating_point() else (0, 1))
         both: Any = jvp(lambda w: slopes_of(w, x, y), (params,), (v,))
-        (slope, _), (curved, mixed) = both
+        (slope, *_), (curved, *mixed) = both
         along = torch.stack([(slope[name] * v[name]).sum() for name in v]).sum()
-        return _minus(v, lr, curved), -lr * mixed, -along
+        return _minus(v, lr, curved), -lr * mixed[0], -lr * mixed[1] if len(mixed) > 1 else None, -along
 
     return back
 
 
 def _back_apart(loss: Loss) -> Back:
     # Forward over reverse: torch 2.15 takes the reverse of layer norm's tangent for another function.
-    slope_of = grad_and_value(loss, argnums=1)
-
-    def back(params: Params, v: Params, x: Tensor, y: Tensor, lr: Tensor) -> tuple[Params, Tensor, Tensor]:
+    def back(
+        params: Params, v: Params, x: Tensor, y: Tensor, lr: Tensor
+    ) -> tuple[Params, Tensor, Tensor | None, Tensor]:
         """As in `_back`, had the step's parameters not come from anywhere."""
+        slope_of = grad_and_value(loss, argnums=(1, 2) if y.is_floating_point() else (1,))
         mixed, directional = jvp(lambda w: slope_of(w, x, y), (params,), (v,))[1]
-        return v, -lr * mixed, -directional
+        return v, -lr * mixed[0], -lr * mixed[1] if len(mixed) > 1 else None, -directional
 
     return back
 
@@ -268,7 +274,7 @@ class _Steps(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         params, kept = dict(zip(names, start, strict=True)), list(start)
         # Compilers look at what a view is a part of, and warn where that has a history.
-        x, lr = x.detach(), lr.detach()
+        x, y, lr = x.detach(), y.detach(), lr.detach()
         with _no_autocast(x):
             for t, size in enumerate(sizes):
                 params = forth(params, x[t, :size], y[t, :size], lr[t])
@@ -284,11 +290,19 @@ class _Steps(torch.autograd.Function):
         x, y, lr, *kept = ctx.saved_tensors
         names = ctx.names
         v = {name: weights_laid_out(slope) for name, slope in zip(names, slopes, strict=True)}
-        by_x, by_lr = [], []
+        by_x, by_y, by_lr = [], [], []
         with _no_autocast(x):
             for t, size in reversed(list(enumerate(ctx.sizes))):
                 params = dict(zip(names, kept[t * len(names) :], strict=False))
-                v, dx, dlr = ctx.back(params, v, x[t, :size], y[t, :size], lr[t])
-                by_x.append(torch.cat([dx, dx.new_zeros(x.shape[1] - size, *dx.shape[1:])]))
+                v, dx, dy, dlr = ctx.back(params, v, x[t, :size], y[t, :size], lr[t])
+                by_x.append(_filled(dx, x.shape[1]))
+                if dy is not None:
+                    by_y.append(_filled(dy, y.shape[1]))
                 by_lr.append(dlr)
-        return (None, None, None, None, torch.stack(by_x[::-1]), None, torch.stack(by_lr[::-1]), *v.values())
+        of_y = torch.stack(by_y[::-1]) if by_y else None
+        return (None, None, None, None, torch.stack(by_x[::-1]), of_y, torch.stack(by_lr[::-1]), *v.values())
+
+
+def _filled(rows: Tensor, count: int) -> Tensor:
+    """Rows [n, ...] with zeros behind them, [count, ...]."""
+    return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])

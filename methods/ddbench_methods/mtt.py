@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, optim
@@ -74,6 +75,10 @@ class MTTState(State):
     like: Mapping[str, Tensor] = transient()
     labels: Tensor = transient()
 
+    def targets(self) -> Tensor:
+        """What students learn of the images: classes [K * ipc], or probabilities [K * ipc, K]."""
+        return self.labels
+
 
 class MTT(Method[MTTState]):
     """Matching of training trajectories."""
@@ -98,8 +103,12 @@ class MTT(Method[MTTState]):
         self.experts(problem)
 
     def start(self, problem: Problem) -> MTTState:
+        return self.begin(problem, starting_images(self.config.initial, problem, problem.rng.fold("start")))
+
+    def begin(self, problem: Problem, images: Tensor) -> MTTState:
+        """The state before the first step, from the images [K * ipc, C, H, W]."""
         config, experts = self.config, self.experts(problem)
-        images = starting_images(config.initial, problem, problem.rng.fold("start")).requires_grad_()
+        images.requires_grad_()
         lr = torch.tensor(config.lr_network, device=problem.device).requires_grad_()
         optimizer = optim.SGD(
             [{"params": [images], "lr": config.lr_images}, {"params": [lr], "lr": config.lr_lr}],
@@ -115,7 +124,7 @@ class MTT(Method[MTTState]):
 
     def draw(self, problem: Problem, state: MTTState, rng: Rng) -> tuple[Tensor, Tensor, Tensor, Draw | None]:
         config, drawn = self.config, rng.fold("expert").numpy()
-        expert, epoch = int(drawn.integers(config.experts)), int(drawn.integers(config.start_epochs))
+        expert, epoch = int(drawn.integers(config.experts)), self.start_epoch(state.step, drawn)
         start, target = (state.experts.params(expert, at) for at in (epoch, epoch + config.expert_span))
         rows, view = self.rows(len(state.images), rng.fold("rows")), None
         strategy = resolve_strategy(config.augment, problem.info.digits)
@@ -140,6 +149,10 @@ class MTT(Method[MTTState]):
         if not float(lr) > 0:
             raise DivergedError(f"the learned step size became {float(lr):.3g}; no student can train with it.")
         return SyntheticSet(state.images.detach().cpu().clone(), problem.class_labels(), Recipe(lr=lr))
+
+    def start_epoch(self, step: int, drawn: np.random.Generator) -> int:
+        """The epoch from which an expert is followed at a step."""
+        return int(drawn.integers(self.config.start_epochs))
 
     def experts(self, problem: Problem) -> Trajectories:
         """The networks trained on the real data, which are made where they are missing."""
@@ -182,7 +195,7 @@ def mismatch(
     Source: Cazenavette et al., CVPR 2022, equation 2.
     """
     # All augmentations at once: few kernels, and no memory to speak of beside the networks' activations.
-    x, y = seen(state.images, rows, view), state.labels[rows]
+    x, y = seen(state.images, rows, view), state.targets()[rows]
     # Copies, because compilers refuse forward derivatives at views.
     origin = {name: weights_laid_out(value.clone()) for name, value in unflatten(start, state.like).items()}
     reached = flatten(state.student(origin, x, y, state.lr.expand(len(rows)), sizes))

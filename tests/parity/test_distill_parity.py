@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddbench import Problem, Protocol, SyntheticSet, Variables
+from ddbench.engine.decode import decode
 from ddbench.errors import ConfigError
 from ddbench.evaluation.distill import DistillTrainer, distillation_loss, tempered
 from ddbench.evaluation.plan import plan
@@ -106,7 +107,45 @@ def test_given_labels_are_those_of_the_set(problem: Problem) -> None:
     assert torch.equal(targets[:, 3:].argmax(1), synthetic.labels.argmax(1))
 
 
-@pytest.mark.parametrize("targets", ["teacher", "given"])
+def test_fixed_labels_are_the_teachers_of_each_image_as_it_is(problem: Problem) -> None:
+    synthetic = hard_set(problem)
+    made = trainer(problem, synthetic, targets="fixed").plan
+    assert made.static
+    weights = problem.artifacts.get(
+        TrainedNetwork.of(problem, epochs=2, lr=DistillOptions().teacher_lr, seed=0), problem
+    )
+    logits = problem.backbone(weights, synthetic.images, train=False)[0]
+    x, rows = torch.zeros(1, 6, 3, 8, 8), torch.arange(6)[None]  # whatever the student sees of them
+    targets = made.targets(x, rows, problem.rng)[0]
+    assert torch.allclose(targets[:, :3], (logits / TEMPERATURE).softmax(1), atol=1e-6)
+    assert torch.equal(targets[:, 3:].argmax(1), synthetic.labels)
+    # The teacher's labels stand in place of those of the set.
+    soft = trainer(problem, soft_set(problem), targets="fixed").plan
+    assert torch.equal(soft.labels[:, :3], made.labels[:, :3])
+
+
+def test_fixed_labels_of_raw_pixels_are_those_in_the_pixel_space(problem: Problem) -> None:
+    rows = torch.arange(0, 12, 2)
+    raw = SyntheticSet(problem.train.images[rows].clone(), problem.train.labels[rows].clone(), pixels="standard")
+    made = trainer(problem, raw, targets="fixed").plan
+    weights = problem.artifacts.get(
+        TrainedNetwork.of(problem, epochs=2, lr=DistillOptions().teacher_lr, seed=0), problem
+    )
+    logits = problem.backbone(weights, problem.real.take(rows), train=False)[0]
+    assert torch.allclose(made.labels[:, :3], (logits / TEMPERATURE).softmax(1), atol=1e-6)
+
+
+def test_fixed_labels_of_tiles_are_one_for_each_tile(problem: Problem) -> None:
+    tiles = replace(hard_set(problem), decode="tiles(factor=2)")
+    chosen = trainer(problem, tiles, targets="fixed")
+    full, classes = decode("tiles(factor=2)", tiles.images, tiles.labels)
+    plain = trainer(problem, replace(tiles, images=full, labels=classes, decode="none"), targets="fixed")
+    assert torch.equal(chosen.plan.labels, plain.plan.labels)
+    assert torch.equal(chosen.plan.images, plain.plan.images)
+    assert chosen.extra_bytes == 4 * 24 * 3  # the labels, and no teacher
+
+
+@pytest.mark.parametrize("targets", ["teacher", "given", "fixed"])
 def test_students_side_by_side_are_those_trained_one_by_one(problem: Problem, targets: str) -> None:
     made = trainer(problem, soft_set(problem), targets=targets).plan
     net = problem.backbone
@@ -166,6 +205,21 @@ def test_no_hard_protocol_shares_a_recipe_with_a_soft_one() -> None:
     assert {PROTOCOLS["distill@1"].digest, PROTOCOLS["distill-given@1"].digest} < soft
 
 
-def test_counting_steps_trains_no_teacher(problem: Problem) -> None:
-    assert trainer(problem, hard_set(problem)).steps == 4
+@pytest.mark.parametrize("targets", ["teacher", "fixed"])
+def test_counting_steps_trains_no_teacher(problem: Problem, targets: str) -> None:
+    assert trainer(problem, hard_set(problem), targets=targets).steps == 4
     assert not problem.artifacts.used
+
+
+def test_a_mixing_protocol_without_a_teacher_is_refused(problem: Problem) -> None:
+    mixing = protocol(targets="fixed").model_copy(update={"augment": "mixing"})
+    with pytest.raises(ConfigError, match="mixes images, and only a teacher can label what comes of that"):
+        assert DistillTrainer(hard_set(problem), mixing, problem, students=3).steps
+
+
+def test_tracks_say_whose_labels_students_see() -> None:
+    tracks = {name: p.track for name, p in PROTOCOLS.items()}
+    assert tracks["dsa@1"] == tracks["hard-truths-hl@1"] == "hard"
+    assert tracks["dsa-soft@1"] == tracks["soft-labels@1"] == tracks["hard-truths-sl@1"] == "soft"
+    assert tracks["distill@1"] == tracks["rded@1"] == tracks["rd3@1"] == "teacher"
+    assert tracks["distill-given@1"] == "soft"

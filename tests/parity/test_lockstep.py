@@ -28,12 +28,16 @@ RECIPES = {
     "step, ragged batches": SGDOptions(epochs=6, batch=12),
     "cosine, nesterov": SGDOptions(epochs=5, batch=64, schedule="cosine", nesterov=True, warmup=0.2),
     "fixed steps": SGDOptions(epochs=None, steps=9, batch=7, schedule="constant"),
+    "milestones": SGDOptions(epochs=5, batch=12, schedule="milestones", milestones=(2, 4), factor=0.3),
 }
 ADAM = {
     "subsets": SGDOptions(
         epochs=None, steps=9, batch=7, schedule="constant", optimizer="adam", sampling="subset", lr=1e-3, weight_decay=0
     ),
     "moments dropped": SGDOptions(epochs=6, batch=12, optimizer="adam", lr=1e-3),
+    "decoupled decay": SGDOptions(
+        epochs=6, batch=12, optimizer="adamw", lr=1e-3, weight_decay=0.3, schedule="cosine", stretch=2.0
+    ),
 }
 
 

@@ -68,13 +68,45 @@ def test_the_derivative_is_that_of_the_whole_loop(backbone: str, shape: tuple[in
 
 
 @pytest.mark.parametrize(("backbone", "shape"), CHAINS)
+@pytest.mark.parametrize("written", [False, True])
+def test_soft_labels_have_the_derivative_of_the_whole_loop(
+    backbone: str, shape: tuple[int, int, int], written: bool
+) -> None:
+    net = build(backbone, shape, 3)
+    by_hand = written_out(net, torch.device("cpu")) if written else None
+    if written and by_hand is None:
+        pytest.skip("this network's tangents are not written out")
+    loss, (params, x, _, lr) = loss_of(net), drawn(net, steps=4, batch=5)
+    # Not probabilities: their sums are part of the derivative.
+    y = torch.rand(4, 5, 3, generator=Rng(5).torch(), dtype=torch.float64).requires_grad_()
+    unseen, classes = torch.randn(7, *shape, generator=Rng(4).torch(), dtype=torch.float64), torch.arange(7) % 3
+    slopes = []
+    for descend in (Descent(loss, written=by_hand), lambda *all_of_it: through_the_whole_loop(loss, *all_of_it)):
+        slopes.append(torch.autograd.grad(loss(descend(params, x, y, lr), unseen, classes), [x, y, lr]))
+    for ours, theirs in zip(*slopes, strict=True):
+        assert theirs.norm() > 0
+        assert (ours - theirs).norm() <= 1e-10 * theirs.norm() + 1e-14
+
+
+def test_certain_soft_labels_are_classes() -> None:
+    net = build("convnet-d2-w8", (3, 8, 8), 3)
+    params, x, y, lr = drawn(net, steps=3, batch=5)
+    slopes = []
+    for targets in (y, F.one_hot(y, 3).double()):
+        end = Descent(loss_of(net))(params, x, targets, lr, sizes=[2, 5, 5])
+        slopes.append(torch.autograd.grad(sum(w.square().sum() for w in end.values()), [x, lr]))
+    for classes, certain in zip(*slopes, strict=True):
+        assert torch.allclose(classes, certain, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(("backbone", "shape"), CHAINS)
 def test_of_one_step_tesla_leaves_nothing_out(backbone: str, shape: tuple[int, int, int]) -> None:
     net = build(backbone, shape, 3)
     loss, (params, x, y, lr) = loss_of(net), drawn(net, steps=1, batch=5)
-    slopes = []
+    soft, slopes = F.one_hot(y, 3).double().requires_grad_(), []
     for form in ("full", "tesla"):
-        end = Descent(loss, form=form)(params, x, y, lr)  # type: ignore[arg-type]
-        slopes.append(torch.autograd.grad(sum(w.square().sum() for w in end.values()), [x, lr]))
+        end = Descent(loss, form=form)(params, x, soft, lr)  # type: ignore[arg-type]
+        slopes.append(torch.autograd.grad(sum(w.square().sum() for w in end.values()), [x, soft, lr]))
     for truth, ours in zip(*slopes, strict=True):
         assert (ours - truth).norm() <= 1e-10 * truth.norm()
 

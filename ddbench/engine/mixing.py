@@ -1,0 +1,108 @@
+"""Augmentation that mixes images of a batch.
+
+Yun et al., "CutMix", ICCV 2019, arXiv 1905.04899; together with the rest as in Sun et al., "On the Diversity and
+Realism of Distilled Dataset" (RDED), CVPR 2024, arXiv 2312.03526. Not differentiable.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddbench.rng import Rng
+
+# Images from this side on are mosaics of 2 x 2, whose tiles are shuffled and cropped; smaller ones are whole.
+MOSAIC_SIDE = 128
+MOSAIC = 2
+
+# Sides of a crop to one another, as torchvision's RandomResizedCrop draws them.
+RATIOS = (3 / 4, 4 / 3)
+
+
+def flip_crop_mix(images: Tensor, rng: Rng) -> Tensor:
+    """Augment one batch [B, C, H, W]: tiles shuffled and a random crop where images are mosaics, flips, then CutMix.
+
+    A whole image is not cropped: the smallest share of its area that RDED allows is all of it.
+    """
+    factor = MOSAIC if min(images.shape[-2:]) >= MOSAIC_SIDE else 1
+    images = images.detach()
+    if factor > 1:
+        images = shuffle_tiles(images, factor, rng.fold("tiles"))
+        images = random_crop(images, 1 / factor, rng.fold("crop"))
+    turned = torch.rand(len(images), generator=rng.fold("flip").torch()) < 0.5
+    images = torch.where(turned.to(images.device)[:, None, None, None], images.flip(-1), images)
+    return cutmix(images, rng.fold("mix"))
+
+
+def shuffle_tiles(images: Tensor, factor: int, rng: Rng) -> Tensor:
+    """The F x F tiles of each image in an order of its own. Sides are multiples of the factor, or end with a rest that
+    stays where it is."""
+    high, wide = (side - side % factor for side in images.shape[-2:])
+    tiles = images[..., :high, :wide].unflatten(3, (factor, -1)).unflatten(2, (factor, -1))  # [B, C, F, h, F, w]
+    tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # [B, F * F, C, h, w]
+    orders = torch.rand(len(images), factor * factor, generator=rng.torch()).argsort(dim=1).to(images.device)
+    tiles = tiles[torch.arange(len(images), device=images.device)[:, None], orders]
+    whole = tiles.unflatten(1, (factor, factor)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    shuffled = images.clone()
+    shuffled[..., :high, :wide] = whole
+    return shuffled
+
+
+def random_crop(images: Tensor, smallest: float, rng: Rng) -> Tensor:
+    """A part of each image, between `smallest` and all of its area, brought back to full size bilinearly."""
+    shares, ratios, across, down = torch.rand(4, len(images), generator=rng.torch())
+    area = smallest + (1 - smallest) * shares
+    stretch = torch.exp(math.log(RATIOS[0]) + (math.log(RATIOS[1]) - math.log(RATIOS[0])) * ratios)
+    wide, high = (area * stretch).sqrt().clamp(max=1), (area / stretch).sqrt().clamp(max=1)
+    # From -1 to 1, as affine grids count.
+    left, top = (2 * across - 1) * (1 - wide), (2 * down - 1) * (1 - high)
+    zero = torch.zeros_like(wide)
+    affine = torch.stack([torch.stack([wide, zero, left], 1), torch.stack([zero, high, top], 1)], 1)
+    grid = F.affine_grid(affine.to(images), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A box that each image of a batch gets from another one. `share` is how much of an image it covers.
+
+    Shapes: partners [B] int64, a permutation.
+    """
+
+    rows: slice
+    columns: slice
+    partners: Tensor
+    share: float
+
+    @classmethod
+    def draw(cls, count: int, height: int, width: int, rng: Rng) -> Mix:
+        """One box for a batch: its share is uniform but for what lies outside of the frame, its middle is uniform."""
+        generator = rng.torch()
+        kept, across, down = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+        partners = torch.randperm(count, generator=generator)
+        half_high, half_wide = (int(side * math.sqrt(1 - kept)) // 2 for side in (height, width))
+        row, column = int(down * height), int(across * width)
+        top, bottom = max(0, row - half_high), min(height, row + half_high)
+        left, right = max(0, column - half_wide), min(width, column + half_wide)
+        share = (bottom - top) * (right - left) / (height * width)
+        return cls(slice(top, bottom), slice(left, right), partners, share)
+
+    def images(self, images: Tensor) -> Tensor:
+        """Images [..., B, C, H, W], mixed along B."""
+        mixed = images.clone()
+        partners = images.index_select(-4, self.partners.to(images.device))
+        mixed[..., self.rows, self.columns] = partners[..., self.rows, self.columns]
+        return mixed
+
+    def targets(self, targets: Tensor) -> Tensor:
+        """Targets [..., B, K] in the shares that images have of each other."""
+        return (1 - self.share) * targets + self.share * targets.index_select(-2, self.partners.to(targets.device))
+
+
+def cutmix(images: Tensor, rng: Rng) -> Tensor:
+    """A box of each image [B, C, H, W] is that of another one of the batch, without its label."""
+    return Mix.draw(len(images), images.shape[-2], images.shape[-1], rng).images(images)

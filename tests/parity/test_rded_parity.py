@@ -1,0 +1,109 @@
+"""RDED against a plain loop: which crops of which images, how they are tiled, and what JPEG leaves of them."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddbench import Problem, Rng, condense
+from ddbench.backbones.names import build
+from ddbench.testing.contract import problem_for_checks
+from ddbench.training.networks import TrainedNetwork
+from ddbench_methods.rded import RDED, RDEDConfig, mosaic, random_crops, through_jpeg
+
+SMALL = {"teacher": "convnet-d2-w8", "teacher_epochs": 2, "pool": 7, "crops": 3, "jpeg": False}
+
+
+@pytest.fixture
+def problem(tmp_path: Path) -> Problem:
+    return problem_for_checks(tmp_path)
+
+
+def method(**options: object) -> RDED:
+    return RDED(RDEDConfig(**(SMALL | options)))
+
+
+def cross_entropy(problem: Problem, image: Tensor, label: int) -> float:
+    """Of the teacher, in float64, for one image in the pixel space."""
+    own = replace(problem, backbone=build("convnet-d2-w8", problem.shape, problem.classes))
+    weights = own.artifacts.get(TrainedNetwork.of(own, epochs=2, lr=0.05, seed=0), own).to(torch.float64)
+    logits = own.backbone(weights, image[None].double(), train=False)[0][0]
+    return float(logits.logsumexp(0) - logits[label])
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_the_easiest_crop_of_an_image_and_the_easiest_images_of_a_class_are_kept(problem: Problem, factor: int) -> None:
+    made = condense(method(factor=factor), problem)
+    height, width = problem.shape[1:]
+    h, w = height // factor, width // factor
+    for label in range(problem.classes):
+        rng = problem.rng.fold("start").fold("class", label)
+        there, first = int(problem.train.counts[label]), int(problem.train.offsets[label])
+        order = torch.randperm(there, generator=rng.fold("pool").torch())[:7]
+        candidates = []
+        crops = [random_crops(problem.train.images[first + order], (h, w), rng.fold("crop", c)) for c in range(3)]
+        for number in range(len(order)):
+            scored = []
+            for crop in (crops[c][number] for c in range(3)):
+                pixels = problem.pixels.forward(crop[None])[0]
+                frame = torch.zeros(problem.shape)
+                top, left = (height - h) // 2, (width - w) // 2
+                frame[:, top : top + h, left : left + w] = pixels
+                scored.append((cross_entropy(problem, frame, label), crop))
+            candidates.append(min(scored, key=lambda pair: pair[0]))
+        candidates.sort(key=lambda pair: pair[0])
+        wanted = [crop for _, crop in candidates]
+        for n in range(problem.ipc):
+            image = made.images[label * problem.ipc + n]
+            for r in range(factor):
+                for c in range(factor):
+                    place = (n * factor + r) * factor + c
+                    tile = image[:, r * h : (r + 1) * h, c * w : (c + 1) * w]
+                    assert torch.equal(tile, wanted[place % len(wanted)]), (label, n, r, c)
+
+
+def test_crops_of_all_of_an_image_are_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddbench_methods.rded.SMALLEST", 1.0)
+    images = torch.randint(0, 256, (5, 3, 8, 8), generator=Rng(0).torch(), dtype=torch.uint8)
+    assert torch.equal(random_crops(images, (8, 8), Rng(1)), images)
+
+
+def test_crops_are_squares_of_every_share_and_place() -> None:
+    ramp = torch.arange(64, dtype=torch.uint8).expand(500, 1, 64, 64)
+    crops = random_crops(ramp, (64, 64), Rng(0))[:, 0, 0].double()
+    wide, left = crops[:, -1] - crops[:, 0], crops[:, 0]
+    assert 64 * 0.08**0.5 - 4 < float(wide.min()) < 30
+    assert float(wide.max()) > 60
+    assert float(left.max()) > 35
+    assert float(left.min()) < 2
+
+
+def test_a_mosaic_is_filled_row_by_row_and_odd_sides_with_black() -> None:
+    crops = torch.arange(1, 9, dtype=torch.uint8)[:, None, None, None].expand(8, 1, 2, 2)
+    whole = mosaic(crops, 2, (5, 4))
+    assert whole.shape == (2, 1, 5, 4)
+    assert whole[0, 0, ::2, ::2].tolist() == [[1, 2], [3, 4], [0, 0]]
+    assert whole[1, 0, ::2, ::2].tolist() == [[5, 6], [7, 8], [0, 0]]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_is_that_of_pillow(channels: int) -> None:
+    images = torch.randint(0, 256, (2, channels, 16, 16), generator=Rng(0).torch(), dtype=torch.uint8)
+    for before, after in zip(images, through_jpeg(images), strict=True):
+        file = io.BytesIO()
+        pixels = before.permute(1, 2, 0).numpy()
+        Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(file, format="JPEG", quality=75)
+        again = np.asarray(Image.open(file)).reshape(16, 16, channels)
+        assert (after.permute(1, 2, 0).numpy() == again).all()
+        assert not torch.equal(before, after)
+
+
+def test_a_set_says_how_many_images_make_a_step(problem: Problem) -> None:
+    assert condense(method(), problem).recipe.batch == 10
+    assert condense(method(batch=4), problem).recipe.batch == 4
+    assert condense(method(jpeg=True), problem).stored == "uint8"
