@@ -16,7 +16,8 @@ from ddbench.foreign.pickles import EXPANDS, SMALL, PlainArray
 
 READS = (
     "Read are: .safetensors; .pt of the DC layout {'data': [[images, labels], …]}; images_*.pt with labels_*.pt, in "
-    "shards too; .npz with images and labels; .npy of uint8; a folder with one folder of images per class."
+    "shards too; .npz with images and labels; .npy of uint8; a folder with one folder of images per class; "
+    "labels.pt or labels.npy beside images."
 )
 MOST_CLASSES = 100_000  # five times those of the largest image dataset
 MOST_NESTED = 5  # lists in a list: classes, images, channels, rows, values

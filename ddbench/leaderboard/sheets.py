@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ddbench.errors import DdbenchError
+from ddbench.errors import DdbenchError, RunError
 from ddbench.files import sha256_of
 from ddbench.runs.record import RunRecord, SheetPart, read_record
 from ddbench.runs.rundir import RECORD, SET, SHEET
@@ -49,10 +49,17 @@ def with_sheet(path: Path, record: RunRecord, data_root: Path, notes: list[str])
 
 
 def wrong_sheets(records: Path) -> Iterator[str]:
-    """A sentence for every sheet that is not what its record names, that is missing, or that belongs to no record."""
-    named = {}
+    """A sentence for every sheet that is not what its record names, that is missing, or that belongs to no record.
+
+    Of a damaged record, which the board names, nobody knows.
+    """
+    named, unknown = {}, set()
     for path in sorted(records.rglob("*.json")):
-        sheet = read_record(path).sheet
+        try:
+            sheet = read_record(path).sheet
+        except RunError:
+            unknown.add(sheet_file(path))
+            continue
         if sheet is not None:
             named[sheet_file(path)] = sheet.sha256
     for file, sha256 in named.items():
@@ -60,7 +67,7 @@ def wrong_sheets(records: Path) -> Iterator[str]:
             yield f"{_shown(file, records)} is missing: the record beside it names a picture"
         elif sha256_of(file) != sha256:
             yield f"{_shown(file, records)} is not the picture that the record beside it names"
-    yield from (f"{_shown(file, records)} belongs to no record" for file in _others(records, named))
+    yield from (f"{_shown(file, records)} belongs to no record" for file in _others(records, {*named, *unknown}))
 
 
 def _others(records: Path, named: Iterable[Path]) -> list[Path]:

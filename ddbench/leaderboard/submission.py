@@ -128,6 +128,8 @@ def _compare_description(file: Path, record: RunRecord, folder: RunDir) -> None:
     found = SyntheticPart.of(synthetic, said.sha256, said.learned)
     # Whether others chose a step without test images is their claim, and is not repeated in the record.
     known = found.model_copy(update={"choice": said.choice}) if record.imported is not None else found
+    # How large pixels are beside real ones needs the dataset, which is not here.
+    known = known.model_copy(update={"scale": said.scale})
     if said != known:
         raise RunError(f"{file} describes another set than {SET} beside it. {_MADE_AGAIN}")
     if record.imported is not None or not folder.cost.is_file():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from ddbench.errors import RunError
 from ddbench.fields import Architecture, Count, Hex, Line, PlainDict, ProtocolId, RunId, Sha256, Share
 from ddbench.files import write_json
 from ddbench.runs.record import Part, RunRecord, read_document, read_record
@@ -117,7 +118,11 @@ def _checks(leaderboards: Path, places: Iterable[Path]) -> Iterator[tuple[Path, 
         path = file_of(leaderboards, place)
         if not path.is_file():
             continue
-        record, one = read_record(place), _read(path)
+        try:
+            record = read_record(place)
+        except RunError:
+            continue  # the board names it
+        one = _read(path)
         known = {(e.digest, e.backbone): e.accuracy for e in record.evaluations}
         for check in one.checks:
             accuracy = known.get((check.digest, check.backbone), ())

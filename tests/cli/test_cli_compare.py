@@ -44,6 +44,6 @@ def test_one_result_is_a_usage_error_and_a_wrong_name_a_sentence(where: list[str
     assert call("dm", *where).exit_code == 2
     assert call("dm", "dm", *where).exit_code == 2
     wrong = call("dm", "nobody", *where)
-    assert wrong.exit_code == 1
+    assert wrong.exit_code == 2
     assert "There are results of: dm, herding, idea, mtt, random, whole." in wrong.stderr
     assert "Traceback" not in wrong.output

@@ -306,7 +306,8 @@ def test_images_without_their_labels_say_which_file_is_missing(tmp_path: Path) -
         assert found.notes == ("labels_best.pt is not beside images_best.pt; if it was published, fetch it too",)
     torch.save(images(), tmp_path / "images_other.pt")
     torch.save(labels(), tmp_path / "labels_other.pt")
-    assert [one.labels is None for one in read(tmp_path)] == [True, False]
+    # What was chosen on test images comes last.
+    assert [(one.entry, one.labels is None) for one in read(tmp_path)] == [("other", False), ("best", True)]
 
 
 def test_one_shard_without_its_labels_is_refused(tmp_path: Path) -> None:

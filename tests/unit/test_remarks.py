@@ -134,7 +134,7 @@ def test_a_whitening_that_is_too_large_is_refused_before_a_run(method: str, tmp_
     assert command("data", "add", "big", tmp_path / "big.npz", *where[:2]).exit_code == 0
     asking = ["run", "--method", method, "--dataset", "big", "--ipc", "1", *where, "--pixels", "zca"]
     dry, run = command(*asking, "--dry-run"), command(*asking)
-    assert dry.exit_code == run.exit_code == 1
+    assert dry.exit_code == run.exit_code == 2
     assert "zca(eps=0.1) needs a 15552 x 15552 matrix for images of shape (3, 72, 72)" in dry.stderr
     assert dry.stderr.splitlines()[-1] == run.stderr.splitlines()[-1]
     # Before the folder of the run is there, and before experts are made.

@@ -676,7 +676,7 @@ def test_a_run_on_a_gpu_leaves_the_processor_to_others(tmp_path: Path, device: s
     before = torch.get_num_threads()
     torch.set_num_threads(6)
     try:
-        with runner._session(replace(options(tmp_path), device=torch.device(device))):
+        with runner.session(replace(options(tmp_path), device=torch.device(device))):
             assert torch.get_num_threads() == threads
         assert torch.get_num_threads() == 6
     finally:

@@ -127,10 +127,12 @@ def test_a_record_takes_its_sheet_along(root: Path, tmp_path: Path) -> None:
     assert read_sheet(place, read_record(place)) == read_sheet(path, read_record(path))
     build(board)
     assert check(board) == []
-    # Added again without the picture, the record keeps the one that is there.
+    # Added again without the picture, and without its run, the record keeps the one that is there.
     unsheeted(path)
-    path.with_name("synthetic.safetensors").unlink()
-    assert add([path.parent], board, allow_dirty=True) == [place]
+    alone = tmp_path / "alone" / "record.json"
+    alone.parent.mkdir()
+    alone.write_bytes(path.read_bytes())
+    assert add([alone], board, allow_dirty=True) == [place]
     assert read_sheet(place, read_record(place)) is not None
 
 

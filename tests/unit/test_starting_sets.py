@@ -98,7 +98,7 @@ def test_a_file_of_others_is_a_start_where_its_numbers_say_enough(tmp_path: Path
 def test_what_is_no_set_is_refused(text: str) -> None:
     asking = ["run", "--method", "dm", "--dataset", "digits", "--ipc", "2", "--set", f"initial={text}"]
     result = command(*asking)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "dm: initial: it is real, noise, or a saved set: the folder of a run, or a file" in result.stderr
 
 
@@ -137,7 +137,7 @@ def test_a_set_that_does_not_fit_is_refused_before_anything_is_made(
     result = command(
         "run", "--method", "dm", "--dataset", "digits", "--ipc", 2, "--set", f"initial={place}", "--dry-run"
     )
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "is missing" not in result.output
 
 
