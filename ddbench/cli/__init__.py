@@ -24,6 +24,8 @@ from ddbench.errors import DdbenchError, closest
 from ddbench.runs.signals import EXIT_CODES, Interrupted, heeded, importing
 from ddbench.text import printable
 
+COMPLETION = "_DDBENCH_COMPLETE"  # what a shell sets that asks how a command line goes on
+
 
 class Group(click.Group):
     """A group that imports a command when it is asked for. `homes` maps a command's name to "module:attribute"."""
@@ -40,6 +42,10 @@ class Group(click.Group):
             return None
         module, _, attribute = self.homes[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        if COMPLETION in os.environ:
+            from ddbench.cli.completing import offer_names
+
+            offer_names(command)
         return command
 
     def resolve_command(
