@@ -12,7 +12,14 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PLACE = "ddbench/built_from.json"
 # What changes a wheel.
-SOURCES = ("ddbench", "methods", "leaderboards/published.csv", "pyproject.toml", "hatch_build.py")
+SOURCES = (
+    "ddbench",
+    "methods",
+    "leaderboards/published.csv",
+    "docs/examples/idea.py",
+    "pyproject.toml",
+    "hatch_build.py",
+)
 
 
 class BuiltFrom(BuildHookInterface):

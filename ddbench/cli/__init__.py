@@ -100,6 +100,7 @@ class Root(Group):
         "sets": "ddbench.cli.sets:sets",
         "list": "ddbench.cli.show:list_",
         "show": "ddbench.cli.show:show",
+        "new": "ddbench.cli.new:new",
         "check": "ddbench.cli.check:check",
         "sweep": "ddbench.cli.sweep:sweep",
         "leaderboard": "ddbench.cli.leaderboard:leaderboard",
