@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 EXPERT_BATCH = 256
 HASH_THREADS = 4
+# How many images a network labels at once.
+LABELLED_TOGETHER = 500
 
 
 def flatten(params: dict[str, Tensor]) -> Tensor:
@@ -45,6 +47,19 @@ def unflatten(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Views of a vector [P], named and shaped as the parameters that are given."""
     pieces = flat.split([value.numel() for value in like.values()])
     return {name: piece.view(value.shape) for (name, value), piece in zip(like.items(), pieces, strict=True)}
+
+
+def expert_of(problem: Problem, experts: Trajectories, expert: int, epoch: int) -> Variables:
+    """An expert as a network on the device, after so many epochs. Raises: as `Trajectories.params`."""
+    like = problem.backbone.init(Rng(0), problem.device)
+    return Variables(unflatten(experts.params(expert, epoch).to(problem.device), like.params), like.buffers)
+
+
+@torch.no_grad()
+def logits_of(problem: Problem, network: Variables, images: Tensor) -> Tensor:
+    """float32 [N, K]: what a network says of images [N, C, H, W] in the pixel space, as they are."""
+    parts = [problem.backbone(network, some, train=False)[0] for some in images.split(LABELLED_TOGETHER)]
+    return torch.cat(parts).float()
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,8 @@ from torch import Tensor, optim
 from ddbench import MethodInfo, Metrics, Problem, Rng, SyntheticSet, Variables
 from ddbench.engine.augment import Draw
 from ddbench.initial import starting_images
-from ddbench.training.experts import ExpertTrajectories, Trajectories, unflatten
+from ddbench.training.experts import ExpertTrajectories, Trajectories, expert_of, logits_of
 from ddbench_methods.mtt import MTT, MTTConfig, MTTState, mismatch
-
-# How many images an expert labels at once.
-TOGETHER = 500
 
 
 class DATMConfig(MTTConfig):
@@ -143,10 +140,9 @@ class DATM(MTT):
 
     def networks(self, problem: Problem) -> Iterator[Variables]:
         """The labelling experts, one after another, on the device."""
-        like, experts = problem.backbone.init(Rng(0), problem.device), self.labellers(problem)
+        experts = self.labellers(problem)
         for k in range(self.config.label_experts):
-            params = experts.params(k, self.config.label_epochs).to(problem.device)
-            yield Variables(unflatten(params, like.params), like.buffers)
+            yield expert_of(problem, experts, k, self.config.label_epochs)
 
 
 def seen_rightly(problem: Problem, networks: Sequence[Variables], label: int, rng: Rng) -> Tensor:
@@ -160,13 +156,6 @@ def seen_rightly(problem: Problem, networks: Sequence[Variables], label: int, rn
         right = (logits_of(problem, network, problem.real.take(left)).argmax(dim=1) == label).cpu()
         chosen, left = torch.cat([chosen, left[right]]), left[~right]
     return torch.cat([chosen, left])[: problem.ipc]
-
-
-@torch.no_grad()
-def logits_of(problem: Problem, network: Variables, images: Tensor) -> Tensor:
-    """[N, K]: what a network says of images [N, C, H, W] as they are."""
-    parts = [problem.backbone(network, some, train=False)[0] for some in images.split(TOGETHER)]
-    return torch.cat(parts).float()
 
 
 @torch.no_grad()

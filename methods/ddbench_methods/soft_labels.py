@@ -11,13 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet, Variables, transient
+from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet, transient
 from ddbench.initial import Initial, check_start, starting_images
-from ddbench.training.experts import ExpertTrajectories, Trajectories, unflatten
+from ddbench.training.experts import ExpertTrajectories, Trajectories, expert_of, logits_of
 from ddbench_methods.coresets import Coreset, EmbeddedConfig, Herding, KCenter, KMeans, Random
-
-# How many images a network labels at once.
-TOGETHER = 500
 
 
 class SoftLabelsConfig(MethodConfig):
@@ -124,11 +121,7 @@ class SoftLabels(Method[Labelled]):
         )
         return problem.artifacts.get(wanted, problem)
 
-    @torch.no_grad()
     def labels(self, problem: Problem, experts: Trajectories, images: Tensor, epoch: int) -> Tensor:
         """[N, K]: what the expert says of images [N, C, H, W] as they are, after so many epochs."""
-        like = problem.backbone.init(Rng(0), problem.device)
-        params = experts.params(self.config.expert, epoch).to(problem.device)
-        network = Variables(unflatten(params, like.params), like.buffers)
-        logits = [problem.backbone(network, some, train=False)[0] for some in images.split(TOGETHER)]
-        return torch.cat(logits).float().softmax(dim=1)
+        network = expert_of(problem, experts, self.config.expert, epoch)
+        return logits_of(problem, network, images).softmax(dim=1)
