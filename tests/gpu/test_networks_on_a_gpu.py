@@ -35,7 +35,8 @@ class Branch(nn.Module):
         self.o = nn.Linear(64, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.o((x if x.sum().item() > 0 else -x).flatten(1))
+        # Of its own numbers: one on the images would make each depend on those beside it, which is refused.
+        return self.o((x if self.o.bias.sum().item() > 0 else -x).flatten(1))
 
 
 @pytest.mark.parametrize("static", [False, True])
