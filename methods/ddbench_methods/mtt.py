@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -103,6 +103,10 @@ class MTTState(State):
     def targets(self) -> Tensor:
         """What students learn of the images: classes [K * ipc], or probabilities [K * ipc, K]."""
         return self.labels if self.assigned is None else self.assigned
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        # Checkpoints from before these were there are of runs without them.
+        super().load_state_dict({"averages": [], "assigned": None, **saved})
 
     def learned(self) -> list[Tensor]:
         """What belongs to images and is learned, images first."""

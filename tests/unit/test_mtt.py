@@ -159,6 +159,18 @@ def test_an_average_that_is_interrupted_goes_on(tmp_path: Path) -> None:
     assert torch.equal(method.export(problem, resumed).images, whole.averages[0])
 
 
+def test_a_checkpoint_of_before_there_were_averages_goes_on(tmp_path: Path) -> None:
+    problem, method = problem_for_checks(tmp_path), mtt(iterations=4)
+    states = drive(method, problem)
+    for _ in range(3):
+        state, _ = next(states)
+    saved = state.state_dict()
+    assert (saved.pop("averages"), saved.pop("assigned")) == ([], None)
+    *_, (whole, _) = states
+    *_, (resumed, _) = drive(method, problem, saved)
+    assert torch.equal(resumed.images, whole.images)
+
+
 @pytest.mark.parametrize("dataset", ["digits", "cifar10"])
 def test_the_quick_preset_needs_few_expert_epochs(dataset: str) -> None:
     options, run = preset_layers([QUICK, *MTT.settings()], "quick", dataset, 10)
