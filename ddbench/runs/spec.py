@@ -277,15 +277,14 @@ def _check_preset(
         )
     own = [setting for setting in settings if setting.preset == preset]
     if preset not in PRESETS and not any(setting.fits(preset, info.name, ipc) for setting in own):
-        there = dict.fromkeys(
-            f"{dataset} at {budget(one) if isinstance(one, int) else 'any ipc'}"
-            for setting in own
-            for dataset in setting.datasets
-            for one in setting.ipcs
-        )
+        there: dict[str, dict[str, None]] = {}
+        for setting in own:
+            for dataset in setting.datasets:
+                there.setdefault(dataset, {}).update(dict.fromkeys(map(str, setting.ipcs)))
+        cells = ", ".join(f"{dataset} at ipc {' or '.join(ipcs)}" for dataset, ipcs in there.items())
         raise ConfigError(
             f"the preset {preset!r} of {kind.name} has no settings for {info.name} at {budget(ipc)}; it has some for "
-            f"{', '.join(there)}."
+            f"{cells}."
         )
 
 
