@@ -80,7 +80,8 @@ def options(name: str) -> str:
 
 def presets(name: str) -> str:
     """The presets of a method, each with its source."""
-    from ddbench.runs.spec import PRESETS, find_method
+    from ddbench.runs.spec import find_method
+    from ddbench.runs.spec import presets as presets_of
 
     def everything(values: Sequence[Any], word: str) -> str:
         return ", ".join(word if value == "*" else str(value) for value in values)
@@ -96,7 +97,7 @@ def presets(name: str) -> str:
                 setting.source,
             )
             for setting in find_method(name)[1].settings()
-            if setting.preset in PRESETS
+            if setting.preset in presets_of(find_method(name)[1])
         ),
     )
 

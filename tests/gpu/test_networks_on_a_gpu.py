@@ -35,7 +35,7 @@ class Branch(nn.Module):
         self.o = nn.Linear(64, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Of its own numbers: one on the images would make each depend on those beside it, which is refused.
+        # On a parameter: a branch on the images of a batch would mix them, which is refused.
         return self.o((x if self.o.bias.sum().item() > 0 else -x).flatten(1))
 
 
