@@ -19,7 +19,14 @@ METHODS = sorted(page.stem for page in (ROOT / "docs" / "pages" / "methods").glo
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A server that prints nothing."""
+    """A server that prints nothing, and has no icon for a page that names none: browsers ask for one all the same."""
+
+    def do_GET(self) -> None:
+        if self.path == "/favicon.ico":
+            self.send_response(204)
+            self.end_headers()
+        else:
+            super().do_GET()
 
     def log_message(self, *_: Any) -> None:
         pass
