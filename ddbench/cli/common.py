@@ -72,7 +72,7 @@ runs_option = click.option(
     help="Folder of the runs.",
 )
 device_option = click.option(
-    "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N."
+    "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 quiet_option = click.option("--quiet", is_flag=True, help="Print no progress.")

@@ -100,6 +100,7 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
     """
     _refuse_dirty(options)
     spec, dataset = resolution.spec, resolution.dataset
+    Precision(spec.precision).require(options.device)  # type: ignore[arg-type]
     there = not options.fresh and (options.root / spec.folder / SPEC).is_file()
     record = _finished(RunDir.open(options.root, spec), resolution.cells, options) if there else None
     if record is not None:
@@ -149,6 +150,7 @@ def evaluate_run(
     folder = RunDir.at(path)
     if not (folder.record.is_file() and folder.synthetic.is_file()):
         raise RunError(f"{path} is not a finished run: run its command again first, which goes on where it stopped.")
+    Precision(folder.spec.precision).require(options.device)  # type: ignore[arg-type]
     dataset = dataset_of(folder, options.data_root, dataset_ref)
     asked = cells(protocols, judges, students, dataset.info.shape, own=folder.spec.backbone)
     require_networks(asked, dataset.info)
@@ -228,8 +230,10 @@ def build_problem(
 
 
 def _ran_out(error: Exception) -> bool:
-    """Whether `error` says that memory ran out: of a GPU, or of the host, for which torch has no type."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether `error` says that memory ran out: of a GPU, or of the host or Apple's GPUs, for which torch has no
+    type."""
+    untyped = ("DefaultCPUAllocator", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(name in str(error) for name in untyped)
 
 
 def _too_large(error: Exception, advice: str) -> RunError:
@@ -256,7 +260,7 @@ def _few_threads(device: torch.device) -> Iterator[None]:
     """On a GPU little is left to the host. Threads that wait for each other there, and for a core beside other
     processes, have cost two thirds of a step. On a CPU their number is left alone, because sums are rounded by it."""
     before = torch.get_num_threads()
-    if device.type == "cuda":
+    if device.type != "cpu":
         torch.set_num_threads(min(before, HOST_THREADS))
     try:
         yield

@@ -91,7 +91,7 @@ def _load(device: str) -> None:
     if device.startswith("cuda"):
         import torch._dynamo
         import torch._inductor
-
+    if device != "cpu":
         # Without a GPU, or without room on it, the device is asked for again, and then it is an error.
         with contextlib.suppress(Exception):
             torch.zeros(1, device=device)
