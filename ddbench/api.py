@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,17 +32,20 @@ from ddbench.method import Method
 from ddbench.runs import runner
 from ddbench.runs.devices import choose_device
 from ddbench.runs.loaded import LoadedSet
-from ddbench.runs.observers import Console
+from ddbench.runs.observers import Console, Observer
 from ddbench.runs.record import RunRecord
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions
 from ddbench.runs.spec import Asked, asked_ref, judged_with, resolve_spec
+from ddbench.runs.trackers import Tracker, trackers
 from ddbench.text import budget, percent
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     Several = str | Sequence[str]
+
+logger = logging.getLogger(__name__)
 
 DATA, RUNS = "DDBENCH_DATA", "DDBENCH_RUNS"
 
@@ -101,6 +105,7 @@ def run(
     fresh: bool = False,
     curve: bool = False,
     progress: bool = False,
+    track: str | type[Tracker] | Sequence[str | type[Tracker]] = (),
 ) -> Run:
     """Condense a dataset, judge the set, write a record: `ddbench run`. A finished run is read, not repeated.
 
@@ -109,8 +114,9 @@ def run(
     "students": 2}; True does so as the method proposes, False not at all. What is left open is decided by the preset,
     then by the default. `protocol` and `judge` are one name or several. `data` and `runs` are the folders of datasets
     and runs: by default those of the environment variables DDBENCH_DATA and DDBENCH_RUNS, else "data" and "runs".
-    `fresh` starts over, `curve` judges the snapshots too, `progress` prints on stderr. In its record an option given
-    here has the source "options".
+    `fresh` starts over, `curve` judges the snapshots too, `progress` prints on stderr. `track` names
+    trackers, or is a subclass of `ddbench.runs.trackers.Tracker`: metrics and accuracies go there too. In its record an
+    option given here has the source "options".
     Raises: DdbenchError, with a sentence that says what to do, for whatever cannot be used as asked.
     """
     asked = Asked(
@@ -128,7 +134,9 @@ def run(
         options={name: _plain(value) for name, value in (options or {}).items()},
         select=select,
     )
-    where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve)
+    named = [track] if isinstance(track, str | type) else list(track)
+    watching = trackers(named, logger.warning)
+    where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve, watching=watching)
     resolution = resolve_spec(asked, where.data_root, where.device, read_start)
     record = runner.run(resolution, where)
     return Run(where.root / resolution.spec.folder, record, where.data_root)
@@ -272,6 +280,7 @@ def _options(
     progress: bool,
     curve: bool,
     fresh: bool = False,
+    watching: Sequence[Observer] = (),
 ) -> RunOptions:
     return RunOptions(
         root=_folder(runs, RUNS),
@@ -279,7 +288,7 @@ def _options(
         device=choose_device(device),
         fresh=fresh,
         curve=curve,
-        observers=[Console()] if progress else [],
+        observers=[*([Console()] if progress else []), *watching],
     )
 
 

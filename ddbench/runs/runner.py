@@ -102,8 +102,12 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
     spec, dataset = resolution.spec, resolution.dataset
     Precision(spec.precision).require(options.device)  # type: ignore[arg-type]
     there = not options.fresh and (options.root / spec.folder / SPEC).is_file()
-    record = _finished(RunDir.open(options.root, spec), resolution.cells, options) if there else None
-    if record is not None:
+    folder = RunDir.open(options.root, spec) if there else None
+    record = _finished(folder, resolution.cells, options) if folder is not None else None
+    if folder is not None and record is not None:
+        told = _Everyone(options.observers)
+        told.on_record(record, folder)
+        told.on_end()
         return record
     # Before the folder is made: of a run that cannot be judged nothing is left.
     require_networks(resolution.cells, dataset.info)
@@ -125,10 +129,12 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
         describe(folder, synthetic, dataset, space, title)
         _evaluate(folder, synthetic, dataset, resolution.cells, options, ledger, stop, tell)
         tell.on_phase("record")
-        return finish(
+        record = finish(
             folder, spec, synthetic, dataset, space,
             title=info.title, kind=info.kind, native=info.native, learned=resolution.method.learns, ledger=ledger,
         )  # fmt: skip
+        tell.on_record(record, folder)
+        return record
 
 
 def evaluate_run(
@@ -173,6 +179,7 @@ def evaluate_run(
             }
         )
         write_record(folder.record, record)
+        tell.on_record(record, folder)
         return record
 
 
@@ -326,6 +333,9 @@ class _Everyone(Observer):
 
     def on_note(self, *values: Any) -> None:
         self._pass("on_note", values)
+
+    def on_record(self, *values: Any) -> None:
+        self._pass("on_record", values)
 
     def on_end(self) -> None:
         self._pass("on_end", ())
