@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ddbench.data import sources
 from ddbench.data.dataset import Dataset
 from ddbench.data.scale import left_range
-from ddbench.errors import ConfigError, DataError
+from ddbench.errors import ConfigError, DataError, mistyped
 from ddbench.evaluation.protocol import judged_by
 from ddbench.evaluation.protocol import protocol as judging_by
 from ddbench.foreign.formats import entry_name
@@ -183,13 +183,15 @@ def evaluate(
     if imported:
         found = found_in(place, entry, dataset, where.data_root, size)
         if len(found) > 1:
-            raise DataError(
-                f"{place} holds {len(found)} sets: {', '.join(entry_name(o.entry) for o in found)}. Say entry=…."
-            )
+            names = ", ".join(entry_name(one.entry) for one in found)
+            raise mistyped(DataError(f"{place} holds {len(found)} sets: {names}. Say entry=…."))
         real = dataset_of(found[0], place, dataset, where.data_root)
         refs_of_set = tuple(asked_ref(judging_by(ref), ref) for ref in refs if ref != "native")
         asked = Import(said, name or "", ipc, made_with or "", dict(claims or {}), refs_of_set)
-        place = bring_in(found[0], asked, real, where).folder
+        entered = bring_in(found[0], asked, real, where)
+        place = entered.folder
+        for text in entered.warnings:
+            logger.warning("%s: %s", path, text)
     elif said != Said() or any(value for value in (entry, name, ipc, made_with, claims)):
         raise DataError(f"{place} is a run, whose set says itself what it is; leave out what is said of a file.")
     protocols = judged_with(RunDir.at(place).spec, refs)
