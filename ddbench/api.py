@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ddbench.data import sources
 from ddbench.data.dataset import Dataset
 from ddbench.data.scale import left_range
-from ddbench.errors import ConfigError, DataError
+from ddbench.errors import ConfigError, DataError, mistyped
 from ddbench.evaluation.protocol import judged_by
 from ddbench.evaluation.protocol import protocol as judging_by
 from ddbench.foreign.formats import entry_name
@@ -31,17 +32,20 @@ from ddbench.method import Method
 from ddbench.runs import runner
 from ddbench.runs.devices import choose_device
 from ddbench.runs.loaded import LoadedSet
-from ddbench.runs.observers import Console
+from ddbench.runs.observers import Console, Observer
 from ddbench.runs.record import RunRecord
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions
 from ddbench.runs.spec import Asked, asked_ref, judged_with, resolve_spec
+from ddbench.runs.trackers import Tracker, trackers
 from ddbench.text import budget, percent
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     Several = str | Sequence[str]
+
+logger = logging.getLogger(__name__)
 
 DATA, RUNS = "DDBENCH_DATA", "DDBENCH_RUNS"
 
@@ -101,6 +105,7 @@ def run(
     fresh: bool = False,
     curve: bool = False,
     progress: bool = False,
+    track: str | type[Tracker] | Sequence[str | type[Tracker]] = (),
 ) -> Run:
     """Condense a dataset, judge the set, write a record: `ddbench run`. A finished run is read, not repeated.
 
@@ -109,8 +114,9 @@ def run(
     "students": 2}; True does so as the method proposes, False not at all. What is left open is decided by the preset,
     then by the default. `protocol` and `judge` are one name or several. `data` and `runs` are the folders of datasets
     and runs: by default those of the environment variables DDBENCH_DATA and DDBENCH_RUNS, else "data" and "runs".
-    `fresh` starts over, `curve` judges the snapshots too, `progress` prints on stderr. In its record an option given
-    here has the source "options".
+    `fresh` starts over, `curve` judges the snapshots too, `progress` prints on stderr. `track` names
+    trackers, or is a subclass of `ddbench.runs.trackers.Tracker`: metrics and accuracies go there too. In its record an
+    option given here has the source "options".
     Raises: DdbenchError, with a sentence that says what to do, for whatever cannot be used as asked.
     """
     asked = Asked(
@@ -128,7 +134,9 @@ def run(
         options={name: _plain(value) for name, value in (options or {}).items()},
         select=select,
     )
-    where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve)
+    named = [track] if isinstance(track, str | type) else list(track)
+    watching = trackers(named, logger.warning)
+    where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve, watching=watching)
     resolution = resolve_spec(asked, where.data_root, where.device, read_start)
     record = runner.run(resolution, where)
     return Run(where.root / resolution.spec.folder, record, where.data_root)
@@ -175,13 +183,15 @@ def evaluate(
     if imported:
         found = found_in(place, entry, dataset, where.data_root, size)
         if len(found) > 1:
-            raise DataError(
-                f"{place} holds {len(found)} sets: {', '.join(entry_name(o.entry) for o in found)}. Say entry=…."
-            )
+            names = ", ".join(entry_name(one.entry) for one in found)
+            raise mistyped(DataError(f"{place} holds {len(found)} sets: {names}. Say entry=…."))
         real = dataset_of(found[0], place, dataset, where.data_root)
         refs_of_set = tuple(asked_ref(judging_by(ref), ref) for ref in refs if ref != "native")
         asked = Import(said, name or "", ipc, made_with or "", dict(claims or {}), refs_of_set)
-        place = bring_in(found[0], asked, real, where).folder
+        entered = bring_in(found[0], asked, real, where)
+        place = entered.folder
+        for text in entered.warnings:
+            logger.warning("%s: %s", path, text)
     elif said != Said() or any(value for value in (entry, name, ipc, made_with, claims)):
         raise DataError(f"{place} is a run, whose set says itself what it is; leave out what is said of a file.")
     protocols = judged_with(RunDir.at(place).spec, refs)
@@ -272,6 +282,7 @@ def _options(
     progress: bool,
     curve: bool,
     fresh: bool = False,
+    watching: Sequence[Observer] = (),
 ) -> RunOptions:
     return RunOptions(
         root=_folder(runs, RUNS),
@@ -279,7 +290,7 @@ def _options(
         device=choose_device(device),
         fresh=fresh,
         curve=curve,
-        observers=[Console()] if progress else [],
+        observers=[*([Console()] if progress else []), *watching],
     )
 
 

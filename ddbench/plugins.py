@@ -21,6 +21,7 @@ from ddbench.text import printable
 
 GROUPS = {"method": "ddbench.methods", "dataset": "ddbench.datasets", "backbone": "ddbench.backbones"}
 TRAINERS = "ddbench.trainers"
+TRACKERS = "ddbench.trackers"
 
 
 @dataclass(frozen=True)

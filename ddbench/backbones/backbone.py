@@ -22,6 +22,7 @@ from ddbench.backbones.stack import Chain
 from ddbench.backbones.tangent_blocks import Linearised
 from ddbench.backbones.tangent_layers import Tangents
 from ddbench.backbones.variables import Shape, Variables
+from ddbench.engine.capabilities import runs_triton
 from ddbench.engine.program import gpu_kernels, layers_ran
 from ddbench.errors import ConfigError, closest
 from ddbench.rng import Rng
@@ -148,7 +149,7 @@ class Backbone:
     def first_order(self, device: torch.device) -> Backbone:
         """The form that is fastest on a device: the same function of the same variables, for gradients of first
         order only. Taps inside the network may be missing, and the gradient of a shift without effect is zero."""
-        return self if device.type != "cuda" or gpu_kernels() is None else self._in_fused_layers
+        return self if not runs_triton(device) or gpu_kernels() is None else self._in_fused_layers
 
     @functools.cached_property
     def linearised(self) -> Linearised | None:
@@ -157,7 +158,7 @@ class Backbone:
 
     def second_order(self, device: torch.device) -> Linearised | None:
         """`linearised` where GPU kernels of ddbench take all of it on a device, and nothing is left to compile."""
-        linearised = self.linearised if device.type == "cuda" else None
+        linearised = self.linearised if runs_triton(device) else None
         return linearised if linearised is not None and linearised.in_kernels else None
 
     @functools.cached_property

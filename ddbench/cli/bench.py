@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from ddbench.costs.bench import Bench, Comparison
 
 # By kind of device, where nothing is asked for.
-IPCS = {"cuda": (1, 10, 50), "cpu": (1, 10)}
-PRECISIONS = {"cuda": ("fp32", "tf32", "bf16"), "cpu": ("fp32",)}
-SECONDS = {"cuda": 10.0, "cpu": 3.0}
+IPCS = {"gpu": (1, 10, 50), "cpu": (1, 10)}
+SECONDS = {"gpu": 10.0, "cpu": 3.0}
 # The images are made on the spot, so many of each class.
 MOST_IPC = 500
 
@@ -69,7 +68,7 @@ MOST_IPC = 500
     "precisions",
     multiple=True,
     type=click.Choice(["fp32", "tf32", "bf16"]),
-    help="Default: fp32; on a GPU all. Repeatable.",
+    help="Default: fp32; on a GPU all that it has. Repeatable.",
 )
 @students_option
 @click.option(
@@ -109,19 +108,20 @@ def bench(
 
     Times of students are kept in the folder of the runs, where `ddbench run --dry-run` finds them.
     """
-    from ddbench.costs.bench import PROTOCOL, USUAL, Asked, compare, measure, read_bench, save_latest
+    from ddbench.costs.bench import PROTOCOL, USUAL, Asked, compare, kind_of, measure, read_bench, save_latest
+    from ddbench.engine.precision import names_on
     from ddbench.files import write_json
     from ddbench.runs.devices import choose_device
 
     old = read_bench(against) if against is not None else None
     chosen = choose_device(device)
-    kind = chosen.type
+    kind = kind_of(chosen)
     found = measure(
         Asked(
             device=chosen,
             loops=loops or USUAL,
             ipcs=tuple(dict.fromkeys(ipcs)) or IPCS[kind],
-            precisions=tuple(dict.fromkeys(precisions)) or PRECISIONS[kind],
+            precisions=tuple(dict.fromkeys(precisions)) or (names_on(chosen) if kind == "gpu" else ("fp32",)),
             students=students or PROTOCOL.students,
             seconds=seconds or SECONDS[kind],
             **{name: tuple(dict.fromkeys(values)) for name, values in asked.items()},

@@ -72,7 +72,14 @@ runs_option = click.option(
     help="Folder of the runs.",
 )
 device_option = click.option(
-    "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N."
+    "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
+)
+track_option = click.option(
+    "--track",
+    "track",
+    multiple=True,
+    metavar="NAME",
+    help="Send metrics and accuracies to tensorboard, wandb, trackio, FILE.py:CLASS or MODULE:CLASS. Repeatable.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 quiet_option = click.option("--quiet", is_flag=True, help="Print no progress.")
@@ -126,11 +133,19 @@ def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-def observers(quiet: bool) -> list[Observer]:
-    """Who watches a run."""
+def observers(quiet: bool, track: Sequence[str] = ()) -> list[Observer]:
+    """Who watches a run: the console, and the trackers of these names.
+
+    Raises: ConfigError, PluginError for a tracker that is not there.
+    """
     from ddbench.runs.observers import Console
 
-    return [] if quiet else [Console()]
+    watching: list[Observer] = [] if quiet else [Console()]
+    if track:
+        from ddbench.runs.trackers import trackers
+
+        watching += trackers(track, lambda text: note(f"Warning: {text}"))
+    return watching
 
 
 def print_json(value: Any) -> None:

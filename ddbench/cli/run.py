@@ -24,6 +24,7 @@ from ddbench.cli.common import (
     stack,
     students_option,
     terminal_width,
+    track_option,
     writable,
 )
 
@@ -115,6 +116,7 @@ _where: Callable[[F], F] = stack(device_option, data_option, runs_option)
 @click.option("--fresh", is_flag=True, help="Start over instead of going on from the last checkpoint.")
 @click.option("--curve", is_flag=True, help="Judge the snapshots too, after the run; in JSON they are `curves`.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and about how long it takes; run nothing.")
+@track_option
 @json_option
 @quiet_option
 @click.pass_context
@@ -126,6 +128,7 @@ def run(
     fresh: bool,
     curve: bool,
     dry_run: bool,
+    track: Sequence[str],
     as_json: bool,
     quiet: bool,
     **asked: Any,
@@ -143,7 +146,7 @@ def run(
     from ddbench.runs.runner import RunOptions
     from ddbench.runs.spec import remarks
 
-    chosen = choose_device(device)
+    chosen, watching = choose_device(device), observers(quiet, track)
     if dry_run:
         from ddbench.cli.dry_run import print_plans
 
@@ -157,7 +160,7 @@ def run(
         data_root=data_root,
         device=chosen,
         fresh=fresh,
-        observers=observers(quiet),
+        observers=watching,
         curve=curve,
     )
     outcomes = run_all(resolutions, options)

@@ -19,6 +19,7 @@ from ddbench.cli.common import (
     print_table,
     quiet_option,
     runs_option,
+    track_option,
     writable,
 )
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="Say what is done and what is missing, and what Slurm would get; run nothing."
 )
+@track_option
 @device_option
 @data_option
 @runs_option
@@ -62,6 +64,7 @@ def sweep(
     settings: Sequence[str],
     jobs: int | None,
     dry_run: bool,
+    track: Sequence[str],
     device: str,
     data_root: Path,
     runs_root: Path,
@@ -90,6 +93,10 @@ def sweep(
         slurm = {
             key.removeprefix("slurm_"): value for key, value in parse_assignments(settings, "--slurm KEY=VALUE").items()
         }
+        if track:
+            from ddbench.runs.trackers import trackers
+
+            trackers(track, note)  # told here, and not by every worker
         requests = read_sweep(file)
         if part is not None:
             requests = shard(requests, part)
@@ -105,13 +112,13 @@ def sweep(
         for sentence in remarks(task.resolution for task in tasks):
             note(f"Note: {sentence}")
         if cluster == "slurm":
-            _on_slurm(file, tasks, states, slurm, jobs, dry_run, device, data_root, runs_root, as_json)
+            _on_slurm(file, tasks, states, slurm, jobs, dry_run, device, data_root, runs_root, as_json, track)
             return
         if dry_run:
             _print_states(tasks, states, runs_root, as_json)
             return
         outcomes = _here(
-            tasks, states, visible_devices(device), jobs, file, data_root, writable(runs_root), quiet, ahead
+            tasks, states, visible_devices(device), jobs, file, data_root, writable(runs_root), quiet, ahead, track
         )
         _report(outcomes, as_json, ctx)
         if any(outcome.state != "done" for outcome in outcomes):
@@ -128,6 +135,7 @@ def _here(
     runs_root: Path,
     quiet: bool,
     ahead: list[Process],
+    track: Sequence[str],
 ) -> list[Outcome]:
     """Do what is left on this machine; what is done already is among the outcomes."""
     from ddbench.runs.places import place_of
@@ -143,7 +151,7 @@ def _here(
         return there
     places = [place_of(devices[number % len(devices)]) for number in range(count)]
     board = Board([task.name for task in left], [task.kind for task in left], count, already=len(there), quiet=quiet)
-    pool = Pool(left, places, runs_root, data_root, runs_root / "jobs" / file.stem, board, ahead=ahead)
+    pool = Pool(left, places, runs_root, data_root, runs_root / "jobs" / file.stem, board, ahead=ahead, track=track)
     order = {task.resolution.spec.folder: number for number, task in enumerate(tasks)}
     return sorted([*there, *pool.work()], key=lambda outcome: order[outcome.spec.folder])
 
@@ -159,6 +167,7 @@ def _on_slurm(
     data_root: Path,
     runs_root: Path,
     as_json: bool,
+    track: Sequence[str],
 ) -> None:
     from ddbench.sweep.slurm import Submission, queued, shown
 
@@ -169,7 +178,14 @@ def _on_slurm(
         if status.state not in ("done", "running") and task.asked not in handed
     ]
     submission = Submission(
-        file.stem, left, runs_root, data_root, device, settings, min(jobs, len(left)) if jobs else None
+        file.stem,
+        left,
+        runs_root,
+        data_root,
+        device,
+        settings,
+        min(jobs, len(left)) if jobs else None,
+        track=tuple(track),
     )
     waiting = [handed[task.asked] for task in tasks if task.asked in handed]
     if dry_run:

@@ -28,6 +28,7 @@ from ddbench.config import Layer, preset_layers, resolve
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.data.dataset import Dataset
 from ddbench.data.tensors import DatasetTensors
+from ddbench.engine.capabilities import has_graphs, wait_for
 from ddbench.engine.precision import Precision
 from ddbench.errors import ConfigError, RunError
 from ddbench.evaluation.evaluate import SealedTest, scores, tested_together
@@ -57,14 +58,14 @@ PROTOCOL = PROTOCOLS["dsa@1"]
 REPEATS = 3
 PER_CLASS = 512
 # Of the images of an expert's epoch: all of CIFAR-10 on a GPU.
-EXPERT_PER_CLASS = {"cuda": 5000, "cpu": PER_CLASS}
+EXPERT_PER_CLASS = {"gpu": 5000, "cpu": PER_CLASS}
 EXPERT_EPOCHS = 1 + REPEATS
 TEST_IMAGES = 10_000
-# On a GPU a method's step is called, captured, timed, and then perhaps compiled, called and captured again.
-WARM_METHOD = {"cuda": 8, "cpu": 1}
-WARM_STUDENT = {"cuda": 10, "cpu": 1}
-PRODUCT_SIDE = {"cuda": 8192, "cpu": 1024}
-COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
+# As a graph a method's step is called, captured, timed, and then perhaps compiled, called and captured again.
+WARM_METHOD = {"graph": 8, "plain": 1}
+WARM_STUDENT = {"graph": 10, "plain": 1}
+PRODUCT_SIDE = {"gpu": 8192, "cpu": 1024}
+COPIED_BYTES = {"gpu": 1 << 30, "cpu": 1 << 28}
 # All students are really trained where that takes up to so many times the seconds that a loop is given.
 WORTH_FINISHING = 3.0
 
@@ -185,9 +186,21 @@ class Timing:
 def measure(asked: Asked, say: Callable[[str], None] = lambda _: None) -> Bench:
     """Time the loops one after another; `say` is told which comes next.
 
-    Raises: PluginError, ConfigError for methods and backbones that cannot be timed.
+    Raises: PluginError, ConfigError for methods and backbones that cannot be timed, and for a precision that the device
+    lacks.
     """
+    for name in asked.precisions:
+        Precision(name).require(asked.device)  # type: ignore[arg-type]
     return Bench(machine=this_machine(asked.device), results=tuple(_results(asked, say)))
+
+
+def kind_of(device: torch.device) -> Literal["gpu", "cpu"]:
+    """By which kind of device the amounts of work above are chosen."""
+    return "cpu" if device.type == "cpu" else "gpu"
+
+
+def _way(device: torch.device) -> Literal["graph", "plain"]:
+    return "graph" if has_graphs(device) else "plain"
 
 
 def this_machine(device: torch.device) -> Machine:
@@ -286,7 +299,7 @@ def _results(asked: Asked, say: Callable[[str], None]) -> Iterator[Result]:
                         say(f"students {backbone} ipc{ipc} {precision}")
                         yield shared(_students(problem(backbone, ipc, precision, folder), data, asked))
         if "experts" in asked.loops:
-            everything = _dataset(EXPERT_PER_CLASS[asked.device.type])
+            everything = _dataset(EXPERT_PER_CLASS[kind_of(asked.device)])
             for precision in asked.precisions:
                 for backbone in asked.backbones:
                     say(f"experts {backbone} {precision}")
@@ -309,7 +322,7 @@ def _dataset(per_class: int) -> Dataset:
 
 def _ceilings(asked: Asked) -> Iterator[Result]:
     """Square products in each precision, and a copy on the device."""
-    device, kind = asked.device, asked.device.type
+    device, kind = asked.device, kind_of(asked.device)
     side, rng = PRODUCT_SIDE[kind], Rng(0, ("bench", "ceiling"))
     numbers = torch.randn(2, side, side, generator=rng.torch(device), device=device)
     for name in asked.precisions:
@@ -333,7 +346,7 @@ def _method(ref: str, problem: Problem, asked: Asked) -> Result:
     layers, _ = preset_layers(kind.settings(), "timing", problem.info.name, problem.ipc)
     layers.append(Layer("timing", kind.info.timing))
     method = kind(resolve(kind.name, kind.Config, layers).config)
-    warm, total = WARM_METHOD[asked.device.type], method.total_steps(problem)
+    warm, total = WARM_METHOD[_way(asked.device)], method.total_steps(problem)
     if total < warm + 1 + REPEATS:
         raise ConfigError(
             f"{kind.name} takes {total} steps, too few to time; give --method one that learns in steps, such as dm, or "
@@ -404,7 +417,7 @@ def _students(problem: Problem, data: Dataset, asked: Asked) -> Result:
         classes=problem.classes,
         images=len(synthetic.images),
         digest=PROTOCOL.digest,
-        way=graph if schedule.static and device.type == "cuda" else "plain",
+        way=graph if schedule.static and has_graphs(device) else "plain",
         steps=schedule.steps,
         seconds=whole,
         students=count,
@@ -464,12 +477,6 @@ def flops_per_image(net: Backbone) -> float:
     return counter.get_total_flops() / batch
 
 
-def wait_for(device: torch.device) -> None:
-    """Until a device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 class _EnoughError(Exception):
     """Raised in the training that is timed."""
 
@@ -503,7 +510,7 @@ class _Stopwatch:
         if self._taken == 1:
             self.first, self.group = now, student_steps
             # A student of few steps keeps enough of them for the repeats.
-            self._next = 1 + max(1, min(WARM_STUDENT[self.device.type], (self.steps - 1) // (2 * REPEATS)))
+            self._next = 1 + max(1, min(WARM_STUDENT[_way(self.device)], (self.steps - 1) // (2 * REPEATS)))
             return
         if not self._stretch:
             each = (now - self.first) / (self._taken - 1)
@@ -525,7 +532,7 @@ class _Stopwatch:
 def _testing(problem: Problem, data: Dataset) -> float:
     """Seconds to test one student, told from a few images."""
     count = tested_together(problem.shape)
-    if problem.device.type != "cuda":
+    if kind_of(problem.device) == "cpu":
         count = max(1, count // 10)
     test = data.test.load()
     images = problem.pixels.forward(test.images[:count].to(problem.device))

@@ -26,8 +26,9 @@ import torch
 
 from ddbench.artifacts import Artifact, ArtifactCache
 from ddbench.backbones.names import build
-from ddbench.costs.bench import Bench, latest, student_result, wait_for
+from ddbench.costs.bench import Bench, latest, student_result
 from ddbench.data.pixels import PixelSpace, fit_pixels, is_quick
+from ddbench.engine.capabilities import forget_peak, peak_bytes, wait_for
 from ddbench.engine.precision import Precision
 from ddbench.errors import ConfigError
 from ddbench.evaluation.evaluate import tested_together
@@ -90,8 +91,7 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
     that `ddbench bench` measured on this device. Takes about `budget` seconds.
     Raises: ConfigError, DataError where the run itself would.
     """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    forget_peak(device)
     with tempfile.TemporaryDirectory(prefix="ddbench-estimate-") as folder:
         problem, phases = _problem(resolution, root, Path(folder), device, budget / 4)
         condensing, made = _condense(resolution, problem, budget / 4)
@@ -114,7 +114,7 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
     return Estimate(
         device=provenance.device_name(device),
         phases=tuple(phases),
-        peak_device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        peak_device_bytes=peak_bytes(device),
         peak_host_bytes=provenance.peak_host_bytes(),
     )
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.manifests import digest
 from ddbench.data.tensors import HASH_CHUNK, DatasetTensors
+from ddbench.engine.capabilities import home_of_float64, in_float64
 from ddbench.errors import ConfigError, closest
 from ddbench.files import SEAL, checksum, once, sweep, write_atomically
 
@@ -213,7 +214,8 @@ def is_quick(name: str, train: DatasetTensors, store: Path, device: torch.device
     spec = _Spec.parse(name)
     small = train.images[0].numel() <= SMALL_WHITENING
     # Without its held-out part, whose images are not known here, a whitening takes as long.
-    return spec.kind == "standard" or small or device.type == "cuda" or _kept(spec, train, store).exists()
+    on_gpu = home_of_float64(device).type != "cpu"
+    return spec.kind == "standard" or small or on_gpu or _kept(spec, train, store).exists()
 
 
 def channel_statistics(train: DatasetTensors) -> tuple[Tensor, Tensor]:
@@ -295,7 +297,7 @@ def _of_statistics(spec: _Spec, mean: Tensor, std: Tensor) -> Standard:
 def _fit_once(
     spec: _Spec, train: DatasetTensors, store: Path | None, device: torch.device, needed: set[str]
 ) -> dict[str, Tensor]:
-    fit = partial(_FITS[spec.kind], train, float(spec.value), device if device.type == "cuda" else torch.device("cpu"))
+    fit = partial(_FITS[spec.kind], train, float(spec.value), home_of_float64(device))
     if store is None:
         return fit()
     path = _kept(spec, train, store)
@@ -444,4 +446,4 @@ def _unit_rows(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 def _times(rows: Tensor, matrix: Tensor) -> Tensor:
     # In float64, so that no setting for float32 products on a device (TF32) changes what a whitened set means.
-    return (rows.double() @ matrix.double()).float()
+    return (in_float64(rows) @ in_float64(matrix)).float().to(rows.device)

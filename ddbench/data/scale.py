@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddbench.data.pixels import PixelSpace
 from ddbench.data.tensors import DatasetTensors
+from ddbench.engine.capabilities import in_float64
 
 # Sets of all methods, from real images and from noise, have at most 2; those of a step size that is too large have 30
 # and more, and students on them are at chance.
@@ -41,4 +42,4 @@ def left_range(scale: float) -> str:
 
 
 def _rms(images: Tensor) -> float:
-    return float(torch.nan_to_num(images.detach().double(), nan=0.0, posinf=0.0, neginf=0.0).square().mean().sqrt())
+    return float(torch.nan_to_num(in_float64(images.detach()), nan=0.0, posinf=0.0, neginf=0.0).square().mean().sqrt())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddbench.data.manifests import digest
+from ddbench.engine.capabilities import pins
 from ddbench.errors import DataError
 from ddbench.rng import Rng
 
@@ -152,7 +153,7 @@ class RealImages:
 
         Shapes: indices int64 [...], of any shape; returns float32 [..., C, H, W].
         """
-        flat = indices.to(self.device, non_blocking=True).reshape(-1)
+        flat = indices.to(self.device, non_blocking=pins(self.device)).reshape(-1)
         images = self._images.index_select(0, flat).reshape(*indices.shape, *self.shape)
         return self.pixels.forward(images) if self.pixels.cheap else images
 
@@ -188,7 +189,7 @@ class RealImages:
 
     def raw(self, indices: Tensor) -> Tensor:
         """The images as stored: uint8 [..., C, H, W] on the device."""
-        flat = indices.to(self.device, non_blocking=True).reshape(-1)
+        flat = indices.to(self.device, non_blocking=pins(self.device)).reshape(-1)
         return self._stored.index_select(0, flat).reshape(*indices.shape, *self.shape)
 
     def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:

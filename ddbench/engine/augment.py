@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from ddbench.engine.capabilities import sent
 from ddbench.engine.program import gpu_kernels
 from ddbench.errors import ConfigError, closest
 from ddbench.rng import Rng
@@ -95,7 +96,7 @@ class Draw:
 
     def to(self, device: torch.device | str) -> Draw:
         """The draw with its numbers on `device`, without waiting for the copy."""
-        return replace(self, numbers=_send(self.numbers, torch.device(device)))
+        return replace(self, numbers=sent(self.numbers, torch.device(device)))
 
 
 _pytree.register_pytree_node(
@@ -140,7 +141,7 @@ def apply(draw: Draw, images: Tensor) -> Tensor:
         raise ValueError(
             f"This draw augments [{len(draw)}, {'n' if rows == 1 else rows}, C, H, W], not {tuple(images.shape)}."
         )
-    numbers = _send(draw.numbers[:, : images.shape[1]], images.device)
+    numbers = sent(draw.numbers[:, : images.shape[1]], images.device)
     if draw.static or draw.ops.device.type != "cpu":
         if _in_one_kernel(images):
             from ddbench.engine.gpu.augment import augment
@@ -151,7 +152,7 @@ def apply(draw: Draw, images: Tensor) -> Tensor:
     if len(kinds) == 1:
         return _apply_one(int(kinds), images, numbers, draw.align_corners)
     order = draw.ops.argsort(stable=True)
-    there, back = _send(torch.stack([order, order.argsort()]), images.device)
+    there, back = sent(torch.stack([order, order.argsort()]), images.device)
     sizes = counts.tolist()
     pieces = zip(kinds.tolist(), images.index_select(0, there).split(sizes), numbers[there].split(sizes), strict=True)
     return torch.cat([_apply_one(*piece, draw.align_corners) for piece in pieces]).index_select(0, back)
@@ -168,13 +169,6 @@ def _draw(strategy: str, groups: int, rows: int, rng: Rng, align_corners: bool) 
     allowed = torch.tensor([OPS.index(op) for op in parse_strategy(strategy)] or [_IDENTITY])
     choice = torch.randint(len(allowed), (groups,), generator=rng.fold("op").torch())
     return Draw(allowed[choice], torch.rand(groups, rows, 3, generator=rng.fold("numbers").torch()), align_corners)
-
-
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    # A copy from memory that is not pinned makes the host wait for everything queued on the device.
-    if tensor.device.type == "cpu" and device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def _apply_one(op: int, images: Tensor, numbers: Tensor, align_corners: bool) -> Tensor:

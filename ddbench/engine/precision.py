@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import torch
 
+from ddbench.engine.capabilities import has_bfloat16, has_tf32
 from ddbench.errors import ConfigError
 
 Name = Literal["fp32", "tf32", "bf16"]
@@ -18,9 +19,15 @@ def usual(device: torch.device) -> Name:
     """What a run on this device uses where nothing is asked: TF32 where there is such a thing, which changes no
     accuracy (docs, concepts/engine.md), and IEEE single elsewhere."""
     tensor_cores = (
-        device.type == "cuda" and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+        has_tf32(device) and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
     )
     return "tf32" if tensor_cores else "fp32"
+
+
+def names_on(device: torch.device) -> tuple[Name, ...]:
+    """The precisions that are apart on a device: without TF32 `tf32` is `fp32`."""
+    there = {"fp32": True, "tf32": has_tf32(device), "bf16": has_bfloat16(device)}
+    return tuple(name for name in get_args(Name) if there[name])
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,16 @@ class Precision:
             raise ConfigError(f"there is no precision {self.name!r}; choose one of {', '.join(get_args(Name))}.")
 
     def on(self, device: torch.device) -> Name:
-        """What it comes to on a device: CPUs have no TF32."""
-        return "fp32" if self.name == "tf32" and device.type == "cpu" else self.name
+        """What it comes to on a device: only NVIDIA GPUs have TF32."""
+        return "fp32" if self.name == "tf32" and not has_tf32(device) else self.name
+
+    def require(self, device: torch.device) -> None:
+        """Raises: ConfigError where the device cannot round so."""
+        if self.name == "bf16" and not has_bfloat16(device):
+            raise ConfigError(
+                f"device {str(device)!r} cannot run networks in bfloat16 here; choose one of the precisions "
+                f"{', '.join(names_on(device))}, or another --device."
+            )
 
     @contextlib.contextmanager
     def active(self, device: torch.device) -> Iterator[None]:
@@ -56,9 +71,11 @@ class Precision:
         torch.backends.cudnn.benchmark = not self.deterministic
         torch.use_deterministic_algorithms(self.deterministic)
         # The cache of casts would outlive the parameters: they change in place inside one long autocast.
-        cast = torch.autocast(device.type, torch.bfloat16, enabled=self.name == "bf16", cache_enabled=False)
+        casts = torch.amp.autocast_mode.is_autocast_available(device.type)
+        short = self.name == "bf16"
+        cast = torch.autocast(device.type, torch.bfloat16, enabled=short, cache_enabled=False) if casts else None
         try:
-            with cast:
+            with cast or contextlib.nullcontext():
                 yield
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before[0]

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from ddbench.engine.capabilities import has_graphs
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ def worth_compiling(seconds: float, device: torch.device) -> bool:
     Nobody knows how much more of the same will come. Compiling once as much time could have been saved as it takes is
     never more than twice as slow as knowing.
     """
-    return device.type == "cuda" and seconds * COMPILE_SAVES > COMPILE_SECONDS
+    return has_graphs(device) and seconds * COMPILE_SAVES > COMPILE_SECONDS
 
 
 def compiled(function: F) -> F:
@@ -155,7 +157,7 @@ class Program:
         self._inputs: list[Any] = []
         self._result: Any = None
         self._warm = self._decided = False
-        self._eager = device.type != "cuda"
+        self._eager = not has_graphs(device)
         self._stream = None if self._eager else torch.cuda.Stream(device)
 
     @property

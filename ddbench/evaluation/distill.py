@@ -26,11 +26,8 @@ from ddbench.evaluation.protocol import DistillOptions
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.problem import Problem
 from ddbench.synthetic import SyntheticSet
-from ddbench.training.networks import TrainedNetwork
+from ddbench.training.networks import TrainedNetwork, as_seen
 from ddbench.training.plan import TrainingPlan
-
-# How many images a teacher labels at once.
-TEACHER_IMAGES = 500
 
 Teacher = Callable[[Tensor], Tensor]
 
@@ -138,11 +135,9 @@ class DistillTrainer(SGDTrainer):
 
     def _fixed(self, synthetic: SyntheticSet) -> Tensor:
         """What the teacher says of each image as it is, at the temperature, then the class: [N, 2K]."""
-        options, pixels = self.protocol.options, self.problem.pixels
-        teacher, soft = _teacher(self.problem, options), []
-        for part in synthetic.images.split(TEACHER_IMAGES):
-            part = part.to(self.problem.device)
-            soft.append(teacher(pixels.forward(part) if part.dtype == torch.uint8 else part).cpu())
+        options = self.protocol.options
+        teacher = _teacher(self.problem, options)
+        soft = [teacher(part).cpu() for part in as_seen(synthetic.images, self.problem)]
         return torch.cat([(torch.cat(soft) / options.temperature).softmax(-1), self._classes(synthetic)], dim=-1)
 
     def _classes(self, synthetic: SyntheticSet) -> Tensor:

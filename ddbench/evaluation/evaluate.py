@@ -78,7 +78,7 @@ class SealedTest:
                 f"{', '.join(lost)}: the student's outputs are not finite after training. The numbers of the set "
                 "are too large, which `ddbench inspect` shows, or the step size of its students is."
             )
-        return (right.double() / len(self._data.labels)).tolist()
+        return (right.cpu().double() / len(self._data.labels)).tolist()
 
     def _batches(self, pixels: PixelSpace, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         data = self._data

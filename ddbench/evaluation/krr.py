@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ddbench.engine.capabilities import back_on, in_float64
 from ddbench.engine.regression import centred, ridge_weights
 from ddbench.errors import DivergedError
 from ddbench.evaluation.plan import on_device
@@ -45,7 +46,8 @@ class KRRTrainer(Trainer):
         progress(len(students))
 
         def predict(x: Tensor) -> Tensor:
-            return (kernel(images, x).T.double() @ weights).expand(len(students), -1, -1)
+            scores = in_float64(kernel(images, x)).T @ weights
+            return back_on(scores, problem.device).expand(len(students), -1, -1)
 
         return predict
 

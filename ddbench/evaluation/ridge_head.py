@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, optim
 
 from ddbench.backbones.variables import Variables
+from ddbench.engine.capabilities import in_float64
 from ddbench.engine.regression import ridge_map, with_ones
 from ddbench.errors import ConfigError
 from ddbench.evaluation.plan import plan
@@ -72,7 +73,7 @@ class RidgeHeadTrainer(Trainer):
                 y = _probabilities(self.plan.targets(x, step.indices, step.rng)[0], self.problem.classes)
                 embedded = with_ones(net.embed(network, x[0]))
                 solving = embedded if options.through_head else embedded.detach()
-                solved = (ridge_map(solving, options.ridge).T @ y.double()).to(y.dtype)
+                solved = (ridge_map(solving, options.ridge).T @ in_float64(y)).to(y)
                 head = options.head_rate * solved if head is None else head.detach().lerp(solved, options.head_rate)
                 optimizer.zero_grad()
                 F.cross_entropy(embedded @ (scale * head), y).backward()

@@ -20,7 +20,7 @@ from ddbench import synthetic as sets
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.folders import class_folders, read_class_folders, read_images
 from ddbench.data.parts import has_images, is_image, visible
-from ddbench.errors import DataError
+from ddbench.errors import DataError, closest, mistyped
 from ddbench.files import open_regular, sha256_of
 from ddbench.foreign import class_folders as folders
 from ddbench.foreign.claims import claims_of
@@ -173,14 +173,17 @@ def choose(found: Sequence[Found], entry: str | None, shown: Path) -> list[Found
         if len(found) == 1 or found[0].layout == DC:
             return list(found)
         honest = [name for name in names if not is_best(name)] or names
-        raise DataError(
-            f"{shown} holds {len(found)} states of a set: {', '.join(map(entry_name, names))}. Say which is meant, as "
-            f"in --entry {honest[-1]}; choosing by test accuracy would be choosing on test data."
+        raise mistyped(
+            DataError(
+                f"{shown} holds {len(found)} states of a set: {', '.join(map(entry_name, names))}. Say which is meant, "
+                f"as in --entry {honest[-1]}; choosing by test accuracy would be choosing on test data."
+            )
         )
     if entry == "all":
         return list(found)
     if entry not in names:
-        raise DataError(f"{shown} has no entry {entry!r}; it has {', '.join(map(entry_name, names))}.")
+        known = ", ".join(map(entry_name, names))
+        raise mistyped(DataError(f"{shown} has no entry {entry!r}. {closest(entry, names)}It has {known}."))
     return [found[names.index(entry)]]
 
 

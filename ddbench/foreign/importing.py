@@ -161,8 +161,7 @@ def bring_in(found: Found, asked: Import, dataset: Dataset, options: RunOptions)
     synthetic = complete(found, terms, problem.pixels, problem.classes, with_class_names(dataset))
     fit(synthetic, problem)
     if leaked := count_test_images(synthetic.images, dataset, [problem.pixels]):
-        # No note, which --quiet and a call from Python would leave out.
-        logger.warning("Warning: %s.", sentence(leaked, len(synthetic.images), dataset))
+        warnings.append(f"{sentence(leaked, len(synthetic.images), dataset)}.")
     # Only now, so that nothing is kept of a set that was refused.
     folder = RunDir.open(options.root, spec)
     with folder.lock(), as_a_record():
@@ -213,8 +212,10 @@ def load_set(path: Path, said: Said, dataset: str | None, entry: str | None, dat
     several = found_in(path, entry, dataset, data_root, said.size)
     if len(several) > 1:
         names = ", ".join(entry_name(one.entry) for one in several)
-        raise DataError(
-            f"{path} holds {len(several)} sets: {names}. Say which is meant, as in --entry {several[0].entry}."
+        raise mistyped(
+            DataError(
+                f"{path} holds {len(several)} sets: {names}. Say which is meant, as in --entry {several[0].entry}."
+            )
         )
     (found,) = several
     about = dict(found.about) | ({} if dataset is None else {"dataset": dataset})

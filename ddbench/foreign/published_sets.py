@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 import ddbench
-from ddbench.errors import DataError, RunError, closest
+from ddbench.errors import DataError, RunError, closest, mistyped
 from ddbench.fields import (
     Architecture,
     Count,
@@ -113,8 +113,9 @@ class SetIndex(BaseModel):
         for entry in self.sets:
             if entry.name == name:
                 return entry
-        near = closest(name, [entry.name for entry in self.sets])
-        raise DataError(f"there is no set {name!r} in {shown}. {near}`ddbench sets list` shows what there is.")
+        names = [entry.name for entry in self.sets]
+        known = ", ".join(names) or "none yet"
+        raise mistyped(DataError(f"there is no set {name!r} in {shown}. {closest(name, names)}There are: {known}."))
 
     def with_entry(self, entry: SetEntry) -> SetIndex:
         """The index with an entry in the place of the one of its name, ordered by name."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from ddbench.errors import ConfigError, DdbenchError, RunError, closest
 from ddbench.files import sha256_of
 from ddbench.leaderboard.observations import collect
 from ddbench.leaderboard.statistics import TABLE, VARIANT, summarise
-from ddbench.runs.record import RunRecord, read_record
+from ddbench.runs.record import RunRecord, read_record, readable
 from ddbench.runs.rundir import RECORD
 
 if TYPE_CHECKING:
@@ -123,23 +122,17 @@ class Shelf:
 
     @cached_property
     def _local(self) -> dict[Path, RunRecord]:
-        return dict(_readable(sorted(self.runs.glob(f"*/*/*/*/{RECORD}"))))
+        return dict(readable(sorted(self.runs.glob(f"*/*/*/*/{RECORD}"))))
 
     @cached_property
     def _committed(self) -> dict[Path, RunRecord]:
-        return dict(_readable(sorted((self.leaderboards / "records").rglob("*.json"))))
+        return dict(readable(sorted((self.leaderboards / "records").rglob("*.json"))))
 
 
 def labelled(frame: DataFrame) -> DataFrame:
     """The rows of `collect` with a column more, `label`: what a board calls the row that they are part of."""
     key = [*TABLE, "judge", "method", *VARIANT]
     return frame.merge(summarise(frame)[[*key, "label"]], on=key)
-
-
-def _readable(paths: list[Path]) -> Iterator[tuple[Path, RunRecord]]:
-    for path in paths:
-        with contextlib.suppress(RunError):
-            yield path, read_record(path)
 
 
 def _hashes(path: Path) -> set[str]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddbench.errors import RunError
 from ddbench.files import sha256_of
 from ddbench.foreign.published_sets import FOLDER, INDEX, read_index
-from ddbench.runs.record import read_record
+from ddbench.runs.record import readable
 from ddbench.text import size
 
 # Of all published sets of a leaderboard together, because they travel with every copy of it.
@@ -41,9 +40,4 @@ def wrong_sets(leaderboards: Path) -> list[str]:
 
 def _set_of(record: Path) -> str:
     """The hash of a record's set; "" where the record is not there, or damaged, which the board says."""
-    if not record.is_file():
-        return ""
-    try:
-        return read_record(record).synthetic.sha256
-    except RunError:
-        return ""
+    return next((found.synthetic.sha256 for _, found in readable([record])), "")

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ddbench.errors import DdbenchError, RunError
+from ddbench.errors import DdbenchError
 from ddbench.files import sha256_of
-from ddbench.runs.record import RunRecord, SheetPart, read_record
+from ddbench.runs.record import RunRecord, SheetPart, readable
 from ddbench.runs.rundir import RECORD, SET, SHEET
 
 SUFFIX = Path(SHEET).suffix
@@ -53,15 +53,10 @@ def wrong_sheets(records: Path) -> Iterator[str]:
 
     Of a damaged record, which the board names, nobody knows.
     """
-    named, unknown = {}, set()
-    for path in sorted(records.rglob("*.json")):
-        try:
-            sheet = read_record(path).sheet
-        except RunError:
-            unknown.add(sheet_file(path))
-            continue
-        if sheet is not None:
-            named[sheet_file(path)] = sheet.sha256
+    paths = sorted(records.rglob("*.json"))
+    sheets = {path: record.sheet for path, record in readable(paths)}
+    named = {sheet_file(path): sheet.sha256 for path, sheet in sheets.items() if sheet is not None}
+    unknown = {sheet_file(path) for path in paths if path not in sheets}
     for file, sha256 in named.items():
         if not file.is_file():
             yield f"{_shown(file, records)} is missing: the record beside it names a picture"

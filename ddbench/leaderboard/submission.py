@@ -17,7 +17,7 @@ import numpy as np
 from ddbench.errors import RunError
 from ddbench.leaderboard.observations import NO_STUDENT, collect
 from ddbench.leaderboard.statistics import TABLE, VARIANT, next_set
-from ddbench.runs.record import Attempt, EvaluationPart, RunRecord, SyntheticPart, read_record
+from ddbench.runs.record import Attempt, EvaluationPart, RunRecord, SyntheticPart, readable
 from ddbench.runs.rundir import RECORD, SET, SPEC, RunDir
 from ddbench.text import percent
 
@@ -245,12 +245,6 @@ def other_sets(part: DataFrame, frame: DataFrame) -> NDArray[np.float64]:
 
 def committed_records(leaderboards: Path, datasets: Iterable[str]) -> list[Path]:
     """The records of a leaderboard on some datasets, damaged ones left out."""
-    found = []
-    for path in sorted((leaderboards / "records").rglob("*.json")):
-        try:
-            record = read_record(path)
-        except RunError:
-            continue
-        if record.run.dataset in set(datasets):
-            found.append(path)
-    return found
+    wanted = set(datasets)
+    paths = sorted((leaderboards / "records").rglob("*.json"))
+    return [path for path, record in readable(paths) if record.run.dataset in wanted]

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ddbench.errors import RunError
 from ddbench.fields import Architecture, Count, Hex, Line, PlainDict, ProtocolId, RunId, Sha256, Share
 from ddbench.files import write_json
-from ddbench.runs.record import Part, RunRecord, read_document, read_record
+from ddbench.runs.record import Part, RunRecord, read_document, readable
 
 if TYPE_CHECKING:
     from ddbench.runs.retraining import Retrained
@@ -114,14 +113,9 @@ def out_of_date(leaderboards: Path, places: Sequence[Path]) -> list[str]:
 
 def _checks(leaderboards: Path, places: Iterable[Path]) -> Iterator[tuple[Path, Verification, Check, bool]]:
     """Every check of these records, and whether it is one: of what the record says, and within what it allows."""
-    for place in places:
+    checked = [place for place in places if file_of(leaderboards, place).is_file()]
+    for place, record in readable(checked):
         path = file_of(leaderboards, place)
-        if not path.is_file():
-            continue
-        try:
-            record = read_record(place)
-        except RunError:
-            continue  # the board names it
         one = _read(path)
         known = {(e.digest, e.backbone): e.accuracy for e in record.evaluations}
         for check in one.checks:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ddbench.engine.capabilities import has_float64, total_bytes
 from ddbench.errors import ConfigError
 from ddbench.ntk.architectures import architecture, resolutions
 from ddbench.ntk.blocks import Blocks, TorchBlocks
@@ -181,11 +182,15 @@ def gram(
     network = architecture(name)
     if not network.flat:
         resolutions(network, *shape[1:])
+    if dtype == torch.float64 and not has_float64(device):
+        raise ConfigError(
+            f"device {str(device)!r} has no double precision, which kernels in float64 need; use --device cpu, or "
+            "kernels in float32."
+        )
     of_regression = memory
     if memory is None:
         memory = of_regression = CPU_MEMORY
-        if device.type == "cuda":
-            whole = torch.cuda.get_device_properties(device).total_memory
+        if (whole := total_bytes(device)) is not None:
             memory, of_regression = int(GPU_SHARE * whole), int(GPU_SHARE_OF_REGRESSION * whole)
     match backend:
         case "torch":

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ddbench.engine.capabilities import in_float64, runs_triton
 from ddbench.engine.program import gpu_kernels
 from ddbench.ntk.architectures import BIAS_VARIANCE, WEIGHT_VARIANCE, Architecture, resolutions
 from ddbench.ntk.layouts import POLE, Layout, all_is_less, convolution_layouts, layouts_of
@@ -115,7 +116,7 @@ def _in_stages(
 def one_pass(network: Architecture, channels: int, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     """The module of GPU kernels, where it can be used."""
     fits = network.banded and not network.flat and dtype == torch.float32 and channels <= MOST_CHANNELS
-    if device.type != "cuda" or not fits or gpu_kernels() is None:
+    if not runs_triton(device) or not fits or gpu_kernels() is None:
         return None
     from ddbench.ntk import gpu as kernels_fused
 
@@ -128,9 +129,9 @@ def _mean_of_all(s: Tensor) -> Tensor:
 
 def _flat(network: Architecture, x1: Tensor, x2: Tensor, same: bool) -> Kernel:
     # The product in float64: TF32 and autocast leave that alone, and coincident images stay coincident.
-    a, b = x1.flatten(1).double(), x2.flatten(1).double()
-    s = (a @ b.T / a.shape[1]).to(x1.dtype)
-    q1, q2 = ((torch.linalg.vector_norm(x, dim=1).square() / x.shape[1]).to(x1.dtype) for x in (a, b))
+    a, b = in_float64(x1.flatten(1)), in_float64(x2.flatten(1))
+    s = (a @ b.T / a.shape[1]).to(x1)
+    q1, q2 = ((torch.linalg.vector_norm(x, dim=1).square() / x.shape[1]).to(x1) for x in (a, b))
     theta = torch.zeros_like(s)
     coincide = torch.eye(len(x1), dtype=torch.bool, device=s.device) if same else None
     for layer in network.layers[1:]:

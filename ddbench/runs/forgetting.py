@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddbench.backbones import names as backbones
-from ddbench.errors import ConfigError, RunError, closest
+from ddbench.errors import ConfigError, RunError, closest, mistyped
 from ddbench.evaluation.protocol import judged_by
 from ddbench.runs.evaluating import evaluations
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record, write_record
@@ -42,9 +42,9 @@ def choose(path: Path, refs: Sequence[str]) -> Chosen:
         meant = {key: part for key, part in known.items() if _is_meant(ref, part, _record(folder))}
         if not meant:
             there = sorted({name(part) for part in known.values()} | {part.protocol for part in known.values()})
-            raise RunError(
-                f"run {folder.spec.id} was not judged by {ref}. {closest(ref, there)}It has "
-                f"{', '.join(name(part) for part in known.values()) or 'no judges'}."
+            judges = ", ".join(name(part) for part in known.values()) or "no judges"
+            raise mistyped(
+                RunError(f"run {folder.spec.id} was not judged by {ref}. {closest(ref, there)}It has {judges}.")
             )
         if not any(part.failed for part in meant.values()):
             raise RunError(

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from ddbench.config import explain
+from ddbench.engine.capabilities import forget_peak, peak_bytes, wait_for
 from ddbench.errors import RunError
 from ddbench.fields import Line, Number
 from ddbench.files import read_json, write_json
@@ -53,8 +54,7 @@ class Clock:
             self.start()
 
     def _settle(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        wait_for(self._device)
 
 
 @dataclass
@@ -66,13 +66,10 @@ class Peaks:
     before_host: int | None = None
 
     def __post_init__(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.init()  # without it, torch knows no device by its number yet
-            torch.cuda.reset_peak_memory_stats(self.device)
+        forget_peak(self.device)
 
     def device_bytes(self) -> int | None:
-        now = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-        return _most(self.before_device, now)
+        return _most(self.before_device, peak_bytes(self.device))
 
     def host_bytes(self) -> int | None:
         return _most(self.before_host, provenance.peak_host_bytes())

@@ -22,6 +22,8 @@ from ddbench.text import budget, duration
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from ddbench.runs.record import RunRecord
+    from ddbench.runs.rundir import RunDir
     from ddbench.runs.spec import RunSpec
 
 T = TypeVar("T")
@@ -59,6 +61,9 @@ class Observer:
 
     def on_note(self, text: str) -> None:
         """A sentence that a person should read."""
+
+    def on_record(self, record: RunRecord, folder: RunDir) -> None:
+        """The run has its record, which was written now or was there."""
 
     def on_end(self) -> None:
         """Nothing more comes: the run is done, interrupted or failed."""

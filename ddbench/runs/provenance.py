@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import ddbench
+from ddbench.engine.capabilities import name_of
 
 PACKAGES = ("ddbench", "torch", "torchvision", "numpy", "kornia", "scipy", "scikit-learn", "safetensors", "pydantic")
 
@@ -93,7 +94,7 @@ def _as_installed(about: Distribution, folder: Path) -> bool:
 
 def device_name(device: torch.device) -> str:
     """What the device calls itself, or "cpu"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name_of(device)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
@@ -307,6 +307,13 @@ def write_record(path: Path, record: RunRecord) -> None:
 def read_record(path: Path) -> RunRecord:
     """Read a record of any released schema. Raises: RunError for a damaged or foreign file, naming it."""
     return read_document(path, RunRecord, SCHEMA, "is not a ddbench record")
+
+
+def readable(paths: Iterable[Path]) -> Iterator[tuple[Path, RunRecord]]:
+    """The records of these files that are there and undamaged, in their order; the board names the others."""
+    for path in paths:
+        with contextlib.suppress(RunError):
+            yield path, read_record(path)
 
 
 D = TypeVar("D", bound=BaseModel)

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from ddbench import synthetic as sets
-from ddbench.errors import ConfigError, DdbenchError, RunError
+from ddbench.errors import ConfigError, DdbenchError, RunError, mistyped
 from ddbench.evaluation.evaluate import SealedTest, scores
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.evaluation.trainer import Trainer, trainer_of
@@ -119,7 +119,7 @@ def retrain(
     ]
     if not wanted:
         there = ", ".join(f"{e.protocol} with {e.backbone}" for e in record.evaluations if e.accuracy) or "none"
-        raise RunError(f"{path} has no such evaluation; it has {there}.")
+        raise mistyped(RunError(f"{path} has no such evaluation; it has {there}."))
     dataset = dataset_of(folder, options.data_root)
     test, synthetic, found = SealedTest(dataset.test), sets.load(folder.synthetic), []
     with session(options) as (stop, _):

@@ -100,9 +100,14 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
     """
     _refuse_dirty(options)
     spec, dataset = resolution.spec, resolution.dataset
+    Precision(spec.precision).require(options.device)  # type: ignore[arg-type]
     there = not options.fresh and (options.root / spec.folder / SPEC).is_file()
-    record = _finished(RunDir.open(options.root, spec), resolution.cells, options) if there else None
-    if record is not None:
+    folder = RunDir.open(options.root, spec) if there else None
+    record = _finished(folder, resolution.cells, options) if folder is not None else None
+    if folder is not None and record is not None:
+        told = _Everyone(options.observers)
+        told.on_record(record, folder)
+        told.on_end()
         return record
     # Before the folder is made: of a run that cannot be judged nothing is left.
     require_networks(resolution.cells, dataset.info)
@@ -124,10 +129,12 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
         describe(folder, synthetic, dataset, space, title)
         _evaluate(folder, synthetic, dataset, resolution.cells, options, ledger, stop, tell)
         tell.on_phase("record")
-        return finish(
+        record = finish(
             folder, spec, synthetic, dataset, space,
             title=info.title, kind=info.kind, native=info.native, learned=resolution.method.learns, ledger=ledger,
         )  # fmt: skip
+        tell.on_record(record, folder)
+        return record
 
 
 def evaluate_run(
@@ -149,6 +156,7 @@ def evaluate_run(
     folder = RunDir.at(path)
     if not (folder.record.is_file() and folder.synthetic.is_file()):
         raise RunError(f"{path} is not a finished run: run its command again first, which goes on where it stopped.")
+    Precision(folder.spec.precision).require(options.device)  # type: ignore[arg-type]
     dataset = dataset_of(folder, options.data_root, dataset_ref)
     asked = cells(protocols, judges, students, dataset.info.shape, own=folder.spec.backbone)
     require_networks(asked, dataset.info)
@@ -171,6 +179,7 @@ def evaluate_run(
             }
         )
         write_record(folder.record, record)
+        tell.on_record(record, folder)
         return record
 
 
@@ -228,8 +237,10 @@ def build_problem(
 
 
 def _ran_out(error: Exception) -> bool:
-    """Whether `error` says that memory ran out: of a GPU, or of the host, for which torch has no type."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether `error` says that memory ran out: of a GPU, or of the host or Apple's GPUs, for which torch has no
+    type."""
+    untyped = ("DefaultCPUAllocator", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(name in str(error) for name in untyped)
 
 
 def _too_large(error: Exception, advice: str) -> RunError:
@@ -256,7 +267,7 @@ def _few_threads(device: torch.device) -> Iterator[None]:
     """On a GPU little is left to the host. Threads that wait for each other there, and for a core beside other
     processes, have cost two thirds of a step. On a CPU their number is left alone, because sums are rounded by it."""
     before = torch.get_num_threads()
-    if device.type == "cuda":
+    if device.type != "cpu":
         torch.set_num_threads(min(before, HOST_THREADS))
     try:
         yield
@@ -322,6 +333,9 @@ class _Everyone(Observer):
 
     def on_note(self, *values: Any) -> None:
         self._pass("on_note", values)
+
+    def on_record(self, *values: Any) -> None:
+        self._pass("on_record", values)
 
     def on_end(self) -> None:
         self._pass("on_end", ())

@@ -229,6 +229,8 @@ def _resolve(
             run[name] = value
             sources[name] = asked.source(name)
     check_pixels(run["pixels"], info, info.shape)
+    precision = Precision(run["precision"])
+    precision.require(device)
     refs = run["protocol"] if isinstance(run["protocol"], list) else [run["protocol"]]
     if not asked.protocols:
         refs = [_stable(info, asked.judges) if ref == "quick@1" else ref for ref in refs]
@@ -248,7 +250,7 @@ def _resolve(
         backbone=backbones.canonical(run["backbone"], info.shape),
         pixels=canonical_name(run["pixels"]),
         seed=asked.seed,
-        precision=Precision(run["precision"]).name,
+        precision=precision.name,
         config=config | {name: value for name, (_, value) in selected.items()},
         conventions=_conventions(info, canonical_name(run["pixels"])),
         preset=preset,

@@ -117,6 +117,7 @@ class SlurmJob:
             skip=lambda task: self._settled(task, runs_root, content["submitted"]),
             stop_on=(SIGNAL,),
             grace_seconds=content["grace_seconds"],
+            track=content.get("track", ()),
         )
         done = pool.work() if tasks else []
         if lost:
@@ -147,6 +148,7 @@ class Submission:
     device: str
     settings: Mapping[str, Any]
     shared: int | None = None
+    track: tuple[str, ...] = ()
     made: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self) -> None:
@@ -189,6 +191,7 @@ class Submission:
             "runs": str(self.runs_root.absolute()),
             "data": str(self.data_root.absolute()),
             "device": self.device,
+            "track": list(self.track),
             "grace_seconds": self._grace,
             "requests": [
                 {"asked": asked_to_json(task.asked), "folder": str(task.resolution.spec.folder)} for task in self.tasks

@@ -51,6 +51,7 @@ def main() -> int:
     from ddbench.runs.runner import RunOptions
     from ddbench.runs.spec import resolve_spec
     from ddbench.runs.states import write_failure
+    from ddbench.runs.trackers import trackers
     from ddbench.sweep.grid import asked_from_json
     from ddbench.sweep.progress import Reporter
 
@@ -59,11 +60,17 @@ def main() -> int:
     except DdbenchError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    reporter = Reporter(say)
+    try:
+        watching = [reporter, *trackers(where.get("track", ()), reporter.on_note)]
+    except DdbenchError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     options = RunOptions(
         root=Path(where["runs"]),
         data_root=Path(where["data"]),
         device=device,
-        observers=[Reporter(say)],
+        observers=watching,
         grace_seconds=where["grace_seconds"],
     )
     say({"event": "ready"})
@@ -91,7 +98,7 @@ def _load(device: str) -> None:
     if device.startswith("cuda"):
         import torch._dynamo
         import torch._inductor
-
+    if device != "cpu":
         # Without a GPU, or without room on it, the device is asked for again, and then it is an error.
         with contextlib.suppress(Exception):
             torch.zeros(1, device=device)

@@ -21,6 +21,7 @@ from torch import Tensor
 from ddbench.artifacts import TELL_SECONDS, Artifact, outside_identity
 from ddbench.backbones.variables import Variables
 from ddbench.engine.augment import resolve_strategy
+from ddbench.engine.capabilities import wait_for
 from ddbench.errors import ArtifactError, ConfigError, DivergedError
 from ddbench.files import SEAL, checksum, once, require_locks, sweep, write_atomically
 from ddbench.problem import Problem
@@ -316,8 +317,7 @@ def _train(
             tick(len(experts))
         for s, snapshots in enumerate(after):
             snapshots.append(flatten(training.student(s).params))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         now = time.perf_counter()
         for times in seconds:
             times.append(times[-1] + (now - started) / len(experts))

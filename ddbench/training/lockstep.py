@@ -18,6 +18,7 @@ from torch import Tensor
 from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.variables import Variables
 from ddbench.engine.augment import Draw, apply
+from ddbench.engine.capabilities import has_graphs
 from ddbench.engine.program import channels_last, compiled, weights_laid_out, worth_compiling
 from ddbench.problem import Problem
 from ddbench.training.options import SGDOptions
@@ -197,9 +198,9 @@ class Lockstep:
         ]
 
     def _programs(self, sizes: Sequence[int]) -> dict[int, Callable[[], None]]:
-        """One program a batch size: plain calls on a CPU, and of networks that no graph can hold; graphs on a GPU,
-        compiled where that will pay."""
-        if self._device.type != "cuda" or not self._net.capturable:
+        """One program a batch size: plain calls where a device has no graphs, and of networks that none can hold; else
+        graphs, compiled where that will pay."""
+        if not has_graphs(self._device) or not self._net.capturable:
             return {size: self._plainly(size) for size in sizes}
         before = self._snapshot()
         stream = torch.cuda.Stream(self._device)

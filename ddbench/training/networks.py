@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from ddbench.artifacts import Artifact
 from ddbench.backbones.variables import Variables
@@ -17,6 +21,9 @@ from ddbench.training.plan import on_real_images
 from ddbench.training.students import train_students
 
 WEIGHTS = "network.safetensors"
+
+# How many images a trained network sees at once.
+TOGETHER = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,14 @@ class TrainedNetwork(Artifact[Variables]):
         params = {k.removeprefix("params."): v for k, v in tensors.items() if k.startswith("params.")}
         buffers = {k.removeprefix("buffers."): v for k, v in tensors.items() if k.startswith("buffers.")}
         return Variables(params, buffers)
+
+
+def as_seen(images: Tensor, problem: Problem) -> Iterator[Tensor]:
+    """Images [N, C, H, W] as a trained network of the problem sees them, at most 500 at once: on the device, and those
+    of bytes in the pixel space."""
+    for part in images.split(TOGETHER):
+        there = part.to(problem.device)
+        yield problem.pixels.forward(there) if there.dtype == torch.uint8 else there
 
 
 def _options(epochs: int, lr: float) -> SGDOptions:

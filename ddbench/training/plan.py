@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddbench.engine.augment import Draw, draw_many, join
+from ddbench.engine.capabilities import pins
 from ddbench.engine.mixing import Mix, flip_crop_mix
 from ddbench.problem import Problem
 from ddbench.rng import Rng
@@ -73,7 +74,7 @@ class Block:
     def to(self, device: torch.device) -> Block:
         """The block with its draws on a device: one copy for all its steps."""
         draw = self.draw.to(device) if self.draw is not None else None
-        return replace(self, indices=self.indices.to(device, non_blocking=True), draw=draw)
+        return replace(self, indices=self.indices.to(device, non_blocking=pins(device)), draw=draw)
 
     def steps(self) -> Iterator[Step]:
         """The steps one by one."""

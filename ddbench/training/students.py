@@ -11,6 +11,7 @@ from torch.func import grad, vmap
 
 from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.variables import Variables
+from ddbench.engine.capabilities import has_graphs
 from ddbench.engine.program import keep_memory
 from ddbench.training.lockstep import Lockstep
 from ddbench.training.plan import Step, TrainingPlan
@@ -41,8 +42,8 @@ def footprint(net: Backbone) -> int:
 
 def students_together(batch: int, device: torch.device, pixels: int = USUAL_PIXELS) -> int:
     """How many students to train in lockstep on a device, at `batch` images of `pixels` pixels a step."""
-    if device.type != "cuda":
-        return 1  # one student keeps every core busy
+    if not has_graphs(device):
+        return 1  # one student keeps every core busy, and elsewhere nothing was measured
     return max(1, min(MOST_TOGETHER, fewer_if_larger(FILLING_IMAGES, pixels) // batch))
 
 
@@ -67,7 +68,7 @@ def train_students(
     device = plan.images.device
     net = net.in_training()
     together = together or students_together(plan.batch, device, footprint(net))
-    static = plan.static and (device.type == "cuda" if static is None else static)
+    static = plan.static and (has_graphs(device) if static is None else static)
     if together > 1 and not static and not net.vmappable:
         together = 1
     tick = tick or (lambda _: None)

@@ -19,6 +19,7 @@ from ddbench import host
 from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.tangent_blocks import cross_entropy_jvp, plain_cross_entropy_jvp
 from ddbench.backbones.variables import Variables
+from ddbench.engine.capabilities import total_bytes
 from ddbench.engine.program import channels_last, fusible, weights_laid_out
 
 Params = dict[str, Tensor]
@@ -117,9 +118,7 @@ def exact_form(net: Backbone, network: Variables, images: int) -> Form:
 
 def memory(device: torch.device) -> int:
     """Bytes of a GPU; or of this machine, or what of them this process, or its job, may take."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return host.memory() or MODEST
+    return total_bytes(device) or host.memory() or MODEST
 
 
 def written_out(net: Backbone, device: torch.device) -> Written | None:

@@ -178,9 +178,9 @@ def k_means(points: Tensor, count: int, rng: Rng) -> Tensor:
     """The distinct points nearest to the centres of `count` clusters: int64 [count] rows of points [N, D]."""
     from sklearn.cluster import KMeans as Clusters
 
-    fitted = Clusters(count, n_init=3, random_state=rng.key % (1 << 32)).fit(points.double().cpu().numpy())
+    fitted = Clusters(count, n_init=3, random_state=rng.key % (1 << 32)).fit(points.cpu().double().numpy())
     centres = torch.from_numpy(fitted.cluster_centers_)
-    distance = torch.cdist(centres, points.double().cpu())
+    distance = torch.cdist(centres, points.cpu().double())
     chosen: list[int] = []
     for row in distance:
         row[chosen] = torch.inf  # two centres can share their nearest point

@@ -25,6 +25,7 @@ from ddbench import (
     Variables,
     transient,
 )
+from ddbench.engine.capabilities import has_graphs
 from ddbench.engine.crop import crop, draw_crops
 from ddbench.errors import ConfigError
 from ddbench.initial import Initial, starting_images
@@ -96,8 +97,8 @@ class DD(Method[DDState]):
         steps = batches * config.passes
         inverse = config.lr_network + math.log(-math.expm1(-config.lr_network))  # of softplus
         raw = torch.full((steps,), inverse, device=problem.device).requires_grad_()
-        on_gpu = problem.device.type == "cuda"
-        optimizer = optim.Adam([images, raw], config.lr_images, betas=BETAS, capturable=on_gpu)
+        capturable = has_graphs(problem.device)
+        optimizer = optim.Adam([images, raw], config.lr_images, betas=BETAS, capturable=capturable)
         first = problem.backbone.init(problem.rng.fold("start", "network"), problem.device, copies=1)
         labels = self.labels(problem)[: len(images) // batches].to(problem.device).expand(steps, -1)
         train = descent(problem.backbone, first.copy(0))

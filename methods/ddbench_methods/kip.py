@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, optim
 
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Recipe, Rng, State, SyntheticSet, transient
+from ddbench.engine.capabilities import back_on, sent
 from ddbench.engine.regression import RIDGE, centred, ridge_weights
 from ddbench.initial import Initial, starting_images
 from ddbench.ntk.architectures import architecture
@@ -128,7 +129,7 @@ class KIP(Method[KIPState]):
         kernel = state.kernels[int(rng.fold("kernel").numpy().integers(len(state.kernels)))]
 
         images, labels = self.support(problem, state, rng.fold("support"))
-        weights = ridge_weights(kernel(images), labels, self.config.ridge)
+        weights = back_on(ridge_weights(kernel(images), labels, self.config.ridge), problem.device)
         loss, predicted = kernel.regression(images, targets, weights, centred(y, problem.classes))
 
         state.optimizer.zero_grad()
@@ -164,7 +165,7 @@ class KIP(Method[KIPState]):
 def moved(images: Tensor, rng: Rng, flip: bool) -> Tensor:
     """Some of the images [n, C, H, W], each turned, shifted and perhaps flipped in its own way; edges are repeated."""
     n, (height, width) = len(images), images.shape[-2:]
-    u = torch.rand(n, 5, generator=rng.torch(), pin_memory=images.is_cuda).to(images.device, non_blocking=True)
+    u = sent(torch.rand(n, 5, generator=rng.torch()), images.device)
     angle, down, right = ((2 * u[:, k] - 1) * most for k, most in enumerate((DEGREES * torch.pi / 180, SHIFT, SHIFT)))
     mirror = torch.where(u[:, 3] < 0.5, -1.0, 1.0) if flip else torch.ones_like(angle)
     # In grid_sample's coordinates an image reaches from -1 to 1 on both axes.

@@ -29,6 +29,7 @@ from ddbench import (
     Variables,
     transient,
 )
+from ddbench.engine.capabilities import has_graphs, home_of_float64, in_float64
 from ddbench.engine.program import channels_last, fusible
 from ddbench.engine.regression import ridge_map, with_ones
 from ddbench.errors import ConfigError
@@ -129,8 +130,8 @@ class LD(Method[LDState]):
             head = {"weight": labels.new_zeros(width, problem.classes), "scale": scale}
             groups.append({"params": [scale], "lr": config.lr_scale})
         # Without this flag Adam counts its steps on the host, where a graph does not see them.
-        capturable = device.type == "cuda"
-        window = self.window_for(len(rows))
+        capturable = has_graphs(device)
+        window, home = self.window_for(len(rows)), home_of_float64(device)
         return LDState(
             rows=rows,
             labels=labels,
@@ -139,10 +140,10 @@ class LD(Method[LDState]):
             head=head,
             network_optimizer=optim.Adam(groups, capturable=capturable),
             recent={
-                "errors": torch.zeros(window, dtype=torch.float64, device=device),
-                "lowest": torch.full((), ABOVE * window, dtype=torch.float64, device=device),
-                "since": torch.zeros((), dtype=torch.int64, device=device),
-                "taken": torch.zeros((), dtype=torch.int64, device=device),
+                "errors": torch.zeros(window, dtype=torch.float64, device=home),
+                "lowest": torch.full((), ABOVE * window, dtype=torch.float64, device=home),
+                "since": torch.zeros((), dtype=torch.int64, device=home),
+                "taken": torch.zeros((), dtype=torch.int64, device=home),
             },
             drawn=0,
             due=earliest(window),
@@ -201,7 +202,7 @@ class LD(Method[LDState]):
             for name, value in buffers.items():
                 network.buffers[name].copy_(value)
             move_network(state, slopes)
-        return target.detach(), missed.double() / len(y)
+        return target.detach(), in_float64(missed) / len(y)
 
     def ridge(
         self, problem: Problem, state: LDState, base: Tensor, x: Tensor, real: Tensor, y: Tensor
@@ -214,8 +215,8 @@ class LD(Method[LDState]):
         inside = embed(problem.backbone, state.network, x)
         solution = ridge_map(inside, config.ridge)
         # The network learns through the solution too, which is one of labels before this update.
-        local = solution.T @ state.labels.index_select(0, base).double()
-        mixed = weight.lerp(local.to(weight.dtype), config.head_rate)
+        local = solution.T @ in_float64(state.labels.index_select(0, base))
+        mixed = weight.lerp(local.to(weight), config.head_rate)
         with torch.no_grad():
             outside = embed(problem.backbone, state.network, real)
             weight.copy_(mixed)
@@ -224,15 +225,15 @@ class LD(Method[LDState]):
         target = F.cross_entropy(logits, y)
         (slope,) = torch.autograd.grad(target, head)
         with torch.no_grad():
-            slope = config.head_rate * scale * (solution @ slope.double())
-            move_labels(state, base, slope.to(state.labels.dtype))
+            slope = in_float64(config.head_rate * scale) * (solution @ in_float64(slope))
+            move_labels(state, base, slope.to(state.labels))
         loss = F.cross_entropy(inside @ (scale * mixed), state.labels.index_select(0, base))
         # The last layer of the network takes no part: zero gradients leave it where it is.
         moved = [*state.network.params.values(), scale]
         slopes = torch.autograd.grad(loss, moved, materialize_grads=True)
         with torch.no_grad():
             move_network(state, slopes)
-        return target.detach(), misses(logits, y).double() / len(y)
+        return target.detach(), in_float64(misses(logits, y)) / len(y)
 
     def restart_if_settled(self, problem: Problem, state: LDState, rng: Rng, done: int) -> None:
         """Draw a fresh network once the mean error has had no new minimum for a whole window of steps and one more."""

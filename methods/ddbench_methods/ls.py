@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ddbench import Method, MethodInfo, Metrics, Problem, Recipe, Rng, State, SyntheticSet, transient
+from ddbench.engine.capabilities import home_of_float64, in_float64
 from ddbench.engine.regression import centred, least_squares, reduced, ridge_weights
 from ddbench.initial import real_indices
 from ddbench.ntk.gram import Gram
@@ -60,11 +61,12 @@ class LS(Method[LSState]):
         indices = real_indices(problem, problem.rng.fold("start")).flatten()
         kernel = self.config.gram(self.config.kernel, problem, self.total_steps(problem))
         n, width = len(indices), len(indices) + problem.classes
-        eye = torch.eye(n, dtype=torch.float64, device=problem.device)
+        home = home_of_float64(problem.device)
+        eye = torch.eye(n, dtype=torch.float64, device=home)
         return LSState(
             indices,
             centred(problem.class_labels(), problem.classes).to(problem.device),
-            torch.zeros(width, width, dtype=torch.float64, device=problem.device),
+            torch.zeros(width, width, dtype=torch.float64, device=home),
             kernel,
             ridge_weights(kernel(problem.real.take(indices)), eye, self.config.ridge),
         )
@@ -75,7 +77,7 @@ class LS(Method[LSState]):
         y = centred(problem.real.labels[rows.to(problem.device)], problem.classes)
         k_ts = state.kernel(problem.real.take(state.indices), problem.real.take(rows)).T
         n = len(state.indices)
-        state.triangle = reduced(k_ts.double() @ state.inverse, y, state.triangle)
+        state.triangle = reduced(in_float64(k_ts) @ state.inverse, y, state.triangle)
         state.labels = least_squares(state.triangle, n).float()  # the best for the images seen so far
         # What is left of the triangle below the unknowns is the residual of the best labels.
         return {"residual": state.triangle[n:, n:].square().sum().float() / (first + len(rows))}

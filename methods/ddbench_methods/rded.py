@@ -19,13 +19,10 @@ from torchvision.transforms.functional import resized_crop
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Recipe, Rng, State, SyntheticSet
 from ddbench.backbones import names
 from ddbench.engine.mixing import MOSAIC, MOSAIC_SIDE
-from ddbench.training.networks import TrainedNetwork
+from ddbench.training.networks import TrainedNetwork, as_seen
 
 # Share of an image's area that a crop has, as RandomResizedCrop draws it; crops are square.
 SMALLEST, LARGEST = 0.08, 1.0
-
-# How many crops the network sees at once.
-TOGETHER = 500
 
 
 class RDEDConfig(MethodConfig):
@@ -106,10 +103,9 @@ class RDED(Method[Tiled]):
         network = own.artifacts.get(self.network(own), own).to(problem.device)
         height, width = problem.shape[1:]
         found = []
-        for part in crops.split(TOGETHER):
-            pixels = problem.pixels.forward(part.to(problem.device))
-            above, left = (height - part.shape[2]) // 2, (width - part.shape[3]) // 2
-            below, right = height - part.shape[2] - above, width - part.shape[3] - left
+        for pixels in as_seen(crops, problem):
+            above, left = (height - pixels.shape[2]) // 2, (width - pixels.shape[3]) // 2
+            below, right = height - pixels.shape[2] - above, width - pixels.shape[3] - left
             with torch.no_grad():
                 logits = own.backbone(network, F.pad(pixels, (left, right, above, below)), train=False)[0]
             found.append(-logits.float().log_softmax(dim=1)[:, label])

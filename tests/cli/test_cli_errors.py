@@ -49,7 +49,7 @@ SENTENCES = {
     "not toml": ([*DM, "--config", "file"], 2, "file is not valid TOML"),
     "pixels": ([*DM, "--pixels", "zac"], 2, "Did you mean 'zca'?"),
     "device": ([*DM, "--device", "cuba"], 2, "there is no device 'cuba'"),
-    "unsupported device": ([*DM, "--device", "meta"], 2, "choose auto, cpu, cuda or cuda:N"),
+    "unsupported device": ([*DM, "--device", "meta"], 2, "choose auto, cpu, cuda, cuda:N or mps"),
     "runs below a file": ([*DM, "--runs", "file/runs"], 2, "cannot be made: Not a directory"),
     "large ipc": ([*DM, "--ipc", "500", "--quiet"], 1, "class '8' of digits has 139 training images"),
     "show method": (["show", "method", "dmm"], 2, "Did you mean 'dm'?"),

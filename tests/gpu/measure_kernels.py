@@ -17,7 +17,8 @@ import click
 import torch
 from torch import Tensor
 
-from ddbench.costs.bench import this_machine, wait_for
+from ddbench.costs.bench import this_machine
+from ddbench.engine.capabilities import wait_for
 from ddbench.engine.precision import Precision
 from ddbench.ntk.architectures import architecture
 from ddbench.ntk.gram import gram

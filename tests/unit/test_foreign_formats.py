@@ -97,8 +97,9 @@ def test_steps_of_the_mtt_family_are_sets_of_their_own_and_one_must_be_named(tmp
     )
     with pytest.raises(DataError, match=said):
         choose(found, None, tmp_path)
-    with pytest.raises(DataError, match=r"no entry '3000'; it has 1000, 2000, best \(chosen on test images\)"):
+    with pytest.raises(DataError, match=r"no entry '3000'\. .*It has 1000, 2000, best \(chosen on test images\)") as no:
         choose(found, "3000", tmp_path)
+    assert no.value.exit_code == 2
 
 
 def test_what_was_chosen_on_test_images_is_last_and_never_advertised(tmp_path: Path) -> None:

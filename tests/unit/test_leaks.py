@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
+import ddbench
 from ddbench.cli import root as program
 from ddbench.data.dataset import Dataset, TestData
 from ddbench.data.pixels import fit_pixels
@@ -67,4 +68,14 @@ def test_inspect_and_evaluate_say_it(stolen: Path, tmp_path: Path, caplog: pytes
             program, [*arguments, "--students", "1", "--quiet", "--device", "cpu", "--runs", str(tmp_path / "runs")]
         )
     assert done.exit_code == 0, done.output
-    assert said in caplog.text
+    assert done.stderr.count(said) == 1
+    assert said not in caplog.text
+
+
+def test_a_call_from_python_hears_it_once(stolen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "tiny.toml").write_text('name = "tiny"\nbackbones = ["mlp"]\nstudents = 1\n[options]\nsteps = 2\n')
+    with caplog.at_level(logging.WARNING):
+        ddbench.evaluate(
+            stolen, dataset="digits", protocol=str(tmp_path / "tiny.toml"), device="cpu", runs=tmp_path / "runs"
+        )
+    assert caplog.text.count("test images of digits, byte for byte") == 1

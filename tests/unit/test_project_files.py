@@ -32,7 +32,11 @@ def imported(root: Path) -> set[str]:
 
 
 def test_whatever_is_imported_is_declared() -> None:
-    extras = [line for name in ("ntk", "timm", "test") for line in PROJECT["optional-dependencies"][name]]
+    extras = [
+        line
+        for name in ("ntk", "timm", "tensorboard", "wandb", "trackio", "test")
+        for line in PROJECT["optional-dependencies"][name]
+    ]
     declared = required(PROJECT["dependencies"]) | required(extras)
     ours = {"ddbench", "ddbench_methods", ""}
     outside = (imported(ROOT / "ddbench") | imported(ROOT / "methods")) - set(sys.stdlib_module_names) - ours

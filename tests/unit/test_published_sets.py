@@ -110,8 +110,9 @@ def test_a_set_is_taken_by_its_name(place: str, folder: Path, tmp_path: Path) ->
 
 
 def test_a_name_that_is_not_there_is_refused_with_one_that_is(place: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no set 'dm/digits/ipc2'.*Did you mean 'dm/digits/ipc1'\?.*ddbench sets list"):
+    with pytest.raises(DataError, match=r"no set 'dm/digits/ipc2'.*Did you mean 'dm/digits/ipc1'\? There are: ") as no:
         take("dm/digits/ipc2", place, tmp_path)
+    assert no.value.exit_code == 2
 
 
 def test_a_file_that_is_another_is_not_used(place: str, folder: Path, tmp_path: Path) -> None:
