@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from ddbench import synthetic as synthetic_sets
 from ddbench.data.dataset import Dataset
 from ddbench.engine.decode import decode
-from ddbench.errors import ConfigError, DataError, RunError
+from ddbench.errors import ConfigError, DataError, RunError, mistyped
 from ddbench.evaluation.protocol import Protocol
 from ddbench.evaluation.recipes import Recipe, budget_of, full_step
 from ddbench.files import locked, require_locks
@@ -187,7 +187,11 @@ def evaluate_grid(asked: Asked, files: SaidOfFiles, options: RunOptions, place: 
     """
     grid = grid_of(asked, files, options, place)
     folder = place.with_name(place.name + CELLS)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"the folder {folder} cannot be made: {error.strerror}"
+        raise mistyped(RunError(f"{why}. Choose another place with {_OPTION}.")) from None
     require_locks(folder / ".lock", _OPTION)
     try:
         with session(options) as (stop, tell):

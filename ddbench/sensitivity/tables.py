@@ -54,6 +54,11 @@ def sentences(section: SectionPart) -> Iterator[str]:
     yield from _changes(order)
     for recipe, why in section.left_out.items():
         yield f"{recipe} is left out: {why}."
+    if alone := [row.row for row in order.rows if row.sets == 1]:
+        yield f"Of {_listed(alone)} there is one set: this is about that set, and says nothing of others of its method."
+    trained = sorted({f"{cell.device} in {cell.precision}" for cell in section.cells if cell.accuracy})
+    if len(trained) > 1:
+        yield f"Not all students were trained alike: there are some of {_listed(trained)}."
     yield from dict.fromkeys(f"{cell.recipe}: {cell.failed}" for cell in section.cells if cell.failed)
 
 

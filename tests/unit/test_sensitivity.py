@@ -17,17 +17,19 @@ from scipy import stats
 import ddbench
 from ddbench import synthetic
 from ddbench.cli import root as command_line
-from ddbench.errors import ConfigError
+from ddbench.errors import ConfigError, RunError
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.leaderboard.comparison import holm
 from ddbench.runs.evaluating import Judging
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runspec import RunSpec
 from ddbench.sensitivity import measure
+from ddbench.sensitivity.asked import read_grid
 from ddbench.sensitivity.measure import row_names
 from ddbench.sensitivity.order import flips, kendalls_w, order_of, tau
-from ddbench.sensitivity.results import CellPart, PairPart, Results, SetPart, json_schema, read_results
+from ddbench.sensitivity.results import CellPart, PairPart, Results, SectionPart, SetPart, json_schema, read_results
 from ddbench.sensitivity.tables import headers, rows, sentences
+from ddbench.sweep.grid import read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTORS = {"optimizer": ["adam"], "epochs": ["1/2"], "batch": [4], "augment": ["none"], "labels": ["soft", "fixed"]}
@@ -314,6 +316,22 @@ def test_holms_correction_is_over_all_pairs_and_recipes_of_a_section() -> None:
     assert order.rows[0].sets == 2
 
 
+def test_one_set_and_unlike_devices_are_said() -> None:
+    sets, cells = hand_made({m: {"base": about(v)} for m, v in (("a", 0.9), ("b", 0.8))})
+    cells[1] = cells[1].model_copy(update={"device": "a GPU", "precision": "tf32"})
+    section = SectionPart(
+        dataset="digits", title="Digits", fingerprint="b2:0", ipc=1, judge="mlp", students=5, forwards=100,
+        sets=tuple(sets), cells=tuple(cells), order=order_of(sets, cells, ["base"], resamples=10),
+    )  # fmt: skip
+    said = list(sentences(section))
+    assert "No two methods are shown to change places." in said
+    assert any(text.startswith("Of a and b there is one set") for text in said)
+    assert "Not all students were trained alike: there are some of a GPU in tf32 and cpu in fp32." in said
+    waiting = section.model_copy(update={"order": None})
+    assert rows(waiting) == []
+    assert list(sentences(waiting)) == ["Not all of it is there yet; the same command goes on."]
+
+
 def test_a_flip_needs_both_sides_to_be_shown() -> None:
     def pair(recipe: str, said: Any) -> PairPart:
         return PairPart(
@@ -438,10 +456,23 @@ def test_another_file_is_not_overwritten(place: Path) -> None:
     assert said.exit_code == 2
     assert "is no file of a grid" in said.stderr
     assert (place / "grid.json").read_text() == '{"mine": 1}'
+    with pytest.raises(RunError, match="cannot be made") as error:
+        grid(place, output=place / "grid.json" / "below.json")
+    assert error.value.exit_code == 2
     with pytest.raises(ConfigError, match="is a folder"):
         grid(place, output=place)
     with pytest.raises(ConfigError, match="needs sets"):
         grid(place, sets=[], output=place / "other.json")
+
+
+def test_the_grids_of_the_campaigns_can_be_asked_for() -> None:
+    for path in sorted((ROOT / "leaderboards" / "sweeps" / "sensitivity").glob("*.toml")):
+        if path.stem.endswith("-sets"):
+            assert read_sweep(path)
+        else:
+            found = read_grid(path)
+            assert found.base is not None
+            assert len(found.recipes(found.base)) > 8
 
 
 def test_the_schema_is_committed() -> None:
