@@ -17,6 +17,7 @@ from ddbench.data.scale import left_range
 from ddbench.errors import ConfigError, DataError, mistyped
 from ddbench.evaluation.protocol import judged_by
 from ddbench.evaluation.protocol import protocol as judging_by
+from ddbench.evaluation.recipes import USUAL
 from ddbench.foreign.formats import entry_name
 from ddbench.foreign.importing import Import, bring_in, dataset_of, found_in, load_set
 from ddbench.foreign.published_sets import is_name, place_of_sets, take
@@ -38,6 +39,12 @@ from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions
 from ddbench.runs.spec import Asked, asked_ref, judged_with, resolve_spec
 from ddbench.runs.trackers import Tracker, trackers
+from ddbench.sensitivity import tables
+from ddbench.sensitivity.asked import USUAL_GRID, read_grid
+from ddbench.sensitivity.asked import Asked as AskedOfGrid
+from ddbench.sensitivity.measure import SaidOfFiles
+from ddbench.sensitivity.measure import evaluate_grid as measure_grid
+from ddbench.sensitivity.results import Results
 from ddbench.text import budget, percent
 
 if TYPE_CHECKING:
@@ -82,6 +89,23 @@ class Run:
                 result = f"{percent(fmean(part.accuracy))} % of {len(part.accuracy)} students"
             lines.append(f"{part.protocol}, {judged_by(part.protocol, part.backbone)}: {result}")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Grid:
+    """What `evaluate_grid` found: the results, and the file that has them. It prints as tables."""
+
+    results: Results
+    file: Path
+
+    @property
+    def frame(self) -> DataFrame:
+        """A row for each section, recipe and method: `mean` and `ci95` (half the 95 % interval) as fractions, `rank`,
+        and Kendall's `tau` of the recipe's order to that of the base, with `tau_low` and `tau_high`."""
+        return tables.frame(self.results)
+
+    def __repr__(self) -> str:
+        return tables.text(self.results)
 
 
 def run(
@@ -198,6 +222,57 @@ def evaluate(
     own_data = None if imported else dataset
     record = runner.evaluate_run(place, protocols, _several(judge), students, where, curve, own_data)
     return Run(place, record, where.data_root)
+
+
+def evaluate_grid(
+    sets: str | Path | Run | Sequence[str | Path | Run] = (),
+    *,
+    base: str = "",
+    factors: Mapping[str, Sequence[Any]] | str | Path = "usual",
+    recipes: Sequence[Mapping[str, Any]] = (),
+    product: bool = False,
+    forwards: int | None = None,
+    judge: Several = (),
+    students: int | None = None,
+    device: str = "auto",
+    dataset: str | None = None,
+    pixels: str | None = None,
+    labels: str | None = None,
+    decode: str | None = None,
+    size: int | None = None,
+    entry: str | None = None,
+    data: str | Path | None = None,
+    runs: str | Path | None = None,
+    output: str | Path = "sensitivity.json",
+    progress: bool = False,
+) -> Grid:
+    """Judge sets under a protocol and variants of it at equal training: `ddbench evaluate --grid`.
+
+    `sets` are runs, files, or names of published sets. `base` is the protocol, by default the first of the first set's
+    run; `factors` are values by factor, as in {"optimizer": ["adam"], "epochs": ["1/4"], "batch": [32], "augment":
+    ["none"], "labels": ["teacher"]}, "usual", or a TOML file of a grid; `recipes` are tables of one's own variants;
+    `product` combines the factors. `forwards` is how many images each student trains on. What files do not say is said
+    by `dataset`, `pixels`, `labels`, `decode`, `size` and `entry`, as for `evaluate`. Finished cells, which lie beside
+    `output`, are read and not trained again.
+    Raises: DdbenchError, with a sentence that says what to do; it calls the arguments by the command line's options.
+    """
+    words = str(factors) if isinstance(factors, str | Path) else ""
+    if words and words != USUAL_GRID and not words.endswith(".toml"):
+        raise ConfigError(f"factors are values by factor, 'usual', or a TOML file; got {words!r}.")
+    wanted = read_grid(Path(words)) if words.endswith(".toml") else AskedOfGrid(factors=USUAL if words else factors)  # type: ignore[arg-type]
+    several = [sets] if isinstance(sets, str | Path | Run) else sets
+    wanted = wanted.over(
+        sets=tuple(str(one.folder if isinstance(one, Run) else one) for one in several),
+        base=judging_by(base) if base else None,
+        own=(*wanted.own, *recipes),
+        product=product,
+        forwards=forwards,
+        judges=_several(judge),
+        students=students,
+    )
+    files = SaidOfFiles(Said(pixels, labels, None, None, decode, size), dataset, entry)
+    where = _options(device, data, runs, progress=progress, curve=False)
+    return Grid(measure_grid(wanted, files, where, Path(output)), Path(output))
 
 
 def load(

@@ -427,6 +427,63 @@ def curves_of(method: str, records: Path) -> dict[tuple[str, str, str], list[tup
     return told
 
 
+def sensitivity(name: str) -> str:
+    """The tables of a measured grid, a section each, from docs/measured."""
+    from ddbench.sensitivity.tables import headers, rows, sentences, title
+
+    parts = []
+    for section in _grid(name).sections:
+        parts.append(f"### {title(section)}\n\n{_table(headers(section), rows(section))}")
+        parts.append("\n".join(f"- {text}" for text in sentences(section)))
+    return "\n\n".join(parts)
+
+
+def sensitivity_summary(name: str) -> str:
+    """A row a section: Kendall's W, the recipe whose order is furthest from the base's, pairs that change places."""
+    from ddbench.text import budget
+
+    table = []
+    for section in _grid(name).sections:
+        order = section.order
+        assert order is not None, f"{name} is not complete"
+        known = [one for one in order.agreement if one.tau is not None]
+        least = min(known, key=lambda one: one.tau, default=None)
+        pairs = max((one.pairs for one in order.agreement), default=0)
+        table.append(
+            (
+                f"{section.title}, {budget(section.ipc)}",
+                str(len(order.rows)),
+                str(len(order.agreement) + 1),
+                "–" if order.w is None else f"{order.w:.2f} [{order.w_low:.2f}, {order.w_high:.2f}]",
+                "–" if least is None else f"{least.tau:.2f}, {least.recipe}",
+                f"{sum(one.swapped for one in order.agreement)} of {pairs * len(order.agreement)}",
+                str(len(order.flips)),
+            )
+        )
+    heads = ("sets", "methods", "recipes", "Kendall's W", "least tau to the base", "swapped pairs", "shown to flip")
+    return _table(heads, table)
+
+
+def recipe_table(name: str) -> str:
+    """The recipes of a measured grid: which protocol each is, and what it changes."""
+    results = _grid(name)
+    base = results.recipes[0].fields
+    rows = []
+    for recipe in results.recipes:
+        beside = {k: recipe.fields[k] for k in ("trainer", "augment", "labels")}
+        changed = {k: v for k, v in beside.items() if v != base[k]}
+        changed |= {k: v for k, v in recipe.fields["options"].items() if v != base["options"].get(k)}
+        told = ", ".join(_code(f"{k}={_value(v)}") for k, v in changed.items()) or "nothing"
+        rows.append((recipe.name, _code(recipe.protocol), recipe.track, recipe.times, told))
+    return _table(("recipe", "protocol", "labels", "budgets", "changed"), rows)
+
+
+def _grid(name: str) -> Any:
+    from ddbench.sensitivity.results import read_results
+
+    return read_results(DOCS / "measured" / f"sensitivity-{name}.json")
+
+
 def rooms() -> str:
     """The folders and modules of the package, from the highest storey to the lowest, with what each says of itself."""
     guard = ast.parse((ROOT / "tests" / "unit" / "test_import_directions.py").read_text(encoding="utf-8"))
@@ -481,6 +538,9 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "public-names": public_names,
     "file": file,
     "rooms": rooms,
+    "sensitivity": sensitivity,
+    "sensitivity-summary": sensitivity_summary,
+    "sensitivity-recipes": recipe_table,
 }
 
 

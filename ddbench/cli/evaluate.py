@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ _said = stack(
 
 
 @click.command(short_help="Judge a finished run, or a set that somebody else made.")
-@click.argument("path", metavar="RUN|FILE", type=click.Path(path_type=Path))
+@click.argument("paths", metavar="RUN|FILE...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--protocol",
     "refs",
@@ -79,6 +79,29 @@ _said = stack(
     metavar="PROTOCOL[/JUDGE]",
     help="Judge nothing, but take off a judge that failed; `failed` for all such. Repeatable.",
 )
+@click.option(
+    "--grid",
+    "grid",
+    multiple=True,
+    is_flag=False,
+    flag_value="usual",
+    metavar="FACTOR=VALUES|FILE|usual",
+    help="Judge sets under several recipes: optimizer=adam,adamw, epochs=1/4,4, batch=32, augment=none,cutmix, "
+    "labels=soft,teacher; a TOML file; usual for all of these. Repeatable.",
+)
+@click.option("--product", is_flag=True, help="Of a grid: all combinations, and not one factor at a time.")
+@click.option(
+    "--forwards",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Of a grid: images that each student trains on; default: as many as under the protocol.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Of a grid: where its results go; cells lie beside it.  [default: sensitivity.json]",
+)
 @_said
 @device_option
 @data_option
@@ -88,12 +111,16 @@ _said = stack(
 @click.pass_context
 def evaluate(
     ctx: click.Context,
-    path: Path,
+    paths: Sequence[Path],
     refs: Sequence[str],
     judges: Sequence[str],
     students: int | None,
     curve: bool,
     forgotten: Sequence[str],
+    grid: Sequence[str],
+    product: bool,
+    forwards: int | None,
+    output: Path | None,
     device: str,
     data_root: Path,
     runs_root: Path,
@@ -109,7 +136,27 @@ def evaluate(
     --forget takes judges off a run that came to no result, so that boards have no column for them. One that has
     accuracies stays: choosing which results to show would be choosing on test data. A judge that was forgotten and is
     asked for again, also by the command of the run, is tried again.
+
+    --grid judges any number of runs, files and published sets (such as mtt/cifar10/ipc10) under --protocol and variants
+    of it, one thing changed at a time, at equal training, and says whether the order of methods survives. The same
+    command goes on where it was stopped; several processes share the work.
     """
+    of_a_grid = {"product": product, "forwards": forwards, "output": output}
+    if grid:
+        _refuse("--grid", {"curve": curve, "forget": forgotten, **{name: said.pop(name) for name in _NOT_IN_A_GRID}})
+        from ddbench.cli.grid import judge
+
+        judge(
+            ctx, paths, grid, of_a_grid | {"refs": refs, "judges": judges, "students": students}, said,
+            device=device, data_root=data_root, runs_root=runs_root, as_json=as_json, quiet=quiet,
+        )  # fmt: skip
+        return
+    if len(paths) != 1:
+        raise click.UsageError("Name one RUN or FILE; only --grid takes several." if paths else "Name a RUN or a FILE.")
+    for name, value in of_a_grid.items():
+        if value:
+            raise click.UsageError(f"--{name} is for --grid.")
+    (path,) = paths
     if forgotten:
         others = {"protocol": refs, "judge": judges, "students": students, "curve": curve, **said}
         for name, value in others.items():
@@ -166,6 +213,15 @@ def evaluate(
         note(f"{'Error' if nothing else 'Note'}: {message}")
     if nothing:
         ctx.exit(1)
+
+
+_NOT_IN_A_GRID = ("name", "ipc", "made_with", "claims")
+
+
+def _refuse(option: str, others: Mapping[str, Any]) -> None:
+    for name, value in others.items():
+        if value:
+            raise click.UsageError(f"--{name.replace('_', '-').removesuffix('s')} is not for {option}; leave it out.")
 
 
 def _forget(path: Path, refs: Sequence[str], as_json: bool) -> None:

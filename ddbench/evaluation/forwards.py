@@ -19,7 +19,9 @@ def expected_forwards(protocol: Protocol, backbone: str, dataset: str, images: i
     options = protocol.options
     if isinstance(options, KRROptions):
         return 0
-    if not isinstance(options, SGDOptions) or options.batch is None or (options.epochs, options.steps) == (None, None):
+    if not isinstance(options, SGDOptions) or options.batch is None:
+        return None
+    if (options.epochs, options.steps, options.forwards) == (None, None, None):
         return None
     legacy = legacy_strategy(backbone, dataset) if protocol.augment in LEGACY else "none"
     return options.student_forwards(images, passes_of(epochs_of(options, legacy)))

@@ -74,7 +74,7 @@ def plan(
     options = options or protocol.options
     if options.lr is None:
         options = options.model_copy(update={"lr": _learned_lr(synthetic, protocol)})
-    if options.epochs is None and options.steps is None:
+    if (options.epochs, options.steps, options.forwards) == (None, None, None):
         options = options.model_copy(update={"steps": _own(synthetic, "steps", protocol)})
     if options.batch is None:
         options = options.model_copy(update={"batch": _own(synthetic, "batch", protocol)})

@@ -166,6 +166,13 @@ class Protocol(BaseModel):
         digest: str = self.options.digest(**values)
         return digest
 
+    @property
+    def seeds(self) -> str:
+        """What students are seeded by: the digest, without a budget of images, which differs with the size of a set."""
+        if getattr(self.options, "forwards", None) is None:
+            return self.digest
+        return self.model_copy(update={"options": self.options.model_copy(update={"forwards": None})}).digest
+
 
 def trainer_options(name: str) -> type[TrainerOptions]:
     """The options model of a trainer, by its entry point. Raises: PluginError where it is no trainer."""

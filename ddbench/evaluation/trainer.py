@@ -60,7 +60,7 @@ class Trainer(ABC):
     @property
     def rng(self) -> Rng:
         """Depends on protocol and backbone alone, so that student k is the same one for every set that it judges."""
-        return Rng(0, ("students", self.protocol.digest, self.problem.backbone.name))
+        return Rng(0, ("students", self.protocol.seeds, self.problem.backbone.name))
 
     @abstractmethod
     def train(self, students: Sequence[int], progress: Progress) -> Predictor:

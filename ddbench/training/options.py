@@ -65,6 +65,12 @@ class SGDOptions(TrainerOptions):
     align_corners: bool = Field(
         False, description="Which coordinates rotations take; square images come out the same either way."
     )
+    forwards: int | None = Field(
+        None,
+        ge=1,
+        description="Images that a student trains on, repeats counted, whatever the size of the set and of a step, to "
+        "the nearest step. `epochs` and `steps` then say only when in the training the step size falls.",
+    )
     lr_pixels: int | None = Field(
         None, ge=1, description="Pixels of an image up to which the step size holds; with more it falls in proportion."
     )
@@ -79,9 +85,27 @@ class SGDOptions(TrainerOptions):
         """Images that one network trains on, repeats counted: `passes` over so many, unless the options count steps."""
         assert self.batch is not None
         batch = min(self.batch, images)
+        steps = self.steps if self.forwards is None else self.steps_of_forwards(images)
         if self.sampling == "subset":
-            return (self.steps or passes) * batch
-        if self.steps is None:
+            return (steps or passes) * batch
+        if steps is None:
             return passes * images
-        whole, rest = divmod(self.steps, math.ceil(images / batch))
+        whole, rest = divmod(steps, math.ceil(images / batch))
         return whole * images + rest * batch
+
+    def steps_of_forwards(self, images: int) -> int:
+        """Steps after which a student has trained on `forwards` images of a set of so many, or nearest to that.
+
+        At least one. Of two that are equally near the first is taken, so that the count is off by half a batch at most;
+        it is exact wherever the set fits into `forwards` without a rest.
+        """
+        assert self.forwards is not None
+        assert self.batch is not None
+        batch = min(self.batch, images)
+        passes, rest = (0, self.forwards) if self.sampling == "subset" else divmod(self.forwards, images)
+        steps = rest // batch
+        below, above = steps * batch, (steps + 1) * batch
+        if self.sampling == "epochs":
+            above = min(above, images)  # the last batch of a pass is what is left
+        steps += above - rest < rest - below
+        return max(1, passes * math.ceil(images / batch) + steps)

@@ -122,6 +122,13 @@ class TrainingPlan:
     @property
     def steps(self) -> int:
         """How many steps a student trains."""
+        if self.options.forwards is not None:
+            return self.options.steps_of_forwards(len(self.images))
+        return self._written_steps
+
+    @property
+    def _written_steps(self) -> int:
+        """How many it would train without a budget of images."""
         return self.options.steps or self.passes * self.steps_per_epoch
 
     @property
@@ -199,14 +206,21 @@ class TrainingPlan:
                 done = (step - rise) / max(1, self.steps - rise)
                 return options.lr * 0.5 * (1 + math.cos(math.pi * done / options.stretch))
             case "milestones":
-                passed = sum(step >= milestone * self.steps_per_epoch for milestone in options.milestones)
+                passed = sum(step >= self._after(milestone) for milestone in options.milestones)
                 return options.lr * options.factor**passed
 
     @property
     def _drop(self) -> int:
-        if self.options.steps:
-            return self.options.steps // 2
-        return self.passes_before_drop * self.steps_per_epoch
+        if self.options.steps or self.options.epochs is None:
+            return self.steps // 2
+        return self._after(self.passes_before_drop)
+
+    def _after(self, passes: int) -> int:
+        """The step after which so many passes are made; of a budget of images, as far into the training as without."""
+        steps = passes * self.steps_per_epoch
+        if self.options.forwards is None or self.options.epochs is None:
+            return steps
+        return round(steps * self.steps / self._written_steps)
 
     def _restarts(self, step: int) -> bool:
         return self.options.schedule == "step" and step == self._drop

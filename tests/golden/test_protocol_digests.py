@@ -56,6 +56,7 @@ COMMON: dict[str, Any] = {
     "schedule": "step",
     "warmup": 0.0,
     "align_corners": False,
+    "forwards": None,
     "lr_pixels": None,
     "cutmix": 0.0,
     "milestones": [],

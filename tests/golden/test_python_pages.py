@@ -17,6 +17,7 @@ from ddbench.data.transform import HOW
 from ddbench.foreign import published_sets
 from ddbench.plugins import GROUPS, TRAINERS
 from ddbench.runs.record import RunRecord
+from ddbench.sensitivity.results import Results
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "docs" / "pages"
@@ -85,7 +86,7 @@ def test_the_examples_of_the_python_page_run(maker: ModuleType) -> None:
         r"dm on digits, ipc 1, seed 0: runs/digits/ipc1/dm/\S+\nquick@1, mlp: \S+ % of 2 students\n", printed[0]
     )
     code = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    for name in ("run", "evaluate", "load", "load_dataset", "leaderboard"):
+    for name in ("run", "evaluate", "evaluate_grid", "load", "load_dataset", "leaderboard"):
         assert f"ddbench.{name}(" in code, f"{name} has an example"
 
 
@@ -106,4 +107,5 @@ def test_the_page_of_stable_names_is_what_ddbench_exports() -> None:
     commands = [name for name in quoted(section("Commands")) if not name.startswith("--")]
     assert commands == list(root.homes)
     (schema,) = get_args(RunRecord.model_fields["record_schema"].annotation)
-    assert list(quoted(section("Files"))) == [schema, synthetic.FORMAT, synthetic.PACKED, published_sets.SCHEMA]
+    (grid,) = get_args(Results.model_fields["file_schema"].annotation)
+    assert list(quoted(section("Files"))) == [schema, synthetic.FORMAT, synthetic.PACKED, published_sets.SCHEMA, grid]

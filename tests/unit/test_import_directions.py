@@ -14,6 +14,7 @@ import ddbench_methods
 ROWS = [
     {"cli", "__main__", "__init__"},
     {"api"},
+    {"sensitivity"},
     {"sweep", "leaderboard", "testing", "costs"},
     {"foreign"},
     {"runs"},

@@ -1,0 +1,1 @@
+"""Sets judged under several recipes at equal training, and whether the order of methods survives."""
