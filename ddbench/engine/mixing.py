@@ -68,15 +68,15 @@ def random_crop(images: Tensor, smallest: float, rng: Rng) -> Tensor:
 
 @dataclass(frozen=True)
 class Mix:
-    """A box that each image of a batch gets from another one. `share` is how much of an image it covers.
+    """A box that each image of a batch gets from another one. Tensors alone, so that a step can be captured with it.
 
-    Shapes: partners [B] int64, a permutation.
+    Shapes: box [4] int64, its first and last row and column, the last ones left out; partners [B] int64, a permutation;
+    shares [2] float32, how much of an image stays and how much the box covers. Many of them have a leading [T].
     """
 
-    rows: slice
-    columns: slice
+    box: Tensor
     partners: Tensor
-    share: float
+    shares: Tensor
 
     @classmethod
     def draw(cls, count: int, height: int, width: int, rng: Rng) -> Mix:
@@ -89,20 +89,29 @@ class Mix:
         top, bottom = max(0, row - half_high), min(height, row + half_high)
         left, right = max(0, column - half_wide), min(width, column + half_wide)
         share = (bottom - top) * (right - left) / (height * width)
-        return cls(slice(top, bottom), slice(left, right), partners, share)
+        return cls(torch.tensor([top, bottom, left, right]), partners, torch.tensor([1 - share, share]))
+
+    @classmethod
+    def none(cls, count: int) -> Mix:
+        """The one that changes nothing, for steps that are captured whether images are mixed in them or not."""
+        return cls(torch.zeros(4, dtype=torch.int64), torch.arange(count), torch.tensor([1.0, 0.0]))
+
+    def to(self, device: torch.device) -> Mix:
+        return Mix(self.box.to(device), self.partners.to(device), self.shares.to(device))
 
     def images(self, images: Tensor) -> Tensor:
         """Images [..., B, C, H, W], mixed along B."""
-        mixed = images.clone()
-        partners = images.index_select(-4, self.partners.to(images.device))
-        mixed[..., self.rows, self.columns] = partners[..., self.rows, self.columns]
-        return mixed
+        top, bottom, left, right = self.box.unbind()
+        row, column = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+        inside = ((row >= top) & (row < bottom))[:, None] & ((column >= left) & (column < right))
+        return torch.where(inside, images.index_select(-4, self.partners), images)
 
     def targets(self, targets: Tensor) -> Tensor:
         """Targets [..., B, K] in the shares that images have of each other."""
-        return (1 - self.share) * targets + self.share * targets.index_select(-2, self.partners.to(targets.device))
+        stays, covered = self.shares.to(targets.dtype).unbind()
+        return stays * targets + covered * targets.index_select(-2, self.partners)
 
 
 def cutmix(images: Tensor, rng: Rng) -> Tensor:
     """A box of each image [B, C, H, W] is that of another one of the batch, without its label."""
-    return Mix.draw(len(images), images.shape[-2], images.shape[-1], rng).images(images)
+    return Mix.draw(len(images), images.shape[-2], images.shape[-1], rng).to(images.device).images(images)

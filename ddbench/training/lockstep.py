@@ -10,19 +10,21 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.variables import Variables
 from ddbench.engine.augment import Draw, apply
 from ddbench.engine.capabilities import has_graphs
+from ddbench.engine.mixing import Mix
 from ddbench.engine.program import channels_last, compiled, weights_laid_out, worth_compiling
 from ddbench.problem import Problem
 from ddbench.training.options import SGDOptions
-from ddbench.training.plan import Block, TrainingPlan, unchanged
+from ddbench.training.plan import Block, TrainingPlan, as_probabilities, unchanged
 from ddbench.training.sharpness import Sharpness
 
 Tensors = dict[str, Tensor]
@@ -30,6 +32,10 @@ Tensors = dict[str, Tensor]
 # Adam's, as in Kingma and Ba, ICLR 2015, and in torch.
 BETAS = (0.9, 0.999)
 EPS = 1e-8
+
+# Tables of what students of a step share; the others have an entry for each of them.
+MIX = ("box", "partners", "shares")
+SHARED = ("lr", *MIX)
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ class Lockstep:
 
     def _load(self, block: Block) -> None:
         """Put a block's draws into the tables, which keep their addresses: graphs have them built in."""
-        students, steps = len(self._params), len(block)
+        plan, students, steps = self.plan, len(self._params), len(block)
         values = {
             "indices": block.indices,
             "lr": torch.tensor(block.lrs),
@@ -156,14 +162,23 @@ class Lockstep:
         if block.draw is not None:
             values["ops"] = block.draw.ops.view(students, steps)
             values["numbers"] = block.draw.numbers.view(students, steps, *block.draw.numbers.shape[1:])
+        if plan.options.cutmix:
+            mixes = [self._mix(block, t) for t in range(steps)]
+            values |= {name: torch.stack([getattr(mix, name) for mix in mixes]) for name in MIX}
         for name, value in values.items():
-            time_axis = 0 if name == "lr" else 1
+            time_axis = 0 if name in SHARED else 1
             if name not in self._tables:
                 self._tables[name] = value.to(self._device, copy=True)
             else:
                 # The last block can be shorter; what lies behind it is never read.
                 self._tables[name].narrow(time_axis, 0, steps).copy_(value)
         self._step.zero_()
+
+    def _mix(self, block: Block, t: int) -> Mix:
+        """How a step of a block mixes its images, whose number is filled up to that of a full batch."""
+        size, (_, *sides) = block.sizes[t], self._net.shape
+        mix = self.plan.mix(block.rng_at(t), size, (sides[0], sides[1])) or Mix.none(size)
+        return replace(mix, partners=F.pad(mix.partners, (0, block.indices.shape[2] - size)))
 
     def _at(self, name: str, student: int | None = None) -> Tensor:
         table = self._tables[name] if student is None else self._tables[name][student]
@@ -176,6 +191,9 @@ class Lockstep:
         x, y = plan.take(rows), plan.labels.index_select(0, rows)
         if "ops" in self._tables:
             x = functions.augment(x, self._at("ops", student).view(1), self._at("numbers", student)[:size])
+        if "partners" in self._tables:
+            mix = Mix(self._at("box"), self._at("partners")[:size], self._at("shares"))
+            x, y = mix.images(x), mix.targets(as_probabilities(y, self._net.classes, x.dtype))
         params = self._params[student]
         loss, buffers = functions.loss(params, self._buffers[student], x, y)
         grads = self._slopes(loss, params)
@@ -369,6 +387,6 @@ def _compile(functions: Functions) -> Functions:
 def _key(net: Backbone, plan: TrainingPlan) -> tuple[object, ...]:
     options = plan.options
     rounding = (torch.is_autocast_enabled("cuda"), torch.backends.cudnn.allow_tf32)
-    targets = (plan.labels.ndim, plan.labels.dtype, plan.criterion)
+    targets = (plan.labels.ndim, plan.labels.dtype, plan.criterion, bool(options.cutmix))
     update = (options.optimizer, options.momentum, options.nesterov, options.weight_decay)
     return (net.name, net.shape, net.classes, plan.images.device, targets, rounding, update, options.align_corners)

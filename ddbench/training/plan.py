@@ -79,9 +79,11 @@ class Block:
     def steps(self) -> Iterator[Step]:
         """The steps one by one."""
         for t, size in enumerate(self.sizes):
-            yield Step(
-                self.indices[:, t, :size], self.lrs[t], self.restarts[t], self._transform(t), self.rng.fold("step", t)
-            )
+            yield Step(self.indices[:, t, :size], self.lrs[t], self.restarts[t], self._transform(t), self.rng_at(t))
+
+    def rng_at(self, t: int) -> Rng:
+        """Where step t draws what its students share."""
+        return self.rng.fold("step", t)
 
     def _transform(self, t: int) -> Callable[[Tensor], Tensor]:
         if self.draw is not None:
@@ -140,7 +142,7 @@ class TrainingPlan:
     def static(self) -> bool:
         """Whether every step is the same program on other numbers. A subclass with its own targets says so itself."""
         own_targets = type(self).targets is not TrainingPlan.targets
-        return self.legacy == "none" and self.labeller is None and not own_targets and not self.options.cutmix
+        return self.legacy == "none" and self.labeller is None and not own_targets
 
     @property
     def batch(self) -> int:
@@ -161,12 +163,18 @@ class TrainingPlan:
         """What students see in a step: images [S, B, C, H, W] and their targets [S, B, ...]."""
         x = step.transform(self.take(step.indices))
         y = self.targets(x, step.indices, step.rng)
-        rng, wanted = step.rng.fold("cutmix"), self.options.cutmix
-        if not wanted or rng.numpy().random() >= wanted:
+        mix = self.mix(step.rng, x.shape[1], (x.shape[3], x.shape[4]))
+        if mix is None:
             return x, y
-        mix = Mix.draw(x.shape[1], x.shape[3], x.shape[4], rng.fold("box"))
-        soft = y if y.is_floating_point() else F.one_hot(y, classes).to(x.dtype)
-        return mix.images(x), mix.targets(soft)
+        mix = mix.to(x.device)
+        return mix.images(x), mix.targets(as_probabilities(y, classes, x.dtype))
+
+    def mix(self, rng: Rng, count: int, sides: tuple[int, int]) -> Mix | None:
+        """How a step with that rng mixes its `count` images of so many rows and columns; None where it does not."""
+        rng = rng.fold("cutmix")
+        if not self.options.cutmix or rng.numpy().random() >= self.options.cutmix:
+            return None
+        return Mix.draw(count, *sides, rng.fold("box"))
 
     def blocks(self, students: Sequence[int]) -> Iterator[Block]:
         """The whole training of the given students, drawn block by block."""
@@ -280,3 +288,8 @@ def _sizes(n: int, batch: int) -> tuple[int, ...]:
 
 def unchanged(images: Tensor) -> Tensor:
     return images
+
+
+def as_probabilities(targets: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """Targets [...] of classes as probabilities [..., K]; probabilities as they are."""
+    return targets if targets.is_floating_point() else F.one_hot(targets, classes).to(dtype)

@@ -36,20 +36,22 @@ def exact(schedule: TrainingPlan) -> TrainingPlan:
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(
-    ("backbone", "steps", "share"),
+    ("backbone", "steps", "share", "cutmix"),
     [
-        ("convnet-w16", 12, 1e-3),
-        ("convnet-w16-bn", 12, 1e-3),
-        ("alexnet", 6, 1e-3),
-        ("vgg11", 1, 3e-2),
-        ("resnet18", 1, 3e-2),
-        ("resnet18-ap", 1, 3e-2),
+        ("convnet-w16", 12, 1e-3, 0.0),
+        ("convnet-w16", 12, 1e-3, 0.5),
+        ("convnet-w16-bn", 12, 1e-3, 0.0),
+        ("alexnet", 6, 1e-3, 0.0),
+        ("vgg11", 1, 3e-2, 0.0),
+        ("resnet18", 1, 3e-2, 0.0),
+        ("resnet18-ap", 1, 3e-2, 0.0),
     ],
 )
 def test_graphs_train_the_students_of_the_plain_loop(
     backbone: str,
     steps: int,
     share: float,
+    cutmix: float,
     fused: bool,
     tmp_path: Path,
     toy_problem: Callable[..., Problem],
@@ -61,9 +63,8 @@ def test_graphs_train_the_students_of_the_plain_loop(
     monkeypatch.setattr(lockstep.COMPILED, "_functions", {})
     problem = toy_problem(backbone, tmp_path, 10)
     some = SyntheticSet(problem.train.images[::4].clone(), problem.train.labels[::4].clone())
-    schedule = plan(
-        some, Protocol(name="recipe", options=SGDOptions(epochs=None, steps=steps, batch=20)), problem, Rng(0)
-    )
+    options = SGDOptions(epochs=None, steps=steps, batch=20, cutmix=cutmix)
+    schedule = plan(some, Protocol(name="recipe", options=options), problem, Rng(0))
     students, net = [0, 1, 2], problem.backbone
     with problem.precision.active(problem.device):
         fresh = Variables.stack([net.init(Rng(k), problem.device) for k in students])

@@ -29,6 +29,8 @@ RECIPES = {
     "cosine, nesterov": SGDOptions(epochs=5, batch=64, schedule="cosine", nesterov=True, warmup=0.2),
     "fixed steps": SGDOptions(epochs=None, steps=9, batch=7, schedule="constant"),
     "milestones": SGDOptions(epochs=5, batch=12, schedule="milestones", milestones=(2, 4), factor=0.3),
+    "images mixed, ragged batches": SGDOptions(epochs=6, batch=12, cutmix=0.5),
+    "images always mixed": SGDOptions(epochs=4, batch=64, cutmix=1.0),
 }
 ADAM = {
     "subsets": SGDOptions(

@@ -118,12 +118,19 @@ def test_targets_are_mixed_in_the_shares_of_the_images(seed: int, n: int, side: 
     assert torch.equal(two[0], mix.images(images))
 
 
+def test_a_step_that_mixes_nothing_can_be_captured_as_one_that_does() -> None:
+    images, targets = torch.randn(5, 3, 8, 8, generator=Rng(0).torch()), torch.rand(5, 4, generator=Rng(1).torch())
+    nothing = Mix.none(5)
+    assert torch.equal(nothing.images(images), images)
+    assert torch.equal(nothing.targets(targets), targets)
+
+
 def test_students_see_mixed_images_with_mixed_labels_in_a_share_of_the_steps() -> None:
     n, side = 6, 8
     images = torch.eye(n)[:, :, None, None].expand(n, n, side, side)
     options = SGDOptions(epochs=None, steps=200, batch=4, cutmix=0.5)
     plan = TrainingPlan(images, torch.arange(n), lambda x: x, options, "none", "none", 1, Rng(0, ("mixed",)))
-    assert not plan.static
+    assert plan.static
     mixed = 0
     for block in plan.blocks([0, 3]):
         for step in block.steps():
