@@ -63,6 +63,11 @@ def resolve_strategy(text: str, digits: bool) -> str:
     return DIGIT_OPS if digits else ALL_OPS
 
 
+def one_after_another(text: str) -> tuple[str, ...]:
+    """The strategies that all apply, in their order: "color+crop" is ("color", "crop"), "none" is ()."""
+    return () if text == "none" else tuple(text.split("+"))
+
+
 @dataclass(frozen=True, eq=False)
 class Draw:
     """One operation a group and the numbers it uses; calling it applies it, as often as wanted.

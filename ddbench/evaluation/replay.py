@@ -42,7 +42,7 @@ class ReplayPlan(TrainingPlan):
         yield Block(
             indices=self.schedule.expand(len(students), -1, -1),
             sizes=(self.schedule.shape[1],) * len(self.lrs),
-            draw=None,
+            draws=(),
             lrs=self.lrs,
             restarts=(False,) * len(self.lrs),
             first=0,

@@ -1,4 +1,4 @@
-"""Expert trajectories: the parameters of networks trained on the real data, after every epoch, as an artefact."""
+"""Experts: networks trained on the real data, as artefacts that keep all of their epochs, or the first and the last."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import itertools
 import logging
 import math
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +36,10 @@ from ddbench.training.students import footprint, students_together
 logger = logging.getLogger(__name__)
 
 EXPERT_BATCH = 256
+COLOR_AND_CROP = "color+crop"
+
+# Where experts draw from, however they are trained.
+STREAM = "expert-trajectories"
 HASH_THREADS = 4
 # How many images a network labels at once.
 LABELLED_TOGETHER = 500
@@ -66,31 +71,33 @@ def logits_of(problem: Problem, network: Variables, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Some experts, read from their files epoch by epoch."""
+    """Some experts, read from their files epoch by epoch. `kept` says after which epochs there are parameters."""
 
     folder: Path
     experts: int
     epochs: int
     parameters: int
+    kept: Sequence[int]
 
     def __len__(self) -> int:
         return self.experts
 
     def seconds(self, expert: int) -> list[float]:
-        """When an expert reached each epoch, beginning with 0.0 at its initialisation."""
+        """When an expert reached each epoch that is kept, beginning with 0.0 at its initialisation."""
         return _seconds(_file(self.folder, expert), self.parameters)
 
     def params(self, expert: int, epoch: int) -> Tensor:
         """[P] float32 on the host: the parameters of an expert after so many epochs; 0 is its initialisation.
 
-        Raises: ArtifactError for a damaged file, and for one that somebody has removed.
+        Raises: ArtifactError for a damaged file, and for one that somebody has removed; ValueError for an epoch that
+        is not kept.
         """
         from safetensors import SafetensorError, safe_open
 
         path = _file(self.folder, expert)
         try:
             with safe_open(path, "pt") as file:
-                params: Tensor = file.get_slice("params")[epoch]
+                params: Tensor = file.get_slice("params")[self.kept.index(epoch)]
         except (SafetensorError, OSError) as error:
             raise ArtifactError(
                 f"{path} cannot be read: {error}. Run again, which trains this expert anew where it is gone or damaged."
@@ -105,21 +112,16 @@ class Trajectories:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertTrajectories(Artifact[Trajectories]):
-    """A pool of networks trained by SGD with a constant step size and the common augmentation.
+class Pool(Artifact[Trajectories]):
+    """Networks trained on the real data side by side, of which the parameters after some epochs are kept.
 
-    With `rho` their steps are sharpness-aware, with that ρ and α = `alpha` (`ddbench.training.sharpness`), as Du et al.
-    train them (CVPR 2023, arXiv 2211.11004); with 0 they are plain ones.
-
-    Files: expert_0000.safetensors and so on, each with params [epochs + 1, P] float32, the seconds [epochs + 1] that
-    it took to get there, and a checksum over both. Expert k is the same in every pool that it is part of, and goes on
-    where it stopped when more epochs are wanted. Processes that want a pool at the same time train different experts
-    of it. `recipe` is the digest of how experts are trained.
-    Source: Cazenavette et al., CVPR 2022, arXiv 2203.11932.
+    Files: expert_0000.safetensors and so on, each with params [kept, P] float32, the seconds [kept] that it took to get
+    there, and a checksum over both. Expert k is the same in every pool that it is part of. Processes that want a pool
+    at the same time train different experts of it. `recipe` is the digest of how experts are trained.
     """
 
-    kind: ClassVar[str] = "expert-trajectories"
     shared: ClassVar[bool] = True
+    lr_option: ClassVar[str]
     dataset: str  # fingerprint, not name
     pixels: str
     backbone: str
@@ -128,11 +130,131 @@ class ExpertTrajectories(Artifact[Trajectories]):
     augment: str
     seed: int
     recipe: str
+    experts: int = outside_identity()
+    parameters: int = outside_identity()  # P, of which there is one for each backbone and dataset
+
+    @property
+    @abstractmethod
+    def kept(self) -> Sequence[int]:
+        """The epochs after which parameters are kept, in order. The first is 0; training ends with the last."""
+
+    @property
+    @abstractmethod
+    def options(self) -> SGDOptions:
+        """How experts are trained, but for their augmentation and length."""
+
+    @property
+    def sharpness(self) -> Sharpness | None:
+        """What makes their steps sharpness-aware ones."""
+        return None
+
+    def build(self, folder: Path, problem: Problem) -> None:
+        for path in self._damaged(folder):  # before any of them goes on from there
+            logger.warning("%s is damaged (it is not what was written); training this expert again.", path)
+            path.unlink(missing_ok=True)
+        rng, options = Rng(self.seed, (STREAM,)), self.options
+        schedule = on_real_images(problem, options, passes=self.kept[-1], augment=self.augment, rng=rng)
+        assert options.batch is not None
+        together = students_together(options.batch, problem.device, footprint(problem.backbone))
+        per_epoch = schedule.steps_per_epoch
+        left = {k: (self.kept[-1] - self.kept[max(reached, 0)]) * per_epoch for reached, k in self._short(folder)}
+        tick = problem.artifacts.progress(f"{len(left)} expert{'s' * (len(left) > 1)}", sum(left.values()))
+        training: Lockstep | None = None
+        alike = 0
+        while short := self._short(folder):
+            for k in left.keys() - {k for _, k in short}:
+                tick(left.pop(k))  # another process made it
+            with _claim(folder, short, together) as claimed:
+                # Whoever held one before may have brought it further.
+                here = [(reached, k) for reached, k in self._short(folder) if k in claimed]
+                group = [k for reached, k in here if reached == here[0][0]]
+                for k in group:
+                    sweep(folder, _file(folder, k).name)
+                if not group:
+                    tick(0)  # says how far it is while it waits
+                    continue
+                variables, paths, seconds = self._so_far(folder, group, problem, rng)
+                if training is None or len(group) != alike:
+                    groups = math.ceil(len(short) / together)
+                    training = Lockstep(problem.backbone, variables, schedule, groups=groups, sharpness=self.sharpness)
+                else:
+                    training.restart(variables)
+                alike = len(group)
+                grown = _train(training, schedule, group, paths, seconds, tick, self.kept)
+                for k, params, times in zip(group, *grown, strict=True):
+                    if not bool(torch.isfinite(params).all()):
+                        raise DivergedError(
+                            f"expert {k} has diverged. A smaller step size than {self.lr:g} usually helps: "
+                            f"--set {self.lr_option}={min(self.lr / 2, 0.01):g}"
+                        )
+                    _write(_file(folder, k), params, times)
+                    left.pop(k, None)
+            logger.info("experts %s trained to epoch %d", ", ".join(map(str, group)), self.kept[-1])
+
+    def open(self, folder: Path) -> Trajectories:
+        return Trajectories(folder, self.experts, self.kept[-1], self.parameters, self.kept)
+
+    def missing(self, folder: Path) -> str:
+        short = sum(len(times) < len(self.kept) for times in self._times(folder))
+        return f"{short} of {self.experts} experts with {self.kept[-1]} epochs" if short else ""
+
+    def damage(self, folder: Path) -> str:
+        """Which experts are not what was written; a file is hashed once in a process."""
+        damaged = [path.name for path in self._damaged(folder)]
+        return f"{', '.join(damaged)} not as written" if damaged else ""
+
+    def discard(self, folder: Path) -> None:
+        for path in self._damaged(folder):
+            path.unlink(missing_ok=True)
+
+    def _damaged(self, folder: Path) -> list[Path]:
+        files = [path for k in range(self.experts) if (path := _file(folder, k)).is_file()]
+        with ThreadPoolExecutor(HASH_THREADS) as pool:
+            return [path for path, sound in zip(files, pool.map(_sound, files), strict=True) if not sound]
+
+    def seconds(self, folder: Path) -> float:
+        """Seconds of the experts and epochs that this run can read, whoever trained more of them."""
+        return sum(times[: len(self.kept)][-1] for times in self._times(folder) if times)
+
+    def _short(self, folder: Path) -> list[tuple[int, int]]:
+        """The last index of `kept` that unfinished experts have reached, and which, in order; -1 of one not begun."""
+        return sorted((len(times) - 1, k) for k, times in enumerate(self._times(folder)) if len(times) < len(self.kept))
+
+    def _times(self, folder: Path) -> list[list[float]]:
+        return [_seconds(_file(folder, k), self.parameters) for k in range(self.experts)]
+
+    def _so_far(
+        self, folder: Path, experts: Sequence[int], problem: Problem, rng: Rng
+    ) -> tuple[Variables, list[Tensor], list[list[float]]]:
+        """Where experts stand, with a leading S, and what there is of each; of one not begun, its initialisation."""
+        from safetensors.torch import load_file
+
+        starts, paths, seconds = [], [], []
+        for k in experts:
+            fresh = problem.backbone.init(rng.fold("network", k), problem.device)
+            times = _seconds(_file(folder, k), self.parameters)
+            paths.append(load_file(_file(folder, k))["params"] if times else flatten(fresh.params)[None].cpu())
+            seconds.append(times or [0.0])
+            starts.append(Variables(unflatten(paths[-1][-1].to(problem.device), fresh.params)))
+        return Variables.stack(starts), paths, seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertTrajectories(Pool):
+    """A pool of networks trained by SGD with a constant step size and the common augmentation.
+
+    With `rho` their steps are sharpness-aware, with that ρ and α = `alpha` (`ddbench.training.sharpness`), as Du et al.
+    train them (CVPR 2023, arXiv 2211.11004); with 0 they are plain ones.
+
+    All epochs are kept, and an expert goes on where it stopped when more are wanted.
+    Source: Cazenavette et al., CVPR 2022, arXiv 2203.11932.
+    """
+
+    kind: ClassVar[str] = "expert-trajectories"
+    lr_option: ClassVar[str] = "lr_experts"
     rho: float = 0.0
     alpha: float = 0.0
-    experts: int = outside_identity()
     epochs: int = outside_identity()
-    parameters: int = outside_identity()  # P, of which there is one for each backbone and dataset
 
     @classmethod
     def of(
@@ -148,20 +270,11 @@ class ExpertTrajectories(Artifact[Trajectories]):
         alpha: float = 0.0,
     ) -> ExpertTrajectories:
         """The artefact for a problem. Raises: ConfigError for a network whose state is more than its parameters."""
-        if not problem.backbone.per_sample:
-            raise ConfigError(
-                f"expert trajectories hold parameters, and {problem.backbone.name} has batch norm, whose running "
-                "statistics they would miss. Use a backbone without, such as convnet."
-            )
-        if problem.backbone.stochastic:
-            raise ConfigError(
-                f"expert trajectories are followed by networks that draw nothing, and {problem.backbone.name} has "
-                "dropout or stochastic depth. Use one without, such as convnet or torchvision:vgg11(dropout=0)."
-            )
+        _check_backbone(problem)
         augment = resolve_strategy(augment, problem.info.digits)
         alpha = alpha if rho else 0.0  # without rho it changes nothing
         sharp = {"rho": rho, "alpha": alpha} if rho else {}
-        recipe = _options(lr).digest(name="expert", augment=augment, **sharp)
+        recipe = _plain(lr).digest(name="expert", augment=augment, **sharp)
         return cls(
             **problem.identity,
             lr=lr,
@@ -181,95 +294,72 @@ class ExpertTrajectories(Artifact[Trajectories]):
         sharp = ("rho", "alpha") if not self.rho else ()
         return {name: value for name, value in super().identity.items() if name not in sharp}
 
-    def build(self, folder: Path, problem: Problem) -> None:
-        for path in self._damaged(folder):  # before any of them goes on from there
-            logger.warning("%s is damaged (it is not what was written); training this expert again.", path)
-            path.unlink(missing_ok=True)
-        rng = Rng(self.seed, (self.kind,))
-        schedule = on_real_images(problem, _options(self.lr), passes=self.epochs, augment=self.augment, rng=rng)
-        together = students_together(EXPERT_BATCH, problem.device, footprint(problem.backbone))
-        per_epoch = schedule.steps_per_epoch
-        left = {k: (self.epochs - max(reached, 0)) * per_epoch for reached, k in self._short(folder)}
-        tick = problem.artifacts.progress(f"{len(left)} expert{'s' * (len(left) > 1)}", sum(left.values()))
-        training: Lockstep | None = None
-        sharpness = Sharpness(self.rho, self.alpha) if self.rho else None
-        alike = 0
-        while short := self._short(folder):
-            for k in left.keys() - {k for _, k in short}:
-                tick(left.pop(k))  # another process made it
-            with _claim(folder, short, together) as claimed:
-                # Whoever held one before may have brought it further.
-                here = [(reached, k) for reached, k in self._short(folder) if k in claimed]
-                group = [k for reached, k in here if reached == here[0][0]]
-                for k in group:
-                    sweep(folder, _file(folder, k).name)
-                if not group:
-                    tick(0)  # says how far it is while it waits
-                    continue
-                variables, paths, seconds = self._so_far(folder, group, problem, rng)
-                if training is None or len(group) != alike:
-                    groups = math.ceil(len(short) / together)
-                    training = Lockstep(problem.backbone, variables, schedule, groups=groups, sharpness=sharpness)
-                else:
-                    training.restart(variables)
-                alike = len(group)
-                grown = _train(training, schedule, group, paths, seconds, tick)
-                for k, params, times in zip(group, *grown, strict=True):
-                    if not bool(torch.isfinite(params).all()):
-                        raise DivergedError(
-                            f"expert {k} has diverged. A smaller step size than {self.lr:g} usually helps: "
-                            f"--set lr_experts={min(self.lr / 2, 0.01):g}"
-                        )
-                    _write(_file(folder, k), params, times)
-                    left.pop(k, None)
-            logger.info("experts %s trained to epoch %d", ", ".join(map(str, group)), self.epochs)
+    @property
+    def kept(self) -> Sequence[int]:
+        return range(self.epochs + 1)
 
-    def open(self, folder: Path) -> Trajectories:
-        return Trajectories(folder, self.experts, self.epochs, self.parameters)
+    @property
+    def options(self) -> SGDOptions:
+        return _plain(self.lr)
 
-    def missing(self, folder: Path) -> str:
-        short = sum(len(times) <= self.epochs for times in self._times(folder))
-        return f"{short} of {self.experts} experts with {self.epochs} epochs" if short else ""
+    @property
+    def sharpness(self) -> Sharpness | None:
+        return Sharpness(self.rho, self.alpha) if self.rho else None
 
-    def damage(self, folder: Path) -> str:
-        """Which experts are not what was written; a file is hashed once in a process."""
-        damaged = [path.name for path in self._damaged(folder)]
-        return f"{', '.join(damaged)} not as written" if damaged else ""
 
-    def discard(self, folder: Path) -> None:
-        for path in self._damaged(folder):
-            path.unlink(missing_ok=True)
+@dataclass(frozen=True, kw_only=True)
+class ExpertEnds(Pool):
+    """A pool of networks of which the start and the end are kept, trained to be good classifiers.
 
-    def _damaged(self, folder: Path) -> list[Path]:
-        files = [path for k in range(self.experts) if (path := _file(folder, k)).is_file()]
-        with ThreadPoolExecutor(HASH_THREADS) as pool:
-            return [path for path, sound in zip(files, pool.map(_sound, files), strict=True) if not sound]
+    By SGD with momentum and weight decay, whose step size falls to a fifth after two thirds and five sixths of the
+    epochs, on images with other colours and shifts, half of whose batches are mixed by CutMix. An expert starts
+    as that of `ExpertTrajectories` with its seed, so that the two differ in nothing but their training; in a step all
+    experts mix by one box.
+    Source: the code of Zhang et al., IJCAI 2024, arXiv 2406.01063, and of Wang et al., CVPR 2025, arXiv 2502.20653.
+    """
 
-    def seconds(self, folder: Path) -> float:
-        """Seconds of the experts and epochs that this run can read, whoever trained more of them."""
-        return sum(times[: self.epochs + 1][-1] for times in self._times(folder) if times)
+    kind: ClassVar[str] = "expert-ends"
+    lr_option: ClassVar[str] = "lr_networks"
+    epochs: int
+    batch: int
 
-    def _short(self, folder: Path) -> list[tuple[int, int]]:
-        """How far experts with too few epochs have come, and which, in order; -1 of one that has not begun."""
-        return sorted((len(times) - 1, k) for k, times in enumerate(self._times(folder)) if len(times) <= self.epochs)
+    @classmethod
+    def of(cls, problem: Problem, *, experts: int, epochs: int, lr: float, batch: int, seed: int = 0) -> ExpertEnds:
+        """The artefact for a problem. Raises: ConfigError for a network whose state is more than its parameters."""
+        _check_backbone(problem)
+        return cls(
+            **problem.identity,
+            lr=lr,
+            augment=COLOR_AND_CROP,
+            seed=seed,
+            recipe=_mixed(lr, epochs, batch).digest(name="expert-ends", augment=COLOR_AND_CROP),
+            experts=experts,
+            epochs=epochs,
+            batch=batch,
+            parameters=problem.backbone.parameters,
+        )
 
-    def _times(self, folder: Path) -> list[list[float]]:
-        return [_seconds(_file(folder, k), self.parameters) for k in range(self.experts)]
+    @property
+    def kept(self) -> Sequence[int]:
+        return (0, self.epochs)
 
-    def _so_far(
-        self, folder: Path, experts: Sequence[int], problem: Problem, rng: Rng
-    ) -> tuple[Variables, list[Tensor], list[list[float]]]:
-        """Where experts stand, with a leading S, and what there is of each; of one not begun, its initialisation."""
-        from safetensors.torch import load_file
+    @property
+    def options(self) -> SGDOptions:
+        return _mixed(self.lr, self.epochs, self.batch)
 
-        starts, paths, seconds = [], [], []
-        for k in experts:
-            fresh = problem.backbone.init(rng.fold("network", k), problem.device)
-            times = _seconds(_file(folder, k), self.parameters)
-            paths.append(load_file(_file(folder, k))["params"] if times else flatten(fresh.params)[None].cpu())
-            seconds.append(times or [0.0])
-            starts.append(Variables(unflatten(paths[-1][-1].to(problem.device), fresh.params)))
-        return Variables.stack(starts), paths, seconds
+
+def _check_backbone(problem: Problem) -> None:
+    """Raises: ConfigError for a network whose state is more than its parameters, or that draws."""
+    if not problem.backbone.per_sample:
+        raise ConfigError(
+            f"expert trajectories hold parameters, and {problem.backbone.name} has batch norm, whose running "
+            "statistics they would miss. Use a backbone without, such as convnet."
+        )
+    if problem.backbone.stochastic:
+        raise ConfigError(
+            f"expert trajectories are followed by networks that draw nothing, and {problem.backbone.name} has "
+            "dropout or stochastic depth. Use one without, such as convnet or torchvision:vgg11(dropout=0)."
+        )
 
 
 @contextlib.contextmanager
@@ -307,14 +397,17 @@ def _train(
     paths: list[Tensor],
     seconds: list[list[float]],
     tick: Callable[[float], None],
+    kept: Sequence[int],
 ) -> tuple[list[Tensor], list[list[float]]]:
-    """Each expert's parameters [epochs + 1, P] on the host, and seconds, after the epochs that are still to come."""
-    done, device = len(paths[0]) - 1, schedule.images.device
+    """Each expert's parameters [kept, P] on the host, and seconds, after the epochs that are still to come."""
+    done, device = kept[len(paths[0]) - 1], schedule.images.device
     after: list[list[Tensor]] = [[] for _ in experts]
     started = time.perf_counter()
-    for block in itertools.islice(_epochs(schedule, experts), done, None):
+    for epoch, block in enumerate(itertools.islice(_epochs(schedule, experts), done, None), done + 1):
         for _ in training.steps([block]):
             tick(len(experts))
+        if epoch not in kept:
+            continue
         for s, snapshots in enumerate(after):
             snapshots.append(flatten(training.student(s).params))
         wait_for(device)
@@ -331,28 +424,29 @@ def _train(
 
 def _epochs(schedule: TrainingPlan, experts: Sequence[int]) -> Iterator[Block]:
     """Blocks of one epoch each, so that training can begin at any of them."""
-    per_epoch = schedule.steps_per_epoch
     for block in schedule.blocks(experts):
-        for first in range(0, len(block), per_epoch):
-            steps, draw = slice(first, first + per_epoch), block.draw
-            if draw is not None:
-                ops, numbers = (value.unflatten(0, (len(experts), -1))[:, steps] for value in (draw.ops, draw.numbers))
-                draw = replace(draw, ops=ops.flatten(), numbers=numbers.flatten(0, 1))
-            yield replace(
-                block,
-                indices=block.indices[:, steps],
-                sizes=block.sizes[steps],
-                draw=draw,
-                lrs=block.lrs[steps],
-                restarts=block.restarts[steps],
-                first=block.first + first,
-            )
+        yield from block.epochs(schedule.steps_per_epoch)
 
 
-def _options(lr: float) -> SGDOptions:
-    """How experts are trained, but for their augmentation and length."""
+def _plain(lr: float) -> SGDOptions:
+    """How MTT's experts are trained, but for their augmentation and length."""
     return SGDOptions(
         lr=lr, batch=EXPERT_BATCH, momentum=0.0, weight_decay=0.0, schedule="constant", align_corners=True
+    )
+
+
+def _mixed(lr: float, epochs: int, batch: int) -> SGDOptions:
+    """How networks are trained of which the ends are kept, but for their augmentation."""
+    return SGDOptions(
+        epochs=epochs - 1,  # as the papers' protocols count: one less than passes
+        lr=lr,
+        batch=batch,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="milestones",
+        milestones=tuple(max(1, epochs * share // 6) for share in (4, 5)),
+        factor=0.2,
+        cutmix=0.5,
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddbench.backbones.backbone import Backbone
 from ddbench.backbones.variables import Variables
-from ddbench.engine.augment import Draw, apply
+from ddbench.engine.augment import Draw, apply, one_after_another
 from ddbench.engine.capabilities import has_graphs
 from ddbench.engine.mixing import Mix
 from ddbench.engine.program import channels_last, compiled, weights_laid_out, worth_compiling
@@ -159,9 +159,9 @@ class Lockstep:
             "indices": block.indices,
             "lr": torch.tensor(block.lrs),
         }
-        if block.draw is not None:
-            values["ops"] = block.draw.ops.view(students, steps)
-            values["numbers"] = block.draw.numbers.view(students, steps, *block.draw.numbers.shape[1:])
+        for number, draw in enumerate(block.draws):
+            values[f"ops{number}"] = draw.ops.view(students, steps)
+            values[f"numbers{number}"] = draw.numbers.view(students, steps, *draw.numbers.shape[1:])
         if plan.options.cutmix:
             mixes = [self._mix(block, t) for t in range(steps)]
             values |= {name: torch.stack([getattr(mix, name) for mix in mixes]) for name in MIX}
@@ -189,8 +189,9 @@ class Lockstep:
         plan, functions = self.plan, self._functions
         rows = self._at("indices", student)[:size]
         x, y = plan.take(rows), plan.labels.index_select(0, rows)
-        if "ops" in self._tables:
-            x = functions.augment(x, self._at("ops", student).view(1), self._at("numbers", student)[:size])
+        for number in range(len(one_after_another(plan.strategy))):
+            ops, numbers = self._at(f"ops{number}", student).view(1), self._at(f"numbers{number}", student)[:size]
+            x = functions.augment(x, ops, numbers)
         if "partners" in self._tables:
             mix = Mix(self._at("box"), self._at("partners")[:size], self._at("shares"))
             x, y = mix.images(x), mix.targets(as_probabilities(y, self._net.classes, x.dtype))

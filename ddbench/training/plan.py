@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddbench.engine.augment import Draw, draw_many, join
+from ddbench.engine.augment import Draw, draw_many, join, one_after_another
 from ddbench.engine.capabilities import pins
 from ddbench.engine.mixing import Mix, flip_crop_mix
 from ddbench.problem import Problem
@@ -54,27 +55,29 @@ class Step:
 class Block:
     """A stretch of T steps for S students, all drawn at once.
 
-    Shapes: indices [S, T, B]; step t uses the first sizes[t] of B. draw has S * T groups, or is None. lrs and restarts
-    have T entries. first is the number of the first step. rngs are the S students' own.
+    Shapes: indices [S, T, B]; step t uses the first sizes[t] of B. Each of `draws`, which apply one after another, has
+    S * T groups. lrs and restarts have T entries. first is the number of the first step, and `before` says how many
+    steps of what was drawn at once come before it. rngs are the S students' own.
     """
 
     indices: Tensor
     sizes: tuple[int, ...]
-    draw: Draw | None
+    draws: tuple[Draw, ...]
     lrs: tuple[float, ...]
     restarts: tuple[bool, ...]
     first: int
     rng: Rng
     rngs: tuple[Rng, ...]
     legacy: Callable[[Tensor, Rng], Tensor] | None = None
+    before: int = 0
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def to(self, device: torch.device) -> Block:
         """The block with its draws on a device: one copy for all its steps."""
-        draw = self.draw.to(device) if self.draw is not None else None
-        return replace(self, indices=self.indices.to(device, non_blocking=pins(device)), draw=draw)
+        draws = tuple(draw.to(device) for draw in self.draws)
+        return replace(self, indices=self.indices.to(device, non_blocking=pins(device)), draws=draws)
 
     def steps(self) -> Iterator[Step]:
         """The steps one by one."""
@@ -83,13 +86,33 @@ class Block:
 
     def rng_at(self, t: int) -> Rng:
         """Where step t draws what its students share."""
-        return self.rng.fold("step", t)
+        return self.rng.fold("step", self.before + t)
+
+    def epochs(self, steps: int) -> Iterator[Block]:
+        """Parts of so many steps each, which see what the whole block does."""
+        students = len(self.indices)
+        for first in range(0, len(self), steps):
+            some = slice(first, first + steps)
+            draws = []
+            for draw in self.draws:
+                ops, numbers = (value.unflatten(0, (students, -1))[:, some] for value in (draw.ops, draw.numbers))
+                draws.append(replace(draw, ops=ops.flatten(), numbers=numbers.flatten(0, 1)))
+            yield replace(
+                self,
+                indices=self.indices[:, some],
+                sizes=self.sizes[some],
+                draws=tuple(draws),
+                lrs=self.lrs[some],
+                restarts=self.restarts[some],
+                first=self.first + first,
+                before=self.before + first,
+            )
 
     def _transform(self, t: int) -> Callable[[Tensor], Tensor]:
-        if self.draw is not None:
-            return self.draw[t :: len(self)]
+        if self.draws:
+            return partial(_augmented, [draw[t :: len(self)] for draw in self.draws])
         if self.legacy is not None:
-            legacy, rngs = self.legacy, [rng.fold("augment", t) for rng in self.rngs]
+            legacy, rngs = self.legacy, [rng.fold("augment", self.before + t) for rng in self.rngs]
             return lambda images: torch.stack([legacy(x, rng) for x, rng in zip(images, rngs, strict=True)])
         return unchanged
 
@@ -98,6 +121,7 @@ class Block:
 class TrainingPlan:
     """All that training a student needs, besides the student.
 
+    `strategy` is one of DiffAugment, several of which one after another joined by "+", or "none".
     `passes` are those over the images, unless the options count steps; in the schedule "step" the step size falls after
     `passes_before_drop` of them. A `labeller` makes the targets where labels alone do not say them.
     Shapes: images [N, C, H, W] on the device, in the pixel space or raw uint8; labels [N] int64, or [N, K] soft.
@@ -189,7 +213,7 @@ class TrainingPlan:
             yield Block(
                 indices=torch.stack([self._orders(rng.fold("order"), per_block)[:steps] for rng in rngs]),
                 sizes=(sizes * count)[:steps],
-                draw=self._draws(rngs, per_block * per_epoch, steps),
+                draws=self._draws(rngs, per_block * per_epoch, steps),
                 lrs=tuple(self.lr(start + t) for t in range(steps)),
                 restarts=tuple(self._restarts(start + t) for t in range(steps)),
                 first=start,
@@ -243,14 +267,14 @@ class TrainingPlan:
         padded = np.pad(order, ((0, 0), (0, short)), mode="edge") if short else order
         return torch.from_numpy(padded.reshape(epochs * self.steps_per_epoch, batch))
 
-    def _draws(self, rngs: Sequence[Rng], drawn: int, used: int) -> Draw | None:
-        if self.strategy == "none":
-            return None
-        corners = self.options.align_corners
-        draws = [
-            draw_many(self.strategy, drawn, self.batch, rng.fold("augment"), align_corners=corners) for rng in rngs
-        ]
-        return join([draw[:used] for draw in draws])
+    def _draws(self, rngs: Sequence[Rng], drawn: int, used: int) -> tuple[Draw, ...]:
+        draws, corners = [], self.options.align_corners
+        for number, strategy in enumerate(one_after_another(self.strategy)):
+            # The first one draws as it did before there were others.
+            own = [rng.fold("augment", number) if number else rng.fold("augment") for rng in rngs]
+            each = [draw_many(strategy, drawn, self.batch, rng, align_corners=corners) for rng in own]
+            draws.append(join([draw[:used] for draw in each]))
+        return tuple(draws)
 
     def _legacy(self) -> Callable[[Tensor, Rng], Tensor] | None:
         if self.legacy == "none":
@@ -263,7 +287,7 @@ class TrainingPlan:
 
 
 def on_real_images(problem: Problem, options: SGDOptions, *, passes: int, augment: str, rng: Rng) -> TrainingPlan:
-    """The plan of training on all of a problem's training images; `augment` is a DiffAugment strategy or "none"."""
+    """The plan of training on all of a problem's training images; `augment` is a strategy, as of the plan."""
     pixels = problem.pixels
     # A whitened copy of the images is made once, in parts; others are transformed batch by batch.
     images = (
@@ -287,6 +311,12 @@ def _sizes(n: int, batch: int) -> tuple[int, ...]:
 
 
 def unchanged(images: Tensor) -> Tensor:
+    return images
+
+
+def _augmented(draws: Sequence[Draw], images: Tensor) -> Tensor:
+    for draw in draws:
+        images = draw(images)
     return images
 
 

@@ -101,6 +101,23 @@ def test_flat_experts_are_those_of_the_cpu(
     assert (found[0][0] - found[0][1]).norm() > 0.1
 
 
+def test_networks_of_which_the_ends_are_kept_are_those_of_the_cpu(
+    tmp_path: Path, on_the_gpu: Callable[[Path], Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two augmentations one after another and CutMix, captured; the third network is trained where the first was."""
+    monkeypatch.setattr(trajectories, "students_together", lambda *_: 2)
+    found = []
+    for where in ("cpu", "cuda"):
+        problem = on_the_gpu(tmp_path / where) if where == "cuda" else problem_for_checks(tmp_path / where)
+        problem = replace(problem, backbone=build("convnet-d2-w8", problem.shape, problem.classes))
+        wanted = trajectories.ExpertEnds.of(problem, experts=3, epochs=6, lr=0.02, batch=50)
+        with problem.precision.active(problem.device):
+            experts = problem.artifacts.get(wanted, problem)
+        found.append(torch.stack([experts.params(k, 6) for k in range(3)]))
+    assert torch.allclose(found[0], found[1], atol=1e-3)
+    assert (found[0][0] - found[0][1]).norm() > 0.1
+
+
 def test_what_is_written_out_learns_what_the_whole_graph_learns(
     tmp_path: Path, on_the_gpu: Callable[[Path], Problem]
 ) -> None:

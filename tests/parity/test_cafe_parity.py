@@ -195,7 +195,7 @@ def test_the_gradient_is_that_of_the_loop(
 def orders(plan: TrainingPlan, rng: Rng) -> list[tuple[Tensor, Draw | None]]:
     """The batches of a hundred epochs of one network, and how each is augmented."""
     return [
-        (block.indices[0, t, :size], None if block.draw is None else block.draw[t])
+        (block.indices[0, t, :size], block.draws[0][t] if block.draws else None)
         for block in replace(plan, rng=rng).blocks([0])
         for t, size in enumerate(block.sizes)
     ]

@@ -342,8 +342,7 @@ def test_training_is_augmented_with_dsa_alone_and_image_by_image(tmp_path: Path)
     assert fixed().start(problem).training.plan.strategy == "none"
     plan = fixed(dsa=True).start(problem).training.plan
     block = next(iter(plan.blocks([0])))
-    assert block.draw is not None
-    assert block.draw.numbers.shape[1] == len(plan.images)
+    assert [draw.numbers.shape[1] for draw in block.draws] == [len(plan.images)]
     assert "flip" in plan.strategy
     assert "flip" not in fixed(dsa=True).start(digits).training.plan.strategy
 

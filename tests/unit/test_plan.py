@@ -162,10 +162,9 @@ def test_two_sets_of_one_size_meet_the_same_students(tmp_path: Path) -> None:
         assert rng == Rng(0, ("students", protocol("dsa").digest, "convnet-d2-w8"))
     one, other = blocks
     assert torch.equal(one.indices, other.indices)
-    assert one.draw is not None
-    assert other.draw is not None
-    assert torch.equal(one.draw.ops, other.draw.ops)
-    assert torch.equal(one.draw.numbers, other.draw.numbers)
+    for draw, twin in zip(one.draws, other.draws, strict=True):
+        assert torch.equal(draw.ops, twin.ops)
+        assert torch.equal(draw.numbers, twin.numbers)
 
 
 def test_protocol_and_backbone_choose_the_students(tmp_path: Path) -> None:
