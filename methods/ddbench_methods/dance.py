@@ -6,7 +6,7 @@ arXiv 2406.01063. Images are mosaics, as in Kim et al., ICML 2022, arXiv 2205.14
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +26,14 @@ from ddbench import (
     Variables,
     transient,
 )
+from ddbench.config import later
 from ddbench.engine.augment import Draw, siamese
 from ddbench.engine.decode import decode
 from ddbench.engine.distance import class_mean_distance
 from ddbench.engine.program import channels_last, fusible
 from ddbench.errors import ConfigError
 from ddbench.initial import check_budget
-from ddbench.training.experts import ExpertTrajectories, Trajectories, unflatten
+from ddbench.training.experts import ExpertEnds, ExpertTrajectories, Trajectories, unflatten
 
 # As for DM: what a network of width 128 takes in 9 GB.
 PIXELS_PER_PASS = 4_000_000
@@ -53,7 +54,12 @@ class DANCEConfig(MethodConfig):
         description="Whether the optimiser steps on all images for each class, as the authors' code does: with no "
         "gradient but that class's, so that momentum and weight decay act as often as there are classes.",
     )
-    networks: int = Field(5, ge=1, description="Networks trained on the real data, the experts of MTT.")
+    networks: int = Field(5, ge=1, description="Networks trained on the real data.")
+    networks_trained: Literal["plain", "authors"] = later(
+        "plain",
+        description="plain: as MTT's experts. authors: with momentum, weight decay, falling step sizes and CutMix.",
+    )
+    batch_networks: int = later(128, ge=1, description="Images per step of the authors' training; plain takes 256.")
     epochs: int = Field(60, ge=1, description="Epochs of their training.")
     lr_networks: float = Field(0.01, gt=0, description="Step size of that training.")
     networks_seed: int = Field(0, ge=0, description="Seed of these networks, which runs of all seeds share.")
@@ -219,10 +225,11 @@ class DANCE(Method[DANCEState]):
     def trained(self, problem: Problem) -> Trajectories:
         """The networks trained on the real data, which are made where they are missing."""
         config = self.config
-        wanted = ExpertTrajectories.of(
-            problem, experts=config.networks, epochs=config.epochs, lr=config.lr_networks, seed=config.networks_seed
-        )
-        return problem.artifacts.get(wanted, problem)
+        asked: dict[str, Any] = {"experts": config.networks, "epochs": config.epochs}
+        asked |= {"lr": config.lr_networks, "seed": config.networks_seed}
+        if config.networks_trained == "plain":
+            return problem.artifacts.get(ExpertTrajectories.of(problem, **asked), problem)
+        return problem.artifacts.get(ExpertEnds.of(problem, **asked, batch=config.batch_networks), problem)
 
 
 @fusible

@@ -33,7 +33,7 @@ class NCFMConfig(DANCEConfig):
     weight_decay: float = Field(5e-4, ge=0, description="AdamW weight decay on these pixels.")
     batch_real: int = Field(1024, ge=1, description="Real images per class and iteration.")
     batch_syn: int | None = Field(None, ge=1, description="Enlarged synthetic images per class at most. none: all.")
-    networks: int = Field(20, ge=1, description="Networks trained on the real data, the experts of MTT.")
+    networks: int = Field(20, ge=1, description="Networks trained on the real data.")
     frequencies: int = Field(4096, ge=1, description="Frequencies of an iteration, standard normal.")
     scale: float = Field(300.0, gt=0, description="What the distance is multiplied by.")
     patience: int = Field(500, ge=1, description="Iterations without a smaller loss, after which the step size halves.")

@@ -40,6 +40,8 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "FTD": ("mtt", {"rho_experts": 0.01, "alpha_experts": 0.3, "ema": 0.9}),
     "TESLA": ("mtt", {"grad": "tesla", "teacher_labels": True}),
     "DATM with FTD": ("datm", {"rho_experts": 0.01, "alpha_experts": 0.3, "ema": 0.9}),
+    "DANCE with its authors' networks": ("dance", {"networks_trained": "authors"}),
+    "NCFM with its authors' networks": ("ncfm", {"networks_trained": "authors"}),
 }
 
 
