@@ -89,11 +89,13 @@ class Trajectories:
     def params(self, expert: int, epoch: int) -> Tensor:
         """[P] float32 on the host: the parameters of an expert after so many epochs; 0 is its initialisation.
 
-        Raises: ArtifactError for a damaged file, and for one that somebody has removed; ValueError for an epoch that
+        Raises: ArtifactError for a damaged file, and for one that somebody has removed; IndexError for an epoch that
         is not kept.
         """
         from safetensors import SafetensorError, safe_open
 
+        if epoch not in self.kept:
+            raise IndexError(f"an expert is not kept as it was after epoch {epoch}")
         path = _file(self.folder, expert)
         try:
             with safe_open(path, "pt") as file:

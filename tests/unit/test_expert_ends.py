@@ -132,7 +132,7 @@ def test_they_start_as_plain_experts_and_keep_the_ends_alone(tmp_path: Path) -> 
         assert torch.equal(pool.params(k, 0), plain.params(k, 0))
         assert not torch.allclose(pool.params(k, 3), plain.params(k, 3), atol=1e-2)
         assert len(pool.seconds(k)) == 2
-    with pytest.raises(ValueError):
+    with pytest.raises(IndexError, match="not kept as it was after epoch 1"):
         pool.params(0, 1)
 
 
