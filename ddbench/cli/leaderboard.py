@@ -64,6 +64,13 @@ _chosen_options = stack(
         metavar="NAME",
         help="Only this judge, or all whose names begin so. Repeatable.",
     ),
+    click.option(
+        "--track",
+        "tracks",
+        multiple=True,
+        type=click.Choice(["hard", "soft", "teacher"]),
+        help="Only what was learned from classes, from stored soft labels, or from a teacher on line. Repeatable.",
+    ),
 )
 
 

@@ -180,6 +180,7 @@ def local_board(
     *,
     form: str = "text",
     width: int | None = None,
+    scores: bool = False,
 ) -> str:
     """The boards of all finished runs below a runs folder, as text, md, csv, latex or html; a sentence without one.
 
@@ -286,25 +287,35 @@ def _index(entries: Sequence[tuple[Board, Path]]) -> str:
         "Written by `ddbench leaderboard build` from `records/` and `published.csv`. A change made by hand is lost,",
         "and `ddbench leaderboard build --check` reports it.",
         "",
-        "| board | protocols | methods | files |",
-        "|---|---|---|---|",
+        "| board | protocols | labels | methods | files |",
+        "|---|---|---|---|---|",
     ]
     for item, path in entries:
         protocols = escaped(", ".join(dict.fromkeys(str(p) for p in item.rows["protocol"])))
         methods = escaped(", ".join(sorted(set(item.rows["method"]))))
+        tracks = ", ".join(sorted(set(item.rows["track"])))
         table, numbers = path.with_suffix(".md").as_posix(), path.with_suffix(".csv").as_posix()
         title = escaped(item.title, link=True)
-        lines.append(f"| [{title}]({table}) | {protocols} | {methods} | [md]({table}) [csv]({numbers}) |")
+        lines.append(f"| [{title}]({table}) | {protocols} | {tracks} | {methods} | [md]({table}) [csv]({numbers}) |")
     if not entries:
-        lines.append("| no records yet | | | |")
+        lines.append("| no records yet | | | | |")
     return "\n".join([*lines, "", *_EXPLANATION]) + "\n"
 
 
 _EXPLANATION = """\
 ## How to read a table
 
-- **One table is one protocol on one dataset.** Results under other recipes, or on other copies of the data,
-  never share a column. Data are told apart by a fingerprint over all images and labels, whatever their order.
+- **One table is one protocol and one track of labels on one dataset.** Results under other recipes, with other
+  labels, or on other copies of the data, never share a column. Data are told apart by a fingerprint over all images
+  and labels, whatever their order.
+- **Tracks** say what students learn from: *hard*, classes; *soft*, soft labels that are stored, one for each image;
+  *teacher*, a network that labels every augmented image while they train. Under a protocol that takes labels as they
+  are, sets with classes and sets with soft labels are two tables. `--track` shows one.
+- **§** marks controls: random real images and coresets under the same labels and the same recipe. Where the sets of a
+  table bring soft labels of their own, those are real images with the labels of a network (`soft-labels`). A table
+  without one says so, and names the rows whose students train on more images than on the control.
+- **Bytes** are those of the images, of the labels, and of what else a receiver stores. Soft labels that the protocol
+  makes and stores for a set count as its labels.
 - **A cell** is the mean over synthetic sets of the mean over freshly trained students, ± the standard
   deviation over all students of all sets (the field's habit), and the 95 % interval of the mean in brackets.
 - **The interval covers other sets and other students.** Student k starts from the same seed on every set, so

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ddbench.data.catalogue import known_copy
 from ddbench.errors import RunError
 from ddbench.evaluation.protocol import judged_by
-from ddbench.leaderboard.costs import device_seconds
+from ddbench.leaderboard.costs import costs, device_seconds
+from ddbench.leaderboard.tracks import track_of
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record
 
 if TYPE_CHECKING:
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 COLUMNS = (
     "run", "status", "method", "title", "kind", "package", "method_sha256", "dataset", "data_title", "fingerprint",
     "original", "train", "test", "ipc", "seed", "preset", "precision", "train_backbone", "pixels", "labels", "config",
-    "overridden", "set", "bytes", "seconds", "device", "protocol", "digest", "judge", "student", "accuracy", "failed",
-    "verified", "published",
+    "overridden", "set", "bytes", "images_bytes", "labels_bytes", "forwards", "seconds", "device", "protocol", "digest",
+    "track", "judge", "student", "accuracy", "failed", "verified", "published",
 )  # fmt: skip
 NO_STUDENT = -1
 
@@ -117,6 +119,7 @@ def _weight(record: RunRecord, evaluation: EvaluationPart) -> tuple[int, str, st
 
 def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, Any]]:
     run, data, synthetic = record.run, record.data, record.synthetic
+    cost = costs(record, evaluation)
     overridden = [
         name for name, source in record.config.sources.items() if not source.startswith(("default", "preset"))
     ]
@@ -146,10 +149,14 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
         "overridden": json.dumps(sorted(overridden)),
         "set": synthetic.sha256,
         "bytes": synthetic.bytes + evaluation.beside_bytes,
+        "images_bytes": cost.images_bytes,
+        "labels_bytes": cost.labels_bytes,
+        "forwards": math.nan if cost.student_forwards is None else float(cost.student_forwards),
         "seconds": device_seconds(record),
         "device": " + ".join(sorted(record.devices)),
         "protocol": evaluation.protocol,
         "digest": evaluation.digest,
+        "track": track_of(record, evaluation),
         "judge": judged_by(evaluation.protocol, evaluation.backbone),
         "failed": evaluation.failed,
         "published": record.config.published,

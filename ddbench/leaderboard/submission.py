@@ -152,7 +152,9 @@ def _compare_evaluation(file: Path, recorded: EvaluationPart, beside: Evaluation
         raise RunError(
             f"{file} says {said} of {what}, and the evaluation in the run's folder says {found}. {_MADE_AGAIN}"
         )
-    if (recorded.beside_bytes, recorded.chose) != (beside.beside_bytes, beside.chose):
+    # A record may be older than evaluations that went on after it.
+    other_track = recorded.track not in (None, beside.track)
+    if other_track or (recorded.beside_bytes, recorded.chose) != (beside.beside_bytes, beside.chose):
         raise RunError(f"{file} says something else of {what} than the evaluation in the run's folder. {_MADE_AGAIN}")
 
 

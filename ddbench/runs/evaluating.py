@@ -218,6 +218,7 @@ class Judging:
             done = done.having(*scores, **values)
             write_json(path, done.to_json(), sealed=True)
 
+        done = done.having(track=cell.protocol.track_of(more_than_classes=self.synthetic.more_than_classes))
         try:
             problem = self.problem_of(self.synthetic.pixels, cell.backbone)
             trainer = trainer_of(self.synthetic, cell.protocol, problem, students=len(missing), chosen=done.part.chose)

@@ -171,6 +171,11 @@ class EvaluationPart(Part):
         description="Images that one student trained on, repeats counted, trials and teachers not; 0 where no network "
         "is trained. Not in earlier records.",
     )
+    track: Literal["hard", "soft", "teacher"] | None = Field(
+        default=None,
+        description="Which labels students saw: classes; soft ones that are stored, one for each image; those of a "
+        "teacher on line. Not in earlier records.",
+    )
     chose: dict[Line, Number] = Field(
         default={}, description="Options that trials before the students chose by training images, such as a step size."
     )

@@ -21,6 +21,7 @@ from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.published import ZCA, as_printed, belongs, beside, printed
 from ddbench.leaderboard.sheets import read_sheet
 from ddbench.leaderboard.statistics import TABLE, Group, groups_of, summarise, to_records
+from ddbench.leaderboard.tracks import about_controls
 from ddbench.runs.record import CurvePart, EvaluationPart, RunRecord, read_record
 from ddbench.text import percent
 
@@ -164,7 +165,13 @@ def _table(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first = rows[0]
     judges = sorted({row["judge"] for row in rows}, key=lambda name: (not name.startswith("convnet"), name))
     copied = {name: first[name] for name in (*TABLE, "original", "train", "test")}
-    return copied | {"judges": judges, "common": _common(rows)}
+    told = [row | {name: _number(row[name]) for name in ("forwards_random", "forwards_coreset")} for row in rows]
+    said = {judge: list(about_controls([row for row in told if row["judge"] == judge], [judge])) for judge in judges}
+    return copied | {"judges": judges, "common": _common(rows), "controls": said}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _common(rows: Sequence[dict[str, Any]]) -> str:
@@ -225,7 +232,7 @@ def _row(row: dict[str, Any], known: _Known, alike: str | None) -> dict[str, Any
 
 _COPIED = (
     "judge", "method", "title", "kind", "labels", "mean", "ci95", "sd", "sets", "students_min", "students_max",
-    "provisional", "failed_sets", "failed",
+    "provisional", "failed_sets", "failed", "control",
 )  # fmt: skip
 
 
