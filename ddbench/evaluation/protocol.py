@@ -199,6 +199,14 @@ PROTOCOLS: dict[str, Protocol] = {
             name="dsa-soft", labels="soft", source="as dsa@1, with cross-entropy on the set's own soft labels"
         ),
         Protocol(
+            name="dsa-unaugmented", augment="none",
+            source="ddbench: dsa@1 without augmentation, for scores that need both",
+        ),
+        Protocol(
+            name="dsa-soft-unaugmented", augment="none", labels="soft",
+            source="ddbench: dsa-soft@1 without augmentation, for scores that need both",
+        ),
+        Protocol(
             name="dc",
             augment="dc",
             options=SGDOptions(epochs=300, epochs_augmented=1000),

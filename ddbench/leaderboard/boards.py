@@ -15,6 +15,7 @@ from ddbench.leaderboard.chosen import Chosen
 from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.page.render import page_of
 from ddbench.leaderboard.published import read_published
+from ddbench.leaderboard.scores import with_scores
 from ddbench.leaderboard.set_files import wrong_sets
 from ddbench.leaderboard.sheets import sheet_file, with_sheet, wrong_sheets
 from ddbench.leaderboard.statistics import summarise
@@ -185,12 +186,13 @@ def local_board(
     """The boards of all finished runs below a runs folder, as text, md, csv, latex or html; a sentence without one.
 
     A damaged record is left out, so that it hides no other, and `lost` hears of it; `runs.listing.off_the_board` counts
-    what is not shown. Text fits a terminal of `width` characters, where one is given.
+    what is not shown. Text fits a terminal of `width` characters, where one is given. `scores` adds the columns of
+    `leaderboard.scores`; the page has what is known of them in any case, inside its rows.
     """
     lost = [] if lost is None else lost
     if form == "html":
         return page_of(finished(runs), chosen=chosen.of, lost=lost)
-    whole = local_summary(runs, lost=lost)
+    whole = local_summary(runs, lost=lost, scores=scores)
     summary = chosen.of(whole)
     if summary.empty and form != "csv":
         none = f"There is no finished run under {runs} yet. `ddbench run --method dm --dataset digits` makes one."
@@ -208,9 +210,12 @@ def board_of(paths: Iterable[Path], width: int | None = None) -> str:
     return _printed(summarise(collect(paths)), "text", width)
 
 
-def local_summary(runs: Path, chosen: Chosen = EVERYTHING, lost: list[str] | None = None) -> DataFrame:
+def local_summary(
+    runs: Path, chosen: Chosen = EVERYTHING, lost: list[str] | None = None, *, scores: bool = False
+) -> DataFrame:
     """The rows behind `local_board`, as `statistics.summarise` gives them; none where there is no finished run."""
-    return chosen.of(summarise(collect(finished(runs), lost=[] if lost is None else lost)))
+    whole = summarise(collect(finished(runs), lost=[] if lost is None else lost))
+    return chosen.of(with_scores(whole) if scores else whole)
 
 
 def committed_page(leaderboards: Path) -> str:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.leaderboard.fitting import HEAD, fit
 from ddbench.leaderboard.published import ZCA, as_printed, beside, printed
+from ddbench.leaderboard.scores import COLUMNS as SCORE_COLUMNS
+from ddbench.leaderboard.scores import SCORES, about_scores
 from ddbench.leaderboard.tracks import NAMES, about_controls
 from ddbench.leaderboard.verification import trust
 from ddbench.text import budget, duration, percent, printable, size
@@ -135,7 +137,7 @@ def csv_of(summary: DataFrame) -> str:
 
     lines = [_csv_line(row) for row in _records(summary)]
     text = io.StringIO()
-    rest = ("student_forwards", "seconds", "cost", "failed", *_TRUST)
+    rest = ("student_forwards", "seconds", "cost", "failed", *_TRUST, *(n for n in SCORE_COLUMNS if n in summary))
     names = (*_EXACT, *_PERCENTAGES, "best_coreset", "provisional", *_SIZES, *rest)
     pd.DataFrame(lines, columns=list(names)).to_csv(text, index=False, lineterminator="\n")
     return text.getvalue()
@@ -187,6 +189,7 @@ def _table(
     judges = sorted({row["judge"] for row in rows}, key=lambda name: (not name.startswith("convnet"), name))
     lines = sorted(_lines(rows), key=lambda line: (_order(line, judges), line[0]["label"]))
     device = _usual_device(rows)
+    scores = [name for name in SCORES if name in first]
     sources: list[str] = []
 
     def cells(line: Sequence[dict[str, Any]], rank: str, name: str, ipc: int) -> tuple[str, ...]:
@@ -199,6 +202,7 @@ def _table(
             _counts(judged),
             _difference(judged[0], "random"),
             _difference(judged[0], "coreset"),
+            *(_score(judged[0], name) for name in scores),
             _sizes(line[0]),
             "–" if line[0]["kind"] in ("ceiling", "imported") else _cost(line[0], device),
             _published_cell(line[0], ipc, numbers, sources),
@@ -212,13 +216,15 @@ def _table(
         + (f" ({first['digest'][:8]})" if say_digest else ""),
         data=f"Data {first['fingerprint']}: {first['train']} training and {first['test']} test images.",
         headers=(
-            "#", "method", *judges, _COUNTS, "− random", "− best coreset", _BYTES, "cost", "published",
+            "#", "method", *judges, _COUNTS, "− random", "− best coreset", *map(str.upper, scores), _BYTES,
+            "cost", "published",
         ),
         rows=body,
         ceiling=last,
         notes=(
             *_reading(judges[0], best, device, rows),
             *about_controls(rows, judges),
+            *(about_scores([row for row in rows if row["judge"] == judges[0]]) if scores else []),
             *_unpublished(rows),
             *_marks_used([*body, *last]),
             *_failures(rows),
@@ -304,6 +310,10 @@ def _difference(row: Mapping[str, Any] | None, name: str) -> str:
     half = row[f"difference_{name}_ci95"]
     text = f"{'−' if gap < 0 else '+'}{percent(abs(gap))}" + ("" if math.isnan(half) else f" ± {percent(half)}")
     return text + (PROVISIONAL if row[f"difference_{name}_provisional"] else "")
+
+
+def _score(row: Mapping[str, Any] | None, name: str) -> str:
+    return "–" if row is None or math.isnan(row[name]) else f"{row[name]:.1f}"
 
 
 def _usual_device(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -409,7 +419,12 @@ def _csv_line(row: Mapping[str, Any]) -> dict[str, Any]:
         "failed": row["failed"],
         "trust": trust(row),
         "verified_sets": row["verified_sets"],
+        **{name: _csv_score(row[name]) for name in SCORE_COLUMNS if name in row},
     }
+
+
+def _csv_score(value: float | str) -> str:
+    return value if isinstance(value, str) else "" if math.isnan(value) else f"{value:.2f}"
 
 
 def _grid(table: Table, form: str, spell: Callable[[str], str]) -> str:
