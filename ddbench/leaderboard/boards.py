@@ -389,4 +389,5 @@ def _in_place_of(file: Path, record: RunRecord, place: Path) -> RunRecord:
             )
     drawn = {(curve.digest, curve.backbone) for curve in record.curves}
     kept = tuple(curve for curve in there.curves if (curve.digest, curve.backbone) not in drawn)
-    return record.model_copy(update={"curves": (*record.curves, *kept)})
+    measured = {name: getattr(record, name) or getattr(there, name) for name in ("recognised", "correlations")}
+    return record.model_copy(update={"curves": (*record.curves, *kept), **measured})

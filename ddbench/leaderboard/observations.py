@@ -13,7 +13,7 @@ from ddbench.errors import RunError
 from ddbench.evaluation.protocol import judged_by
 from ddbench.leaderboard.costs import costs, device_seconds
 from ddbench.leaderboard.tracks import track_of
-from ddbench.runs.record import EvaluationPart, RunRecord, read_record
+from ddbench.runs.record import EvaluationPart, Part, RunRecord, read_record
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -22,7 +22,7 @@ COLUMNS = (
     "run", "status", "method", "title", "kind", "package", "method_sha256", "dataset", "data_title", "fingerprint",
     "original", "train", "test", "ipc", "seed", "preset", "precision", "train_backbone", "pixels", "labels", "config",
     "overridden", "set", "bytes", "images_bytes", "labels_bytes", "forwards", "seconds", "device", "protocol", "digest",
-    "track", "judge", "student", "accuracy", "failed", "verified", "published",
+    "track", "judge", "student", "accuracy", "failed", "recognised", "correlation", "verified", "published",
 )  # fmt: skip
 NO_STUDENT = -1
 
@@ -159,6 +159,10 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
         "track": track_of(record, evaluation),
         "judge": judged_by(evaluation.protocol, evaluation.backbone),
         "failed": evaluation.failed,
+        "recognised": _measured(
+            record.recognised, "accuracy", backbone=judged_by(evaluation.protocol, evaluation.backbone)
+        ),
+        "correlation": _measured(record.correlations, "rho", digest=evaluation.digest, backbone=evaluation.backbone),
         "published": record.config.published,
     }
     for student, accuracy in enumerate(evaluation.accuracy):
@@ -166,6 +170,12 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
     if not evaluation.accuracy:
         reason = evaluation.failed or "no student finished"
         yield common | {"student": NO_STUDENT, "accuracy": float("nan"), "failed": reason}
+
+
+def _measured(parts: Sequence[Part], value: str, **of: str) -> float:
+    """What one of these parts says, that of these fields; nan where there is none."""
+    found = [part for part in parts if all(getattr(part, name) == wanted for name, wanted in of.items())]
+    return float(getattr(found[0], value)) if found else math.nan
 
 
 def _settings(record: RunRecord) -> dict[str, Any]:

@@ -7,7 +7,7 @@ they are made from is a row of the same board, and nothing is trained for them. 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SCORES = ("lrs", "ars")
 COLUMNS = ("lrs", "lrs_missing", "ars", "ars_missing")
+# What was measured of the sets themselves, which a summary has in any case.
+MEASURED = {"recognised": "recognised, %", "correlation": "DCS"}
 WEIGHT = 0.5  # of either of two differences, as DD-Ranking's own board has it
 COMMON, WHOLE = "dsa@1", "full@1"
 # Under which protocol a set is judged with hard labels, where its own has others; elsewhere the common one.
@@ -88,7 +90,23 @@ def about_scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             if row[f"{score}_missing"]:
                 missing.setdefault(row[f"{score}_missing"], []).append(row["label"])
         notes += [f"No {score.upper()} for {', '.join(dict.fromkeys(who))}: {why}." for why, who in missing.items()]
-    return notes
+    return [*notes, *_about_measured(rows)]
+
+
+def _about_measured(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    told = {
+        "recognised": "the fraction of a set's images whose class a network says that was trained on the real images",
+        "correlation": "Spearman's rank correlation of the method's loss and the test loss of students along a run",
+    }
+    for name, meaning in told.items():
+        having = [row for row in rows if row[f"{name}_sets"]]
+        missing = [row["label"] for row in rows if not row[f"{name}_sets"] and row["kind"] != "ceiling"]
+        without = (
+            f" Not measured of {', '.join(dict.fromkeys(missing))}: ddbench measure {name} RUN." if missing else ""
+        )
+        counts = sorted({row[f"{name}_sets"] for row in having})
+        sets = f", the mean over {'–'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} sets" if having else ""
+        yield f"{MEASURED[name].partition(',')[0]}: {meaning}{sets}.{without}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,9 @@ def summarise(frame: DataFrame) -> DataFrame:
     interval. All are fractions. `provisional` rows rest on one set or one student. A set counts once however many
     runs made it. `rank` is by mean, equal where the printed means are equal, and 0 without a mean. `control` says which
     rows are real images under the same labels, `forwards` how many images a student trains on, and `forwards_random`
-    and `forwards_coreset` how many times as many as on those controls.
+    and `forwards_coreset` how many times as many as on those controls. `recognised` is the mean over those sets that it
+    was measured of, which `recognised_sets` counts: the fraction of images whose class a network says that was trained
+    on real ones; `correlation` likewise the rank correlation of the method's loss and the test loss.
     """
     import pandas as pd
 
@@ -59,8 +61,8 @@ _COLUMNS = (
     "students_max", "mean", "ci95", "sd", "sd_between", "sd_within", "provisional", "rank", "difference_random",
     "difference_random_ci95", "difference_random_provisional", "best_coreset", "difference_coreset",
     "difference_coreset_ci95", "difference_coreset_provisional", "control", "forwards", "forwards_random",
-    "forwards_coreset", "bytes", "images_bytes", "labels_bytes", "seconds", "cost", "failed_sets", "failed",
-    "verified_sets",
+    "forwards_coreset", "recognised", "recognised_sets", "correlation", "correlation_sets", "bytes", "images_bytes",
+    "labels_bytes", "seconds", "cost", "failed_sets", "failed", "verified_sets",
 )  # fmt: skip
 
 
@@ -322,14 +324,20 @@ def _by(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[tuple[A
 
 
 def _cost(sets: Any) -> dict[str, Any]:
-    """Bytes of a set (the largest, should they differ) and seconds per set, in all and by device."""
+    """Bytes of a set (the largest, should they differ), seconds per set, in all and by device, and the means of what
+    was measured of sets beside the accuracy of students."""
     rows = list(sets)
     largest = max(rows, key=lambda row: int(row["bytes"]))
+    measured = {
+        name: [float(row[name]) for row in rows if not math.isnan(row[name])] for name in ("recognised", "correlation")
+    }
     by_device: dict[str, list[float]] = {}
     for row in rows:
         by_device.setdefault(row["device"], []).append(float(row["seconds"]))
     return {
         **{name: int(largest[name]) for name in ("bytes", "images_bytes", "labels_bytes")},
+        **{name: float(np.mean(values)) if values else math.nan for name, values in measured.items()},
+        **{f"{name}_sets": len(values) for name, values in measured.items()},
         # Of sets of one size all are equal; nan where no record says.
         "forwards": max((float(row["forwards"]) for row in rows if not math.isnan(row["forwards"])), default=math.nan),
         "seconds": float(np.mean([row["seconds"] for row in rows])),

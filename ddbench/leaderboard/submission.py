@@ -71,6 +71,7 @@ def alarms(records: Mapping[Path, RunRecord], committed: Iterable[Path]) -> list
 def _compare_with_folder(file: Path, record: RunRecord) -> None:
     """Raise RunError where a record says something else than the other files of its run."""
     from ddbench.runs.evaluating import evaluations
+    from ddbench.runs.measures import Measures
 
     path = file.parent
     if not (path / SET).is_file():
@@ -97,6 +98,12 @@ def _compare_with_folder(file: Path, record: RunRecord) -> None:
             f"{file} leaves out what the run was judged by: {hidden}. All that was judged belongs in a record. "
             f"{_MADE_AGAIN}"
         )
+    measures = Measures.of(folder, record.synthetic.sha256)
+    for name in ("recognised", "correlations"):
+        if not set(getattr(record, name)) <= set(getattr(measures, name)):
+            raise RunError(
+                f"{file} says something else of `{name}` than {folder.measures.name} beside it. {_MADE_AGAIN}"
+            )
     _compare_attempts(file, record, folder)
 
 

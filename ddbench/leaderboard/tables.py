@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ddbench.leaderboard.fitting import HEAD, fit
 from ddbench.leaderboard.published import ZCA, as_printed, beside, printed
 from ddbench.leaderboard.scores import COLUMNS as SCORE_COLUMNS
-from ddbench.leaderboard.scores import SCORES, about_scores
+from ddbench.leaderboard.scores import MEASURED, SCORES, about_scores
 from ddbench.leaderboard.tracks import NAMES, about_controls
 from ddbench.leaderboard.verification import trust
 from ddbench.text import budget, duration, percent, printable, size
@@ -137,7 +137,8 @@ def csv_of(summary: DataFrame) -> str:
 
     lines = [_csv_line(row) for row in _records(summary)]
     text = io.StringIO()
-    rest = ("student_forwards", "seconds", "cost", "failed", *_TRUST, *(n for n in SCORE_COLUMNS if n in summary))
+    asked = (*SCORE_COLUMNS, *MEASURED, *(f"{name}_sets" for name in MEASURED)) if SCORES[0] in summary else ()
+    rest = ("student_forwards", "seconds", "cost", "failed", *_TRUST, *asked)
     names = (*_EXACT, *_PERCENTAGES, "best_coreset", "provisional", *_SIZES, *rest)
     pd.DataFrame(lines, columns=list(names)).to_csv(text, index=False, lineterminator="\n")
     return text.getvalue()
@@ -203,6 +204,7 @@ def _table(
             _difference(judged[0], "random"),
             _difference(judged[0], "coreset"),
             *(_score(judged[0], name) for name in scores),
+            *(_measured(judged[0], name) for name in (MEASURED if scores else ())),
             _sizes(line[0]),
             "–" if line[0]["kind"] in ("ceiling", "imported") else _cost(line[0], device),
             _published_cell(line[0], ipc, numbers, sources),
@@ -216,8 +218,8 @@ def _table(
         + (f" ({first['digest'][:8]})" if say_digest else ""),
         data=f"Data {first['fingerprint']}: {first['train']} training and {first['test']} test images.",
         headers=(
-            "#", "method", *judges, _COUNTS, "− random", "− best coreset", *map(str.upper, scores), _BYTES,
-            "cost", "published",
+            "#", "method", *judges, _COUNTS, "− random", "− best coreset", *map(str.upper, scores),
+            *(MEASURED.values() if scores else ()), _BYTES, "cost", "published",
         ),
         rows=body,
         ceiling=last,
@@ -314,6 +316,12 @@ def _difference(row: Mapping[str, Any] | None, name: str) -> str:
 
 def _score(row: Mapping[str, Any] | None, name: str) -> str:
     return "–" if row is None or math.isnan(row[name]) else f"{row[name]:.1f}"
+
+
+def _measured(row: Mapping[str, Any] | None, name: str) -> str:
+    if row is None or math.isnan(row[name]):
+        return "–"
+    return percent(row[name]) if MEASURED[name].endswith("%") else f"{row[name]:+.2f}".replace("-", "−")
 
 
 def _usual_device(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -420,6 +428,9 @@ def _csv_line(row: Mapping[str, Any]) -> dict[str, Any]:
         "trust": trust(row),
         "verified_sets": row["verified_sets"],
         **{name: _csv_score(row[name]) for name in SCORE_COLUMNS if name in row},
+        "recognised": _csv_score(100 * row["recognised"]),
+        "correlation": _csv_score(row["correlation"]),
+        **{f"{name}_sets": row[f"{name}_sets"] for name in MEASURED},
     }
 
 

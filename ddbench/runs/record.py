@@ -202,6 +202,34 @@ class CurvePart(Part):
     points: tuple[CurvePoint, ...] = ()
 
 
+class RecognisedPart(Part):
+    """The set as a test set of a network that was trained on the real images. No test image was read."""
+
+    backbone: Architecture
+    network: Hex = Field(description="Key of the artefact that the network is.")
+    epochs: Count
+    lr: Number
+    images: Count = Field(description="As students see them, decoded.")
+    accuracy: Share = Field(description="Fraction of the images whose class the network said.")
+    device: Line
+
+
+class CorrelationPart(Part):
+    """Whether what a method lowered went down together with the test loss of students, over the snapshots of a run.
+
+    Measured when the run was over; nothing was chosen by it.
+    """
+
+    protocol: ProtocolId
+    digest: Hex
+    backbone: Architecture
+    metric: Line = Field(description="What the method logged: its loss.")
+    points: Count = Field(description="Snapshots with both numbers, the result among them.")
+    rho: Annotated[Number, Field(ge=-1, le=1)] = Field(description="Spearman's rank correlation.")
+    low: Annotated[Number, Field(ge=-1, le=1)] | None = Field(description="Ends of its 95 % interval; none below 4.")
+    high: Annotated[Number, Field(ge=-1, le=1)] | None
+
+
 class SheetPart(Part):
     """A small picture of the set in WebP, beside the record under the same name; in a run's folder sheet.webp.
 
@@ -269,6 +297,12 @@ class RunRecord(Part):
     artifacts: tuple[UsedArtifact, ...] = ()
     evaluations: tuple[EvaluationPart, ...] = ()
     curves: tuple[CurvePart, ...] = Field(default=(), description="Drawn with --curve. Earlier records have none.")
+    recognised: tuple[RecognisedPart, ...] = Field(
+        default=(), description="By `ddbench measure recognised`. Earlier records have none."
+    )
+    correlations: tuple[CorrelationPart, ...] = Field(
+        default=(), description="By `ddbench measure correlation`. Earlier records have none."
+    )
     sheet: SheetPart | None = Field(default=None, description="A picture of the set. Earlier records have none.")
     cost: dict[Line, CostPart]
     counts: dict[Line, Number] = Field(

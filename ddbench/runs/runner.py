@@ -147,13 +147,12 @@ def evaluate_run(
     """
     _refuse_dirty(options)
     folder = RunDir.at(path)
-    if not (folder.record.is_file() and folder.synthetic.is_file()):
-        raise RunError(f"{path} is not a finished run: run its command again first, which goes on where it stopped.")
+    finished_record(folder)
     dataset = dataset_of(folder, options.data_root, dataset_ref)
     asked = cells(protocols, judges, students, dataset.info.shape, own=folder.spec.backbone)
     require_networks(asked, dataset.info)
     with session(options) as (stop, tell), folder.lock():
-        before = _record_of(folder)
+        before = finished_record(folder)
         folder.set_sha256()
         ledger = Ledger(folder, options.device)
         ledger.check()
@@ -188,7 +187,12 @@ def dataset_of(folder: RunDir, data_root: Path, dataset_ref: str | None = None) 
     return dataset
 
 
-def _record_of(folder: RunDir) -> RunRecord:
+def finished_record(folder: RunDir) -> RunRecord:
+    """The record of a finished run. Raises: RunError where it is not finished, or its record is damaged."""
+    if not (folder.record.is_file() and folder.synthetic.is_file()):
+        raise RunError(
+            f"{folder.path} is not a finished run: run its command again first, which goes on where it stopped."
+        )
     try:
         return read_record(folder.record)
     except RunError as error:

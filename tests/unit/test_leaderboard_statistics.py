@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "config": "{}", "overridden": "[]", "set": "s0", "bytes": 100, "images_bytes": 90, "labels_bytes": 10,
     "forwards": 1000.0, "seconds": 10.0, "device": "cpu",
     "protocol": "dsa@1", "digest": "d1", "track": "hard", "judge": "convnet-d3", "failed": "",
+    "recognised": math.nan, "correlation": math.nan,
 }  # fmt: skip
 
 

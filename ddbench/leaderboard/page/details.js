@@ -88,9 +88,14 @@ function settingsPart(run) {
 }
 
 function scoresPart(row) {
-  const names = { lrs: "label-robust score, LRS", ars: "augmentation-robust score, ARS" };
-  const entries = Object.entries(row.scores).map(([name, value]) => [names[name], `${value.toFixed(1)} of 100`]);
-  return entries.length ? part("Scores of DD-Ranking", pairs(entries)) : null;
+  const said = {
+    lrs: ["label-robust score, LRS", (value) => `${value.toFixed(1)} of 100`],
+    ars: ["augmentation-robust score, ARS", (value) => `${value.toFixed(1)} of 100`],
+    recognised: ["recognised by a network of real images", (value) => `${percent(value)} %`],
+    correlation: ["correlation of loss and test loss, DCS", (value) => value.toFixed(2)],
+  };
+  const entries = Object.entries(row.scores).map(([name, value]) => [said[name][0], said[name][1](value)]);
+  return entries.length ? part("Beside accuracy", pairs(entries)) : null;
 }
 
 function costPart(row, run) {

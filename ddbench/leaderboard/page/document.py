@@ -19,7 +19,7 @@ from ddbench.leaderboard.command import commands_of
 from ddbench.leaderboard.costs import costs
 from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.published import ZCA, as_printed, belongs, beside, printed
-from ddbench.leaderboard.scores import SCORES, with_scores
+from ddbench.leaderboard.scores import MEASURED, SCORES, with_scores
 from ddbench.leaderboard.sheets import read_sheet
 from ddbench.leaderboard.statistics import TABLE, Group, groups_of, summarise, to_records
 from ddbench.leaderboard.tracks import about_controls
@@ -207,7 +207,7 @@ def _row(row: dict[str, Any], known: _Known, alike: str | None) -> dict[str, Any
         "whitened": "zca" in row["pixels"],
         # How many of its sets somebody has checked, where boards count that.
         "verified": bool(row["sets"]) and row.get("verified_sets", 0) == row["sets"],
-        "scores": {name: row[name] for name in SCORES if row[name] is not None},
+        "scores": {name: row[name] for name in (*SCORES, *MEASURED) if row[name] is not None},
         "gap": row["difference_random"],
         "gap_ci95": row["difference_random_ci95"],
         "bytes": {
