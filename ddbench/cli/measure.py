@@ -21,7 +21,7 @@ from ddbench.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from ddbench.runs.record import RunRecord
+    from ddbench.runs.record import CorrelationPart, RunRecord
     from ddbench.runs.runner import RunOptions
 
 _runs_argument = click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -32,6 +32,7 @@ _runs_argument = click.argument("paths", metavar="RUN...", nargs=-1, required=Tr
     short_help="Measure finished runs otherwise than by the accuracy of students.",
     homes={
         "recognised": "ddbench.cli.measure:recognised",
+        "correlation": "ddbench.cli.measure:correlation",
     },
 )
 def measure() -> None:
@@ -74,6 +75,58 @@ def recognised(
     print_table(rows, ("method", "run", "network", "images", "recognised, %"))
     if any(_real(record) for record in records):
         note("Note: a set of training images is recognised because the network has learned these very images.")
+
+
+@click.command(short_help="Whether a method's loss and the test loss go down together along a run.")
+@_runs_argument
+@click.option("--protocol", "refs", multiple=True, metavar="NAME", help="Only under this one. Repeatable.")
+@click.option("--judge", "--backbone", "judges", multiple=True, metavar="NAME", help="Only by this judge. Repeatable.")
+@click.option("--metric", default="loss", show_default=True, metavar="NAME", help="What the method has logged.")
+@device_option
+@data_option
+@json_option
+@quiet_option
+def correlation(
+    paths: Sequence[Path],
+    refs: Sequence[str],
+    judges: Sequence[str],
+    metric: str,
+    device: str,
+    data_root: Path,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Whether a method's loss and the test loss go down together along a run.
+
+    The snapshots of a finished run are judged as its result was, and their mean test loss is correlated, by ranks, with
+    what the method logged before each of them. The more snapshots, the more it says: `ddbench run --snapshots 20`.
+    """
+    from ddbench.runs.correlating import correlate
+
+    names = [_protocol_id(ref) for ref in refs]
+    records = [
+        correlate(path, names, judges, _options(path, device, data_root, quiet), metric=metric) for path in paths
+    ]
+    if as_json:
+        print_json([{"run": r.run.id, **part.model_dump(mode="json")} for r in records for part in r.correlations])
+        return
+    rows = [
+        (record.run.method, record.run.id, part.protocol, part.backbone, part.metric, part.points, *_of(part))
+        for record in records
+        for part in record.correlations
+    ]
+    print_table(rows, ("method", "run", "protocol", "judge", "metric", "snapshots", "Spearman's rho", "95 % interval"))
+
+
+def _protocol_id(ref: str) -> str:
+    from ddbench.evaluation.protocol import protocol
+
+    return protocol(ref).id
+
+
+def _of(part: CorrelationPart) -> tuple[str, str]:
+    known = part.low is not None and part.high is not None
+    return f"{part.rho:+.2f}", f"[{part.low:+.2f}, {part.high:+.2f}]" if known else "too few snapshots"
 
 
 def _real(record: RunRecord) -> bool:

@@ -187,6 +187,9 @@ class CurvePoint(Part):
     step: Count
     seconds: Seconds | None = Field(description="Of condensation, up to the step; none where nobody kept it.")
     accuracy: tuple[Share, ...] = Field(default=(), description="As in an evaluation.")
+    loss: tuple[Number, ...] = Field(
+        default=(), description="Mean cross-entropy over the test images, of each student. Not in earlier records."
+    )
     failed: Text = Field(default="", description="Why there is no accuracy, if there is none.")
 
 

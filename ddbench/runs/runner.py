@@ -422,7 +422,7 @@ def _evaluate(
 ) -> None:
     tell.on_phase("evaluate")
     sha256 = sha256_of(folder.synthetic)
-    judging = Judging(folder, synthetic, dataset, sha256, _problems(folder, dataset, options, tell), stop, tell, retry)
+    judging = Judging(folder, synthetic, dataset, sha256, problems(folder, dataset, options, tell), stop, tell, retry)
     try:
         with ledger.phase("evaluate"):
             results = [(cell, judging.judge(cell)) for cell in asked]
@@ -439,7 +439,7 @@ def _evaluate(
             judging.draw_curve(cell, result, step, ledger.costs.get("condense", CostPart(seconds=0.0)).seconds)
 
 
-def _problems(folder: RunDir, dataset: Dataset, options: RunOptions, tell: Observer) -> Callable[[str, str], Problem]:
+def problems(folder: RunDir, dataset: Dataset, options: RunOptions, tell: Observer) -> Callable[[str, str], Problem]:
     """The problem of a judge, by pixel space and backbone."""
 
     def problem(pixels: str, backbone: str) -> Problem:

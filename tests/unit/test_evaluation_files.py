@@ -28,6 +28,7 @@ WRITTEN = {
             "device": device,
             "precision": "fp32",
             "chose": {"lr_factor": 0.25, "lr": 2.0},
+            "loss": 1.25,
         }
         for k, accuracy, device in ((1, 0.25, "cpu"), (0, 0.5, "NVIDIA H100"))
     ],
