@@ -99,14 +99,17 @@ def _about_measured(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         "correlation": "Spearman's rank correlation of the method's loss and the test loss of students along a run",
     }
     for name, meaning in told.items():
-        having = [row for row in rows if row[f"{name}_sets"]]
-        missing = [row["label"] for row in rows if not row[f"{name}_sets"] and row["kind"] != "ceiling"]
-        without = (
-            f" Not measured of {', '.join(dict.fromkeys(missing))}: ddbench measure {name} RUN." if missing else ""
-        )
-        counts = sorted({row[f"{name}_sets"] for row in having})
-        sets = f", the mean over {'–'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} sets" if having else ""
-        yield f"{MEASURED[name].partition(',')[0]}: {meaning}{sets}.{without}"
+        counts = sorted({row[f"{name}_sets"] for row in rows if row[f"{name}_sets"]})
+        said = f"{MEASURED[name].partition(',')[0]}: {meaning}"
+        if counts:
+            several = "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+            said += f", of {several} {'set' if several == '1' else 'sets'} of a row"
+        # Real images have no loss that a method lowered.
+        without = ("ceiling", "coreset", "imported") if name == "correlation" else ("ceiling",)
+        missing = [row["label"] for row in rows if not row[f"{name}_sets"] and row["kind"] not in without]
+        if missing:
+            said += f". Not measured of {', '.join(dict.fromkeys(missing))}: ddbench measure {name} RUN"
+        yield f"{said}."
 
 
 @dataclass(frozen=True, eq=False)
