@@ -9,7 +9,7 @@ check:
 	$(PYTHON) -m mypy
 
 test:
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n 2
 
 slow:
 	$(PYTHON) -m pytest -q -m slow

@@ -37,7 +37,9 @@ def main(arguments: list[str]) -> int:
 
 def findings(base: str) -> tuple[list[str], list[str]]:
     """What is refused of the records that have changed since a commit, and what a reviewer should know."""
-    changed = [line for line in (git("diff", "--name-only", "--no-renames", base, "--", RECORDS) or "").splitlines()]
+    # Beside a record lies the picture of its set.
+    files = (git("diff", "--name-only", "--no-renames", base, "--", RECORDS) or "").splitlines()
+    changed = [path for path in files if path.endswith(".json")]
     refused, notes = [], []
     before: dict[str, tuple[str, Record]] = {}
     after: dict[str, tuple[str, Record]] = {}

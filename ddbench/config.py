@@ -55,8 +55,23 @@ class Options(BaseModel):
         return self
 
 
+def later(default: Any, **told: Any) -> Any:
+    """A field of a method's options that came when runs had been recorded: a run's config leaves it out at its default,
+    so that runs keep their ids. Takes what `Field` takes."""
+    return Field(default, json_schema_extra=_LATER, **told)
+
+
+_LATER: dict[str, Any] = {"later": True}
+
+
 class MethodConfig(Options):
     """Options of a method."""
+
+    def kept(self) -> dict[str, Any]:
+        """What a run's config keeps of them, as values of JSON: all but those that are `later` and at their default."""
+        fields = type(self).model_fields.items()
+        usual = {name for name, f in fields if f.json_schema_extra == _LATER and getattr(self, name) == f.default}
+        return self.model_dump(mode="json", exclude=usual)
 
 
 class Selection(Options):
@@ -124,8 +139,8 @@ class Setting:
         return dataset in self.datasets and self.fits("paper", dataset, ipc)
 
     def fits(self, preset: str, dataset: str, ipc: int | str) -> bool:
-        """Whether it applies. Settings `quick` and `timing` lie on top of the published ones, so these take both."""
-        presets = ("paper", preset) if preset in ("quick", "timing") else (preset,)
+        """Whether it applies. All but `trial` lie on top of the published ones, so that they take both."""
+        presets = (preset,) if preset == "trial" else ("paper", preset)
         return (
             self.preset in presets
             and (ANY in self.datasets or dataset in self.datasets)

@@ -12,10 +12,13 @@ import statistics as statistics_of
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from ddbench.runs.record import CurvePart, RunRecord
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -80,7 +83,8 @@ def options(name: str) -> str:
 
 def presets(name: str) -> str:
     """The presets of a method, each with its source."""
-    from ddbench.runs.spec import PRESETS, find_method
+    from ddbench.runs.spec import find_method
+    from ddbench.runs.spec import presets as presets_of
 
     def everything(values: Sequence[Any], word: str) -> str:
         return ", ".join(word if value == "*" else str(value) for value in values)
@@ -96,24 +100,33 @@ def presets(name: str) -> str:
                 setting.source,
             )
             for setting in find_method(name)[1].settings()
-            if setting.preset in PRESETS
+            if setting.preset in presets_of(find_method(name)[1])
         ),
     )
 
 
 def methods() -> str:
-    """The methods that come with ddbench."""
+    """The methods that come with ddbench, with links from the folder of the pages to theirs."""
     from ddbench.plugins import GROUPS, listing
     from ddbench.runs.spec import find_method
 
-    rows = []
+    rows, pages = [], sorted((DOCS / "pages" / "methods").glob("*.md"))
     for plugin in listing(GROUPS["method"]):
         if plugin.package != "ddbench":
             continue
         info = find_method(f"ddbench/{plugin.name}")[1].info
-        paper = ", ".join(str(part) for part in (info.venue, info.year, info.arxiv and f"arXiv {info.arxiv}") if part)
-        rows.append((_code(plugin.name), info.title, info.kind, paper or "–", _code(info.native)))
+        arxiv = info.arxiv and f"[arXiv {info.arxiv}](https://arxiv.org/abs/{info.arxiv})"
+        paper = ", ".join(str(part) for part in (info.venue, info.year, arxiv) if part)
+        page = next((f"methods/{path.name}" for path in pages if plugin.name in _linked(path)), "")
+        name = f"[{_code(plugin.name)}]({page})" if page else _code(plugin.name)
+        rows.append((name, info.title, info.kind, paper or "–", _code(info.native)))
     return _table(("method", "title", "kind", "paper", "native protocol"), rows)
+
+
+def _linked(page: Path) -> list[str]:
+    """The methods that a page says it is of: those whose links it asks for."""
+    names = re.findall(r"^<!-- links: (.+) -->$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [name for each in names for name in each.split()]
 
 
 def recipes() -> str:
@@ -376,26 +389,42 @@ def public_names() -> str:
 
 def curves(method: str, records: Path = RECORDS) -> str:
     """The learning curves of a method, from the records that have them."""
-    from ddbench.runs.record import CurvePart, RunRecord, read_record
-
-    found: dict[str, list[tuple[CurvePart, RunRecord]]] = {}
-    read = map(read_record, records.rglob(f"{method}-*.json"))
-    for record in sorted(read, key=lambda r: (r.run.dataset, r.run.ipc, r.run.seed, r.run.id)):
-        for curve in record.curves:
-            title = f"{record.data.title}, ipc {record.run.ipc}, {_code(curve.protocol)}"
-            found.setdefault(title, []).append((curve, record))
     tables = []
-    for title, alike in found.items():
-        settings = [{**record.config.values, "seed": record.run.seed} for _, record in alike]
-        for (curve, record), config in zip(alike, settings, strict=True):
-            differing = [name for name in config if any(config[name] != other.get(name) for other in settings)]
-            told = "".join(f", {_code(f'{name}={config[name]}')}" for name in differing)
+    for (title, protocol, _), drawn in curves_of(method, records).items():
+        for told, curve, record in drawn:
             accuracies = [[100 * value for value in point.accuracy] for point in curve.points]
             shown = ["failed" if p.failed else _accuracy(a) for p, a in zip(curve.points, accuracies, strict=True)]
             minutes = ("–" if p.seconds is None else f"{p.seconds / 60:.1f}" for p in curve.points)
-            heads = (title + told, *(str(point.step) for point in curve.points))
+            head = ", ".join([title, _code(protocol), *map(_code, told)])
+            heads = (head, *(str(point.step) for point in curve.points))
             tables.append(_table(heads, [(f"minutes, {' and '.join(record.devices)}", *minutes), ("accuracy", *shown)]))
     return "\n\n".join(tables) or "There are no curves yet."
+
+
+def curves_of(method: str, records: Path) -> dict[tuple[str, str, str], list[tuple[list[str], CurvePart, RunRecord]]]:
+    """The curves of a method in a folder of records, by dataset with ipc, protocol, and judge.
+
+    With each are the settings in which it differs from those beside it: `["iterations=1200", "seed=0"]`.
+    """
+    from ddbench.evaluation.protocol import judged_by
+    from ddbench.runs.record import read_record
+    from ddbench.text import budget
+
+    found: dict[tuple[str, str, str], list[tuple[CurvePart, RunRecord]]] = {}
+    read = [record for record in map(read_record, records.rglob(f"{method}-*.json")) if record.run.method == method]
+    for record in sorted(read, key=lambda r: (r.run.dataset, r.run.ipc, r.run.seed, r.run.id)):
+        for curve in record.curves:
+            title = f"{record.data.title}, {budget(record.run.ipc)}"
+            judge = judged_by(curve.protocol, curve.backbone)
+            found.setdefault((title, curve.protocol, judge), []).append((curve, record))
+    told = {}
+    for key, alike in found.items():
+        settings = [{**record.config.values, "seed": record.run.seed} for _, record in alike]
+        told[key] = [
+            ([f"{name}={value}" for name, value in own.items() if any(value != o.get(name) for o in settings)], *pair)
+            for own, pair in zip(settings, alike, strict=True)
+        ]
+    return told
 
 
 def rooms() -> str:

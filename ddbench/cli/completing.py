@@ -56,10 +56,15 @@ def _backbones(ctx: click.Context) -> Iterable[str]:
     return known()
 
 
+def _presets(ctx: click.Context) -> Iterable[str]:
+    return ["paper", "quick"]  # those of every method: its own are in its package, which is not loaded for this
+
+
 _KNOWN: dict[str, Callable[[click.Context], Iterable[str]]] = {
     "--method": _methods,
     "--dataset": _datasets,
     "--protocol": _protocols,
     "--backbone": _backbones,
+    "--preset": _presets,
     "--judge": _backbones,
 }

@@ -64,7 +64,11 @@ def _what_to_run(command: F) -> F:
             metavar="N",
             help="Seed of the set. Repeatable.",
         ),
-        click.option("--preset", type=click.Choice(["paper", "quick"]), help="Default: quick for digits, else paper."),
+        click.option(
+            "--preset",
+            metavar="NAME",
+            help="paper, quick, or one of the method's own. Default: quick for digits, else paper.",
+        ),
         click.option("--backbone", metavar="NAME", help="The network that the method uses."),
         click.option("--pixels", metavar="NAME", help="Pixel space, such as standard or zca."),
         click.option(

@@ -109,11 +109,11 @@ def show() -> None:
 def method(ref: str, as_json: bool) -> None:
     """A method: what it learns, its options with types, defaults and ranges, its presets with their sources."""
     from ddbench.config import option_table
-    from ddbench.runs.spec import PRESETS, find_method
+    from ddbench.runs.spec import find_method, presets
 
     loaded, kind = find_method(ref)
     info, options = kind.info, option_table(kind.Config)
-    settings = [setting for setting in kind.settings() if setting.preset in PRESETS]
+    settings = [setting for setting in kind.settings() if setting.preset in presets(kind)]
     if as_json:
         value = {"name": loaded.name, "provided_by": loaded.provided_by, **asdict(info)}
         value |= {"options": [asdict(o) for o in options], "presets": [asdict(s) for s in settings]}

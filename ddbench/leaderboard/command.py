@@ -30,6 +30,18 @@ def commands_of(record: RunRecord) -> list[str]:
     return [shlex.join([*words, *first]), *(shlex.join(["ddbench", "evaluate", str(folder), *each]) for each in others)]
 
 
+def reproduction_of(record: RunRecord) -> str:
+    """The command that runs all of that and says whether set and accuracies agree; "" for a set that others made.
+
+    The file of a method that came with no package is named in it as it was given, and has to be there.
+    """
+    run = record.run
+    if record.imported is not None:
+        return ""
+    by_path = ["--method", run.provided_by] if run.method_sha256 is not None else []
+    return shlex.join(["ddbench", "reproduce", run.id, *by_path])
+
+
 def _judging(record: RunRecord) -> list[list[str]]:
     """Options that judge as the record was, a list for each group of protocols that share their judges."""
     judges: dict[str, list[str]] = {}

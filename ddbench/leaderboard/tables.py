@@ -7,10 +7,11 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.leaderboard.fitting import HEAD, fit
 from ddbench.leaderboard.published import ZCA, as_printed, beside, printed
 from ddbench.leaderboard.scores import COLUMNS as SCORE_COLUMNS
@@ -187,7 +188,7 @@ def _table(
     say_digest: bool,
 ) -> Table:
     first = rows[0]
-    judges = sorted({row["judge"] for row in rows}, key=lambda name: (not name.startswith("convnet"), name))
+    judges = _in_order({row["judge"] for row in rows}, first["protocol"])
     lines = sorted(_lines(rows), key=lambda line: (_order(line, judges), line[0]["label"]))
     device = _usual_device(rows)
     scores = [name for name in SCORES if name in first]
@@ -233,6 +234,17 @@ def _table(
             *_sources(sources, original=first["original"]),
         ),
     )  # fmt: skip
+
+
+def _in_order(judges: Iterable[str], protocol: str) -> list[str]:
+    """The judges that a protocol itself names come first, since rows are ordered by the first; then ConvNets."""
+    known = PROTOCOLS.get(protocol)
+    own = known.backbones if known else ()
+
+    def place(name: str) -> tuple[bool, bool, str]:
+        return re.sub(r"-d\d+(?=-|$)", "", name) not in own, not name.startswith("convnet"), name
+
+    return sorted(judges, key=place)
 
 
 def _said_name(row: Mapping[str, Any]) -> str:

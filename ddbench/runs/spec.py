@@ -43,6 +43,9 @@ from ddbench.runs.selecting import as_values, config_of, resolve_selection, spli
 from ddbench.text import MOST_NAME, budget, printable
 
 PRESETS = ("paper", "quick")
+"""Those of every method, which may have others of its own."""
+# What nobody asks for: the checks of the contract take one, `ddbench bench` the other.
+INTERNAL = ("trial", "timing")
 UNKNOWN = "unknown"
 CPU = torch.device("cpu")
 DEFAULTS_USED = "the method's defaults are used"
@@ -196,13 +199,12 @@ def _resolve(
     named: Callable[[Path], str],
 ) -> tuple[RunSpec, Method[Any], tuple[Protocol, ...], Selection]:
     preset = asked.preset or ("quick" if info.name == "digits" else "paper")
-    if preset not in PRESETS:
-        raise ConfigError(f"there is no preset {preset!r}; choose {' or '.join(PRESETS)}.")
     if asked.ipc < 1:
         raise ConfigError(f"ipc is {asked.ipc}; it is a number of images per class, at least 1.")
     if asked.seed < 0:
         raise ConfigError(f"the seed is {asked.seed}; it is a whole number, at least 0.")
     settings = [QUICK, *map(_by_known_names, kind.settings())]
+    _check_preset(preset, kind, settings, info, asked.ipc)
     layers, run_layers = preset_layers(settings, preset, info.name, asked.ipc)
     if asked.config_file is not None:
         layers.append(Layer("file", read_toml(asked.config_file)))
@@ -231,7 +233,8 @@ def _resolve(
     if not asked.protocols:
         refs = [_stable(info, asked.judges) if ref == "quick@1" else ref for ref in refs]
     judged_by = tuple(_protocol(ref, kind) for ref in refs)
-    sources |= {f"config.{name}": source for name, source in resolved.sources.items()}
+    config = resolved.config.kept()
+    sources |= {f"config.{name}": source for name, source in resolved.sources.items() if name in config}
     sources |= {f"config.{name}": selected_by[value] for name, (value, _) in selected.items()}
     sources["preset"] = asked.source("preset") if asked.preset else "default"
     spec = RunSpec(
@@ -246,7 +249,7 @@ def _resolve(
         pixels=canonical_name(run["pixels"]),
         seed=asked.seed,
         precision=Precision(run["precision"]).name,
-        config=resolved.config.model_dump(mode="json") | {name: value for name, (_, value) in selected.items()},
+        config=config | {name: value for name, (_, value) in selected.items()},
         conventions=_conventions(info, canonical_name(run["pixels"])),
         preset=preset,
         protocols=tuple(asked_ref(p, ref) for p, ref in zip(judged_by, refs, strict=True)),
@@ -256,6 +259,33 @@ def _resolve(
         published=_published(loaded, settings, info, asked.ipc) if preset == "paper" else None,
     )
     return spec, kind(resolved.config), judged_by, selection
+
+
+def presets(kind: type[Method[Any]]) -> tuple[str, ...]:
+    """The names of the presets that runs of a method can ask for."""
+    return tuple(dict.fromkeys([*PRESETS, *(s.preset for s in kind.settings() if s.preset not in INTERNAL)]))
+
+
+def _check_preset(
+    preset: str, kind: type[Method[Any]], settings: Sequence[Setting], info: DatasetInfo, ipc: int
+) -> None:
+    """Raises: ConfigError for a preset that the method lacks, or has for other datasets or budgets alone."""
+    offered = presets(kind)
+    if preset not in offered:
+        raise ConfigError(
+            f"there is no preset {preset!r} of {kind.name}; choose {', '.join(offered[:-1])} or {offered[-1]}."
+        )
+    own = [setting for setting in settings if setting.preset == preset]
+    if preset not in PRESETS and not any(setting.fits(preset, info.name, ipc) for setting in own):
+        there: dict[str, dict[str, None]] = {}
+        for setting in own:
+            for dataset in setting.datasets:
+                there.setdefault(dataset, {}).update(dict.fromkeys(map(str, setting.ipcs)))
+        cells = ", ".join(f"{dataset} at ipc {' or '.join(ipcs)}" for dataset, ipcs in there.items())
+        raise ConfigError(
+            f"the preset {preset!r} of {kind.name} has no settings for {info.name} at {budget(ipc)}; it has some for "
+            f"{cells}."
+        )
 
 
 def _by_known_names(setting: Setting) -> Setting:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ddbench.errors import ConfigError, DdbenchError, RunError
@@ -180,8 +181,7 @@ class Submission:
         Raises: ConfigError for a setting that submitit does not know; RunError where there is no Slurm, and with the
         words of Slurm where it refuses.
         """
-        import submitit
-
+        submitit = _submitit()
         executor = self._executor()
         content: dict[str, Any] = {
             "schema": SCHEMA,
@@ -228,8 +228,7 @@ class Submission:
         return max(20.0, self._warning / 2)
 
     def _executor(self, *, look_only: bool = False) -> submitit.AutoExecutor:
-        import submitit
-
+        submitit = _submitit()
         if shutil.which("sbatch") is None and not look_only:
             raise RunError("there is no Slurm here: sbatch is not found. Start the sweep on a machine that has it.")
         own = {
@@ -254,6 +253,25 @@ class Submission:
         # submitit's own default is five minutes; the partition's holds where the user names none.
         executor.parameters.setdefault("time", None)
         return executor
+
+
+def _submitit() -> ModuleType:
+    """The library that hands jobs to Slurm, imported without its settings for logging.
+
+    They would shut down every handler that the process has; one of absl's, which JAX and TensorBoard bring, then closes
+    the stream that it writes to, and this can be stderr. In a job submitit comes first and keeps its own log.
+    """
+    name = "SUBMITIT_LOG_LEVEL"
+    before = os.environ.get(name)
+    os.environ[name] = "NOCONFIG"
+    try:
+        import submitit
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+    return submitit
 
 
 def queued(runs_root: Path) -> list[tuple[str, Asked]]:

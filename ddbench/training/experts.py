@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from ddbench.rng import Rng
 from ddbench.training.lockstep import Lockstep
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import Block, TrainingPlan, on_real_images
+from ddbench.training.sharpness import Sharpness
 from ddbench.training.students import footprint, students_together
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,10 @@ class Trajectories:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertTrajectories(Artifact[Trajectories]):
-    """A pool of networks trained by plain SGD with a constant step size and the common augmentation.
+    """A pool of networks trained by SGD with a constant step size and the common augmentation.
+
+    With `rho` their steps are sharpness-aware, with that ρ and α = `alpha` (`ddbench.training.sharpness`), as Du et al.
+    train them (CVPR 2023, arXiv 2211.11004); with 0 they are plain ones.
 
     Files: expert_0000.safetensors and so on, each with params [epochs + 1, P] float32, the seconds [epochs + 1] that
     it took to get there, and a checksum over both. Expert k is the same in every pool that it is part of, and goes on
@@ -123,13 +127,24 @@ class ExpertTrajectories(Artifact[Trajectories]):
     augment: str
     seed: int
     recipe: str
+    rho: float = 0.0
+    alpha: float = 0.0
     experts: int = outside_identity()
     epochs: int = outside_identity()
     parameters: int = outside_identity()  # P, of which there is one for each backbone and dataset
 
     @classmethod
     def of(
-        cls, problem: Problem, *, experts: int, epochs: int, lr: float, augment: str = "auto", seed: int = 0
+        cls,
+        problem: Problem,
+        *,
+        experts: int,
+        epochs: int,
+        lr: float,
+        augment: str = "auto",
+        seed: int = 0,
+        rho: float = 0.0,
+        alpha: float = 0.0,
     ) -> ExpertTrajectories:
         """The artefact for a problem. Raises: ConfigError for a network whose state is more than its parameters."""
         if not problem.backbone.per_sample:
@@ -143,7 +158,9 @@ class ExpertTrajectories(Artifact[Trajectories]):
                 "dropout or stochastic depth. Use one without, such as convnet or torchvision:vgg11(dropout=0)."
             )
         augment = resolve_strategy(augment, problem.info.digits)
-        recipe = _options(lr).digest(name="expert", augment=augment)
+        alpha = alpha if rho else 0.0  # without rho it changes nothing
+        sharp = {"rho": rho, "alpha": alpha} if rho else {}
+        recipe = _options(lr).digest(name="expert", augment=augment, **sharp)
         return cls(
             **problem.identity,
             lr=lr,
@@ -153,7 +170,15 @@ class ExpertTrajectories(Artifact[Trajectories]):
             experts=experts,
             epochs=epochs,
             parameters=problem.backbone.parameters,
+            rho=rho,
+            alpha=alpha,
         )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fields that name it; pools of plain SGD are called as they were before there were others."""
+        sharp = ("rho", "alpha") if not self.rho else ()
+        return {name: value for name, value in super().identity.items() if name not in sharp}
 
     def build(self, folder: Path, problem: Problem) -> None:
         for path in self._damaged(folder):  # before any of them goes on from there
@@ -166,6 +191,7 @@ class ExpertTrajectories(Artifact[Trajectories]):
         left = {k: (self.epochs - max(reached, 0)) * per_epoch for reached, k in self._short(folder)}
         tick = problem.artifacts.progress(f"{len(left)} expert{'s' * (len(left) > 1)}", sum(left.values()))
         training: Lockstep | None = None
+        sharpness = Sharpness(self.rho, self.alpha) if self.rho else None
         alike = 0
         while short := self._short(folder):
             for k in left.keys() - {k for _, k in short}:
@@ -181,7 +207,8 @@ class ExpertTrajectories(Artifact[Trajectories]):
                     continue
                 variables, paths, seconds = self._so_far(folder, group, problem, rng)
                 if training is None or len(group) != alike:
-                    training = Lockstep(problem.backbone, variables, schedule, groups=math.ceil(len(short) / together))
+                    groups = math.ceil(len(short) / together)
+                    training = Lockstep(problem.backbone, variables, schedule, groups=groups, sharpness=sharpness)
                 else:
                     training.restart(variables)
                 alike = len(group)

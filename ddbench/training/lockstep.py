@@ -22,6 +22,7 @@ from ddbench.engine.program import channels_last, compiled, weights_laid_out, wo
 from ddbench.problem import Problem
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import Block, TrainingPlan, unchanged
+from ddbench.training.sharpness import Sharpness
 
 Tensors = dict[str, Tensor]
 
@@ -81,7 +82,8 @@ class Lockstep:
     """S students of one plan, as static tensors on a device.
 
     `variables` are the fresh students, with a leading S. `groups` is how many such groups are still to be trained, this
-    one included: compilation is paid once for them. `compilations` are those that are used and added to.
+    one included: compilation is paid once for them. `compilations` are those that are used and added to. `sharpness`
+    makes every step a sharpness-aware one, of two gradients on one augmented batch; buffers are those of the first.
     """
 
     def __init__(
@@ -92,8 +94,9 @@ class Lockstep:
         *,
         groups: int = 1,
         compilations: Compilations = COMPILED,
+        sharpness: Sharpness | None = None,
     ) -> None:
-        self._compilations = compilations
+        self._compilations, self._sharpness = compilations, sharpness
         self._device = plan.images.device
         self.plan, self._net, self._groups = plan, net.in_training().first_order(self._device), groups
         count = len(next(iter(variables.params.values())))
@@ -174,14 +177,24 @@ class Lockstep:
             x = functions.augment(x, self._at("ops", student).view(1), self._at("numbers", student)[:size])
         params = self._params[student]
         loss, buffers = functions.loss(params, self._buffers[student], x, y)
-        slopes = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-        grads = [
-            self._nothing[k] if g is None else _alike(g, p) for g, (k, p) in zip(slopes, params.items(), strict=True)
-        ]
+        grads = self._slopes(loss, params)
+        if self._sharpness is not None:
+            with torch.no_grad():
+                climbed = self._sharpness.climbed(list(params.values()), grads)
+            above = {k: w.requires_grad_() for k, w in zip(params, climbed, strict=True)}
+            there = self._slopes(functions.loss(above, self._buffers[student], x, y)[0], above)
+            with torch.no_grad():
+                grads = self._sharpness.combined(grads, there)
         with torch.no_grad():
             for name, value in buffers.items():
                 self._buffers[student][name].copy_(value)
             functions.update(list(params.values()), grads, self._moments[student], self._at("lr"))
+
+    def _slopes(self, loss: Tensor, params: Tensors) -> list[Tensor]:
+        slopes = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+        return [
+            self._nothing[k] if g is None else _alike(g, p) for g, (k, p) in zip(slopes, params.items(), strict=True)
+        ]
 
     def _programs(self, sizes: Sequence[int]) -> dict[int, Callable[[], None]]:
         """One program a batch size: plain calls on a CPU, and of networks that no graph can hold; graphs on a GPU,

@@ -7,6 +7,7 @@ Matching", ICLR 2024, arXiv 2310.05773.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, optim
 
 from ddbench import MethodInfo, Metrics, Problem, Rng, SyntheticSet, Variables
+from ddbench.config import later
 from ddbench.engine.augment import Draw
 from ddbench.initial import starting_images
 from ddbench.training.experts import ExpertTrajectories, Trajectories, expert_of, logits_of
@@ -42,6 +44,7 @@ class DATMConfig(MTTConfig):
     )
     label_experts: int = Field(10, ge=1, description="How many of the experts label the first images.")
     label_epochs: int = Field(100, ge=1, description="Epochs that these have trained.")
+    teacher_labels: Literal[False] = later(False, description="For MTT alone: DATM learns its labels.")
 
 
 @dataclass
@@ -52,6 +55,9 @@ class DATMState(MTTState):
 
     def targets(self) -> Tensor:
         return self.logits.softmax(dim=1)
+
+    def learned(self) -> list[Tensor]:
+        return [self.images, self.logits]
 
 
 class DATM(MTT):
@@ -84,7 +90,7 @@ class DATM(MTT):
         )
         return DATMState(
             state.images, state.lr, state.optimizer, state.experts, state.student, state.like, state.labels,
-            logits=logits,
+            logits=logits, averages=[*state.averages, logits.detach().clone()] if state.averages else [],
         )  # fmt: skip
 
     def update(
@@ -95,13 +101,14 @@ class DATM(MTT):
         loss.backward()
         near = loss.detach() <= (math.inf if self.config.threshold is None else self.config.threshold)
         step_where(near, state.optimizer)
+        state.average(self.config.ema)
         lr = state.lr.detach().clone()
         return {"loss": loss.detach(), "lr": lr, "log_lr": lr.log(), "taken": near.float()}
 
     def export(self, problem: Problem, state: MTTState) -> SyntheticSet:
         """Raises: DivergedError where the step size is not positive."""
         assert isinstance(state, DATMState)
-        logits = state.logits.detach().cpu().clone()
+        _, logits = state.exported()
         return replace(super().export(problem, state), labels=logits, label_kind="logit")
 
     def start_epoch(self, step: int, drawn: np.random.Generator) -> int:
@@ -121,6 +128,8 @@ class DATM(MTT):
             lr=config.lr_experts,
             augment=config.augment,
             seed=config.experts_seed,
+            rho=config.rho_experts,
+            alpha=config.alpha_experts,
         )
         return problem.artifacts.get(wanted, problem)
 

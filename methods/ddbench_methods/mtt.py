@@ -7,13 +7,14 @@ arXiv 2203.11932.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, optim
+from torch.nn.functional import one_hot
 
 from ddbench import (
     Method,
@@ -25,13 +26,15 @@ from ddbench import (
     Rng,
     State,
     SyntheticSet,
+    Variables,
     transient,
 )
+from ddbench.config import later
 from ddbench.engine.augment import Draw, draw_many, resolve_strategy
 from ddbench.engine.program import fusible, weights_laid_out
 from ddbench.errors import DivergedError
 from ddbench.initial import Initial, check_start, starting_images
-from ddbench.training.experts import ExpertTrajectories, Trajectories, flatten, unflatten
+from ddbench.training.experts import ExpertTrajectories, Trajectories, flatten, logits_of, unflatten
 from ddbench.training.unroll import Descent, descent, exact_form
 
 
@@ -58,13 +61,32 @@ class MTTConfig(MethodConfig):
         "adjoint where kernels of ddbench make it faster, else full where that fits. tesla: an approximation, which "
         "drops how later parameters depend on earlier images.",
     )  # fmt: skip
+    rho_experts: float = later(
+        0.0, ge=0, description="How far their training looks for a higher loss (FTD: 0.01). 0: plain SGD."
+    )
+    alpha_experts: float = later(
+        0.0, ge=0, description="How much it avoids what lowers the loss here and not there (FTD: 0.3 or 1); with rho."
+    )
+    ema: float = later(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of the moving average of the images that becomes the set (FTD). 0: the last.",
+    )
+    teacher_labels: bool = later(
+        False,
+        description="Whether each iteration gives images the labels that the expert gives them where the student has "
+        "to arrive (TESLA).",
+    )
 
 
 @dataclass
 class MTTState(State):
     """Shapes: images [K * ipc, C, H, W], class by class; lr [], the student's step size.
 
-    `student` is training as a function that can be differentiated, of parameters that are named and shaped as `like`.
+    `student` is training as a function that can be differentiated, of parameters that are named and shaped as `like`,
+    in a network with those `buffers`. `averages` are those of what is learned, where there are any; `assigned`
+    [K * ipc, K] probabilities that an expert has given.
     """
 
     images: Tensor
@@ -74,10 +96,31 @@ class MTTState(State):
     student: Descent = transient()
     like: Mapping[str, Tensor] = transient()
     labels: Tensor = transient()
+    buffers: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True, metadata={"saved": False})
+    averages: list[Tensor] = field(default_factory=list, kw_only=True)
+    assigned: Tensor | None = field(default=None, kw_only=True)
 
     def targets(self) -> Tensor:
         """What students learn of the images: classes [K * ipc], or probabilities [K * ipc, K]."""
-        return self.labels
+        return self.labels if self.assigned is None else self.assigned
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        # Checkpoints from before these were there are of runs without them.
+        super().load_state_dict({"averages": [], "assigned": None, **saved})
+
+    def learned(self) -> list[Tensor]:
+        """What belongs to images and is learned, images first."""
+        return [self.images]
+
+    def exported(self) -> list[Tensor]:
+        """The same as the set has it, on the host: the averages where there are any."""
+        return [value.detach().cpu().clone() for value in self.averages or self.learned()]
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Let the averages follow what is learned, as they do after each iteration."""
+        for average, value in zip(self.averages, self.learned(), strict=bool(self.averages)):
+            average.lerp_(value, 1 - decay)
 
 
 class MTT(Method[MTTState]):
@@ -97,6 +140,11 @@ class MTT(Method[MTTState]):
     )
     Config = MTTConfig
     config: MTTConfig
+
+    @property
+    def native(self) -> str:
+        # The same students, on soft labels.
+        return "datm@1" if self.config.teacher_labels else self.info.native
 
     def prepare(self, problem: Problem) -> None:
         check_start(self.config.initial, problem)  # before the experts, which may take hours
@@ -120,7 +168,12 @@ class MTT(Method[MTTState]):
             form = exact_form(problem.backbone, network, sum(self.sizes(len(images))))
         student = descent(problem.backbone, network, form)
         labels = problem.class_labels().to(problem.device)
-        return MTTState(images, lr, optimizer, experts, student, network.params, labels)
+        state = MTTState(images, lr, optimizer, experts, student, network.params, labels, buffers=network.buffers)
+        if config.ema:
+            state.averages = [images.detach().clone()]
+        if config.teacher_labels:
+            state.assigned = one_hot(labels.long(), problem.classes).float()
+        return state
 
     def draw(self, problem: Problem, state: MTTState, rng: Rng) -> tuple[Tensor, Tensor, Tensor, Draw | None]:
         config, drawn = self.config, rng.fold("expert").numpy()
@@ -135,10 +188,14 @@ class MTT(Method[MTTState]):
     def update(
         self, problem: Problem, state: MTTState, start: Tensor, target: Tensor, rows: Tensor, view: Draw | None
     ) -> Metrics:
+        if state.assigned is not None:
+            expert = Variables(unflatten(target, state.like), dict(state.buffers))
+            state.assigned.copy_(logits_of(problem, expert, state.images).softmax(dim=1))
         loss = mismatch(state, start, target, rows, view, self.sizes(len(state.images)))
         state.optimizer.zero_grad()
         loss.backward()
         state.optimizer.step()
+        state.average(self.config.ema)
         lr = state.lr.detach().clone()
         # Not a number where the step size is not positive, which stops the run.
         return {"loss": loss.detach(), "lr": lr, "log_lr": lr.log()}
@@ -148,7 +205,10 @@ class MTT(Method[MTTState]):
         lr = state.lr.detach().cpu().clone()
         if not float(lr) > 0:
             raise DivergedError(f"the learned step size became {float(lr):.3g}; no student can train with it.")
-        return SyntheticSet(state.images.detach().cpu().clone(), problem.class_labels(), Recipe(lr=lr))
+        images, *_ = state.exported()
+        if state.assigned is None:
+            return SyntheticSet(images, problem.class_labels(), Recipe(lr=lr))
+        return SyntheticSet(images, state.assigned.cpu().clone(), Recipe(lr=lr), label_kind="probability")
 
     def start_epoch(self, step: int, drawn: np.random.Generator) -> int:
         """The epoch from which an expert is followed at a step."""
@@ -164,6 +224,8 @@ class MTT(Method[MTTState]):
             lr=config.lr_experts,
             augment=config.augment,
             seed=config.experts_seed,
+            rho=config.rho_experts,
+            alpha=config.alpha_experts,
         )
         return problem.artifacts.get(wanted, problem)
 

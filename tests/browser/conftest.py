@@ -29,6 +29,10 @@ class Browser:
 
     def open(self, page: Path, address: str = "", *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """The page, anew, with an address after its #, in a window of so many pixels."""
+        self.visit(page.as_uri() + (f"#{address}" if address else ""), width=width, height=height, dark=dark)
+
+    def visit(self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """What lies at an address, anew, in a window of so many pixels."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -36,7 +40,7 @@ class Browser:
         self.driver.get("about:blank")
         for kind in ("browser", "performance"):
             self.driver.get_log(kind)
-        self.driver.get(page.as_uri() + (f"#{address}" if address else ""))
+        self.driver.get(url)
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What a script returns."""

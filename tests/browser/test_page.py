@@ -155,7 +155,8 @@ def test_a_row_opens_to_all_that_is_known(browser: Any, board: Path) -> None:
     assert browser.run("return document.querySelector('[data-row^=dm-] .opener').ariaExpanded") == "true"
     text = browser.texts(".details")[0]
     option, value, source = run["options"][0]
-    parts = [run["sha256"], run["commands"][0], run["commit"][:12], "arXiv 2110.04181", f"{option} = {value}", source]
+    parts = [run["sha256"], run["reproduce"], run["commands"][0], run["commit"][:12], "arXiv 2110.04181", source]
+    parts.append(f"{option} = {value}")
     for part in [*parts, *(f"seed {found['runs'][each['id']]['seed']}" for each in row["runs"])]:
         assert part in text
     dots = browser.run("return document.querySelectorAll('.strip .dot').length")
@@ -276,7 +277,7 @@ def test_texts_of_records_stay_texts(browser: Any, board: Path, tmp_path: Path) 
         row |= {"method": row["method"] + evil, "setting": evil, "title": evil, "failed": evil}
     for run in found["runs"].values():
         run |= {name: evil for name in ("provided_by", "commit", "backbone", "started")}
-        run |= {"options": [[evil, evil, evil]], "devices": [evil], "commands": [evil]}
+        run |= {"options": [[evil, evil, evil]], "devices": [evil], "commands": [evil], "reproduce": evil}
     path = tmp_path / "evil.html"
     path.write_text(render(found, f"title{evil}"), encoding="utf-8")
     browser.open(path)

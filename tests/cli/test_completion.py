@@ -21,6 +21,7 @@ def offered(monkeypatch: pytest.MonkeyPatch, args: list[str], incomplete: str) -
         (["run", "--dataset"], "cifar", {"cifar10", "cifar100"}),
         (["evaluate", "--protocol"], "ds", {"dsa", "dsa@1", "dsa-soft", "dsa-soft@1"}),
         (["run", "--backbone"], "le", {"lenet"}),
+        (["run", "--preset"], "", {"paper", "quick"}),
         (["evaluate", "--judge"], "ml", {"mlp"}),
         (["leaderboard", "--method"], "her", {"herding"}),
         (["lea"], "lea", {"leaderboard"}),

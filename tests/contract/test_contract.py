@@ -35,6 +35,21 @@ def test_every_method_keeps_the_contract(name: str, check: contract.Check) -> No
     check(load_object(GROUPS["method"], name), SMALL.get(name, {}))
 
 
+# Forms of methods that other papers have given them.
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "FTD": ("mtt", {"rho_experts": 0.01, "alpha_experts": 0.3, "ema": 0.9}),
+    "TESLA": ("mtt", {"grad": "tesla", "teacher_labels": True}),
+    "DATM with FTD": ("datm", {"rho_experts": 0.01, "alpha_experts": 0.3, "ema": 0.9}),
+}
+
+
+@pytest.mark.parametrize("check", contract.checks, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_a_method_keep_the_contract(form: str, check: contract.Check) -> None:
+    name, options = FORMS[form]
+    check(load_object(GROUPS["method"], name), options)
+
+
 class DriftConfig(MethodConfig):
     iterations: int = Field(1000, ge=0, description="Steps.")
 

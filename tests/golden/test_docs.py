@@ -27,7 +27,6 @@ from ddbench.config import Layer, parse_assignments, read_settings, resolve
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.data.sources import load
 from ddbench.evaluation.protocol import PROTOCOLS, protocol
-from ddbench.leaderboard import boards
 from ddbench.runs.spec import find_method, foresee
 from ddbench.sweep.grid import expand, read_sweep
 from ddbench.testing import contract
@@ -215,21 +214,6 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_the_navigation_has_every_page_once() -> None:
     listed = re.findall(r": (\S+\.md)$", (DOCS / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(str(page.relative_to(DOCS / "pages")) for page in PAGES)
-
-
-def test_the_site_has_the_page_of_the_committed_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -e '.[docs]'")
-    asked: list[Path] = []
-    monkeypatch.setattr("mkdocs.structure.files.File.generated", lambda config, path, content: (path, content))
-    monkeypatch.setattr(boards, "committed_page", lambda folder: asked.append(folder) or "page")
-    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
-    assert hooks.on_files([], None) == [("board.html", "page")]
-    assert asked == [ROOT / "leaderboards"]
-    assert "- Leaderboard: board.html" in (DOCS / "mkdocs.yml").read_text(encoding="utf-8")
 
 
 def test_the_start_page_has_commands() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from ddbench.backbones.names import build
 from ddbench.loop import drive
 from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
+from ddbench.testing.contract import problem_for_checks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,6 +54,51 @@ def test_mtt_takes_the_same_steps_in_a_graph(
         images.append(state.images.detach().cpu())
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert (images[0] - images[1]).norm() < 1e-3 * images[0].norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("mtt", {"ema": 0.9, "teacher_labels": True}), ("datm", {"ema": 0.9, "label_experts": 1, "label_epochs": 2})],
+)
+def test_averages_and_assigned_labels_are_those_of_steps_one_by_one(
+    name: str,
+    options: dict[str, Any],
+    tmp_path: Path,
+    on_the_gpu: Callable[[Path], Problem],
+    monkeypatch: pytest.MonkeyPatch,
+    call_one_by_one: Callable[[pytest.MonkeyPatch], None],
+) -> None:
+    method_class, made = load_object(GROUPS["method"], name), []
+    for eager in (True, False):
+        problem = on_the_gpu(tmp_path)
+        usual = {"experts": 2, "start_epochs": 2, "inner_steps": 3, "lr_experts": 0.1, "lr_images": 1.0}
+        method = method_class(method_class.Config(iterations=8, **usual, **options))
+        with problem.precision.active(problem.device), monkeypatch.context() as patched:
+            if eager:
+                call_one_by_one(patched)
+            *_, (state, _) = drive(method, problem)
+        assert [step.captured is not eager for step in state._programs.programs.values()] == [True]
+        made.append(method.export(problem, state))
+        assert not torch.equal(made[-1].images, state.images.detach().cpu())
+    for ours, theirs in ((made[0].images, made[1].images), (made[0].labels, made[1].labels)):
+        assert (ours - theirs).norm() < 1e-3 * ours.norm()
+
+
+@pytest.mark.parametrize("backbone", ["convnet-d2-w8", "convnet-d2-w16"])
+def test_flat_experts_are_those_of_the_cpu(
+    backbone: str, tmp_path: Path, on_the_gpu: Callable[[Path], Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trajectories, "students_together", lambda *_: 2)
+    found = []
+    for where in ("cpu", "cuda"):
+        problem = on_the_gpu(tmp_path / where) if where == "cuda" else problem_for_checks(tmp_path / where)
+        problem = replace(problem, backbone=build(backbone, problem.shape, problem.classes))
+        wanted = trajectories.ExpertTrajectories.of(problem, experts=3, epochs=3, lr=0.1, rho=0.3, alpha=0.5)
+        with problem.precision.active(problem.device):
+            experts = problem.artifacts.get(wanted, problem)
+        found.append(torch.stack([experts.params(k, 3) for k in range(3)]))
+    assert torch.allclose(found[0], found[1], atol=1e-3)
+    assert (found[0][0] - found[0][1]).norm() > 0.1
 
 
 def test_what_is_written_out_learns_what_the_whole_graph_learns(

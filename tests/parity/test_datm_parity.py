@@ -158,6 +158,23 @@ def test_other_first_images_are_labelled_by_the_first_expert(problem: Problem, o
     assert torch.equal(images, expected)
 
 
+def test_the_average_is_that_of_images_and_logits(problem: Problem) -> None:
+    """Also over an iteration that changes nothing, of which there are some here."""
+    chosen, decay = method(iterations=6, threshold=0.9, ema=0.6), 0.6
+    averages: list[Tensor] = []
+    taken = []
+    for state, metrics in drive(chosen, problem):
+        assert isinstance(state, DATMState)
+        now = [state.images.detach().double(), state.logits.detach().double()]
+        averages = [decay * a + (1 - decay) * b for a, b in zip(averages, now, strict=True)] if averages else now
+        taken += [bool(metrics["taken"])] if metrics else []
+        made = chosen.export(problem, state)
+        assert torch.allclose(made.images.double(), averages[0], atol=1e-6)
+        assert torch.allclose(made.labels.double(), averages[1], atol=1e-5)
+    assert 0 < sum(taken) < 6
+    assert (averages[1] - now[1]).abs().max() > 1e-4
+
+
 def test_the_stretch_of_training_grows_as_in_the_paper() -> None:
     chosen = method(first_epoch=2, early_epochs=10, start_epochs=20, growth=1000)
     generator = np.random.default_rng(0)

@@ -35,6 +35,8 @@ def logits(p: dict[str, Tensor], x: Tensor) -> Tensor:
 
 def cross_entropy(p: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
     scores = logits(p, x)
+    if y.is_floating_point():
+        return -(y * (scores - scores.exp().sum(1, keepdim=True).log())).sum(1).mean()
     return -torch.stack([scores[i, y[i]] - scores[i].exp().sum().log() for i in range(len(y))]).mean()
 
 
@@ -65,7 +67,10 @@ def one_step(draw: Draw, t: int) -> Callable[[Tensor], Tensor]:
 
 
 def by_hand(problem: Problem, config: Any, experts: Any, start: Tensor) -> tuple[Tensor, float, list[float]]:
-    """Images, step size and losses after all iterations."""
+    """Images, step size and losses after all iterations.
+
+    With `teacher_labels` each begins with the labels that the expert's last parameters give images as they are.
+    """
     net, labels = problem.backbone, torch.tensor([c for c in range(3) for _ in range(problem.ipc)])
     images, lr, losses = start.double(), config.lr_network, []
     moving, moving_lr = torch.zeros_like(images), 0.0
@@ -85,6 +90,9 @@ def by_hand(problem: Problem, config: Any, experts: Any, start: Tensor) -> tuple
             batches.append(queue.pop(0))
         draw = draw_many(SIX, config.inner_steps, b, rng.fold("views"), align_corners=True)
         views = [one_step(draw, t) for t in range(config.inner_steps)]
+        if config.teacher_labels:
+            powers = logits(named(net, target), images).exp()
+            labels = powers / powers.sum(1, keepdim=True)
         u, a = images.clone().requires_grad_(), torch.tensor(lr, dtype=torch.float64, requires_grad=True)
         end = student(net, origin, u, labels, a, batches, views)
         loss = (end - target).square().sum() / (origin - target).square().sum()
@@ -96,13 +104,25 @@ def by_hand(problem: Problem, config: Any, experts: Any, start: Tensor) -> tuple
     return images, lr, losses
 
 
-@pytest.mark.parametrize("grad", ["adjoint", "full"])
-@pytest.mark.parametrize("batch_syn", [None, 4])  # of 6: a batch of two comes first
-def test_iterations_are_those_of_the_loop(tmp_path: Path, grad: str, batch_syn: int | None) -> None:
+@pytest.mark.parametrize(
+    ("grad", "batch_syn", "options"),
+    [
+        ("adjoint", None, {}),
+        ("adjoint", 4, {}),  # of 6: a batch of two comes first
+        ("full", None, {}),
+        ("full", 4, {}),
+        ("adjoint", 4, {"teacher_labels": True}),
+        ("full", None, {"teacher_labels": True}),
+        ("adjoint", None, {"rho_experts": 0.3, "alpha_experts": 0.3}),
+    ],
+)
+def test_iterations_are_those_of_the_loop(
+    tmp_path: Path, grad: str, batch_syn: int | None, options: dict[str, Any]
+) -> None:
     problem = problem_for_checks(tmp_path, seed=3)
     config = MTT.Config(
         iterations=4, experts=2, start_epochs=2, inner_steps=5, lr_experts=0.3, lr_network=0.05, lr_images=0.5,
-        lr_lr=1e-4, batch_syn=batch_syn, grad=grad,
+        lr_lr=1e-4, batch_syn=batch_syn, grad=grad, **options,
     )  # fmt: skip
     method = MTT(config)
     start = method.start(problem)
@@ -111,10 +131,28 @@ def test_iterations_are_those_of_the_loop(tmp_path: Path, grad: str, batch_syn: 
     *_, (state, _) = drive(method, problem)
     assert found == pytest.approx(losses, rel=1e-4)
     moved = images - start.images.detach()
-    assert moved.norm() > 0.1
+    assert moved.norm() > 0.02  # ten thousand times the rounding of float32 in these images
     assert (state.images.detach() - images).norm() < 1e-3 * moved.norm()
     assert abs(lr - 0.05) > 1e-5
     assert state.lr.item() - 0.05 == pytest.approx(lr - 0.05, rel=1e-2)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.99])
+def test_the_set_is_the_moving_average_of_the_images(tmp_path: Path, decay: float) -> None:
+    """FTD: from the first images on, average <- decay average + (1 - decay) images, after each iteration. The images
+    themselves go their usual way, to the bit."""
+    options = {"iterations": 4, "experts": 1, "start_epochs": 1, "inner_steps": 3, "lr_experts": 0.3, "lr_images": 0.5}
+    problem = problem_for_checks(tmp_path, seed=3)
+    method, usual = MTT(MTT.Config(ema=decay, **options)), MTT(MTT.Config(**options))
+    plain = [state.images.detach().clone() for state, _ in drive(usual, problem)]
+    average = plain[0].double()
+    for k, (state, _) in enumerate(drive(method, problem)):
+        average = average if k == 0 else decay * average + (1 - decay) * plain[k].double()
+        assert torch.equal(state.images, plain[k])
+        made = method.export(problem, state)
+        assert torch.allclose(made.images.double(), average, atol=1e-6)
+        assert torch.equal(made.recipe.lr, state.lr.detach())
+    assert (average - plain[-1]).abs().max() > 1e-3, "the average is the last images, so nothing was compared"
 
 
 N, B, SIZES = 3, 4, (2, 4, 4)
@@ -132,8 +170,8 @@ def matching(student: Any, labels: Tensor, sizes: tuple[int, ...], like: dict[st
     return matched
 
 
-def exact(form: Form, sizes: tuple[int, ...] = (B,) * N, backbone: str = "convnet-d2-w8") -> Any:
-    """A loss in float64 on a small network, and its arguments."""
+def exact(form: Form, sizes: tuple[int, ...] = (B,) * N, backbone: str = "convnet-d2-w8", soft: bool = False) -> Any:
+    """A loss in float64 on a small network, and its arguments; with classes, or with labels that an expert assigned."""
     net = build(backbone, (3, 8, 8), 3)
 
     def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -147,6 +185,8 @@ def exact(form: Form, sizes: tuple[int, ...] = (B,) * N, backbone: str = "convne
     target = start + 0.05 * torch.randn(len(start), generator=generator, dtype=torch.float64)
     rows = torch.randint(6, (N, B), generator=generator)
     labels = torch.arange(3).repeat_interleave(2)
+    if soft:
+        labels = net(Variables(named(net, target)), images.detach())[0].softmax(1)
     return matching(Descent(loss, form=form), labels, sizes, like), (images, lr, start, target, rows)
 
 
@@ -164,9 +204,10 @@ def test_the_adjoint_form_is_the_full_graph_to_ten_digits(augment: str, sizes: t
         assert (ours - theirs).norm() <= 1e-10 * theirs.norm()
 
 
-def test_the_gradient_is_that_of_finite_differences() -> None:
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_gradient_is_that_of_finite_differences(soft: bool) -> None:
     # Without norms, whose second derivatives along nothing are zero only up to rounding; gradcheck insists on zero.
-    mismatch, (images, lr, *rest) = exact("adjoint", SIZES, "convnet-d2-w8-nn")
+    mismatch, (images, lr, *rest) = exact("adjoint", SIZES, "convnet-d2-w8-nn", soft)
     view = draw_many(SIX, N, B, Rng(6), align_corners=True)
     direction = torch.randn(images.shape, generator=Rng(7).torch(), dtype=torch.float64)
 

@@ -143,3 +143,9 @@ def test_what_is_no_record_or_has_no_base_is_said(
     assert "is not a record that can be read" in capsys.readouterr().err
     assert check.main(["nowhere"]) == 2
     assert "There is no common commit with nowhere" in capsys.readouterr().err
+
+
+def test_the_picture_beside_a_record_is_no_record(check: ModuleType, branch: Path) -> None:
+    branch.with_suffix(".webp").write_bytes(b"RIFF\x9a\xff")
+    commit(branch, lambda record: None)
+    assert check.findings("main") == ([], [])

@@ -37,6 +37,18 @@ def test_a_later_layer_wins_and_each_value_keeps_its_source() -> None:
     }
 
 
+class Grown(Options):
+    share: float = config.later(0.0, ge=0, description="An option that earlier runs did not have.")
+    name: str | None = config.later(None, description="Another one.")
+
+
+def test_an_option_that_came_later_is_kept_where_it_is_not_at_its_default() -> None:
+    earlier = Options().model_dump(mode="json")
+    assert Grown().kept() == Options().kept() == earlier
+    assert Grown(share=0.5).kept() == earlier | {"share": 0.5}
+    assert Grown(**Grown(name="x").kept()) == Grown(name="x")
+
+
 def test_an_unknown_option_names_its_neighbour() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve(Layer("--set", {"lr_image": 5}))
@@ -157,6 +169,8 @@ def test_settings_are_read_in_their_order(presets: list[Setting]) -> None:
         ("paper", "mnist", 1, [], 100),
         ("quick", "cifar10", 10, ["a paper", "its readme", "a first look"], 10),
         ("quick", "mnist", 50, ["a first look"], 10),
+        ("own", "cifar10", 10, ["a paper", "its readme"], 10_000),
+        ("trial", "cifar10", 10, [], 100),
     ],
 )
 def test_quick_settings_lie_on_top_of_the_published_ones_that_fit(

@@ -69,6 +69,65 @@ def test_an_expert_is_trained_as_the_paper_says(tmp_path: Path) -> None:
     assert (found[2] - found[0]).norm() > 0.1
 
 
+@pytest.mark.parametrize(("rho", "alpha"), [(0.5, 0.0), (0.5, 0.3), (0.2, 1.0)])
+def test_a_flat_expert_takes_two_gradients_a_step(rho: float, alpha: float, tmp_path: Path) -> None:
+    """As Du et al., CVPR 2023, train them, in float64 on one vector of all parameters, batch by batch:
+
+    e = rho w^2 g / |w g|; g' the gradient at w + e; v = g - <g, g'> / |g'|^2 g'; w <- w - lr (g' - alpha v).
+    """
+    problem = problem_for_checks(tmp_path, per_class=100)
+    found = get(problem, tmp_path, experts=1, epochs=2, rho=rho, alpha=alpha)[0]
+    rng, real = Rng(0, ("expert-trajectories",)), problem.real
+    fresh = problem.backbone.init(rng.fold("network", 0))
+    own = rng.fold("student", 0, "block", 0)
+    order = own.fold("order").numpy().permuted(torch.arange(300).expand(218, 300).numpy(), axis=1)
+    views = draw_many(ALL_OPS, 2 * 218, 256, own.fold("augment"), align_corners=True)
+
+    def gradient(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        leaf = w.clone().requires_grad_()
+        loss = F.cross_entropy(problem.backbone(Variables(unflatten(leaf, fresh.params)), x)[0], y)
+        return torch.autograd.grad(loss, leaf)[0]
+
+    w = flatten(fresh.params).double()
+    for epoch in range(2):
+        rows = torch.from_numpy(order[epoch])
+        for part, batch in enumerate((rows[:256], rows[256:])):
+            x, y = views[2 * epoch + part](real.take(batch)[None])[0].double(), real.labels[batch]
+            g = gradient(w, x, y)
+            above = gradient(w + rho * w.square() * g / (w.abs() * g).norm(), x, y)
+            across = g - g.dot(above) / above.dot(above) * above
+            w = w - 0.1 * (above - alpha * across)
+        assert torch.allclose(found[epoch + 1].double(), w, atol=2e-5)
+    plain = get(problem, tmp_path, experts=1, epochs=2)[0]
+    # What the second gradient changes is far above the rounding that is allowed.
+    assert (found[2] - plain[2]).abs().max() > 1e-3
+    assert torch.equal(found[0], plain[0])
+
+
+def test_a_flat_pool_grows_as_a_plain_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, flat = problem_for_checks(tmp_path), {"rho": 0.3, "alpha": 0.5}
+    whole = get(problem, tmp_path / "whole", experts=3, epochs=4, **flat)
+    for experts, epochs in ((1, 2), (2, 3), (3, 4)):
+        grown = get(problem, tmp_path / "grown", experts=experts, epochs=epochs, **flat)
+        assert torch.equal(grown, whole[:experts, : epochs + 1])
+    monkeypatch.setattr(module, "students_together", lambda *_: 2)
+    together = get(problem, tmp_path / "together", experts=3, epochs=4, **flat)
+    assert torch.allclose(together, whole, atol=1e-6)
+
+
+def test_plain_pools_are_called_as_they_were_before_there_were_flat_ones(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    plain = pool(problem)
+    assert set(plain.identity) == {
+        "dataset", "pixels", "backbone", "precision", "lr", "augment", "seed", "recipe",
+    }  # fmt: skip
+    assert pool(problem, rho=0.0, alpha=0.3) == plain, "without rho, alpha changes nothing"
+    flat = [pool(problem, rho=rho, alpha=alpha) for rho, alpha in ((0.01, 0.0), (0.01, 0.3), (0.02, 0.3))]
+    assert len({plain.key, *(one.key for one in flat)}) == 4
+    assert len({plain.recipe, *(one.recipe for one in flat)}) == 4
+    assert flat[1].identity.items() >= {"rho": 0.01, "alpha": 0.3}.items()
+
+
 def test_a_pool_of_few_is_part_of_one_of_many(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path)
     whole = get(problem, tmp_path / "whole", experts=3, epochs=4)

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from ddbench.cli import root as root_command
 from ddbench.errors import DdbenchError
 from ddbench.leaderboard.boards import add, committed_page, local_board
-from ddbench.leaderboard.command import commands_of
+from ddbench.leaderboard.command import commands_of, reproduction_of
 from ddbench.leaderboard.observations import collect
 from ddbench.leaderboard.page.document import document, downloads_in
 from ddbench.leaderboard.page.render import page_of, render
@@ -192,6 +193,19 @@ def test_the_command_says_what_no_preset_gives(write: Callable[..., Path]) -> No
     assert "--set keep=false --set 'labels=fixed x'" in command
     assert command.endswith("--protocol dsa@1 --judge convnet-d3 --judge resnet18")
     assert others == []
+
+
+def test_a_record_is_reproduced_by_its_id(write: Callable[..., Path]) -> None:
+    command = reproduction_of(read_record(write("record.json")))
+    assert command == "ddbench reproduce 00000d00"
+    known = root_command.get_command(click.Context(root_command), "reproduce")
+    assert known.make_context("reproduce", shlex.split(command)[2:]).params["ref"] == "00000d00"
+
+
+def test_a_record_of_a_file_is_reproduced_with_that_file(write: Callable[..., Path]) -> None:
+    of_file = {"method_sha256": "ab" * 32, "provided_by": "./my method.py:Mine"}
+    record = read_record(write("record.json", run=lambda run: run | of_file))
+    assert reproduction_of(record) == "ddbench reproduce 00000d00 --method './my method.py:Mine'"
 
 
 def test_protocols_with_other_judges_are_commands_of_their_own(write: Callable[..., Path]) -> None:

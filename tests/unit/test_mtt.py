@@ -75,6 +75,102 @@ def test_the_published_settings_are_presets(dataset: str, ipc: int) -> None:
     assert (spec.pixels, spec.backbone, spec.protocols) == (pixels, backbone, ("mtt@1", "dsa@1"))
 
 
+# N, M, T+, batch, lr_images, lr_lr, first step size, alpha, decay of the average; from table 7 of Du et al., CVPR 2023.
+FTD = {
+    ("cifar10", 1): (50, 2, 2, None, 1e2, 1e-7, 1e-2, 0.3, 0.9999),
+    ("cifar10", 10): (30, 2, 20, None, 1e2, 1e-5, 1e-3, 0.3, 0.9995),
+    ("cifar10", 50): (30, 2, 40, None, 1e3, 1e-5, 1e-2, 1.0, 0.999),
+    ("cifar100", 1): (40, 3, 20, None, 1e3, 1e-5, 1e-2, 1.0, 0.9995),
+    ("cifar100", 10): (20, 2, 40, None, 1e3, 1e-5, 1e-2, 1.0, 0.9995),
+    ("cifar100", 50): (80, 2, 40, 1000, 1e3, 1e-5, 1e-2, 1.0, 0.999),
+    ("tiny-imagenet", 1): (30, 2, 10, None, 1e4, 1e-4, 1e-2, 1.0, 0.999),
+    ("tiny-imagenet", 10): (20, 2, 40, 500, 1e4, 1e-4, 1e-2, 1.0, 0.999),
+}
+NAMES = ("inner_steps", "expert_span", "start_epochs", "batch_syn", "lr_images", "lr_lr", "lr_network", "alpha_experts",
+         "ema")  # fmt: skip
+
+
+@pytest.mark.parametrize(("dataset", "ipc"), FTD)
+def test_ftd_is_a_preset(dataset: str, ipc: int) -> None:
+    spec = foresee(Asked("mtt", dataset, ipc, preset="ftd"))
+    told = dict(zip(NAMES, FTD[dataset, ipc], strict=True))
+    assert spec.config == foresee(Asked("mtt", dataset, ipc)).config | told | {"rho_experts": 0.01}
+    assert spec.protocols == ("mtt@1", "dsa@1")
+
+
+def test_datm_has_its_authors_experts_as_a_preset() -> None:
+    for dataset, ipc in (("cifar10", 1), ("cifar10", 1000), ("cifar100", 10), ("cifar100", 100)):
+        paper, ftd = (foresee(Asked("datm", dataset, ipc, preset=preset)) for preset in ("paper", "ftd"))
+        assert ftd.config == {**paper.config, "rho_experts": 0.01, "alpha_experts": 0.3}
+        assert (ftd.pixels, ftd.protocols) == (paper.pixels, paper.protocols)
+
+
+def test_datms_settings_are_those_of_its_authors_files() -> None:
+    def told(ipc: int) -> list[Any]:
+        config = foresee(Asked("datm", "cifar100", ipc)).config
+        names = ("inner_steps", "lr_images", "lr_labels", "first_epoch", "early_epochs", "start_epochs", "growth",
+                 "batch_syn")  # fmt: skip
+        return [config[name] for name in names]
+
+    assert told(10) == [80, 1000, 10, 0, 30, 50, 2000, 1000]
+    assert told(50) == [80, 1000, 10, 20, None, 70, 1000, 1000]
+    assert told(100) == [80, 50, 10, 30, None, 70, 1000, 1000]
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (
+            Asked("mtt", "cifar10", 10, preset="tesla"),
+            "has no settings for cifar10 at ipc 10; it has some for cifar10 at",
+        ),
+        (Asked("mtt", "cifar10", 10, preset="trial"), "there is no preset 'trial' of mtt; choose paper, quick, ftd or"),
+        (Asked("dm", "cifar10", 10, preset="ftd"), "there is no preset 'ftd' of dm; choose paper or quick"),
+        (Asked("datm", "cifar10", 10, options={"teacher_labels": True}), "teacher_labels"),
+    ],
+)
+def test_presets_and_options_of_others_are_refused(asked: Asked, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        foresee(asked)
+
+
+def test_a_set_with_an_experts_labels_is_judged_by_them(tmp_path: Path) -> None:
+    assert (mtt().native, mtt(teacher_labels=True).native) == ("mtt@1", "datm@1")
+    problem = problem_for_checks(tmp_path)
+    first = condense(mtt(iterations=0, teacher_labels=True), problem)
+    assert torch.equal(first.labels, torch.nn.functional.one_hot(problem.class_labels().long(), 3).float())
+    made = condense(mtt(teacher_labels=True), problem)
+    assert made.label_kind == "probability"
+    assert torch.allclose(made.labels.sum(dim=1), torch.ones(len(made)))
+    assert made.labels.max() < 1
+
+
+def test_an_average_that_is_interrupted_goes_on(tmp_path: Path) -> None:
+    """Averages and assigned labels are part of a checkpoint."""
+    problem, method = problem_for_checks(tmp_path), mtt(ema=0.7, teacher_labels=True, iterations=4)
+    states = drive(method, problem)
+    for _ in range(3):
+        state, _ = next(states)
+    saved = state.state_dict()
+    *_, (whole, _) = states
+    *_, (resumed, _) = drive(method, problem, saved)
+    assert torch.equal(resumed.averages[0], whole.averages[0])
+    assert torch.equal(resumed.assigned, whole.assigned)
+    assert torch.equal(method.export(problem, resumed).images, whole.averages[0])
+
+
+def test_a_checkpoint_of_before_there_were_averages_goes_on(tmp_path: Path) -> None:
+    problem, method = problem_for_checks(tmp_path), mtt(iterations=4)
+    states = drive(method, problem)
+    for _ in range(3):
+        state, _ = next(states)
+    saved = state.state_dict()
+    assert (saved.pop("averages"), saved.pop("assigned")) == ([], None)
+    *_, (whole, _) = states
+    *_, (resumed, _) = drive(method, problem, saved)
+    assert torch.equal(resumed.images, whole.images)
+
+
 @pytest.mark.parametrize("dataset", ["digits", "cifar10"])
 def test_the_quick_preset_needs_few_expert_epochs(dataset: str) -> None:
     options, run = preset_layers([QUICK, *MTT.settings()], "quick", dataset, 10)

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,3 +159,24 @@ def test_a_shared_list_leaves_out_what_others_did_or_tried(tmp_path: Path) -> No
 def test_ids_of_jobs_are_shown_in_short() -> None:
     assert shown(["12_0", "12_1", "12_2", "13"]) == "12_[0-2], 13"
     assert shown([]) == ""
+
+
+LOGGING = """
+import logging, sys
+handler = logging.StreamHandler(sys.stderr)
+closed = []
+handler.close = lambda: closed.append(True)
+logging.getLogger("somebody").addHandler(handler)
+from ddbench.sweep.slurm import _submitit
+import torchvision, kornia, sklearn, matplotlib, pandas
+assert _submitit().__name__ == "submitit"
+assert logging.getLogger("submitit").handlers == []
+print("closed" if closed else "open")
+"""
+
+
+def test_the_logging_of_whoever_starts_a_sweep_is_left_alone() -> None:
+    """absl's handler closes its stream with itself, which under pytest was stderr for all tests that came after."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SUBMITIT")}
+    done = subprocess.run([sys.executable, "-c", LOGGING], capture_output=True, text=True, check=True, env=environ)
+    assert done.stdout == "open\n"

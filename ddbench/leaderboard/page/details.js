@@ -68,9 +68,14 @@ function commandPart(run) {
     return wide("Imported", pairs([["file", run.imported?.file], ["sha256 of the file", el("code", {}, run.imported?.sha256 ?? "")],
       ["layout", run.imported?.layout], ...Object.entries(claims).map(([name, value]) => [`claims ${name}`, String(value)])]));
   }
-  const command = run.commands.join("\n"), text = el("code", {}, command);
-  return wide(run.commands.length > 1 ? "The commands that make it again" : "The command that makes it again", el("pre", { class: "command" }, text),
-    el("button", { type: "button", class: "button", onclick: (event) => copy(command, text, event.target) }, "Copy"));
+  return wide("The command that makes it again, and compares", command([run.reproduce]),
+    el("p", { class: "note" }, "What it runs, for whoever has no record of the set:"), command(run.commands));
+}
+
+function command(lines) {
+  const words = lines.join("\n"), text = el("code", {}, words);
+  return el("div", { class: "copied" }, el("pre", { class: "command" }, text),
+    el("button", { type: "button", class: "button", onclick: (event) => copy(words, text, event.target) }, "Copy"));
 }
 
 function copy(words, element, button) {

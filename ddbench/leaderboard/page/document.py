@@ -15,7 +15,7 @@ from ddbench.errors import DdbenchError, RunError
 from ddbench.evaluation.protocol import judged_by
 from ddbench.foreign.published_sets import INDEX, read_index
 from ddbench.leaderboard.alike import letters
-from ddbench.leaderboard.command import commands_of
+from ddbench.leaderboard.command import commands_of, reproduction_of
 from ddbench.leaderboard.costs import costs
 from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.published import ZCA, as_printed, belongs, beside, printed
@@ -282,6 +282,7 @@ def _run(record: RunRecord, sheet: bytes | None, download: Mapping[str, Any] | N
         "started": attempt.started if attempt else "",
         "packages": dict(attempt.packages) if attempt else {},
         "commands": commands_of(record),
+        "reproduce": reproduction_of(record),
         "download": None if download is None else dict(download),
         "sheet": None if sheet is None else _sheet(record, sheet),
         "curves": [_curve(curve) for curve in record.curves],
