@@ -292,8 +292,8 @@ def load(
 ) -> LoadedSet:
     """The synthetic set of a run, of a file of ddbench, or of one that others published, as a torch Dataset.
 
-    A name such as "mtt/cifar10/ipc10" is that of a published set, if there is no file of that path: `ddbench sets list`
-    shows them, and the environment variable DDBENCH_SETS says in which folder or at which address they are.
+    A name such as "dance/cifar10/ipc10" is that of a published set, if there is no file of that path: `ddbench sets
+    list` shows them, and the environment variable DDBENCH_SETS says in which folder or at which address they are.
     What a file of others does not say is said here, as for `evaluate`: `dataset`, the one that it was condensed from;
     `pixels`, such as "zca", or "unit" or "raw" for images that are still to be normalised; `labels`, such as
     "probability"; `lr`, the step size that was learned with it; `decode`, such as "tiles:2" for sets that store 2 x 2
