@@ -40,6 +40,8 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "FTD": ("mtt", {"rho_experts": 0.01, "alpha_experts": 0.3, "ema": 0.9}),
     "TESLA": ("mtt", {"grad": "tesla", "teacher_labels": True}),
     "DATM with FTD": ("datm", {"rho_experts": 0.01, "alpha_experts": 0.3, "ema": 0.9}),
+    "NCFM's minimax": ("ncfm", {"learned_frequencies": True, "normals_per_scale": 2, "amplitude": 0.9}),
+    "NCFM's network as frequencies": ("ncfm", {"learned_frequencies": True, "normals_per_scale": 0}),
 }
 
 
