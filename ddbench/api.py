@@ -15,7 +15,7 @@ from ddbench.data import sources
 from ddbench.data.dataset import Dataset
 from ddbench.data.scale import left_range
 from ddbench.errors import ConfigError, DataError, mistyped
-from ddbench.evaluation.protocol import judged_by
+from ddbench.evaluation.protocol import TRACKS, judged_by
 from ddbench.evaluation.protocol import protocol as judging_by
 from ddbench.evaluation.recipes import USUAL
 from ddbench.foreign.formats import entry_name
@@ -25,9 +25,11 @@ from ddbench.foreign.starting import read_start
 from ddbench.foreign.terms import Said
 from ddbench.leaderboard import comparison
 from ddbench.leaderboard.boards import local_summary
+from ddbench.leaderboard.chosen import Chosen
 from ddbench.leaderboard.comparison import Cells
 from ddbench.leaderboard.observations import collect
 from ddbench.leaderboard.references import Shelf
+from ddbench.leaderboard.scores import with_scores
 from ddbench.leaderboard.statistics import summarise
 from ddbench.method import Method
 from ddbench.runs import runner
@@ -290,8 +292,8 @@ def load(
 ) -> LoadedSet:
     """The synthetic set of a run, of a file of ddbench, or of one that others published, as a torch Dataset.
 
-    A name such as "mtt/cifar10/ipc10" is that of a published set, if there is no file of that path: `ddbench sets list`
-    shows them, and the environment variable DDBENCH_SETS says in which folder or at which address they are.
+    A name such as "dance/cifar10/ipc10" is that of a published set, if there is no file of that path: `ddbench sets
+    list` shows them, and the environment variable DDBENCH_SETS says in which folder or at which address they are.
     What a file of others does not say is said here, as for `evaluate`: `dataset`, the one that it was condensed from;
     `pixels`, such as "zca", or "unit" or "raw" for images that are still to be normalised; `labels`, such as
     "probability"; `lr`, the step size that was learned with it; `decode`, such as "tiles:2" for sets that store 2 x 2
@@ -312,16 +314,24 @@ def load_dataset(name: str, *, data: str | Path | None = None) -> Dataset:
     return sources.load(name, _folder(data, DATA))
 
 
-def leaderboard(runs: str | Path | Iterable[str | Path | Run] | None = None) -> DataFrame:
-    """The rows of the board of some runs: one for each method, settings, protocol and judge.
+def leaderboard(
+    runs: str | Path | Iterable[str | Path | Run] | None = None, *, track: Several = (), scores: bool = False
+) -> DataFrame:
+    """The rows of the board of some runs: one for each method, settings, protocol, track of labels and judge.
 
     `runs` is a runs folder, by default that of DDBENCH_RUNS, else "runs"; or run folders, records and results of `run`.
     `mean`, `ci95` (half the width of the 95 % interval) and `sd` are fractions; see `leaderboard.statistics.summarise`.
-    Raises: RunError for a path without a record, where paths are named.
+    `track` leaves the rows of one or several tracks: "hard", "soft", "teacher". `scores` adds those of DD-Ranking, nan
+    beside a text that says what is missing; see `leaderboard.scores.with_scores`.
+    Raises: RunError for a path without a record, where paths are named; ConfigError for a track that does not exist.
     """
+    chosen = Chosen(tracks=_several(track))
+    if unknown := set(chosen.tracks) - set(TRACKS):
+        raise ConfigError(f"there is no track {min(unknown)!r} of labels. There are {', '.join(TRACKS)}.")
     if runs is None or isinstance(runs, str | Path):
-        return local_summary(_folder(runs, RUNS))
-    return summarise(collect([one.folder if isinstance(one, Run) else Path(one) for one in runs]))
+        return local_summary(_folder(runs, RUNS), chosen, scores=scores)
+    whole = summarise(collect([one.folder if isinstance(one, Run) else Path(one) for one in runs]))
+    return chosen.of(with_scores(whole) if scores else whole)
 
 
 def compare(

@@ -209,6 +209,21 @@ class SyntheticSet:
         return self.label_kind != "class"
 
     @property
+    def more_than_classes(self) -> bool:
+        """Whether labels say more of an image than its class. Probabilities of 0 and 1 do not, nor do such, centred.
+
+        Centred ones are 1 - 1 / K for the class and -1 / K elsewhere, as KIP has them before it learns any.
+        """
+        if self.label_kind not in ("probability", "regression"):
+            return self.soft
+        classes = self.labels.shape[1]
+        alone = torch.nn.functional.one_hot(self.hard_labels, classes).to(self.labels.dtype)
+        if self.label_kind == "regression":
+            alone -= 1 / classes
+        # Centring rounds: of numbers of about one, to a few parts in 10^7.
+        return not torch.allclose(self.labels, alone, rtol=0, atol=1e-6)
+
+    @property
     def stored(self) -> str:
         """How the images are kept: "uint8" for real ones, else "float32"."""
         return "uint8" if self.images.dtype == torch.uint8 else "float32"

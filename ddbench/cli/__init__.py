@@ -93,6 +93,7 @@ class Root(Group):
         "run": "ddbench.cli.run:run",
         "prepare": "ddbench.cli.run:prepare",
         "evaluate": "ddbench.cli.evaluate:evaluate",
+        "measure": "ddbench.cli.measure:measure",
         "runs": "ddbench.cli.runs:runs",
         "inspect": "ddbench.cli.inspect:inspect",
         "export": "ddbench.cli.export:export",

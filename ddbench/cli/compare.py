@@ -76,9 +76,12 @@ def compare(
 
 
 def _title(row: Mapping[str, Any]) -> str:
+    from ddbench.leaderboard.tracks import NAMES
     from ddbench.text import budget
 
-    return f"{row['data_title']}, {budget(row['ipc'])}, protocol {row['protocol']}, {row['judge']}"
+    return (
+        f"{row['data_title']}, {budget(row['ipc'])}, {NAMES[row['track']]}, protocol {row['protocol']}, {row['judge']}"
+    )
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

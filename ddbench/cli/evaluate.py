@@ -137,9 +137,9 @@ def evaluate(
     accuracies stays: choosing which results to show would be choosing on test data. A judge that was forgotten and is
     asked for again, also by the command of the run, is tried again.
 
-    --grid judges any number of runs, files and published sets (such as mtt/cifar10/ipc10) under --protocol and variants
-    of it, one thing changed at a time, at equal training, and says whether the order of methods survives. The same
-    command goes on where it was stopped; several processes share the work.
+    --grid judges any number of runs, files and published sets (such as dance/cifar10/ipc10) under --protocol and
+    variants of it, one thing changed at a time, at equal training, and says whether the order of methods survives.
+    The same command goes on where it was stopped; several processes share the work.
     """
     of_a_grid = {"product": product, "forwards": forwards, "output": output}
     if grid:

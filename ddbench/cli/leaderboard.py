@@ -64,6 +64,13 @@ _chosen_options = stack(
         metavar="NAME",
         help="Only this judge, or all whose names begin so. Repeatable.",
     ),
+    click.option(
+        "--track",
+        "tracks",
+        multiple=True,
+        type=click.Choice(["hard", "soft", "teacher"]),
+        help="Only what was learned from classes, from stored soft labels, or from a teacher on line. Repeatable.",
+    ),
 )
 
 
@@ -88,10 +95,17 @@ _chosen_options = stack(
     help="How the board is printed. Text fits the terminal; csv has every number.",
 )
 @_html_option
+@click.option("--scores", is_flag=True, help="With the scores of DD-Ranking, from evaluations that are there.")
 @json_option
 @click.pass_context
 def leaderboard(
-    ctx: click.Context, runs_root: Path, form: str, html: Path | None, as_json: bool, **wanted: Sequence[Any]
+    ctx: click.Context,
+    runs_root: Path,
+    form: str,
+    html: Path | None,
+    scores: bool,
+    as_json: bool,
+    **wanted: Sequence[Any],
 ) -> None:
     """The board of the local runs; or the committed tables, with a command.
 
@@ -110,11 +124,11 @@ def leaderboard(
         write_atomically(html, local_board(runs_root, chosen, lost, form="html").encode())
     if as_json:
         lost.clear()  # the page has found the same
-        print_json(json.loads(local_summary(runs_root, chosen, lost).to_json(orient="records")))
+        print_json(json.loads(local_summary(runs_root, chosen, lost, scores=scores).to_json(orient="records")))
     elif html is not None:
         click.echo(str(html))
     else:
-        click.echo(local_board(runs_root, chosen, lost, form=form, width=terminal_width()))
+        click.echo(local_board(runs_root, chosen, lost, form=form, width=terminal_width(), scores=scores))
     _say_what_is_missing(ctx, runs_root)
     _name(lost)
 

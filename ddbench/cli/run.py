@@ -115,6 +115,14 @@ _where: Callable[[F], F] = stack(device_option, data_option, runs_option)
 @_where
 @click.option("--fresh", is_flag=True, help="Start over instead of going on from the last checkpoint.")
 @click.option("--curve", is_flag=True, help="Judge the snapshots too, after the run; in JSON they are `curves`.")
+@click.option(
+    "--snapshots",
+    type=click.IntRange(min=2),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="States of the set that are kept, the result among them, for curves and correlations.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done and about how long it takes; run nothing.")
 @track_option
 @json_option
@@ -127,6 +135,7 @@ def run(
     runs_root: Path,
     fresh: bool,
     curve: bool,
+    snapshots: int,
     dry_run: bool,
     track: Sequence[str],
     as_json: bool,
@@ -162,6 +171,7 @@ def run(
         fresh=fresh,
         observers=watching,
         curve=curve,
+        snapshots=snapshots,
     )
     outcomes = run_all(resolutions, options)
     done = [(outcome.record, outcome.folder) for outcome in outcomes if outcome.record is not None]

@@ -84,7 +84,7 @@ def _row(entry: SetEntry) -> tuple[Any, ...]:
 @data_option
 @json_option
 def get(name: str, out: Path | None, place: str | None, data_root: Path, as_json: bool) -> None:
-    """Get a set by its name, such as mtt/cifar10/ipc10, and print where its file is.
+    """Get a set by its name, such as dance/cifar10/ipc10, and print where its file is.
 
     What comes from an address is kept in the data folder. The file's hash is compared with the index each time.
     """

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddbench.data.pixels import PixelSpace
 from ddbench.data.tensors import DatasetTensors
+from ddbench.engine.capabilities import home_of_float64, in_float64
 from ddbench.engine.precision import Precision
 from ddbench.errors import DivergedError
 from ddbench.evaluation.protocol import Protocol
@@ -61,16 +62,31 @@ class SealedTest:
 
         Raises: RuntimeError on a second reading, DivergedError where a student's scores are not finite.
         """
+        return self.measure(students, predict, pixels, device, between)[0]
+
+    def measure(
+        self,
+        students: Sequence[str],
+        predict: Predictor,
+        pixels: PixelSpace,
+        device: torch.device,
+        between: Callable[[], None] = lambda: None,
+    ) -> tuple[list[float], list[float]]:
+        """As `score`, and in the same reading the mean cross-entropy of each student, its scores taken as logits."""
         for student in students:
             if student in self.reads:
                 raise RuntimeError(f"student {student} has read the test data already; it is read once, after training")
             self.reads[student] = 1
         right = torch.zeros(len(students), dtype=torch.int64, device=device)
         finite = torch.ones(len(students), dtype=torch.bool, device=device)
+        loss = torch.zeros(len(students), dtype=torch.float64, device=home_of_float64(device))
         for x, y in self._batches(pixels, device):
             scores = predict(x)
             right += (scores.argmax(dim=-1) == y).sum(dim=-1)
             finite &= torch.isfinite(scores).flatten(1).all(dim=1)
+            said = in_float64(scores).log_softmax(dim=-1)
+            true = y.to(said.device).expand(len(students), -1)[..., None]
+            loss -= said.gather(-1, true).flatten(1).sum(dim=1)
             between()
         if not bool(finite.all()):
             lost = [s for s, fine in zip(students, finite.tolist(), strict=True) if not fine]
@@ -78,7 +94,8 @@ class SealedTest:
                 f"{', '.join(lost)}: the student's outputs are not finite after training. The numbers of the set "
                 "are too large, which `ddbench inspect` shows, or the step size of its students is."
             )
-        return (right.cpu().double() / len(self._data.labels)).tolist()
+        count = len(self._data.labels)
+        return (right.cpu().double() / count).tolist(), (loss / count).tolist()
 
     def _batches(self, pixels: PixelSpace, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         data = self._data
@@ -100,13 +117,15 @@ class SealedTest:
 class Score:
     """What one student reached: accuracy is a fraction of the test set; seconds are its share of its group's time.
 
-    `chose` is what trials before it have chosen.
+    `chose` is what trials before it have chosen; `loss` is its mean cross-entropy over the test set, with its outputs
+    as logits.
     """
 
     student: int
     accuracy: float
     seconds: float
     chose: dict[str, float] = field(default_factory=dict)
+    loss: float | None = None
 
 
 def evaluate(
@@ -160,7 +179,7 @@ def scores(
         # Scores in full precision: short ones are often equal, and the arg-max of equal scores favours low classes.
         with Precision("fp32").active(problem.device):
             # Kernel regression takes minutes for its predictions, in which a signal should be heard.
-            accuracies = test.score(names, predict, problem.pixels, problem.device, between=lambda: say(0))
+            accuracies, losses = test.measure(names, predict, problem.pixels, problem.device, between=lambda: say(0))
         seconds = (time.perf_counter() - started) / len(group)
-        for number, accuracy in zip(group, accuracies, strict=True):
-            yield Score(number, accuracy, seconds, chosen)
+        for number, accuracy, loss in zip(group, accuracies, losses, strict=True):
+            yield Score(number, accuracy, seconds, chosen, loss)

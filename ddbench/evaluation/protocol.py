@@ -7,13 +7,16 @@ names its source. Two protocols never share a column of a leaderboard.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
 from ddbench.config import explain, read_toml
 from ddbench.errors import ConfigError, closest
 from ddbench.training.options import SGDOptions, TrainerOptions
+
+Track = Literal["hard", "soft", "teacher"]
+TRACKS: tuple[Track, ...] = get_args(Track)
 
 
 class ReplayOptions(TrainerOptions):
@@ -150,7 +153,7 @@ class Protocol(BaseModel):
         return f"{self.name}@{self.version}"
 
     @property
-    def track(self) -> Literal["hard", "soft", "teacher"]:
+    def track(self) -> Track:
         """Which labels students see: classes; soft ones that are stored, one for each image; a teacher's, on line.
 
         Results of two tracks say nothing of each other's images (Qin et al., NeurIPS 2024, arXiv 2406.10485).
@@ -158,6 +161,20 @@ class Protocol(BaseModel):
         if isinstance(self.options, DistillOptions) and self.options.targets == "teacher":
             return "teacher"
         return self.labels
+
+    @property
+    def brings_labels(self) -> bool:
+        """Whether soft labels that are stored are the protocol's own, a teacher's, whatever labels a set has."""
+        return isinstance(self.options, DistillOptions) and self.options.targets == "fixed"
+
+    def track_of(self, *, more_than_classes: bool) -> Track:
+        """The track of a set: a protocol that takes labels as they are trains on classes where a set has only those.
+
+        `more_than_classes` is `SyntheticSet.more_than_classes`.
+        """
+        if self.track == "soft" and not self.brings_labels and not more_than_classes:
+            return "hard"
+        return self.track
 
     @property
     def digest(self) -> str:
@@ -187,6 +204,14 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(name="dsa", source="Zhao and Bilen, ICML 2021 (arXiv 2102.08259); used by DSA, DM and later papers"),
         Protocol(
             name="dsa-soft", labels="soft", source="as dsa@1, with cross-entropy on the set's own soft labels"
+        ),
+        Protocol(
+            name="dsa-unaugmented", augment="none",
+            source="ddbench: dsa@1 without augmentation, for scores that need both",
+        ),
+        Protocol(
+            name="dsa-soft-unaugmented", augment="none", labels="soft",
+            source="ddbench: dsa-soft@1 without augmentation, for scores that need both",
         ),
         Protocol(
             name="dc",

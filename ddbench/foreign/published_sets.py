@@ -64,7 +64,7 @@ class SetEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: Annotated[str, Strict(), Field(pattern=NAME, max_length=200)] = Field(
-        description="METHOD/DATASET/BUDGET, as in mtt/cifar10/ipc10."
+        description="METHOD/DATASET/BUDGET, as in dance/cifar10/ipc10."
     )
     file: Name = Field(description="Beside the index.")
     sha256: Sha256 = Field(description="Of the file.")
@@ -128,7 +128,7 @@ class SetIndex(BaseModel):
 
 
 def name_of(method: str, dataset: str, ipc: int) -> str:
-    """What a published set is called: mtt/cifar10/ipc10."""
+    """What a published set is called: dance/cifar10/ipc10."""
     return f"{safe_name(method)}/{safe_name(dataset)}/{budget_name(ipc)}"
 
 

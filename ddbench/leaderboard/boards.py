@@ -15,6 +15,7 @@ from ddbench.leaderboard.chosen import Chosen
 from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.page.render import page_of
 from ddbench.leaderboard.published import read_published
+from ddbench.leaderboard.scores import with_scores
 from ddbench.leaderboard.set_files import wrong_sets
 from ddbench.leaderboard.sheets import sheet_file, with_sheet, wrong_sheets
 from ddbench.leaderboard.statistics import summarise
@@ -180,16 +181,18 @@ def local_board(
     *,
     form: str = "text",
     width: int | None = None,
+    scores: bool = False,
 ) -> str:
     """The boards of all finished runs below a runs folder, as text, md, csv, latex or html; a sentence without one.
 
     A damaged record is left out, so that it hides no other, and `lost` hears of it; `runs.listing.off_the_board` counts
-    what is not shown. Text fits a terminal of `width` characters, where one is given.
+    what is not shown. Text fits a terminal of `width` characters, where one is given. `scores` adds the columns of
+    `leaderboard.scores`; the page has what is known of them in any case, inside its rows.
     """
     lost = [] if lost is None else lost
     if form == "html":
         return page_of(finished(runs), chosen=chosen.of, lost=lost)
-    whole = local_summary(runs, lost=lost)
+    whole = local_summary(runs, lost=lost, scores=scores)
     summary = chosen.of(whole)
     if summary.empty and form != "csv":
         none = f"There is no finished run under {runs} yet. `ddbench run --method dm --dataset digits` makes one."
@@ -207,9 +210,12 @@ def board_of(paths: Iterable[Path], width: int | None = None) -> str:
     return _printed(summarise(collect(paths)), "text", width)
 
 
-def local_summary(runs: Path, chosen: Chosen = EVERYTHING, lost: list[str] | None = None) -> DataFrame:
+def local_summary(
+    runs: Path, chosen: Chosen = EVERYTHING, lost: list[str] | None = None, *, scores: bool = False
+) -> DataFrame:
     """The rows behind `local_board`, as `statistics.summarise` gives them; none where there is no finished run."""
-    return chosen.of(summarise(collect(finished(runs), lost=[] if lost is None else lost)))
+    whole = summarise(collect(finished(runs), lost=[] if lost is None else lost))
+    return chosen.of(with_scores(whole) if scores else whole)
 
 
 def committed_page(leaderboards: Path) -> str:
@@ -286,25 +292,35 @@ def _index(entries: Sequence[tuple[Board, Path]]) -> str:
         "Written by `ddbench leaderboard build` from `records/` and `published.csv`. A change made by hand is lost,",
         "and `ddbench leaderboard build --check` reports it.",
         "",
-        "| board | protocols | methods | files |",
-        "|---|---|---|---|",
+        "| board | protocols | labels | methods | files |",
+        "|---|---|---|---|---|",
     ]
     for item, path in entries:
         protocols = escaped(", ".join(dict.fromkeys(str(p) for p in item.rows["protocol"])))
         methods = escaped(", ".join(sorted(set(item.rows["method"]))))
+        tracks = ", ".join(sorted(set(item.rows["track"])))
         table, numbers = path.with_suffix(".md").as_posix(), path.with_suffix(".csv").as_posix()
         title = escaped(item.title, link=True)
-        lines.append(f"| [{title}]({table}) | {protocols} | {methods} | [md]({table}) [csv]({numbers}) |")
+        lines.append(f"| [{title}]({table}) | {protocols} | {tracks} | {methods} | [md]({table}) [csv]({numbers}) |")
     if not entries:
-        lines.append("| no records yet | | | |")
+        lines.append("| no records yet | | | | |")
     return "\n".join([*lines, "", *_EXPLANATION]) + "\n"
 
 
 _EXPLANATION = """\
 ## How to read a table
 
-- **One table is one protocol on one dataset.** Results under other recipes, or on other copies of the data,
-  never share a column. Data are told apart by a fingerprint over all images and labels, whatever their order.
+- **One table is one protocol and one track of labels on one dataset.** Results under other recipes, with other
+  labels, or on other copies of the data, never share a column. Data are told apart by a fingerprint over all images
+  and labels, whatever their order.
+- **Tracks** say what students learn from: *hard*, classes; *soft*, soft labels that are stored, one for each image;
+  *teacher*, a network that labels every augmented image while they train. Under a protocol that takes labels as they
+  are, sets with classes and sets with soft labels are two tables. `--track` shows one.
+- **§** marks controls: random real images and coresets under the same labels and the same recipe. Where the sets of a
+  table bring soft labels of their own, those are real images with the labels of a network (`soft-labels`). A table
+  without one says so, and names the rows whose students train on more images than on the control.
+- **Bytes** are those of the images, of the labels, and of what else a receiver stores. Soft labels that the protocol
+  makes and stores for a set count as its labels.
 - **A cell** is the mean over synthetic sets of the mean over freshly trained students, ± the standard
   deviation over all students of all sets (the field's habit), and the 95 % interval of the mean in brackets.
 - **The interval covers other sets and other students.** Student k starts from the same seed on every set, so
@@ -373,4 +389,5 @@ def _in_place_of(file: Path, record: RunRecord, place: Path) -> RunRecord:
             )
     drawn = {(curve.digest, curve.backbone) for curve in record.curves}
     kept = tuple(curve for curve in there.curves if (curve.digest, curve.backbone) not in drawn)
-    return record.model_copy(update={"curves": (*record.curves, *kept)})
+    measured = {name: getattr(record, name) or getattr(there, name) for name in ("recognised", "correlations")}
+    return record.model_copy(update={"curves": (*record.curves, *kept), **measured})

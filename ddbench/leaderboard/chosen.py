@@ -27,6 +27,7 @@ class Chosen:
     methods: tuple[str, ...] = ()
     protocols: tuple[str, ...] = ()
     judges: tuple[str, ...] = ()
+    tracks: tuple[str, ...] = ()
 
     def of(self, summary: DataFrame) -> DataFrame:
         """The rows that are meant, with ranks and differences as in the whole summary.
@@ -41,7 +42,12 @@ class Chosen:
 
         named = fits("dataset", self.datasets, lambda name, said: canonical(name) == canonical(said))
         named &= fits("method", self.methods, same_name) & fits("judge", self.judges, _begins)
-        shown = named & fits("protocol", self.protocols, _is_version) & fits("ipc", self.ipcs, eq)
+        shown = (
+            named
+            & fits("protocol", self.protocols, _is_version)
+            & fits("ipc", self.ipcs, eq)
+            & fits("track", self.tracks, eq)
+        )
         boards = set(summary.loc[shown & (summary["ipc"] > 0), "dataset"])
         return summary[shown | (named & (summary["ipc"] == 0) & summary["dataset"].isin(boards))]
 
@@ -49,7 +55,7 @@ class Chosen:
         """The sentence for a choice that no row fits."""
         there = (
             f"--{name} {', '.join(map(str, sorted(set(summary[name]))))}"
-            for name in ("dataset", "ipc", "method", "protocol", "judge")
+            for name in ("dataset", "ipc", "method", "protocol", "judge", "track")
         )
         return f"No row of the board fits. There are {'; '.join(there)}."
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ddbench.evaluation.forwards import expected_forwards
 from ddbench.evaluation.protocol import PROTOCOLS
+from ddbench.leaderboard.tracks import track_of
 from ddbench.runs.record import EvaluationPart, RunRecord
 
 CLASS_BYTES, NUMBER_BYTES = 8, 4  # of a class label, int64, and of a number in a soft one, float32
@@ -18,7 +19,8 @@ class Costs:
     """Bytes of a set by what they are for, the training of one student on it, and the making of it.
 
     `images_bytes`, `labels_bytes` and `other_bytes` (learned step sizes, a schedule, a stored start) make up the bytes
-    of the set; `beside_bytes` is what the protocol needs stored beside it, such as a teacher that makes soft labels.
+    of the set, and labels that the protocol stores for it are counted as labels; `beside_bytes` is what else it needs
+    beside the set, such as a teacher that makes soft labels.
     `student_forwards` counts the images that one student trains on, repeats included: equal counts are equal budgets,
     whatever epochs are called. None where the record does not say.
     `device_seconds` are those of the run's device, a GPU where `RunRecord.devices` names one, for the condensation and
@@ -35,12 +37,14 @@ class Costs:
 
 def costs(record: RunRecord, evaluation: EvaluationPart) -> Costs:
     """The costs of a record's set, judged as in one of its evaluations."""
-    images, labels = images_bytes(record), labels_bytes(record)
+    images, own = images_bytes(record), labels_bytes(record)
+    # What lies beside a set in the track of stored soft labels are those: a teacher's, one for each image.
+    given = evaluation.beside_bytes if track_of(record, evaluation) == "soft" else 0
     return Costs(
         images_bytes=images,
-        labels_bytes=labels,
-        other_bytes=record.synthetic.bytes - images - labels,
-        beside_bytes=evaluation.beside_bytes,
+        labels_bytes=own + given,
+        other_bytes=record.synthetic.bytes - images - own,
+        beside_bytes=evaluation.beside_bytes - given,
         student_forwards=student_forwards(record, evaluation),
         device_seconds=None if record.imported else device_seconds(record),
     )

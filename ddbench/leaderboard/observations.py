@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ddbench.data.catalogue import known_copy
 from ddbench.errors import RunError
 from ddbench.evaluation.protocol import judged_by
-from ddbench.leaderboard.costs import device_seconds
-from ddbench.runs.record import EvaluationPart, RunRecord, read_record
+from ddbench.leaderboard.costs import costs, device_seconds
+from ddbench.leaderboard.tracks import track_of
+from ddbench.runs.record import EvaluationPart, Part, RunRecord, read_record
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 COLUMNS = (
     "run", "status", "method", "title", "kind", "package", "method_sha256", "dataset", "data_title", "fingerprint",
     "original", "train", "test", "ipc", "seed", "preset", "precision", "train_backbone", "pixels", "labels", "config",
-    "overridden", "set", "bytes", "seconds", "device", "protocol", "digest", "judge", "student", "accuracy", "failed",
-    "verified", "published",
+    "overridden", "set", "bytes", "images_bytes", "labels_bytes", "forwards", "seconds", "device", "protocol", "digest",
+    "track", "judge", "student", "accuracy", "failed", "recognised", "correlation", "verified", "published",
 )  # fmt: skip
 NO_STUDENT = -1
 
@@ -117,6 +119,7 @@ def _weight(record: RunRecord, evaluation: EvaluationPart) -> tuple[int, str, st
 
 def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, Any]]:
     run, data, synthetic = record.run, record.data, record.synthetic
+    cost = costs(record, evaluation)
     overridden = [
         name for name, source in record.config.sources.items() if not source.startswith(("default", "preset"))
     ]
@@ -146,12 +149,20 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
         "overridden": json.dumps(sorted(overridden)),
         "set": synthetic.sha256,
         "bytes": synthetic.bytes + evaluation.beside_bytes,
+        "images_bytes": cost.images_bytes,
+        "labels_bytes": cost.labels_bytes,
+        "forwards": math.nan if cost.student_forwards is None else float(cost.student_forwards),
         "seconds": device_seconds(record),
         "device": " + ".join(sorted(record.devices)),
         "protocol": evaluation.protocol,
         "digest": evaluation.digest,
+        "track": track_of(record, evaluation),
         "judge": judged_by(evaluation.protocol, evaluation.backbone),
         "failed": evaluation.failed,
+        "recognised": _measured(
+            record.recognised, "accuracy", backbone=judged_by(evaluation.protocol, evaluation.backbone)
+        ),
+        "correlation": _measured(record.correlations, "rho", digest=evaluation.digest, backbone=evaluation.backbone),
         "published": record.config.published,
     }
     for student, accuracy in enumerate(evaluation.accuracy):
@@ -159,6 +170,12 @@ def _rows(record: RunRecord, evaluation: EvaluationPart) -> Iterator[dict[str, A
     if not evaluation.accuracy:
         reason = evaluation.failed or "no student finished"
         yield common | {"student": NO_STUDENT, "accuracy": float("nan"), "failed": reason}
+
+
+def _measured(parts: Sequence[Part], value: str, **of: str) -> float:
+    """What one of these parts says, that of these fields; nan where there is none."""
+    found = [part for part in parts if all(getattr(part, name) == wanted for name, wanted in of.items())]
+    return float(getattr(found[0], value)) if found else math.nan
 
 
 def _settings(record: RunRecord) -> dict[str, Any]:

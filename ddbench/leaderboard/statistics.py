@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddbench.leaderboard.tracks import control_of
 from ddbench.text import percent
 
 if TYPE_CHECKING:
@@ -26,19 +27,23 @@ if TYPE_CHECKING:
     Accuracies = NDArray[np.float64]
     HalfWidth = Callable[[float], float]  # of an interval, by its upper quantile
 
-TABLE = ("dataset", "data_title", "fingerprint", "ipc", "protocol", "digest")
+TABLE = ("dataset", "data_title", "fingerprint", "ipc", "protocol", "digest", "track")
 VARIANT = ("package", "method_sha256", "preset", "precision", "train_backbone", "pixels", "labels", "config")
 DESCRIPTION = ("title", "kind", "original", "train", "test", "published")
 
 
 def summarise(frame: DataFrame) -> DataFrame:
-    """One row per table (data, protocol, ipc), judge and variant of a method, from the rows of `collect`.
+    """One row per table (data, ipc, protocol, track), judge and variant of a method, from the rows of `collect`.
 
     `mean` is over sets of the mean over students; `sd` over all students of all sets, as the field reports;
     `sd_between` is that of the set means and `sd_within` the root mean square of those inside the sets, so that
     sd² = sd_between² + sd_within² for equally many students (all with ddof 0). `ci95` is half the width of the 95 %
     interval. All are fractions. `provisional` rows rest on one set or one student. A set counts once however many
-    runs made it. `rank` is by mean, equal where the printed means are equal, and 0 without a mean.
+    runs made it. `rank` is by mean, equal where the printed means are equal, and 0 without a mean. `control` says which
+    rows are real images under the same labels, `forwards` how many images a student trains on, and `forwards_random`
+    and `forwards_coreset` how many times as many as on those controls. `recognised` is the mean over those sets that it
+    was measured of, which `recognised_sets` counts: the fraction of images whose class a network says that was trained
+    on real ones; `correlation` likewise the rank correlation of the method's loss and the test loss.
     """
     import pandas as pd
 
@@ -55,8 +60,9 @@ _COLUMNS = (
     *TABLE, "judge", "method", "label", *DESCRIPTION, *VARIANT, "variant", "overridden", "sets", "students_min",
     "students_max", "mean", "ci95", "sd", "sd_between", "sd_within", "provisional", "rank", "difference_random",
     "difference_random_ci95", "difference_random_provisional", "best_coreset", "difference_coreset",
-    "difference_coreset_ci95", "difference_coreset_provisional", "bytes", "seconds", "cost", "failed_sets", "failed",
-    "verified_sets",
+    "difference_coreset_ci95", "difference_coreset_provisional", "control", "forwards", "forwards_random",
+    "forwards_coreset", "recognised", "recognised_sets", "correlation", "correlation_sets", "bytes", "images_bytes",
+    "labels_bytes", "seconds", "cost", "failed_sets", "failed", "verified_sets",
 )  # fmt: skip
 
 
@@ -236,11 +242,12 @@ def _compare(groups: Sequence[Group], rows: Sequence[dict[str, Any]]) -> None:
     """Fill the differences to random and to the best coreset, inside one table and judge."""
     for members in _by(rows, (*TABLE, "judge")).values():
         measured = [i for i in members if groups[i].accuracies]
-        # Whatever an imported set calls itself, it is no reference.
-        randoms = [i for i in measured if rows[i]["method"] == "random" and rows[i]["kind"] != "imported"]
-        coresets = [i for i in measured if rows[i]["kind"] == "coreset"]
-        # Of several variants of random, the one that is known best.
-        random = max(randoms, key=lambda i: (rows[i]["sets"], rows[i]["students_min"], -i), default=None)
+        for i in members:
+            rows[i]["control"] = control_of(rows[i])
+        randoms = [i for i in measured if rows[i]["control"] == "random"]
+        coresets = [i for i in measured if rows[i]["control"]]
+        # Of several variants of random, the one that is known best, and never the one that does best.
+        random = max(randoms, key=lambda i: _known(rows[i], i), default=None)
         best = max(coresets, key=lambda i: (_printed(rows[i]), -i), default=None)
         for i in members:
             for name, other in (("random", random), ("coreset", best)):
@@ -250,11 +257,20 @@ def _compare(groups: Sequence[Group], rows: Sequence[dict[str, Any]]) -> None:
                     half = interval(UPPER)
                     provisional = rows[i]["provisional"] or rows[other]["provisional"]
                 rows[i] |= {
+                    f"forwards_{name}": math.nan if other is None else _times(rows[i]["forwards"], rows[other]),
                     f"difference_{name}": gap,
                     f"difference_{name}_ci95": half,
                     f"difference_{name}_provisional": provisional,
                 }
             rows[i]["best_coreset"] = "" if best is None else rows[best]["method"]
+
+
+def _known(row: Mapping[str, Any], place: int) -> tuple[int, int, int, int]:
+    return -len(row["overridden"]), row["sets"], row["students_min"], -place
+
+
+def _times(forwards: float, control: Mapping[str, Any]) -> float:
+    return forwards / control["forwards"] if control["forwards"] else math.nan
 
 
 def _label(rows: Sequence[dict[str, Any]]) -> None:
@@ -308,13 +324,22 @@ def _by(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[tuple[A
 
 
 def _cost(sets: Any) -> dict[str, Any]:
-    """Bytes of a set (the largest, should they differ) and seconds per set, in all and by device."""
+    """Bytes of a set (the largest, should they differ), seconds per set, in all and by device, and the means of what
+    was measured of sets beside the accuracy of students."""
     rows = list(sets)
+    largest = max(rows, key=lambda row: int(row["bytes"]))
+    measured = {
+        name: [float(row[name]) for row in rows if not math.isnan(row[name])] for name in ("recognised", "correlation")
+    }
     by_device: dict[str, list[float]] = {}
     for row in rows:
         by_device.setdefault(row["device"], []).append(float(row["seconds"]))
     return {
-        "bytes": max(int(row["bytes"]) for row in rows),
+        **{name: int(largest[name]) for name in ("bytes", "images_bytes", "labels_bytes")},
+        **{name: float(np.mean(values)) if values else math.nan for name, values in measured.items()},
+        **{f"{name}_sets": len(values) for name, values in measured.items()},
+        # Of sets of one size all are equal; nan where no record says.
+        "forwards": max((float(row["forwards"]) for row in rows if not math.isnan(row["forwards"])), default=math.nan),
         "seconds": float(np.mean([row["seconds"] for row in rows])),
         "cost": json.dumps({device: float(np.mean(seconds)) for device, seconds in sorted(by_device.items())}),
     }

@@ -71,6 +71,7 @@ def alarms(records: Mapping[Path, RunRecord], committed: Iterable[Path]) -> list
 def _compare_with_folder(file: Path, record: RunRecord) -> None:
     """Raise RunError where a record says something else than the other files of its run."""
     from ddbench.runs.evaluating import evaluations
+    from ddbench.runs.measures import Measures
 
     path = file.parent
     if not (path / SET).is_file():
@@ -97,6 +98,12 @@ def _compare_with_folder(file: Path, record: RunRecord) -> None:
             f"{file} leaves out what the run was judged by: {hidden}. All that was judged belongs in a record. "
             f"{_MADE_AGAIN}"
         )
+    measures = Measures.of(folder, record.synthetic.sha256)
+    for name in ("recognised", "correlations"):
+        if not set(getattr(record, name)) <= set(getattr(measures, name)):
+            raise RunError(
+                f"{file} says something else of `{name}` than {folder.measures.name} beside it. {_MADE_AGAIN}"
+            )
     _compare_attempts(file, record, folder)
 
 
@@ -152,7 +159,9 @@ def _compare_evaluation(file: Path, recorded: EvaluationPart, beside: Evaluation
         raise RunError(
             f"{file} says {said} of {what}, and the evaluation in the run's folder says {found}. {_MADE_AGAIN}"
         )
-    if (recorded.beside_bytes, recorded.chose) != (beside.beside_bytes, beside.chose):
+    # A record may be older than evaluations that went on after it.
+    other_track = recorded.track not in (None, beside.track)
+    if other_track or (recorded.beside_bytes, recorded.chose) != (beside.beside_bytes, beside.chose):
         raise RunError(f"{file} says something else of {what} than the evaluation in the run's folder. {_MADE_AGAIN}")
 
 

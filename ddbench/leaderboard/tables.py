@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.leaderboard.fitting import HEAD, fit
 from ddbench.leaderboard.published import ZCA, as_printed, beside, printed
+from ddbench.leaderboard.scores import COLUMNS as SCORE_COLUMNS
+from ddbench.leaderboard.scores import MEASURED, SCORES, about_scores
+from ddbench.leaderboard.tracks import NAMES, about_controls
 from ddbench.leaderboard.verification import trust
 from ddbench.text import budget, duration, percent, printable, size
 
@@ -24,12 +27,14 @@ WHITENED = "*"
 PROVISIONAL = "†"
 IMPORTED = "‡"
 VERIFIED = "✓"
+CONTROL = "§"
 NOT_DEFINED = "not defined"
 CEILING_PROTOCOL = "full@1"
 RULE = "-----"
 _COUNTS = "sets × students"
+_BYTES = "bytes: images + labels"
 # What a narrow terminal does without, first to last; then other judges.
-_EXPENDABLE = ("published", "bytes", "cost", "− best coreset", _COUNTS, "− random")
+_EXPENDABLE = ("published", _BYTES, "cost", "− best coreset", _COUNTS, "− random")
 REASON_LENGTH = 48
 
 _MARKS = {
@@ -37,22 +42,25 @@ _MARKS = {
     PROVISIONAL: "provisional: from one set, which says nothing of others and whose interval covers other students "
     "alone; or from one student a set",
     IMPORTED: "imported: condensed by others, and here only judged; what its maker claims is in the record",
+    CONTROL: "control: real images, under the same labels and recipe; what a method adds is its distance to them",
     VERIFIED: "verified: a student of every set of the row was trained again from the set, and agrees with the record",
 }
 _TRUST = ("trust", "verified_sets")
+_SIZES = ("bytes", "images_bytes", "labels_bytes")
 _PERCENTAGES = (
     "mean", "ci95", "sd", "sd_between", "sd_within", "difference_random", "difference_random_ci95",
     "difference_coreset", "difference_coreset_ci95",
 )  # fmt: skip
 _EXACT = (
-    "data_title", "fingerprint", "protocol", "digest", "ipc", "judge", "label", "method", "preset", "precision",
-    "train_backbone", "pixels", "config", "rank", "sets", "students_min", "students_max", "failed_sets",
+    "data_title", "fingerprint", "protocol", "digest", "track", "ipc", "judge", "label", "method", "control", "preset",
+    "precision", "train_backbone", "pixels", "labels", "config", "rank", "sets", "students_min", "students_max",
+    "failed_sets",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Table:
-    """Methods under one protocol on one dataset. Nothing else shares its columns.
+    """Methods under one protocol, with one kind of labels, on one dataset. Nothing else shares its columns.
 
     `rows` and `ceiling` are texts in the order of `headers`; the ceiling is printed last and apart.
     """
@@ -67,7 +75,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Board:
-    """All tables of a dataset and an ipc, one per data and protocol."""
+    """All tables of a dataset and an ipc, one per data, protocol and track of labels."""
 
     title: str
     tables: tuple[Table, ...]
@@ -111,6 +119,7 @@ class Board:
                 ("×", "$\\times$"),
                 (PROVISIONAL, "$^\\dagger$"),
                 (IMPORTED, "$^\\ddagger$"),
+                (CONTROL, "$^\\S$"),
                 (VERIFIED, "$^\\surd$"),
                 ("−", "$-$"),
             ):
@@ -129,7 +138,9 @@ def csv_of(summary: DataFrame) -> str:
 
     lines = [_csv_line(row) for row in _records(summary)]
     text = io.StringIO()
-    names = (*_EXACT, *_PERCENTAGES, "best_coreset", "provisional", "bytes", "seconds", "cost", "failed", *_TRUST)
+    asked = (*SCORE_COLUMNS, *MEASURED, *(f"{name}_sets" for name in MEASURED)) if SCORES[0] in summary else ()
+    rest = ("student_forwards", "seconds", "cost", "failed", *_TRUST, *asked)
+    names = (*_EXACT, *_PERCENTAGES, "best_coreset", "provisional", *_SIZES, *rest)
     pd.DataFrame(lines, columns=list(names)).to_csv(text, index=False, lineterminator="\n")
     return text.getvalue()
 
@@ -140,17 +151,17 @@ def board(summary: DataFrame, published: DataFrame, dataset: str, ipc: int) -> B
     chosen = [row for row in here if row["ipc"] == ipc]
     whole = [row for row in here if row["ipc"] == 0] if ipc else []
     numbers = [row for row in _records(printed(published)) if row["dataset"] == dataset and row["ipc"] in (ipc, 0)]
-    tables: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    tables: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in chosen:
-        tables.setdefault((row["fingerprint"], row["protocol"], row["digest"]), []).append(row)
-    ids = [(fingerprint, protocol) for fingerprint, protocol, _ in tables]
+        tables.setdefault(tuple(row[name] for name in ("fingerprint", "protocol", "digest", "track")), []).append(row)
+    recipes = {key[:3] for key in tables}
     titles = {row["data_title"] for row in chosen} or {dataset}
     name = titles.pop() if len(titles) == 1 else min(titles).partition(", ")[0]  # what the copies have in common
     title = f"{name}, {budget(ipc)}"
     return Board(
         title,
         tuple(
-            _table(rows, _ceiling(rows, whole), numbers, say_digest=ids.count(key[:2]) > 1)
+            _table(rows, _ceiling(rows, whole), numbers, say_digest=sum(other[:2] == key[:2] for other in recipes) > 1)
             for key, rows in sorted(tables.items())
         ),
         tuple(_published_row(row) for row in numbers if row["ipc"] == ipc),
@@ -180,6 +191,7 @@ def _table(
     judges = _in_order({row["judge"] for row in rows}, first["protocol"])
     lines = sorted(_lines(rows), key=lambda line: (_order(line, judges), line[0]["label"]))
     device = _usual_device(rows)
+    scores = [name for name in SCORES if name in first]
     sources: list[str] = []
 
     def cells(line: Sequence[dict[str, Any]], rank: str, name: str, ipc: int) -> tuple[str, ...]:
@@ -192,7 +204,9 @@ def _table(
             _counts(judged),
             _difference(judged[0], "random"),
             _difference(judged[0], "coreset"),
-            size(line[0]["bytes"]),
+            *(_score(judged[0], name) for name in scores),
+            *(_measured(judged[0], name) for name in (MEASURED if scores else ())),
+            _sizes(line[0]),
             "–" if line[0]["kind"] in ("ceiling", "imported") else _cost(line[0], device),
             _published_cell(line[0], ipc, numbers, sources),
         )
@@ -201,16 +215,19 @@ def _table(
     last = tuple(cells(line, "", f"{line[0]['label']}, {line[0]['protocol']}", 0) for line in _lines(whole))
     best = next((row["best_coreset"] for row in rows if row["judge"] == judges[0] and row["best_coreset"]), "")
     return Table(
-        title=f"{first['data_title']}, {budget(first['ipc'])}, protocol {first['protocol']}"
+        title=f"{first['data_title']}, {budget(first['ipc'])}, {NAMES[first['track']]}, protocol {first['protocol']}"
         + (f" ({first['digest'][:8]})" if say_digest else ""),
         data=f"Data {first['fingerprint']}: {first['train']} training and {first['test']} test images.",
         headers=(
-            "#", "method", *judges, _COUNTS, "− random", "− best coreset", "bytes", "cost", "published",
+            "#", "method", *judges, _COUNTS, "− random", "− best coreset", *map(str.upper, scores),
+            *(MEASURED.values() if scores else ()), _BYTES, "cost", "published",
         ),
         rows=body,
         ceiling=last,
         notes=(
             *_reading(judges[0], best, device, rows),
+            *about_controls(rows, judges),
+            *(about_scores([row for row in rows if row["judge"] == judges[0]]) if scores else []),
             *_unpublished(rows),
             *_marks_used([*body, *last]),
             *_failures(rows),
@@ -231,7 +248,13 @@ def _in_order(judges: Iterable[str], protocol: str) -> list[str]:
 
 
 def _said_name(row: Mapping[str, Any]) -> str:
-    return row["label"] + (IMPORTED if row["kind"] == "imported" else "")
+    return row["label"] + (IMPORTED if row["kind"] == "imported" else CONTROL if row["control"] else "")
+
+
+def _sizes(row: Mapping[str, Any]) -> str:
+    """Bytes of images and of labels, and of what else a receiver has to store."""
+    rest = row["bytes"] - row["images_bytes"] - row["labels_bytes"]
+    return " + ".join(size(part) for part in (row["images_bytes"], row["labels_bytes"], *([rest] if rest > 0 else [])))
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -246,7 +269,7 @@ def _ceiling(rows: Sequence[dict[str, Any]], whole: Sequence[dict[str, Any]]) ->
     """The whole dataset with the judges of a table: under its protocol where it was judged so, else under its own."""
     judges = {row["judge"] for row in rows}
     fitting = [row for row in whole if row["fingerprint"] == rows[0]["fingerprint"] and row["judge"] in judges]
-    same = [row for row in fitting if row["digest"] == rows[0]["digest"]]
+    same = [row for row in fitting if (row["digest"], row["track"]) == (rows[0]["digest"], rows[0]["track"])]
     return same or [row for row in fitting if row["protocol"] == CEILING_PROTOCOL]
 
 
@@ -303,6 +326,16 @@ def _difference(row: Mapping[str, Any] | None, name: str) -> str:
     return text + (PROVISIONAL if row[f"difference_{name}_provisional"] else "")
 
 
+def _score(row: Mapping[str, Any] | None, name: str) -> str:
+    return "–" if row is None or math.isnan(row[name]) else f"{row[name]:.1f}"
+
+
+def _measured(row: Mapping[str, Any] | None, name: str) -> str:
+    if row is None or math.isnan(row[name]):
+        return "–"
+    return percent(row[name]) if MEASURED[name].endswith("%") else f"{row[name]:+.2f}".replace("-", "−")
+
+
 def _usual_device(rows: Sequence[Mapping[str, Any]]) -> str:
     devices = [device for row in rows for device in json.loads(row["cost"]) if row["kind"] != "imported"]
     return min(devices, key=lambda device: (-devices.count(device), device), default="")
@@ -342,6 +375,7 @@ def _reading(judge: str, best: str, device: str, rows: Sequence[Mapping[str, Any
         "[95 % interval over sets and students].",
         f"Differences: {judge}, paired by student, ± half their 95 % interval."
         + (f" Best coreset: {best}." if best else ""),
+        "Bytes: of images and of labels, then of what else a receiver stores, such as step sizes or a teacher.",
         # Of imported sets alone, no cost is known.
         *(
             [f"Cost: of condensing one set and of all that it needs, on {device} unless said otherwise."]
@@ -392,19 +426,28 @@ def _whitened(row: Mapping[str, Any]) -> bool:
 
 
 def _csv_line(row: Mapping[str, Any]) -> dict[str, Any]:
-    exact = {name: row[name] for name in _EXACT} | {"best_coreset": row["best_coreset"], "bytes": row["bytes"]}
+    exact = {name: row[name] for name in (*_EXACT, "best_coreset", *_SIZES)}
     percentages = {name: "" if math.isnan(row[name]) else f"{100 * row[name]:.2f}" for name in _PERCENTAGES}
     cost = {device: round(seconds, 1) for device, seconds in json.loads(row["cost"]).items()}
     return {
         **exact,
         **percentages,
         "provisional": "yes" if row["provisional"] else "no",
+        "student_forwards": "" if math.isnan(row["forwards"]) else f"{row['forwards']:.0f}",
         "seconds": f"{row['seconds']:.1f}",
         "cost": json.dumps(cost),
         "failed": row["failed"],
         "trust": trust(row),
         "verified_sets": row["verified_sets"],
+        **{name: _csv_score(row[name]) for name in SCORE_COLUMNS if name in row},
+        "recognised": _csv_score(100 * row["recognised"]),
+        "correlation": _csv_score(row["correlation"]),
+        **{f"{name}_sets": row[f"{name}_sets"] for name in MEASURED},
     }
+
+
+def _csv_score(value: float | str) -> str:
+    return value if isinstance(value, str) else "" if math.isnan(value) else f"{value:.2f}"
 
 
 def _grid(table: Table, form: str, spell: Callable[[str], str]) -> str:

@@ -108,6 +108,7 @@ class StudentScore(Part):
     device: Line
     precision: Line = "fp32"
     chose: dict[Line, Number] = Field(default={})
+    loss: Number | None = None
 
 
 class EvaluationFile(Part):
@@ -146,6 +147,13 @@ class Evaluated:
         said["chose"] = said.get("chose") or (file.scores[-1].chose if file.scores else {})
         part = {**said, **_of_students(file.scores, failed=said.get("failed", ""))}
         return cls(EvaluationPart.model_validate(part), file.synthetic, file.scores)
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """The mean test loss of students 0, 1, …; nothing where an earlier version has not kept one of them."""
+        by_number = {s.student: s.loss for s in self.scores}
+        found = [by_number.get(k) for k in range(len(self.part.accuracy))]
+        return tuple(loss for loss in found if loss is not None) if None not in found else ()
 
     def to_json(self) -> dict[str, Any]:
         """As the file has it, which leaves out what its students say one by one."""
@@ -218,6 +226,7 @@ class Judging:
             done = done.having(*scores, **values)
             write_json(path, done.to_json(), sealed=True)
 
+        done = done.having(track=cell.protocol.track_of(more_than_classes=self.synthetic.more_than_classes))
         try:
             problem = self.problem_of(self.synthetic.pixels, cell.backbone)
             trainer = trainer_of(self.synthetic, cell.protocol, problem, students=len(missing), chosen=done.part.chose)
@@ -233,17 +242,28 @@ class Judging:
             self.tell.on_note(f"{cell.protocol.id} with {cell.backbone} failed: {error}")
         return done
 
-    def draw_curve(self, cell: Cell, result: Evaluated, last_step: int, seconds: float) -> Curve | None:
-        """Judge every snapshot as the result was judged; None where the result could not be."""
+    def draw_curve(
+        self, cell: Cell, result: Evaluated, last_step: int, seconds: float, *, losses: bool = False
+    ) -> Curve | None:
+        """Judge every snapshot as the result was judged; None where the result could not be.
+
+        With `losses`, snapshots that an earlier version has judged without their test loss are judged again.
+        """
         if result.part.failed:
             return None
         path = self.folder.curve(cell.protocol, cell.backbone)
         students = range(len(result.part.accuracy))
         curve = self._read_curve(path, cell)
-        known = {p.step: p for p in curve.points if p.failed or len(p.accuracy) == len(students)}
+        known = {
+            p.step: p
+            for p in curve.points
+            if p.failed or (len(p.accuracy) == len(students) and (len(p.loss) == len(students) or not losses))
+        }
         clock = {entry["step"]: entry.get("seconds") for entry in read_log(self.folder.log)} | {0: 0.0}
         clock = {step: known if _is_time(known) else None for step, known in clock.items()}
-        known[last_step] = CurvePoint(step=last_step, seconds=seconds, accuracy=result.part.accuracy)
+        known[last_step] = CurvePoint(
+            step=last_step, seconds=seconds, accuracy=result.part.accuracy, loss=result.losses
+        )
         problem = self.problem_of(self.synthetic.pixels, cell.backbone)
         for step, snapshot in snapshots(self.folder):
             if step not in known:
@@ -265,7 +285,12 @@ class Judging:
             found = list(self._scores(trainer, cell, students, f"step {step} "))
         except (DivergedError, ConfigError, DataError) as error:
             return CurvePoint(step=step, seconds=seconds, failed=printable(str(error), lines=True))
-        return CurvePoint(step=step, seconds=seconds, accuracy=tuple(score.accuracy for score in found))
+        return CurvePoint(
+            step=step,
+            seconds=seconds,
+            accuracy=tuple(score.accuracy for score in found),
+            loss=tuple(score.loss for score in found if score.loss is not None),
+        )
 
     def _scores(
         self,

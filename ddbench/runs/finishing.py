@@ -11,6 +11,7 @@ from ddbench.data.scale import real_scale, scale_of
 from ddbench.files import sha256_of, write_atomically, write_json
 from ddbench.runs.evaluating import evaluations, recorded_curves
 from ddbench.runs.ledger import Ledger
+from ddbench.runs.measures import Measures
 from ddbench.runs.preview import preview
 from ddbench.runs.record import (
     ConfigPart,
@@ -63,6 +64,7 @@ def finish(
     Raises: RunError where a record cannot hold what is said.
     """
     sha256 = sha256_of(folder.synthetic)
+    measures = Measures.of(folder, sha256)
     with as_a_record():
         record = RunRecord(
             status="complete",
@@ -91,6 +93,8 @@ def finish(
             evaluations=tuple(evaluations(folder, sha256)),
             sheet=_sheet(folder, synthetic, space),
             curves=recorded_curves(folder, sha256),
+            recognised=measures.recognised,
+            correlations=measures.correlations,
             cost=ledger.costs if ledger is not None else {},
             counts=ledger.counts if ledger is not None else {},
             attempts=ledger.attempts if ledger is not None else (),

@@ -171,6 +171,11 @@ class EvaluationPart(Part):
         description="Images that one student trained on, repeats counted, trials and teachers not; 0 where no network "
         "is trained. Not in earlier records.",
     )
+    track: Literal["hard", "soft", "teacher"] | None = Field(
+        default=None,
+        description="Which labels students saw: classes; soft ones that are stored, one for each image; those of a "
+        "teacher on line. Not in earlier records.",
+    )
     chose: dict[Line, Number] = Field(
         default={}, description="Options that trials before the students chose by training images, such as a step size."
     )
@@ -182,6 +187,9 @@ class CurvePoint(Part):
     step: Count
     seconds: Seconds | None = Field(description="Of condensation, up to the step; none where nobody kept it.")
     accuracy: tuple[Share, ...] = Field(default=(), description="As in an evaluation.")
+    loss: tuple[Number, ...] = Field(
+        default=(), description="Mean cross-entropy over the test images, of each student. Not in earlier records."
+    )
     failed: Text = Field(default="", description="Why there is no accuracy, if there is none.")
 
 
@@ -195,6 +203,34 @@ class CurvePart(Part):
     digest: Hex
     backbone: Architecture
     points: tuple[CurvePoint, ...] = ()
+
+
+class RecognisedPart(Part):
+    """The set as a test set of a network that was trained on the real images. No test image was read."""
+
+    backbone: Architecture
+    network: Hex = Field(description="Key of the artefact that the network is.")
+    epochs: Count
+    lr: Number
+    images: Count = Field(description="As students see them, decoded.")
+    accuracy: Share = Field(description="Fraction of the images whose class the network said.")
+    device: Line
+
+
+class CorrelationPart(Part):
+    """Whether what a method lowered went down together with the test loss of students, over the snapshots of a run.
+
+    Measured when the run was over; nothing was chosen by it.
+    """
+
+    protocol: ProtocolId
+    digest: Hex
+    backbone: Architecture
+    metric: Line = Field(description="What the method logged: its loss.")
+    points: Count = Field(description="Snapshots with both numbers, the result among them.")
+    rho: Annotated[Number, Field(ge=-1, le=1)] = Field(description="Spearman's rank correlation.")
+    low: Annotated[Number, Field(ge=-1, le=1)] | None = Field(description="Ends of its 95 % interval; none below 4.")
+    high: Annotated[Number, Field(ge=-1, le=1)] | None
 
 
 class SheetPart(Part):
@@ -264,6 +300,12 @@ class RunRecord(Part):
     artifacts: tuple[UsedArtifact, ...] = ()
     evaluations: tuple[EvaluationPart, ...] = ()
     curves: tuple[CurvePart, ...] = Field(default=(), description="Drawn with --curve. Earlier records have none.")
+    recognised: tuple[RecognisedPart, ...] = Field(
+        default=(), description="By `ddbench measure recognised`. Earlier records have none."
+    )
+    correlations: tuple[CorrelationPart, ...] = Field(
+        default=(), description="By `ddbench measure correlation`. Earlier records have none."
+    )
     sheet: SheetPart | None = Field(default=None, description="A picture of the set. Earlier records have none.")
     cost: dict[Line, CostPart]
     counts: dict[Line, Number] = Field(

@@ -139,7 +139,7 @@ def retrain(
                     precision=_precision(part, record),
                     artifacts_root=options.artifacts,
                 )
-                trainer = trainer_of(synthetic, _protocol(part, folder), problem, students=count, chosen=part.chose)
+                trainer = trainer_of(synthetic, protocol_of(part, folder), problem, students=count, chosen=part.chose)
                 again = _accuracies(trainer, test, numbers, stop)
             except DdbenchError as error:
                 failed = str(error)
@@ -160,7 +160,7 @@ def _precision(part: EvaluationPart, record: RunRecord) -> str:
     return part.precision if part.precision in ("fp32", "tf32", "bf16") else record.run.precision
 
 
-def _protocol(part: EvaluationPart, folder: RunDir) -> Protocol:
+def protocol_of(part: EvaluationPart, folder: RunDir) -> Protocol:
     """The protocol of an evaluation, by its digest: of the run's folder, or built in."""
     for known in (lambda: protocols_of(folder.spec), lambda: [protocol(part.protocol)]):
         try:

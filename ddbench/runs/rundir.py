@@ -136,6 +136,11 @@ class RunDir:
         return self.path / SHEET
 
     @property
+    def measures(self) -> Path:
+        """What was measured of the set beside the accuracy of students."""
+        return self.path / "measures.json"
+
+    @property
     def record(self) -> Path:
         return self.path / RECORD
 

@@ -154,14 +154,13 @@ def evaluate_run(
     """
     _refuse_dirty(options)
     folder = RunDir.at(path)
-    if not (folder.record.is_file() and folder.synthetic.is_file()):
-        raise RunError(f"{path} is not a finished run: run its command again first, which goes on where it stopped.")
+    finished_record(folder)
     Precision(folder.spec.precision).require(options.device)  # type: ignore[arg-type]
     dataset = dataset_of(folder, options.data_root, dataset_ref)
     asked = cells(protocols, judges, students, dataset.info.shape, own=folder.spec.backbone)
     require_networks(asked, dataset.info)
     with session(options) as (stop, tell), folder.lock():
-        before = _record_of(folder)
+        before = finished_record(folder)
         folder.set_sha256()
         ledger = Ledger(folder, options.device)
         ledger.check()
@@ -197,7 +196,12 @@ def dataset_of(folder: RunDir, data_root: Path, dataset_ref: str | None = None) 
     return dataset
 
 
-def _record_of(folder: RunDir) -> RunRecord:
+def finished_record(folder: RunDir) -> RunRecord:
+    """The record of a finished run. Raises: RunError where it is not finished, or its record is damaged."""
+    if not (folder.record.is_file() and folder.synthetic.is_file()):
+        raise RunError(
+            f"{folder.path} is not a finished run: run its command again first, which goes on where it stopped."
+        )
     try:
         return read_record(folder.record)
     except RunError as error:
@@ -432,7 +436,7 @@ def _evaluate(
 ) -> None:
     tell.on_phase("evaluate")
     sha256 = sha256_of(folder.synthetic)
-    judging = Judging(folder, synthetic, dataset, sha256, _problems(folder, dataset, options, tell), stop, tell, retry)
+    judging = Judging(folder, synthetic, dataset, sha256, problems(folder, dataset, options, tell), stop, tell, retry)
     try:
         with ledger.phase("evaluate"):
             results = [(cell, judging.judge(cell)) for cell in asked]
@@ -449,7 +453,7 @@ def _evaluate(
             judging.draw_curve(cell, result, step, ledger.costs.get("condense", CostPart(seconds=0.0)).seconds)
 
 
-def _problems(folder: RunDir, dataset: Dataset, options: RunOptions, tell: Observer) -> Callable[[str, str], Problem]:
+def problems(folder: RunDir, dataset: Dataset, options: RunOptions, tell: Observer) -> Callable[[str, str], Problem]:
     """The problem of a judge, by pixel space and backbone."""
 
     def problem(pixels: str, backbone: str) -> Problem:

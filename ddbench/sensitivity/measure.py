@@ -205,7 +205,7 @@ def evaluate_grid(asked: Asked, files: SaidOfFiles, options: RunOptions, place: 
 def grid_of(asked: Asked, files: SaidOfFiles, options: RunOptions, place: Path) -> Grid:
     """The grid that is asked for, its sets found and its recipes made. Raises: as `evaluate_grid`."""
     if not asked.sets:
-        raise ConfigError("a grid needs sets: runs, files, or names of published sets such as mtt/cifar10/ipc10.")
+        raise ConfigError("a grid needs sets: runs, files, or names of published sets such as dance/cifar10/ipc10.")
     if asked.base is not None:
         asked.recipes(asked.base)  # what is wrong there is said before a set is fetched
     _refuse_another(place)

@@ -26,7 +26,7 @@ def test_pairs_are_printed_with_interval_and_verdict(where: list[str]) -> None:
     result = call("dm", "herding", "--judge", "convnet", "--protocol", "dsa", *where)
     assert result.exit_code == 0, result.output
     titles = [line for line in result.stdout.splitlines() if "protocol" in line]
-    assert titles == ["CIFAR-10, JPEG copy, ipc 10, protocol dsa@1, convnet-d3"]
+    assert titles == ["CIFAR-10, JPEG copy, ipc 10, hard labels, protocol dsa@1, convnet-d3"]
     assert "corrected by Holm's method for 2 pairs" in result.stdout
     assert "† one set on a side" in result.stdout
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("dm [iterations=20001]: 49.1  herd")]

@@ -42,6 +42,8 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "DATM with FTD": ("datm", {"rho_experts": 0.01, "alpha_experts": 0.3, "ema": 0.9}),
     "DANCE with its authors' networks": ("dance", {"networks_trained": "authors"}),
     "NCFM with its authors' networks": ("ncfm", {"networks_trained": "authors"}),
+    "NCFM's minimax": ("ncfm", {"learned_frequencies": True, "normals_per_scale": 2, "amplitude": 0.9}),
+    "NCFM's network as frequencies": ("ncfm", {"learned_frequencies": True, "normals_per_scale": 0}),
 }
 
 

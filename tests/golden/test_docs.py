@@ -330,9 +330,11 @@ def test_the_example_runs_by_path_and_shares_a_board_with_the_built_in_methods(t
     where = ["--runs", str(tmp_path / "runs"), "--data", str(tmp_path), "--device", "cpu", "--quiet"]
     result = CliRunner().invoke(root, ["run", *arguments, *cheap, *where])
     assert result.exit_code == 0, result.output
-    titles = [line for line in result.stdout.splitlines() if "protocol" in line]
-    assert titles == ["Digits (UCI, 8x8), ipc 1, protocol quick@1"]
-    ranked = [line.split()[1].partition("@")[0] for line in result.stdout.splitlines() if line[:1].isdigit()]
+    titles = [line for line in result.stdout.splitlines() if line.startswith("Digits")]
+    assert titles == ["Digits (UCI, 8x8), ipc 1, hard labels, protocol quick@1"]
+    ranked = [
+        line.split()[1].partition("@")[0].rstrip("§") for line in result.stdout.splitlines() if line[:1].isdigit()
+    ]
     assert ranked == ["my-method", "random"], "matching means beats a random image"
 
 

@@ -12,6 +12,8 @@ from ddbench.training.options import SGDOptions
 DIGESTS = {
     "dsa@1": "24d99e9675d43a25",
     "dsa-soft@1": "7d0caba4bf706028",
+    "dsa-unaugmented@1": "620a13728157390b",
+    "dsa-soft-unaugmented@1": "a8f4764bce245634",
     "dc@1": "ab355232fad50cdd",
     "dc@2": "635de1091f447352",
     "cafe@1": "dac245574f2716e0",
@@ -88,6 +90,8 @@ MIXED: dict[str, Any] = DISTILL | {
 RECIPES: dict[str, dict[str, Any]] = {
     "dsa@1": {},
     "dsa-soft@1": {"labels": "soft"},
+    "dsa-unaugmented@1": {"augment": "none"},
+    "dsa-soft-unaugmented@1": {"augment": "none", "labels": "soft"},
     "dc@1": {"augment": "dc", "epochs": 300, "epochs_augmented": 1000},
     "dc@2": {"augment": "dc@2", "epochs": 300, "epochs_augmented": 1000},
     "cafe@1": {"augment": "dc", "epochs": 600, "epochs_augmented": 1000},

@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 from ddbench import Problem, Rng, drive
 from ddbench.data.pixels import fit_pixels
 from ddbench.engine.decode import decode
-from ddbench.errors import ConfigError
+from ddbench.errors import ConfigError, RunError
 from ddbench.loop import condense
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.experts import unflatten
 from ddbench_methods.dance import DANCE, DANCEConfig, DANCEState, mosaics
-from ddbench_methods.ncfm import NCFM, NCFMConfig, characteristic_distance
+from ddbench_methods.ncfm import NCFM, LearnedState, NCFMConfig, characteristic_distance, first_sampler
 
 SMALL: dict[str, Any] = {"networks": 2, "epochs": 3, "lr_networks": 0.3, "batch_real": 5}
 
@@ -35,6 +35,17 @@ def ncfm(**options: Any) -> NCFM:
     return NCFM(NCFMConfig(**(SMALL | {"frequencies": 16, "lr_images": 0.01} | options)))
 
 
+def minimax(**options: Any) -> NCFM:
+    # Step sizes at which three iterations move the network far.
+    return ncfm(
+        **({"learned_frequencies": True, "frequencies": 32, "normals_per_scale": 4, "lr_frequencies": 0.1} | options)
+    )
+
+
+def direct(**options: Any) -> NCFM:
+    return minimax(normals_per_scale=0, **options)
+
+
 def embedded(p: dict[str, Tensor], x: Tensor) -> Tensor:
     """Twice convolution, instance norm, ReLU, average pooling."""
     for block in ("block1", "block2"):
@@ -49,7 +60,9 @@ def mean_distance(synthetic: Tensor, real: Tensor, frequencies: Tensor | None) -
     return sum(((synthetic[:, d].mean() - real[:, d].mean()) ** 2 for d in range(real.shape[1])), torch.zeros(()))
 
 
-def characteristic(synthetic: Tensor, real: Tensor, frequencies: Tensor | None) -> Tensor:
+def characteristic(
+    synthetic: Tensor, real: Tensor, frequencies: Tensor | None, weights: tuple[float, float] = (0.5, 0.5)
+) -> Tensor:
     """300 times the mean over frequencies, from amplitudes and phases as the paper weighs them, both by one half."""
     assert frequencies is not None
     synthetic, real = (f / f.norm(dim=1, keepdim=True) for f in (synthetic, real))
@@ -58,20 +71,49 @@ def characteristic(synthetic: Tensor, real: Tensor, frequencies: Tensor | None) 
         r, s = (torch.exp(1j * (f @ t)).mean() for f in (real, synthetic))
         amplitude = (r.abs() - s.abs()) ** 2
         phase = 2 * (r.abs() * s.abs() - (r * s.conj()).real)
-        total = total + (0.5 * amplitude + 0.5 * phase.clamp(min=1e-12)).sqrt()
+        total = total + (weights[0] * amplitude + weights[1] * phase.clamp(min=1e-12)).sqrt()
     return 300 * total / len(frequencies)
 
 
+def as_module(sampler: list[Tensor]) -> nn.Sequential:
+    """The sampling network as layers of torch, in float64. Biases are what normalisation takes out, so any will do."""
+    parts: list[nn.Module] = []
+    for i in range(0, len(sampler), 3):
+        linear, norm = nn.Linear(*sampler[i].shape).double(), nn.BatchNorm1d(len(sampler[i])).double()
+        linear.weight.data.copy_(sampler[i])
+        norm.weight.data.copy_(sampler[i + 1])
+        norm.bias.data.copy_(sampler[i + 2])
+        parts += [linear, norm, nn.LeakyReLU(0.2)]
+    return nn.Sequential(*parts[:-1], nn.Tanh())
+
+
+def weights_of(module: nn.Sequential) -> list[Tensor]:
+    """Those of `as_module`, as it was given them."""
+    held = module.state_dict()
+    return [
+        held[name] for i in range(0, len(module), 3) for name in (f"{i}.weight", f"{i + 1}.weight", f"{i + 1}.bias")
+    ]
+
+
+def scale_mixture(outputs: Tensor, normals: Any) -> Tensor:
+    """Each output is the standard deviations of a normal, of which every N-th frequency is drawn."""
+    return torch.stack([outputs[k % len(outputs)] * normal for k, normal in enumerate(normals)])
+
+
 @pytest.mark.parametrize("per_class_steps", [True, False])
-@pytest.mark.parametrize("make", [dance, ncfm])
+@pytest.mark.parametrize("make", [dance, ncfm, minimax, direct])
 def test_iterations_are_those_of_the_loop(problem: Problem, make: Any, per_class_steps: bool) -> None:
     method = make(iterations=3, per_class_steps=per_class_steps, batch_syn=6)
     first = method.start(problem)
     images = first.images.double().requires_grad_()
     distance = mean_distance if make is dance else characteristic
     optimizer: Any = optim.SGD([images], 0.5, momentum=0.5)
-    if make is ncfm:
+    if make is not dance:
         optimizer = optim.AdamW([images], 0.01, weight_decay=5e-4)
+    as_it_began = first.sampler if isinstance(first, LearnedState) else []
+    twin = as_module(as_it_began)
+    weights = list(twin.parameters())
+    upwards = optim.SGD(weights, 0.1, momentum=0.5, maximize=True) if weights else None
     losses, like = [], problem.backbone.init(Rng(0)).params
     own = torch.arange(len(images)) // problem.ipc
     for i in range(3):
@@ -83,8 +125,13 @@ def test_iterations_are_those_of_the_loop(problem: Problem, make: Any, per_class
         rows = problem.real.class_indices(5, rng.fold("real"))
         chosen = method.chosen(problem, rng)
         frequencies = None
-        if make is ncfm:
-            frequencies = torch.randn(16, first.width, generator=rng.fold("frequencies").torch()).double()
+        if make is not dance:
+            count = 16 if make is ncfm else 32
+            frequencies = torch.randn(count, first.width, generator=rng.fold("frequencies").torch()).double()
+        if make in (minimax, direct):
+            noises = 8 if make is minimax else 32
+            outputs = twin(torch.randn(noises, first.width, generator=rng.fold("noise").torch()).double())
+            frequencies = scale_mixture(outputs, frequencies) if make is minimax else outputs
         with torch.no_grad():
             images.clamp_(0, 1)
 
@@ -110,9 +157,15 @@ def test_iterations_are_those_of_the_loop(problem: Problem, make: Any, per_class
 
         for part in ("match", "classify"):
             each = [loss_of(c, part) for c in range(problem.classes)]
-            (gradient,) = torch.autograd.grad(torch.stack(each).sum(), images)
+            gradient, *slopes = torch.autograd.grad(
+                torch.stack(each).sum(), [images, *weights] if part == "match" else [images]
+            )
             if part == "match":
                 losses.append(float(torch.stack(each).sum().detach()))
+            if slopes and upwards is not None:
+                for weight, slope in zip(weights, slopes, strict=True):
+                    weight.grad = slope
+                upwards.step()
             for c in range(problem.classes) if per_class_steps else [None]:
                 images.grad = gradient if c is None else gradient * (own == c)[:, None, None, None]
                 optimizer.step()
@@ -122,6 +175,12 @@ def test_iterations_are_those_of_the_loop(problem: Problem, make: Any, per_class
     moved = images.detach() - first.images
     assert moved.norm() > 0.05
     assert (state.images - images.detach()).norm() < 5e-3 * moved.norm()
+    if isinstance(state, LearnedState) and isinstance(first, LearnedState):
+        ours, start, theirs = (
+            torch.cat([w.double().flatten() for w in parts]) for parts in (state.sampler, as_it_began, weights_of(twin))
+        )
+        assert (theirs - start).norm() > 0.05
+        assert (ours - theirs).norm() < 5e-3 * (theirs - start).norm()
 
 
 def test_the_distance_of_equal_and_of_opposite_embeddings() -> None:
@@ -180,7 +239,7 @@ def test_without_calibration_only_distances_count(problem: Problem) -> None:
 
 
 def test_classes_in_several_passes_are_the_same(problem: Problem) -> None:
-    for make in (dance, ncfm):
+    for make in (dance, ncfm, minimax, direct):
         whole = condense(make(iterations=2), problem).images
         cut = condense(make(iterations=2, classes_per_pass=1), problem).images
         assert torch.allclose(whole, cut, atol=1e-4)
@@ -196,3 +255,107 @@ def test_whitened_pixels_are_refused(tmp_path: Path) -> None:
 def test_the_state_is_the_same_kind_for_both(problem: Problem) -> None:
     assert isinstance(ncfm().start(problem), DANCEState)
     assert len(dance().start(problem).moments) == 1
+
+
+def test_the_state_of_the_minimax_has_the_sampling_network(problem: Problem) -> None:
+    state = minimax().start(problem)
+    assert isinstance(state, LearnedState)
+    assert [tuple(w.shape) for w in state.sampler] == [(state.width,) * 2, (state.width,), (state.width,)] * 3
+    assert {"sampler", "velocity"} <= state.state_dict().keys()
+    plain = ncfm().start(problem)
+    assert not plain.state_dict().keys() & {"sampler", "velocity"}  # so that checkpoints of earlier runs fit
+    assert torch.equal(plain.images, state.images)
+
+
+def test_options_at_their_default_leave_the_config_of_a_run_as_it_was() -> None:
+    mine = {"amplitude", "learned_frequencies", "lr_frequencies", "normals_per_scale"}
+    assert not mine & NCFMConfig().kept().keys()
+    assert mine & NCFMConfig(learned_frequencies=True).kept().keys() == {"learned_frequencies"}
+
+
+@pytest.mark.parametrize("amplitude", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_amplitudes_and_phases_weigh_as_asked(amplitude: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    synthetic, real = (torch.randn(1, n, 5, generator=generator, dtype=torch.float64) for n in (4, 7))
+    synthetic, real = (F.normalize(f, dim=-1) for f in (synthetic, real))
+    t = torch.randn(9, 5, generator=generator, dtype=torch.float64)
+    expected = characteristic(synthetic[0], real[0], t, (amplitude, 1 - amplitude)) / 300
+    assert float(characteristic_distance(synthetic, real, t, amplitude)) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("amplitude", [0.0, 0.3, 0.5, 1.0])
+def test_the_distance_has_the_gradients_of_its_differences(amplitude: float) -> None:
+    """By images, which go down, and by frequencies, which go up."""
+    generator = torch.Generator().manual_seed(3)
+    synthetic, real = (torch.randn(2, n, 3, generator=generator, dtype=torch.float64) for n in (4, 6))
+    t = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda s, f: characteristic_distance(s, real, f, amplitude), [synthetic.requires_grad_(), t.requires_grad_()]
+    )
+
+
+@pytest.mark.parametrize("normals_per_scale", [0, 16])
+def test_the_sampling_network_enlarges_the_distance_of_images_that_stay(
+    problem: Problem, normals_per_scale: int
+) -> None:
+    """Images that do not move: the distance at given noise, network and views, before and after, has no error of
+    sampling; the noise of training is other noise."""
+    method = minimax(iterations=20, normals_per_scale=normals_per_scale, frequencies=128, lr_images=1e-30)
+    distances = []
+    for state, _ in drive(method, problem):
+        if state.step not in (0, 20):
+            continue
+        assert isinstance(state, LearnedState)
+        between, _, rows, chosen, _, _, *drawn = method.draw(problem, state, problem.rng.fold("other"))
+        network = unflatten(between, state.like)
+        images = method.enlarged(problem, problem.by_class(state.images), chosen)
+        pairs = [(embedded(network, images[c]), embedded(network, problem.real.take(rows[c]))) for c in range(3)]
+        ours, real = (torch.stack([pair[i] for pair in pairs]) for i in (0, 1))
+        distances.append(float(method.distance(ours, real, *drawn, *state.sampler)))
+    assert distances[1] > 1.2 * distances[0]
+
+
+def test_scales_of_one_are_the_frequencies_of_the_plain_method(problem: Problem) -> None:
+    """tanh bounds them by it: learned scales can come near the standard normal, and not beyond."""
+    plain, learned = ncfm(frequencies=32), minimax()
+    state = learned.start(problem)
+    assert isinstance(state, LearnedState)
+    rng = problem.rng.fold("step", 0)
+    normals, noise = learned.draw(problem, state, rng)[-2:]
+    assert torch.equal(normals, plain.draw(problem, plain.start(problem), rng)[-1])
+    saturated = [weight + 1e3 * (i % 3 == 2) for i, weight in enumerate(state.sampler)]
+    assert torch.equal(learned.sampled(normals, noise, *saturated), normals)
+    made = learned.sampled(normals, noise, *state.sampler)
+    assert (made.abs() < normals.abs()).all()
+    assert len(made.unique(dim=0)) == len(made)
+
+
+@pytest.mark.parametrize(("frequencies", "normals_per_scale"), [(1, 16), (17, 16), (40, 16), (3, 0), (1, 0)])
+def test_any_number_of_frequencies_works(problem: Problem, frequencies: int, normals_per_scale: int) -> None:
+    method = minimax(iterations=2, frequencies=frequencies, normals_per_scale=normals_per_scale)
+    *_, (state, metrics) = drive(method, problem)
+    assert isinstance(state, LearnedState)
+    assert torch.isfinite(metrics["loss"])
+    assert all(torch.isfinite(weight).all() for weight in [*state.sampler, *state.velocity])
+    assert len(method.sampled(*method.draw(problem, state, problem.rng)[-2:], *state.sampler)) == frequencies
+
+
+def test_the_minimax_goes_on_from_a_checkpoint_to_the_same_bits(problem: Problem) -> None:
+    method = minimax(iterations=6)
+    saved = {state.step: state.state_dict() for state, _ in drive(method, problem)}
+    *_, (resumed, _) = drive(method, problem, saved[2])
+    again = resumed.state_dict()
+    for name in ("images", "sampler", "velocity", "moments"):
+        for one, other in zip(saved[6][name], again[name], strict=True):
+            assert torch.equal(one, other), name
+    with pytest.raises(RunError, match="made by other code"):
+        list(drive(ncfm(iterations=6), problem, saved[2]))
+
+
+def test_first_matrices_are_those_of_torch() -> None:
+    matrix, gain, shift, *_ = first_sampler(64, Rng(5), torch.device("cpu"))
+    assert len(first_sampler(64, Rng(5), torch.device("cpu"))) == 9
+    theirs = nn.Linear(64, 64).weight.abs().max()
+    assert 0.9 * theirs < matrix.abs().max() <= 64**-0.5
+    assert torch.equal(gain, torch.ones(64))
+    assert torch.equal(shift, torch.zeros(64))

@@ -33,7 +33,7 @@ def test_every_run_of_the_campaign_can_be_resolved_and_says_its_precision(path: 
     assert requests
     assert all(asked.precision for asked in requests)
     # Settings that no paper has would be resolved to defaults without a word; other presets are refused there.
-    assert {foresee(asked).preset for asked in requests} <= {"paper", "ftd", "tesla", "authors"}
+    assert {foresee(asked).preset for asked in requests} <= {"paper", "ftd", "tesla", "authors", "minimax"}
 
 
 def test_a_precision_is_accepted_by_forty_pairs_whose_interval_lies_inside_the_bound() -> None:

@@ -147,9 +147,10 @@ class LikeAnAppleGPU(TorchDispatchMode):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if func is torch.ops.aten._local_scalar_dense.default and args[0].device == META:
             return 1.0 if args[0].is_floating_point() else 1
-        if func is torch.ops.aten._to_copy.default and args[0].device == META and kwargs.get("device") == CPU:
+        # In inference mode a copy arrives as it was asked for, and not as the operation that torch makes of it.
+        copying = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.to, torch.ops.aten.copy_)
+        if copying and args[0].device == META and kwargs.get("device") == CPU:
             return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        copying = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
         sizes = {tensor.device for tensor in given if tensor.ndim}
         # torch mixes numbers of the host with anything.
         if len(sizes) > 1 and not copying:

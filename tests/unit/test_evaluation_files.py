@@ -28,6 +28,7 @@ WRITTEN = {
             "device": device,
             "precision": "fp32",
             "chose": {"lr_factor": 0.25, "lr": 2.0},
+            "loss": 1.25,
         }
         for k, accuracy, device in ((1, 0.25, "cpu"), (0, 0.5, "NVIDIA H100"))
     ],
@@ -35,12 +36,13 @@ WRITTEN = {
     "failed": "",
     "beside_bytes": 12,
     "student_forwards": 640,
+    "track": "soft",
     "chose": {"lr_factor": 0.25, "lr": 2.0},
 }
 
 
 # What files of earlier versions do not have.
-LATER = ("chose", "beside_bytes", "alike", "student_forwards")
+LATER = ("chose", "beside_bytes", "alike", "student_forwards", "track")
 
 
 def written(folder: Path, **changes: Any) -> Path:
@@ -68,6 +70,7 @@ def test_its_part_is_what_a_record_has(tmp_path: Path) -> None:
         device="cpu, NVIDIA H100",
         beside_bytes=12,
         student_forwards=640,
+        track="soft",
         chose={"lr_factor": 0.25, "lr": 2.0},
     )
 

@@ -322,7 +322,7 @@ def test_bad_sets_end_in_a_sentence(case: str, tmp_path: Path) -> None:
     arguments = ["evaluate", tmp_path / "set.pt", "--dataset", "digits", *pixels, *flags, "--runs", tmp_path / "runs"]
     result = ddbench(*arguments)
     # The file is wrong, or what was said of it.
-    assert result.exit_code == (2 if flags and "--entry" not in flags else 1), result.output
+    assert result.exit_code == (2 if flags else 1), result.output
     assert sentence in result.stderr
     assert not list((tmp_path / "runs").glob("*/*/*/*"))
 

@@ -19,8 +19,10 @@ DEFAULTS: dict[str, Any] = {
     "package": "ddbench", "method_sha256": "", "dataset": "cifar10", "data_title": "CIFAR-10",
     "fingerprint": "b2:1", "original": True, "train": 50000, "test": 10000, "ipc": 10, "seed": 0, "preset": "paper",
     "precision": "fp32", "train_backbone": "convnet-d3", "pixels": "standard", "labels": "class",
-    "config": "{}", "overridden": "[]", "set": "s0", "bytes": 100, "seconds": 10.0, "device": "cpu",
-    "protocol": "dsa@1", "digest": "d1", "judge": "convnet-d3", "failed": "",
+    "config": "{}", "overridden": "[]", "set": "s0", "bytes": 100, "images_bytes": 90, "labels_bytes": 10,
+    "forwards": 1000.0, "seconds": 10.0, "device": "cpu",
+    "protocol": "dsa@1", "digest": "d1", "track": "hard", "judge": "convnet-d3", "failed": "",
+    "recognised": math.nan, "correlation": math.nan,
 }  # fmt: skip
 
 

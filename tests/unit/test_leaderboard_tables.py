@@ -39,9 +39,9 @@ def cell(table: Table, method: str, header: str) -> str:
 def test_one_table_is_one_protocol_on_one_copy_of_the_data() -> None:
     tables = boards("dm-s0", "dm-original-s0", "random-quick-s0").tables
     assert [table.title for table in tables] == [
-        "CIFAR-10, ipc 10, protocol dsa@1",
-        "CIFAR-10, JPEG copy, ipc 10, protocol dsa@1",
-        "CIFAR-10, JPEG copy, ipc 10, protocol quick@1",
+        "CIFAR-10, ipc 10, hard labels, protocol dsa@1",
+        "CIFAR-10, JPEG copy, ipc 10, hard labels, protocol dsa@1",
+        "CIFAR-10, JPEG copy, ipc 10, hard labels, protocol quick@1",
     ]
     assert [len(table.rows) for table in tables] == [1, 1, 1]
     assert tables[1].data == "Data b2:90ab5d3c11f02e77: 50000 training and 10000 test images."
@@ -67,7 +67,7 @@ def test_a_cell_has_mean_spread_marks_and_interval() -> None:
 
 def test_an_empty_cell_says_why() -> None:
     table = boards("dm-s0", "random-s0", "mtt-zca-s0", "idea-failed-s0").tables[0]
-    assert cell(table, "random", "resnet18") == "not run"
+    assert cell(table, "random§", "resnet18") == "not run"
     assert cell(table, "mtt (tf32)", "resnet18") == "not defined"
     assert cell(table, "idea@1a2b3c4d", "convnet-d3").startswith("failed: dsa@1/convnet-d3/3: the student's outputs")
     assert "mtt (tf32), resnet18: not defined: resnet18 has no ZCA recipe" in table.notes
@@ -133,7 +133,7 @@ def test_published_numbers_of_the_same_recipe_come_alone(tmp_path: Path, protoco
 
 def test_numbers_from_memory_are_never_printed() -> None:
     made = boards("random-s0")
-    assert cell(made.tables[0], "random", "published") == "–"
+    assert cell(made.tables[0], "random§", "published") == "–"
     assert all("99.9" not in text for text in (made.to_markdown(), made.to_text(), made.to_csv(), made.to_latex()))
 
 
@@ -146,13 +146,13 @@ def test_published_numbers_of_the_ipc_are_listed_once_at_the_end_of_the_page() -
 def test_best_comes_first_and_what_failed_last() -> None:
     table = boards("random-s0", "idea-failed-s0", "dm-s0", "mtt-zca-s0", "herding-s0").tables[0]
     assert [line[:2] for line in table.rows] == [
-        ("1", "mtt (tf32)"), ("2", "dm"), ("3", "herding"), ("4", "random"), ("", "idea@1a2b3c4d"),
+        ("1", "mtt (tf32)"), ("2", "dm"), ("3", "herding§"), ("4", "random§"), ("", "idea@1a2b3c4d"),
     ]  # fmt: skip
 
 
 def test_a_preset_that_all_share_is_said_once() -> None:
     table = boards("random-quick-s0").tables[0]
-    assert table.rows[0][1] == "random"
+    assert table.rows[0][1] == "random§"
     assert "All settings are those of the preset quick, not of the papers." in table.notes
 
 

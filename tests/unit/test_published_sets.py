@@ -254,8 +254,8 @@ def test_an_address_has_little_time_to_answer(monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.parametrize(
     ("text", "so"),
     [
-        ("mtt/cifar10/ipc10", True), ("k-means/cifar10/whole", True), ("runs/cifar10/ipc10/mtt", False),
-        ("mtt/cifar10/ipc0", False), ("../x/ipc1", False), ("set.safetensors", False), ("mtt/cifar10/ipc10/", False),
+        ("dance/cifar10/ipc10", True), ("k-means/cifar10/whole", True), ("runs/cifar10/ipc10/mtt", False),
+        ("mtt/cifar10/ipc0", False), ("../x/ipc1", False), ("set.safetensors", False), ("dance/cifar10/ipc10/", False),
     ],
 )  # fmt: skip
 def test_names_have_three_parts(text: str, so: bool) -> None:

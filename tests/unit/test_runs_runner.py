@@ -339,7 +339,7 @@ def test_a_failure_is_tried_again_when_asked_for(tmp_path: Path, monkeypatch: py
         raise ConfigError("not today")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "_problems", lambda *arguments: fail)
+        patch.setattr(runner, "problems", lambda *arguments: fail)
         assert run(asked(), options(tmp_path)).evaluations[0].failed == "not defined: not today"
     record = evaluate_run(tmp_path / asked().spec.folder, [TINY], [], 2, options(tmp_path))
     assert record.evaluations[0].failed == ""

@@ -2,6 +2,7 @@
 
 const DOCUMENT = JSON.parse(document.getElementById("document").textContent);
 const CEILING = "full@1";
+const TRACKS = { hard: "classes", soft: "stored soft labels", teacher: "a teacher on line", unknown: "not recorded" };
 const form = document.getElementById("choices");
 const unfolded = new Set();
 let state = {};
@@ -40,7 +41,12 @@ function resolve(wanted) {
   const tables = DATASETS.get(dataset)?.choices ?? [];
   const ipcs = distinct(tables.map((table) => String(table.ipc))).sort((a, b) => a - b);
   const ipc = pick(wanted.ipc, ipcs, (value) => count(tables.filter((table) => String(table.ipc) === value)));
-  const here = tables.filter((table) => String(table.ipc) === ipc);
+  const budgeted = tables.filter((table) => String(table.ipc) === ipc);
+  // One table has one track: what students learn from. An address that names none means that of its protocol.
+  const tracks = distinct(budgeted.map((table) => table.track)).sort();
+  const meant = wanted.track || budgeted.find((table) => table.recipe === wanted.protocol)?.track;
+  const track = pick(meant, tracks, (name) => count(budgeted.filter((table) => table.track === name)));
+  const here = budgeted.filter((table) => table.track === track);
   const recipes = here.map((table) => table.recipe).sort();
   const recipe = pick(wanted.protocol, recipes, (name) => count(here.filter((table) => table.recipe === name)));
   const table = here.find((candidate) => candidate.recipe === recipe);
@@ -48,11 +54,11 @@ function resolve(wanted) {
   const kinds = distinct(rowsOf(table).map((row) => row.labels)).sort();
   const labels = kinds.includes(wanted.labels) ? wanted.labels : "";
   const sort = COLUMNS.some((column) => column.key === (wanted.sort ?? "").replace(/^-/, "")) ? wanted.sort : "-accuracy";
-  return { dataset, ipc, protocol: recipe, judge, labels, q: wanted.q ?? "", sort, open: wanted.open ?? "",
-    set: wanted.set ?? "", table, choices: { ipcs, recipes, judges: table?.judges ?? [], kinds } };
+  return { dataset, ipc, track, protocol: recipe, judge, labels, q: wanted.q ?? "", sort, open: wanted.open ?? "",
+    set: wanted.set ?? "", table, choices: { ipcs, tracks, recipes, judges: table?.judges ?? [], kinds } };
 }
 
-const NAMES = ["dataset", "ipc", "protocol", "judge", "labels", "q", "sort", "open", "set"];
+const NAMES = ["dataset", "ipc", "track", "protocol", "judge", "labels", "q", "sort", "open", "set"];
 
 function readAddress() {
   return Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
@@ -80,6 +86,7 @@ function drawChoices() {
     select.disabled = values.length < 2;
   };
   options("dataset", [...DATASETS.keys()]);
+  options("track", state.choices.tracks, (track) => TRACKS[track]);
   options("protocol", state.choices.recipes);
   options("judge", state.choices.judges);
   options("labels", ["", ...state.choices.kinds], (kind) => kind || "any");
@@ -109,7 +116,7 @@ function families() {
 function ceilings(table = state.table, judge = state.judge) {
   const whole = DOCUMENT.rows.filter((row) => row.kind === "ceiling" && !row.of.ipc && row.judge === judge &&
     row.of.fingerprint === table?.fingerprint && known(row.mean));
-  const same = whole.filter((row) => row.of.digest === table.digest);
+  const same = whole.filter((row) => row.of.digest === table.digest && row.of.track === table.track);
   return same.length ? same : whole.filter((row) => row.of.protocol === CEILING);
 }
 

@@ -4,7 +4,7 @@ function details(row) {
   const chosen = row.runs.find((run) => run.id === state.set) ?? row.runs[0];
   const run = { ...DOCUMENT.runs[chosen.id], id: chosen.id };
   return el("div", { class: "sheet" }, setChoice(row, chosen), sheetPart(run), studentsPart(row), curvePart(run),
-    costPart(row, run), originPart(row, run), commandPart(run), settingsPart(run), publishedPart(row));
+    scoresPart(row), costPart(row, run), originPart(row, run), commandPart(run), settingsPart(run), publishedPart(row));
 }
 
 const part = (name, ...children) => el("section", {}, el("h3", {}, name), ...children);
@@ -90,6 +90,17 @@ function settingsPart(run) {
   const by = distinct(all.map(([, , source]) => source)).map((source) => [source, all.filter((option) => option[2] === source)]);
   const option = ([name, value]) => [el("code", { class: "option" }, `${name} = ${value}`), " "];
   return wide("Settings and their sources", mini(["from", "options"], by.map(([source, options]) => [source, options.map(option)])));
+}
+
+function scoresPart(row) {
+  const said = {
+    lrs: ["label-robust score, LRS", (value) => `${value.toFixed(1)} of 100`],
+    ars: ["augmentation-robust score, ARS", (value) => `${value.toFixed(1)} of 100`],
+    recognised: ["recognised by a network of real images", (value) => `${percent(value)} %`],
+    correlation: ["correlation of loss and test loss, DCS", (value) => value.toFixed(2)],
+  };
+  const entries = Object.entries(row.scores).map(([name, value]) => [said[name][0], said[name][1](value)]);
+  return entries.length ? part("Beside accuracy", pairs(entries)) : null;
 }
 
 function costPart(row, run) {

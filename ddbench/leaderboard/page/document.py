@@ -19,8 +19,10 @@ from ddbench.leaderboard.command import commands_of, reproduction_of
 from ddbench.leaderboard.costs import costs
 from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.published import ZCA, as_printed, belongs, beside, printed
+from ddbench.leaderboard.scores import MEASURED, SCORES, with_scores
 from ddbench.leaderboard.sheets import read_sheet
 from ddbench.leaderboard.statistics import TABLE, Group, groups_of, summarise, to_records
+from ddbench.leaderboard.tracks import about_controls
 from ddbench.runs.record import CurvePart, EvaluationPart, RunRecord, read_record
 from ddbench.text import percent
 
@@ -48,7 +50,7 @@ def document(
     """
     files = list(paths)
     frame = collect(files, lost)
-    summary = summarise(frame)
+    summary = with_scores(summarise(frame))
     found = to_records(summary)
     shown = found if chosen is None else to_records(chosen(summary))
     records, sheets = _records(files)
@@ -164,7 +166,13 @@ def _table(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first = rows[0]
     judges = sorted({row["judge"] for row in rows}, key=lambda name: (not name.startswith("convnet"), name))
     copied = {name: first[name] for name in (*TABLE, "original", "train", "test")}
-    return copied | {"judges": judges, "common": _common(rows)}
+    told = [row | {name: _number(row[name]) for name in ("forwards_random", "forwards_coreset")} for row in rows]
+    said = {judge: list(about_controls([row for row in told if row["judge"] == judge], [judge])) for judge in judges}
+    return copied | {"judges": judges, "common": _common(rows), "controls": said}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _common(rows: Sequence[dict[str, Any]]) -> str:
@@ -199,6 +207,7 @@ def _row(row: dict[str, Any], known: _Known, alike: str | None) -> dict[str, Any
         "whitened": "zca" in row["pixels"],
         # How many of its sets somebody has checked, where boards count that.
         "verified": bool(row["sets"]) and row.get("verified_sets", 0) == row["sets"],
+        "scores": {name: row[name] for name in (*SCORES, *MEASURED) if row[name] is not None},
         "gap": row["difference_random"],
         "gap_ci95": row["difference_random_ci95"],
         "bytes": {
@@ -225,7 +234,7 @@ def _row(row: dict[str, Any], known: _Known, alike: str | None) -> dict[str, Any
 
 _COPIED = (
     "judge", "method", "title", "kind", "labels", "mean", "ci95", "sd", "sets", "students_min", "students_max",
-    "provisional", "failed_sets", "failed",
+    "provisional", "failed_sets", "failed", "control",
 )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ function large(count) {
 const budget = (ipc) => (ipc ? `ipc ${ipc}` : "whole dataset");
 const total = (row) => row.bytes.images + row.bytes.labels + row.bytes.other + row.bytes.beside;
 const marks = (row) =>
-  (row.whitened ? "*" : "") + (row.provisional ? "†" : "") + (row.kind === "imported" ? "‡" : "") + (row.verified ? "✓" : "");
+  (row.control ? "§" : "") + (row.whitened ? "*" : "") + (row.provisional ? "†" : "") + (row.kind === "imported" ? "‡" : "") + (row.verified ? "✓" : "");
 
 // "a", "a, b" and from three in a row on "a–c".
 function spanned(letters) {

@@ -5,14 +5,14 @@ const HEIGHT = 300;
 
 function drawPictures() {
   if (!state.table) return;
-  const alike = (row) => row.of.data === state.dataset && row.of.recipe === state.protocol && row.kind !== "ceiling" &&
+  const alike = (row) => row.of.data === state.dataset && row.of.recipe === state.protocol && row.of.track === state.track && row.kind !== "ceiling" &&
     row.of.ipc > 0 && known(row.mean) && (!state.labels || row.labels === state.labels);
   const rows = DOCUMENT.rows.filter((row) => alike(row) && row.judge === state.judge);
   const cost = rows.filter((row) => known(row.seconds) && row.seconds > 0);
   const place = document.getElementById("pictures");
   const columns = Math.max(1, Math.floor((place.clientWidth + 56) / (416 + 56)));
   const room = (place.clientWidth - 56 * (Math.min(columns, 2) - 1)) / Math.min(columns, 2);
-  const said = `${state.protocol}, ${state.judge}`;
+  const said = `${state.protocol}, ${TRACKS[state.track]}, ${state.judge}`;
   place.replaceChildren(
     figure("Accuracy against bytes", `All budgets, ${said}. Dashed: nothing smaller does better.`, scatter(rows, total, round, room, "bytes of images, labels and all else")),
     figure("Accuracy against device time", `All budgets, ${said}. Dashed: nothing faster does better. Devices differ where the table says so.`, scatter(cost, (row) => row.seconds, time, room, "time for one set", TIMES)),

@@ -6,7 +6,7 @@ const COLUMNS = [
   { key: "group", name: "Group", fixed: true, cell: groupCell },
   { key: "sets", name: "Sets × students", value: (row) => row.sets * 1e6 + row.students_max, right: true, cell: setsCell },
   { key: "random", name: "− random", value: (row) => row.gap, right: true, cell: gapCell },
-  { key: "size", name: "Size, images + rest", up: true, value: total, right: true, cell: sizeCell },
+  { key: "size", name: "Size, images + labels", up: true, value: total, right: true, cell: sizeCell },
   { key: "time", name: "Time", up: true, value: (row) => row.seconds, right: true, cell: timeCell },
   { key: "published", name: "Published, %", value: (row) => row.published[0]?.value, cell: publishedCell, wide: true },
 ];
@@ -28,7 +28,7 @@ function drawTable() {
   document.getElementById("view").textContent =
     table ? `${table.data}, ${table.ipc ? `${table.ipc} ${table.ipc === 1 ? "image" : "images"} per class` : "whole dataset"}` : "No results yet";
   document.getElementById("data").textContent = table
-    ? `Protocol ${table.recipe}, judged by ${state.judge}${table.common ? `; all ${table.common}` : ""}. ` +
+    ? `Protocol ${table.recipe}, learned from ${TRACKS[table.track]}, judged by ${state.judge}${table.common ? `; all ${table.common}` : ""}. ` +
       `${table.train} training and ${table.test} test images, data ${table.fingerprint}${table.original ? "" : ", not the original"}; ` +
       `protocol digest ${table.digest}.` : "";
   const scale = whiskerScale(shown);
@@ -43,6 +43,8 @@ function drawTable() {
     el("tbody", {}, body),
     el("tfoot", {}, ceilings().map((row) => ceilingRow(row, scale))));
   document.getElementById("nothing").textContent = shown.length || !table ? "" : "No method fits this search.";
+  document.getElementById("controls").replaceChildren(
+    ...(table?.controls[state.judge] ?? []).map((said) => el("li", {}, said)));
   drawMarks(shown);
 }
 
@@ -94,7 +96,7 @@ function whiskerScale(shown) {
   const rows = shown.flatMap(({ head, others }) => [head, ...others]).filter((row) => known(row.mean));
   const low = Math.min(...rows.map((row) => row.mean - (row.ci95 ?? 0)), 1);
   const high = Math.max(...rows.map((row) => row.mean + (row.ci95 ?? 0)), 0);
-  const random = rows.find((row) => row.method === "random" && row.kind !== "imported")?.mean;
+  const random = rows.find((row) => row.control === "random")?.mean;
   const at = (share) => 4 + 112 * Math.min(1, Math.max(0, (share - low) / (high - low || 1)));
   return { at, random };
 }
@@ -132,7 +134,8 @@ function gapCell(row) {
 }
 
 function sizeCell(row) {
-  return [bytes(total(row)), small(`${bytes(row.bytes.images)} + ${bytes(total(row) - row.bytes.images)}`)];
+  const rest = row.bytes.other + row.bytes.beside;
+  return [bytes(total(row)), small([row.bytes.images, row.bytes.labels, ...(rest > 0 ? [rest] : [])].map(bytes).join(" + "))];
 }
 
 function timeCell(row) {
@@ -152,6 +155,7 @@ function drawMarks(shown) {
   const said = [
     ["*", rows.some((row) => row.whitened), "the set lives in a ZCA-whitened pixel space"],
     ["†", rows.some((row) => row.provisional), "provisional: from one set, which says nothing of others, or from one student a set"],
+    ["§", rows.some((row) => row.control), "control: real images, under the same labels and recipe"],
     ["‡", rows.some((row) => row.kind === "imported"), "imported: condensed by others, and here only judged"],
     ["✓", rows.some((row) => row.verified), "verified: a student of every set was trained again, and agrees with the record"],
   ];

@@ -1,0 +1,143 @@
+"""ddbench measure: what is told of finished runs beside the accuracy of students."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ddbench.cli import Group
+from ddbench.cli.common import (
+    data_option,
+    device_option,
+    json_option,
+    note,
+    observers,
+    print_json,
+    print_table,
+    quiet_option,
+)
+
+if TYPE_CHECKING:
+    from ddbench.runs.record import CorrelationPart, RunRecord
+    from ddbench.runs.runner import RunOptions
+
+_runs_argument = click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+
+@click.group(
+    cls=Group,
+    short_help="Measure finished runs otherwise than by the accuracy of students.",
+    homes={
+        "recognised": "ddbench.cli.measure:recognised",
+        "correlation": "ddbench.cli.measure:correlation",
+    },
+)
+def measure() -> None:
+    """Measure finished runs otherwise than by the accuracy of students.
+
+    What comes out is kept in the runs' records, and `ddbench leaderboard --scores` shows it. Nothing chooses by it.
+    """
+
+
+@click.command(short_help="How much of a set a network recognises that was trained on the real images.")
+@_runs_argument
+@click.option(
+    "--judge", "--backbone", "judges", multiple=True, metavar="NAME",
+    help="Backbone of the network; default: the ConvNet that fits the images. Repeatable.",
+)  # fmt: skip
+@device_option
+@data_option
+@json_option
+@quiet_option
+def recognised(
+    paths: Sequence[Path], judges: Sequence[str], device: str, data_root: Path, as_json: bool, quiet: bool
+) -> None:
+    """How much of a set a network recognises that was trained on the real images.
+
+    The set is a test set here: the network says a class of each image, and no test image is read. It is trained once
+    for each dataset and pixel space, as the teacher of distill@1 is.
+    """
+    from ddbench.runs.recognising import recognise
+    from ddbench.text import percent
+
+    records = [recognise(path, judges, _options(path, device, data_root, quiet)) for path in paths]
+    if as_json:
+        print_json([{"run": r.run.id, **part.model_dump(mode="json")} for r in records for part in r.recognised])
+        return
+    rows = [
+        (record.run.method, record.run.id, part.backbone, part.images, percent(part.accuracy))
+        for record in records
+        for part in record.recognised
+    ]
+    print_table(rows, ("method", "run", "network", "images", "recognised, %"))
+    if any(_real(record) for record in records):
+        note("Note: a set of training images is recognised because the network has learned these very images.")
+
+
+@click.command(short_help="Whether a method's loss and the test loss go down together along a run.")
+@_runs_argument
+@click.option("--protocol", "refs", multiple=True, metavar="NAME", help="Only under this one. Repeatable.")
+@click.option("--judge", "--backbone", "judges", multiple=True, metavar="NAME", help="Only by this judge. Repeatable.")
+@click.option("--metric", default="loss", show_default=True, metavar="NAME", help="What the method has logged.")
+@device_option
+@data_option
+@json_option
+@quiet_option
+def correlation(
+    paths: Sequence[Path],
+    refs: Sequence[str],
+    judges: Sequence[str],
+    metric: str,
+    device: str,
+    data_root: Path,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Whether a method's loss and the test loss go down together along a run.
+
+    The snapshots of a finished run are judged as its result was, and their mean test loss is correlated, by ranks, with
+    what the method logged before each of them. The more snapshots, the more it says: `ddbench run --snapshots 20`.
+    """
+    from ddbench.runs.correlating import correlate
+
+    names = [_protocol_id(ref) for ref in refs]
+    records = [
+        correlate(path, names, judges, _options(path, device, data_root, quiet), metric=metric) for path in paths
+    ]
+    if as_json:
+        print_json([{"run": r.run.id, **part.model_dump(mode="json")} for r in records for part in r.correlations])
+        return
+    rows = [
+        (record.run.method, record.run.id, part.protocol, part.backbone, part.metric, part.points, *_of(part))
+        for record in records
+        for part in record.correlations
+    ]
+    print_table(rows, ("method", "run", "protocol", "judge", "metric", "snapshots", "Spearman's rho", "95 % interval"))
+
+
+def _protocol_id(ref: str) -> str:
+    from ddbench.evaluation.protocol import protocol
+
+    return protocol(ref).id
+
+
+def _of(part: CorrelationPart) -> tuple[str, str]:
+    known = part.low is not None and part.high is not None
+    return f"{part.rho:+.2f}", f"[{part.low:+.2f}, {part.high:+.2f}]" if known else "too few snapshots"
+
+
+def _real(record: RunRecord) -> bool:
+    return record.run.kind in ("coreset", "ceiling")
+
+
+def _options(path: Path, device: str, data_root: Path, quiet: bool) -> RunOptions:
+    from ddbench.runs.devices import choose_device
+    from ddbench.runs.rundir import RunDir
+    from ddbench.runs.runner import RunOptions
+
+    return RunOptions(
+        root=RunDir.at(path).root, data_root=data_root, device=choose_device(device), observers=observers(quiet)
+    )

@@ -1,0 +1,144 @@
+"""Tracks of labels, and which rows of a table are its controls: real images under the same labels and recipe.
+
+What students learn from explains more of an accuracy than the images do (Qin et al., NeurIPS 2024, arXiv 2406.10485;
+Dey et al., CVPR 2026, arXiv 2604.18811). So a table has one track, and in it stand images that nobody condensed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, Protocol, ReplayOptions, RidgeHeadOptions
+from ddbench.runs.record import EvaluationPart, RunRecord
+from ddbench.training.options import SGDOptions
+
+UNKNOWN = "unknown"
+# As boards print them.
+NAMES = {
+    "hard": "hard labels",
+    "soft": "stored soft labels",
+    "teacher": "labels of a teacher on line",
+    UNKNOWN: "labels unknown",
+}
+# Real images with a network's labels: the controls of the tables in which sets bring soft labels of their own.
+LABELLED = "soft-labels"
+CORESET = "herding"
+
+Control = Literal["", "random", "coreset"]
+
+
+def track_of(record: RunRecord, evaluation: EvaluationPart) -> str:
+    """Which labels students saw: "hard", "soft", "teacher"; "unknown" where an earlier record does not say.
+
+    Of a built-in protocol it follows from the labels of the set; only of soft ones that may say no more than classes,
+    and of a protocol of one's own, the record is asked.
+    """
+    known = PROTOCOLS.get(evaluation.protocol)
+    if known is None:
+        # Classes alone, and nothing beside the set: there is nothing else to see.
+        plain = record.synthetic.labels == "class" and not evaluation.beside_bytes
+        return evaluation.track or ("hard" if plain else UNKNOWN)
+    if known.track_of(more_than_classes=True) == known.track_of(more_than_classes=False):
+        return known.track
+    if record.synthetic.labels == "class":
+        return "hard"
+    if evaluation.track is not None:
+        return known.track_of(more_than_classes=evaluation.track == "soft")
+    return known.track_of(more_than_classes=_learned(record))
+
+
+def _learned(record: RunRecord) -> bool:
+    """Whether soft labels were learned: KIP's targets are centred classes where they were not."""
+    return record.synthetic.labels != "regression" or "labels" in record.synthetic.learned or bool(record.imported)
+
+
+def control_of(row: Mapping[str, Any]) -> Control:
+    """What a row of `statistics.summarise` is to its table: random real images, ones of a coreset method, or neither.
+
+    Where sets bring soft labels of their own, real images are controls with those of a network (`soft-labels`).
+    """
+    if row["kind"] == "imported":  # whatever it calls itself
+        return ""
+    if row["method"] == "random":
+        return "random"
+    if row["kind"] == "coreset":
+        return "coreset"
+    config = json.loads(row["config"])
+    own = row["track"] == "soft" and not _brings_labels(row["protocol"])
+    if not own or row["method"] != LABELLED or config.get("initial", "real") != "real":
+        return ""
+    return "random" if config.get("chosen", "random") == "random" else "coreset"
+
+
+def _brings_labels(protocol: str) -> bool:
+    known = PROTOCOLS.get(protocol)
+    return known is not None and known.brings_labels
+
+
+def asked_of_the_set(protocol: Protocol) -> list[str]:
+    """What a protocol takes from a set and real images do not have: then no row of its table can be a control."""
+    options = protocol.options
+    if isinstance(options, ReplayOptions):
+        return ["an order of steps"]
+    if isinstance(options, RidgeHeadOptions):
+        return ["a number of steps", "a batch size"]
+    if not isinstance(options, SGDOptions):
+        return []
+    wanted = {
+        "a step size": options.lr is None and not isinstance(options, FiniteWidthOptions),
+        "a number of steps": options.epochs is None and options.steps is None,
+        "a batch size": options.batch is None,
+    }
+    return [name for name, asked in wanted.items() if asked]
+
+
+def about_controls(rows: Sequence[Mapping[str, Any]], judges: Sequence[str]) -> Iterator[str]:
+    """Sentences on the controls of a table: which are missing, and which rows had another compute than theirs.
+
+    `rows` are those of `statistics.summarise` for one table, `judges` its columns.
+    """
+    missing: dict[tuple[str, ...], list[str]] = {}
+    for role in _ROLES:
+        having = {row["judge"] for row in rows if row["control"] == role and row["sets"]}
+        if lacking := tuple(judge for judge in judges if judge not in having):
+            missing.setdefault(lacking, []).append(role)
+    for lacking, roles in missing.items():
+        yield _missing(rows[0], roles, "" if len(lacking) == len(judges) else f", judged by {', '.join(lacking)}")
+    for row in rows:
+        if not row["control"] and row["kind"] != "ceiling":
+            yield from _other_compute(row)
+
+
+_ROLES = {"random": "random real images", "coreset": "a coreset"}
+
+
+def _missing(row: Mapping[str, Any], roles: Sequence[str], where: str) -> str:
+    protocol = row["protocol"]
+    named = " and ".join(_ROLES[role] for role in roles)
+    said = f"Missing {'control' if len(roles) == 1 else 'controls'}: {named} with {NAMES[row['track']]}{where}."
+    if asked := asked_of_the_set(PROTOCOLS[protocol]) if protocol in PROTOCOLS else []:
+        return f"{said} {protocol} takes {' and '.join(asked)} from the set, and real images bring none."
+    return f"{said} To make {'it' if len(roles) == 1 else 'them'}: {'; '.join(_command(row, role) for role in roles)}."
+
+
+def _other_compute(row: Mapping[str, Any]) -> Iterator[str]:
+    times = {role: row[f"forwards_{role}"] for role in _ROLES}
+    told = {role: ratio for role, ratio in times.items() if not math.isnan(ratio) and round(ratio, 2) != 1}
+    for ratio in dict.fromkeys(told.values()):
+        controls = " and ".join(_ROLES[role] for role, other in told.items() if other == ratio)
+        yield (
+            f"{row['label']}, {row['judge']}: a student trains on {ratio:.3g} times as many images, repeats counted, "
+            f"as one of {controls}."
+        )
+
+
+def _command(row: Mapping[str, Any], role: str) -> str:
+    """The command that makes a control of a table."""
+    method, options = ("random" if role == "random" else CORESET), ""
+    if row["track"] == "soft" and not _brings_labels(row["protocol"]):
+        method, options = LABELLED, "" if role == "random" else f" --set chosen={CORESET}"
+    ref = row["protocol"] if row["protocol"] in PROTOCOLS else "FILE"
+    return f"ddbench run --method {method} --dataset {row['dataset']} --ipc {row['ipc']}{options} --protocol {ref}"

@@ -1,0 +1,98 @@
+"""How much of a set a network recognises that was trained on the real images: the set as a test set. No test image is
+read, and nothing is trained on the set.
+
+For generative models this is the GAN-test of Shmelkov, Schmid and Alahari, "How good is my GAN?", ECCV 2018,
+arXiv 1807.09499; for condensed sets see Yang et al., "What is Dataset Distillation Learning?", ICML 2024,
+arXiv 2406.04284.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ddbench import synthetic as sets
+from ddbench.backbones import names as backbones
+from ddbench.engine.precision import Precision
+from ddbench.evaluation.evaluate import tested_together
+from ddbench.evaluation.plan import on_device
+from ddbench.evaluation.protocol import DistillOptions
+from ddbench.problem import Problem
+from ddbench.runs import provenance
+from ddbench.runs.evaluating import OWN
+from ddbench.runs.measures import Measures
+from ddbench.runs.record import RecognisedPart, RunRecord, write_record
+from ddbench.runs.rundir import RunDir
+from ddbench.runs.runner import RunOptions, build_problem, dataset_of, finished_record, session
+from ddbench.synthetic import SyntheticSet
+from ddbench.training.networks import TrainedNetwork
+
+# Those of the teacher of distill@1, so that one artefact serves both.
+_TEACHER = DistillOptions()
+SEED = 0
+
+
+def recognise(path: Path, judges: Sequence[str], options: RunOptions, dataset_ref: str | None = None) -> RunRecord:
+    """Let networks that were trained on the real images say the classes of a finished run's set; rewrites its record.
+
+    `judges` are their backbones; none: the ConvNet that fits the images. A network is trained once for each dataset and
+    pixel space, and shared with protocols that have a teacher. `dataset_ref` is as for `evaluate_run`.
+    Raises: RunError if the run is not finished; DataError if the dataset is not the one it was made from; ConfigError
+    for a backbone that does not exist.
+    """
+    folder = RunDir.at(path)
+    record = finished_record(folder)
+    dataset = dataset_of(folder, options.data_root, dataset_ref)
+    own = folder.spec.backbone
+    shape = dataset.info.shape
+    names = [own if name == OWN else backbones.canonical(name, shape) for name in judges or ("convnet",)]
+    with session(options) as (stop, tell), folder.lock():
+        sha256 = folder.set_sha256()
+        synthetic = sets.load(folder.synthetic)
+        measures = Measures.of(folder, sha256)
+        for name in dict.fromkeys(names):
+            with stop.at_once():
+                problem = build_problem(
+                    dataset,
+                    backbone=name,
+                    pixels=synthetic.pixels,
+                    ipc=folder.spec.ipc,
+                    seed=folder.spec.seed,
+                    device=options.device,
+                    precision=folder.spec.precision,
+                    artifacts_root=options.artifacts,
+                    tell=tell.on_build,
+                )
+                measures = measures.having(recognised(synthetic, problem))
+                measures.keep(folder)
+        record = record.model_copy(update={"recognised": measures.recognised})
+        write_record(folder.record, record)
+        return record
+
+
+def recognised(synthetic: SyntheticSet, problem: Problem) -> RecognisedPart:
+    """The share of a set's images whose class a network of the problem's backbone says, trained on the real ones.
+
+    Images count as students see them: decoded, so an image of four tiles is four. The largest of soft labels counts.
+    """
+    network = TrainedNetwork.of(problem, epochs=_TEACHER.teacher_epochs, lr=_TEACHER.teacher_lr, seed=SEED)
+    weights = problem.artifacts.get(network, problem).to(problem.device)
+    images, classes, forward = on_device(synthetic, problem, lambda one: one.hard_labels)
+    size = tested_together(images.shape)
+    right = 0
+    # As students are tested: in full precision, because short numbers are often equal.
+    with Precision("fp32").active(problem.device), torch.no_grad():
+        for part, truth in zip(images.split(size), classes.split(size), strict=True):
+            scores = problem.backbone(weights, forward(part), train=False)[0]
+            right += int((scores.argmax(dim=-1) == truth).sum())
+    return RecognisedPart(
+        backbone=problem.backbone.name,
+        network=network.key,
+        epochs=network.epochs,
+        lr=network.lr,
+        images=len(images),
+        accuracy=right / len(images),
+        device=provenance.device_name(problem.device),
+    )
