@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -32,7 +32,8 @@ from ddbench.leaderboard.references import Shelf
 from ddbench.leaderboard.scores import with_scores
 from ddbench.leaderboard.statistics import summarise
 from ddbench.method import Method
-from ddbench.runs import runner
+from ddbench.runs import correlating, recognising, runner
+from ddbench.runs.condensing import SNAPSHOTS
 from ddbench.runs.devices import choose_device
 from ddbench.runs.loaded import LoadedSet
 from ddbench.runs.observers import Console, Observer
@@ -130,6 +131,7 @@ def run(
     runs: str | Path | None = None,
     fresh: bool = False,
     curve: bool = False,
+    snapshots: int = SNAPSHOTS,
     progress: bool = False,
     track: str | type[Tracker] | Sequence[str | type[Tracker]] = (),
 ) -> Run:
@@ -140,9 +142,9 @@ def run(
     "students": 2}; True does so as the method proposes, False not at all. What is left open is decided by the preset,
     then by the default. `protocol` and `judge` are one name or several. `data` and `runs` are the folders of datasets
     and runs: by default those of the environment variables DDBENCH_DATA and DDBENCH_RUNS, else "data" and "runs".
-    `fresh` starts over, `curve` judges the snapshots too, `progress` prints on stderr. `track` names
-    trackers, or is a subclass of `ddbench.runs.trackers.Tracker`: metrics and accuracies go there too. In its record an
-    option given here has the source "options".
+    `fresh` starts over, `curve` judges the snapshots too, of which there are `snapshots`, the result among them;
+    `progress` prints on stderr. `track` names trackers, or is a subclass of `ddbench.runs.trackers.Tracker`: metrics
+    and accuracies go there too. In its record an option given here has the source "options".
     Raises: DdbenchError, with a sentence that says what to do, for whatever cannot be used as asked.
     """
     asked = Asked(
@@ -162,7 +164,10 @@ def run(
     )
     named = [track] if isinstance(track, str | type) else list(track)
     watching = trackers(named, logger.warning)
+    if snapshots < 2:
+        raise ConfigError(f"snapshots is {snapshots}; there are at least 2, the first state and the result.")
     where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve, watching=watching)
+    where = replace(where, snapshots=snapshots)
     resolution = resolve_spec(asked, where.data_root, where.device, read_start)
     record = runner.run(resolution, where)
     return Run(where.root / resolution.spec.folder, record, where.data_root)
@@ -275,6 +280,49 @@ def evaluate_grid(
     files = SaidOfFiles(Said(pixels, labels, None, None, decode, size), dataset, entry)
     where = _options(device, data, runs, progress=progress, curve=False)
     return Grid(measure_grid(wanted, files, where, Path(output)), Path(output))
+
+
+def recognise(
+    run: str | Path | Run,
+    *,
+    judge: Several = (),
+    device: str = "auto",
+    data: str | Path | None = None,
+    progress: bool = False,
+) -> Run:
+    """Let networks that were trained on the real images say the classes of a run's set: `ddbench measure recognised`.
+
+    `judge` are their backbones, by default the ConvNet that fits the images. What they recognise is in the result's
+    `record.recognised`, as fractions, and in the record on disk.
+    Raises: DdbenchError, with a sentence that says what to do.
+    """
+    folder = run.folder if isinstance(run, Run) else Path(run)
+    where = _options(device, data, RunDir.at(folder).root, progress=progress, curve=False)
+    return Run(folder, recognising.recognise(folder, _several(judge), where), where.data_root)
+
+
+def correlate(
+    run: str | Path | Run,
+    *,
+    protocol: Several = (),
+    judge: Several = (),
+    metric: str = "loss",
+    device: str = "auto",
+    data: str | Path | None = None,
+    progress: bool = False,
+) -> Run:
+    """Correlate what a method logged along a run with the test loss of students: `ddbench measure correlation`.
+
+    The snapshots are judged by the run's own protocols and judges, or by those of them that are named. Spearman's rho
+    and its 95 % interval are in the result's `record.correlations`, and in the record on disk. More snapshots say more:
+    `run(…, snapshots=20)`.
+    Raises: DdbenchError, with a sentence that says what to do.
+    """
+    folder = run.folder if isinstance(run, Run) else Path(run)
+    where = _options(device, data, RunDir.at(folder).root, progress=progress, curve=False)
+    names = [judging_by(ref).id for ref in _several(protocol)]
+    record = correlating.correlate(folder, names, _several(judge), where, metric=metric)
+    return Run(folder, record, where.data_root)
 
 
 def load(

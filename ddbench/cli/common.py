@@ -74,6 +74,14 @@ runs_option = click.option(
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
 )
+snapshots_option = click.option(
+    "--snapshots",
+    type=click.IntRange(min=2),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="States of the set that are kept, the result among them, for curves and correlations.",
+)
 track_option = click.option(
     "--track",
     "track",

@@ -21,6 +21,7 @@ from ddbench.cli.common import (
     quiet_option,
     runs_option,
     set_option,
+    snapshots_option,
     stack,
     students_option,
     terminal_width,
@@ -115,14 +116,7 @@ _where: Callable[[F], F] = stack(device_option, data_option, runs_option)
 @_where
 @click.option("--fresh", is_flag=True, help="Start over instead of going on from the last checkpoint.")
 @click.option("--curve", is_flag=True, help="Judge the snapshots too, after the run; in JSON they are `curves`.")
-@click.option(
-    "--snapshots",
-    type=click.IntRange(min=2),
-    default=5,
-    show_default=True,
-    metavar="N",
-    help="States of the set that are kept, the result among them, for curves and correlations.",
-)
+@snapshots_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done and about how long it takes; run nothing.")
 @track_option
 @json_option

@@ -19,6 +19,7 @@ from ddbench.cli.common import (
     print_table,
     quiet_option,
     runs_option,
+    snapshots_option,
     track_option,
     writable,
 )
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ddbench.runs.batch import Outcome
     from ddbench.runs.states import Status
     from ddbench.sweep.process import Process
-    from ddbench.sweep.tasks import Task
+    from ddbench.sweep.tasks import Beside, Task
 
 
 @click.command()
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="Say what is done and what is missing, and what Slurm would get; run nothing."
 )
+@snapshots_option
 @track_option
 @device_option
 @data_option
@@ -64,6 +66,7 @@ def sweep(
     settings: Sequence[str],
     jobs: int | None,
     dry_run: bool,
+    snapshots: int,
     track: Sequence[str],
     device: str,
     data_root: Path,
@@ -88,11 +91,12 @@ def sweep(
         from ddbench.runs.devices import choose_device, visible_devices
         from ddbench.runs.spec import remarks
         from ddbench.sweep.grid import read_sweep, shard
-        from ddbench.sweep.tasks import tasks_of
+        from ddbench.sweep.tasks import Beside, tasks_of
 
         slurm = {
             key.removeprefix("slurm_"): value for key, value in parse_assignments(settings, "--slurm KEY=VALUE").items()
         }
+        beside = Beside(tuple(track), snapshots)
         if track:
             from ddbench.runs.trackers import trackers
 
@@ -112,13 +116,13 @@ def sweep(
         for sentence in remarks(task.resolution for task in tasks):
             note(f"Note: {sentence}")
         if cluster == "slurm":
-            _on_slurm(file, tasks, states, slurm, jobs, dry_run, device, data_root, runs_root, as_json, track)
+            _on_slurm(file, tasks, states, slurm, jobs, dry_run, device, data_root, runs_root, as_json, beside)
             return
         if dry_run:
             _print_states(tasks, states, runs_root, as_json)
             return
         outcomes = _here(
-            tasks, states, visible_devices(device), jobs, file, data_root, writable(runs_root), quiet, ahead, track
+            tasks, states, visible_devices(device), jobs, file, data_root, writable(runs_root), quiet, ahead, beside
         )
         _report(outcomes, as_json, ctx)
         if any(outcome.state != "done" for outcome in outcomes):
@@ -135,7 +139,7 @@ def _here(
     runs_root: Path,
     quiet: bool,
     ahead: list[Process],
-    track: Sequence[str],
+    beside: Beside,
 ) -> list[Outcome]:
     """Do what is left on this machine; what is done already is among the outcomes."""
     from ddbench.runs.places import place_of
@@ -151,7 +155,7 @@ def _here(
         return there
     places = [place_of(devices[number % len(devices)]) for number in range(count)]
     board = Board([task.name for task in left], [task.kind for task in left], count, already=len(there), quiet=quiet)
-    pool = Pool(left, places, runs_root, data_root, runs_root / "jobs" / file.stem, board, ahead=ahead, track=track)
+    pool = Pool(left, places, runs_root, data_root, runs_root / "jobs" / file.stem, board, ahead=ahead, beside=beside)
     order = {task.resolution.spec.folder: number for number, task in enumerate(tasks)}
     return sorted([*there, *pool.work()], key=lambda outcome: order[outcome.spec.folder])
 
@@ -167,7 +171,7 @@ def _on_slurm(
     data_root: Path,
     runs_root: Path,
     as_json: bool,
-    track: Sequence[str],
+    beside: Beside,
 ) -> None:
     from ddbench.sweep.slurm import Submission, queued, shown
 
@@ -185,7 +189,7 @@ def _on_slurm(
         device,
         settings,
         min(jobs, len(left)) if jobs else None,
-        track=tuple(track),
+        beside=beside,
     )
     waiting = [handed[task.asked] for task in tasks if task.asked in handed]
     if dry_run:

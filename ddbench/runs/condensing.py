@@ -33,11 +33,15 @@ TICK_SECONDS = 1.0
 TICK_STEPS = 100
 
 
+SNAPSHOTS = 5
+"""How many states of a set a run keeps where nobody says, the result among them."""
+
+
 @dataclass(frozen=True)
 class Cadence:
     """How often something is written. `checkpoint_steps` comes on top of the clock, for tests."""
 
-    snapshots: int = 5
+    snapshots: int = SNAPSHOTS
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
 

@@ -27,7 +27,7 @@ from ddbench.files import disk_is_full, sha256_of
 from ddbench.problem import Problem, fitted
 from ddbench.rng import Rng
 from ddbench.runs import provenance
-from ddbench.runs.condensing import Cadence, Condensation
+from ddbench.runs.condensing import SNAPSHOTS, Cadence, Condensation
 from ddbench.runs.evaluating import (
     Cell,
     Judging,
@@ -70,7 +70,7 @@ class RunOptions:
     observers: Sequence[Observer] = ()
     require_clean: bool = False
     curve: bool = False
-    snapshots: int = 5
+    snapshots: int = SNAPSHOTS
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
     grace_seconds: float = 20.0

@@ -24,7 +24,7 @@ from ddbench.runs.states import Status, status_of, write_failure
 from ddbench.sweep.grid import asked_to_json
 from ddbench.sweep.process import Process
 from ddbench.sweep.progress import Board
-from ddbench.sweep.tasks import Task
+from ddbench.sweep.tasks import Beside, Task
 
 LOOK_SECONDS = 0.5
 
@@ -42,7 +42,7 @@ class _Worker:
 @dataclass
 class Pool:
     """Does runs on several places of this machine. `skip` says of a run whether it is left out when its turn comes;
-    `ahead` are processes that were started before, which are taken from it; `track` names the trackers of runs.
+    `ahead` are processes that were started before, which are taken from it.
 
     A run that makes its worker break down is failed with the worker's last sentence, and another worker takes over;
     a place whose worker does not even start is given up. On a signal every run at work is saved. Whoever kills this
@@ -59,7 +59,7 @@ class Pool:
     stop_on: Sequence[signal.Signals] = ()
     grace_seconds: float = 20.0
     ahead: list[Process] = field(default_factory=list)
-    track: Sequence[str] = ()
+    beside: Beside = field(default_factory=Beside)
     _outcomes: dict[int, Outcome] = field(default_factory=dict)
     _said: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = field(default_factory=queue.SimpleQueue)
     _asked: signal.Signals | None = None
@@ -182,7 +182,7 @@ class Pool:
         self._workers.append(worker)
         threading.Thread(target=self._hear, args=(worker, process.popen.stdout), daemon=True).start()
         where = {"runs": str(self.runs_root), "data": str(self.data_root), "device": place.device}
-        process.tell(where | {"grace_seconds": self.grace_seconds, "track": list(self.track)})
+        process.tell(where | {"grace_seconds": self.grace_seconds, "beside": self.beside.as_json()})
 
     def _hear(self, worker: _Worker, answers: IO[bytes]) -> None:
         with answers:

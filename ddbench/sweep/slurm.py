@@ -27,7 +27,7 @@ from ddbench.runs.states import Status, read_failure, write_failure
 from ddbench.sweep.grid import asked_from_json, asked_to_json
 from ddbench.sweep.pool import Pool
 from ddbench.sweep.progress import Board
-from ddbench.sweep.tasks import Task
+from ddbench.sweep.tasks import Beside, Task
 
 if TYPE_CHECKING:
     import submitit
@@ -117,7 +117,7 @@ class SlurmJob:
             skip=lambda task: self._settled(task, runs_root, content["submitted"]),
             stop_on=(SIGNAL,),
             grace_seconds=content["grace_seconds"],
-            track=content.get("track", ()),
+            beside=Beside.of_json(content.get("beside", {})),
         )
         done = pool.work() if tasks else []
         if lost:
@@ -148,7 +148,7 @@ class Submission:
     device: str
     settings: Mapping[str, Any]
     shared: int | None = None
-    track: tuple[str, ...] = ()
+    beside: Beside = field(default_factory=Beside)
     made: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self) -> None:
@@ -191,7 +191,7 @@ class Submission:
             "runs": str(self.runs_root.absolute()),
             "data": str(self.data_root.absolute()),
             "device": self.device,
-            "track": list(self.track),
+            "beside": self.beside.as_json(),
             "grace_seconds": self._grace,
             "requests": [
                 {"asked": asked_to_json(task.asked), "folder": str(task.resolution.spec.folder)} for task in self.tasks

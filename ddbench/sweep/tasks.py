@@ -14,6 +14,7 @@ import torch
 from ddbench.errors import RunError
 from ddbench.foreign.starting import read_start
 from ddbench.runs.batch import Outcome, resolve_whole, what_is_done
+from ddbench.runs.condensing import SNAPSHOTS
 from ddbench.runs.record import read_record
 from ddbench.runs.spec import CPU, Asked, Resolution
 from ddbench.runs.states import Status, status_of
@@ -50,6 +51,23 @@ class Task:
         with contextlib.suppress(RunError):
             record = read_record(folder / "record.json")
         return Outcome(self.resolution.spec, folder, state.state, record, state.why)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What all runs of a sweep do beside what was asked of each: trackers by name, and how many states they keep.
+    Nothing here changes what comes out."""
+
+    track: tuple[str, ...] = ()
+    snapshots: int = SNAPSHOTS
+
+    @classmethod
+    def of_json(cls, value: dict[str, Any]) -> Beside:
+        """As a list of jobs or an order has it; one that was written before says less."""
+        return cls(tuple(value.get("track", ())), value.get("snapshots", SNAPSHOTS))
+
+    def as_json(self) -> dict[str, Any]:
+        return {"track": list(self.track), "snapshots": self.snapshots}
 
 
 def tasks_of(

@@ -54,6 +54,7 @@ def main() -> int:
     from ddbench.runs.trackers import trackers
     from ddbench.sweep.grid import asked_from_json
     from ddbench.sweep.progress import Reporter
+    from ddbench.sweep.tasks import Beside
 
     try:
         device = choose_device(where["device"])  # knows what _load could not
@@ -62,7 +63,8 @@ def main() -> int:
         return 1
     reporter = Reporter(say)
     try:
-        watching = [reporter, *trackers(where.get("track", ()), reporter.on_note)]
+        beside = Beside.of_json(where.get("beside", {}))
+        watching = [reporter, *trackers(beside.track, reporter.on_note)]
     except DdbenchError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -71,6 +73,7 @@ def main() -> int:
         data_root=Path(where["data"]),
         device=device,
         observers=watching,
+        snapshots=beside.snapshots,
         grace_seconds=where["grace_seconds"],
     )
     say({"event": "ready"})

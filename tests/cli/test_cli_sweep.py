@@ -81,6 +81,14 @@ def test_workers_side_by_side_finish_every_run_once(place: Path) -> None:
     assert "done after" not in again.stderr
 
 
+def test_runs_of_a_sweep_keep_as_many_states_as_asked(place: Path) -> None:
+    (place / "s.toml").write_text(SWEEP.replace('["random", "dm"]', '"dm"').replace("= 1 }", "= 8 }"))
+    assert call("sweep", "s.toml", "--shard", "1/2", "--device", "cpu", "--quiet", "--snapshots", "3").exit_code == 0
+    kept = sorted(path.stem for path in place.glob("runs/*/*/*/*/snapshots/step_*.safetensors"))
+    assert [int(name.removeprefix("step_")) for name in kept] == [0, 2]  # and the result, which is the set
+    assert call("sweep", "s.toml", "--snapshots", "1").exit_code == 2
+
+
 def test_a_sweep_that_does_not_reach_its_data_says_so_before_it_begins(place: Path) -> None:
     (place / "s.toml").write_text('[grid]\nmethod = "random"\ndataset = "cifar10"\n')
     result = call("sweep", "s.toml", "--device", "cpu")
@@ -149,7 +157,7 @@ def test_runs_that_are_queued_are_not_submitted_again(slurm: Path) -> None:
 
 def test_jobs_can_share_the_list_and_have_a_limit(slurm: Path, place: Path) -> None:
     options = ["--slurm", "timeout_min=90", "--slurm", "signal_delay_s=300", "--slurm", "max_num_timeout=7"]
-    result = call("sweep", "s.toml", "--cluster", "slurm", "--jobs", "2", *options)
+    result = call("sweep", "s.toml", "--cluster", "slurm", "--jobs", "2", "--snapshots", "7", *options)
     assert result.stdout.startswith("submitted 11_[0-1] (2 in all);")
     (script,) = scripts(slurm)
     assert "#SBATCH --time=90\n" in script
@@ -158,6 +166,7 @@ def test_jobs_can_share_the_list_and_have_a_limit(slurm: Path, place: Path) -> N
     content = json.loads(listed.read_text())
     assert content["jobs"] == {"11_0": [0, 1, 2, 3], "11_1": [0, 1, 2, 3]}
     assert content["grace_seconds"] == 150
+    assert content["beside"] == {"track": [], "snapshots": 7}
     # Each of the shared jobs has all of it.
     (slurm / "queue").write_text("11_1\n")
     assert call("sweep", "s.toml", "--cluster", "slurm").stdout == "Nothing is left to submit.\n"

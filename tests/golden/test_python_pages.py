@@ -86,7 +86,8 @@ def test_the_examples_of_the_python_page_run(maker: ModuleType) -> None:
         r"dm on digits, ipc 1, seed 0: runs/digits/ipc1/dm/\S+\nquick@1, mlp: \S+ % of 2 students\n", printed[0]
     )
     code = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    for name in ("run", "evaluate", "evaluate_grid", "load", "load_dataset", "leaderboard"):
+    functions = ("run", "evaluate", "evaluate_grid", "recognise", "correlate", "load", "load_dataset", "leaderboard")
+    for name in functions:
         assert f"ddbench.{name}(" in code, f"{name} has an example"
 
 

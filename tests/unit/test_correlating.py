@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from ddbench import api
 from ddbench.cli import root as program
 from ddbench.data.toy import toy
 from ddbench.errors import RunError
@@ -169,6 +170,8 @@ def test_a_run_is_measured_when_it_is_over(finished: Path, tmp_path: Path) -> No
     assert after.synthetic == before.synthetic
     again = correlate(finished, ["tiny@1"], ["mlp"], options(tmp_path))
     assert (again.correlations, again.curves) == (after.correlations, after.curves)
+    in_python = api.correlate(finished, protocol=str(tmp_path / "tiny.toml"), judge="mlp", data=tmp_path, device="cpu")
+    assert in_python.record.correlations == after.correlations
     refuse(finished / "record.json", read_record(finished / "record.json"), allow_dirty=True)
     (row,) = summarise(collect([finished])).to_dict("records")
     assert (row["correlation"], row["correlation_sets"]) == (pytest.approx(found.rho), 1)

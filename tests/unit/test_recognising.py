@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ddbench import Problem, SyntheticSet
+from ddbench import Problem, SyntheticSet, api
 from ddbench.backbones.variables import Variables
 from ddbench.cli import root as program
 from ddbench.errors import RunError
@@ -98,6 +98,7 @@ def test_a_record_keeps_what_was_measured(root: Path) -> None:
     run = run_of(root)
     before = read_record(run / "record.json")
     after = recognise(run, ["mlp"], options(root))
+    assert api.recognise(run, judge="mlp", data=root.parent, device="cpu").record.recognised == after.recognised
     assert [part.backbone for part in after.recognised] == ["mlp"]
     assert after.model_copy(update={"recognised": (), "checksum": ""}) == before.model_copy(update={"checksum": ""})
     again = recognise(run, ["mlp"], options(root))
