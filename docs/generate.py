@@ -221,7 +221,7 @@ def _by_budget(named: dict[str, dict[int, dict[str, Any]]], *, say_options: bool
 
 def fidelity(dataset: str, records: Path = RECORDS) -> str:
     """Our records on a dataset beside what was published under the same recipe, or else under another one."""
-    from ddbench.leaderboard.published import belongs, printed, read_published, under
+    from ddbench.leaderboard.published import of_options, printed, read_published, under
 
     measured = _measured(dataset, records)
     if not measured:
@@ -230,9 +230,7 @@ def fidelity(dataset: str, records: Path = RECORDS) -> str:
     rows = []
     for ours in measured:
         known = [p for p in published if (p["ipc"], p["dataset"]) == (ours["ipc"], dataset)]
-        known = [p for p in known if belongs(p["method"], ours["method"])]
-        # A method with an option on, where papers count the two as one more method.
-        known = [p for p in known if p["method"].endswith("+dsa") == bool(ours["config"].get("dsa"))]
+        known = of_options(ours["method"], ours["config"], known)
         # KIP's paper says of its network how wide it is and not how deep.
         judges = (ours["judge"], re.sub(r"-d\d+(?=-)", "", ours["judge"]))
         known = [p for p in known if p["test_backbone"] in judges]

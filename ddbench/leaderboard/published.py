@@ -79,12 +79,29 @@ def under(protocol: str, numbers: Iterable[Number]) -> list[Number]:
     return [row for row in numbers if row["protocol"] in (name, f"native-{name}")]
 
 
-def beside(method: str, protocol: str, numbers: Iterable[Number]) -> list[Number]:
+def of_options(method: str, config: Mapping[str, Any], numbers: Iterable[Number]) -> list[Number]:
+    """The numbers of a method and its variants that were published of these options.
+
+    Papers count a method with an option on as one more method: "cafe+dsa" is cafe with `dsa`. Beside a run with `dsa`
+    stands that number and not cafe's, and beside one without it cafe's alone. Other variants stay.
+    """
+    known = [(row, _options_of(row["method"], method, config)) for row in numbers if belongs(row["method"], method)]
+    on = {option for _, options in known for option in options if config[option]}
+    return [row for row, options in known if options == on]
+
+
+def _options_of(label: str, method: str, config: Mapping[str, Any]) -> set[str]:
+    return set(label.removeprefix(method).split("+")[1:]) & config.keys()
+
+
+def beside(method: str, protocol: str, config: Mapping[str, Any], numbers: Iterable[Number]) -> list[Number]:
     """The first number of a method and of each of its variants, the method's own first, from numbers of one ipc.
+
+    `config` are the method's options, by which some of them are told apart.
 
     Numbers under other recipes where nobody published one under this; but a kernel that predicts is no network.
     """
-    known = [row for row in numbers if belongs(row["method"], method)]
+    known = of_options(method, config, numbers)
     kin = [row for row in known if row["protocol"].startswith(KERNEL) == protocol.startswith(KERNEL)]
     first: dict[str, Number] = {}
     for row in under(protocol, known) or kin:

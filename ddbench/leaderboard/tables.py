@@ -351,7 +351,8 @@ def _cost(row: Mapping[str, Any], usual: str) -> str:
 def _published_cell(ours: Mapping[str, Any], ipc: int, numbers: Sequence[Mapping[str, Any]], sources: list[str]) -> str:
     """The published numbers beside ours; `sources` grows by what is cited."""
     texts = []
-    for row in beside(ours["method"], ours["protocol"], [row for row in numbers if row["ipc"] == ipc]):
+    there = [row for row in numbers if row["ipc"] == ipc]
+    for row in beside(ours["method"], ours["protocol"], json.loads(ours["config"]), there):
         if row["source"] not in sources:
             sources.append(row["source"])
         variant = "" if row["method"] == ours["method"] else f"{row['method']}: "

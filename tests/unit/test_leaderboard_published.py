@@ -4,7 +4,7 @@ import pytest
 
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.errors import RunError
-from ddbench.leaderboard.published import COLUMNS, belongs, printed, published_file, read_published
+from ddbench.leaderboard.published import COLUMNS, belongs, beside, of_options, printed, published_file, read_published
 
 CHECKOUT = Path(__file__).resolve().parents[2] / "leaderboards" / "published.csv"
 ELSEWHERE = {"imagenet-1k", "imagenet-10"}
@@ -99,3 +99,18 @@ def test_a_label_belongs_to_its_method_and_to_no_longer_name() -> None:
     assert not belongs("dsa", "ds")
     assert not belongs("ls-convnet krr", "kip")
     assert not belongs("datm", "dm")
+
+
+def test_a_number_stands_beside_the_options_that_it_was_published_of() -> None:
+    numbers = [
+        {"method": method, "protocol": protocol}
+        for method, protocol in (("cafe", "cafe"), ("cafe+dsa", "dsa"), ("cafe+others", "cafe"), ("dm", "dsa"))
+    ]
+    names = lambda config: [row["method"] for row in of_options("cafe", config, numbers)]  # noqa: E731
+    assert names({"dsa": False}) == ["cafe", "cafe+others"]
+    assert names({"dsa": True}) == ["cafe+dsa"]
+    # A method that has no such option is not told apart by it.
+    assert names({}) == ["cafe", "cafe+dsa", "cafe+others"]
+    # Under the recipe of its other variant too, cafe has its own number.
+    assert [row["method"] for row in beside("cafe", "dsa@1", {"dsa": False}, numbers)] == ["cafe", "cafe+others"]
+    assert [row["method"] for row in beside("cafe", "cafe@1", {"dsa": True}, numbers)] == ["cafe+dsa"]
