@@ -7,7 +7,7 @@ they are made from is a row of the same board, and nothing is trained for them. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -152,14 +152,11 @@ class _Board:
         whole = next((value for value in wholes if value is not None), None)
         own = self.sets.get((*_place(row, hard), row["method"], row["variant"]))
         found = {
-            f"random images with {NAMES[row['track']]} under {row['protocol']}": random,
-            f"the whole dataset with hard labels, under {hard} or {WHOLE}": whole,
-            f"the same sets with hard labels, under {hard}": own,
+            "random": (f"random images with {NAMES[row['track']]} under {row['protocol']}", random),
+            "whole": (f"the whole dataset with hard labels, under {hard} or {WHOLE}", whole),
+            "hard": (f"the same sets with hard labels, under {hard}", own),
         }
-        missing = [name for name, value in found.items() if value is None]
-        if random is None or whole is None or own is None:
-            return {"lrs": math.nan, "lrs_missing": f"not judged by {row['judge']}: {'; '.join(missing)}"}
-        return {"lrs": label_robust_score(row["mean"], random, whole, own), "lrs_missing": ""}
+        return _score("lrs", label_robust_score, row, found)
 
     def augmentation(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """ARS of a row, and what is missing for it."""
@@ -170,14 +167,21 @@ class _Board:
         random, random_plain = self.random.get(_place(row)), self.random.get(_place(row, plain))
         own_plain = self.sets.get((*_place(row, plain), row["method"], row["variant"]))
         found = {
-            f"random images under {row['protocol']}": random,
-            f"random images under {plain}": random_plain,
-            f"the same sets under {plain}": own_plain,
+            "random": (f"random images under {row['protocol']}", random),
+            "random_plain": (f"random images under {plain}", random_plain),
+            "own_plain": (f"the same sets under {plain}", own_plain),
         }
-        missing = [name for name, value in found.items() if value is None]
-        if random is None or random_plain is None or own_plain is None:
-            return {"ars": math.nan, "ars_missing": f"not judged by {row['judge']}: {'; '.join(missing)}"}
-        return {"ars": augmentation_robust_score(row["mean"], random, own_plain, random_plain), "ars_missing": ""}
+        return _score("ars", augmentation_robust_score, row, found)
+
+
+def _score(
+    name: str, formula: Callable[..., float], row: Mapping[str, Any], found: Mapping[str, tuple[str, float | None]]
+) -> dict[str, Any]:
+    """A score of a row, and what is missing for it. `found` has the formula's other arguments: what each is, and it."""
+    if missing := [what for what, value in found.values() if value is None]:
+        return {name: math.nan, f"{name}_missing": f"not judged by {row['judge']}: {'; '.join(missing)}"}
+    values = {argument: value for argument, (_, value) in found.items()}
+    return {name: formula(row["mean"], **values), f"{name}_missing": ""}
 
 
 def _no_score(row: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from ddbench.runs.ledger import Ledger
 from ddbench.runs.measures import Measures
 from ddbench.runs.observers import read_log
 from ddbench.runs.record import CorrelationPart, CostPart, EvaluationPart, RunRecord, write_record
-from ddbench.runs.retraining import protocol_of
+from ddbench.runs.retraining import protocol_of, with_accuracies
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, dataset_of, finished_record, problems, session
 from ddbench.training.options import SGDOptions
@@ -60,9 +60,8 @@ def correlate(
         ledger = Ledger(folder, options.device)
         ledger.check()
         ledger.begin(ledger.last_step)
-        judging = Judging(
-            folder, sets.load(folder.synthetic), dataset, sha256, problems(folder, dataset, options, tell), stop, tell
-        )
+        made = problems(folder.spec, dataset, options, tell)
+        judging = Judging(folder, sets.load(folder.synthetic), dataset, sha256, made, stop, tell)
         last = int(sets.read_header(folder.synthetic)["about"]["step"])
         seconds = ledger.costs.get("condense", CostPart(seconds=0.0)).seconds
         measures = Measures.of(folder, sha256)
@@ -159,13 +158,8 @@ def _wanted(
     path: Path, record: RunRecord, protocols: Sequence[str], judges: Sequence[str]
 ) -> list[tuple[EvaluationPart, Protocol]]:
     """The evaluations that are meant, with their recipes."""
-    having = [part for part in record.evaluations if part.accuracy]
-    meant = [
-        part
-        for part in having
-        if (not protocols or part.protocol in protocols)
-        and (not judges or any(part.backbone == name or part.backbone.startswith(f"{name}-") for name in judges))
-    ]
+    having = with_accuracies(record)
+    meant = with_accuracies(record, protocols, judges)
     found = [(part, protocol_of(part, RunDir.at(path))) for part in meant]
     logits = [(part, recipe) for part, recipe in found if _has_logits(recipe)]
     if not logits:

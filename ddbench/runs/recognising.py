@@ -25,7 +25,7 @@ from ddbench.runs.evaluating import OWN
 from ddbench.runs.measures import Measures
 from ddbench.runs.record import RecognisedPart, RunRecord, write_record
 from ddbench.runs.rundir import RunDir
-from ddbench.runs.runner import RunOptions, build_problem, dataset_of, finished_record, session
+from ddbench.runs.runner import RunOptions, dataset_of, finished_record, problems, session
 from ddbench.synthetic import SyntheticSet
 from ddbench.training.networks import TrainedNetwork
 
@@ -54,17 +54,7 @@ def recognise(path: Path, judges: Sequence[str], options: RunOptions, dataset_re
         measures = Measures.of(folder, sha256)
         for name in dict.fromkeys(names):
             with stop.at_once():
-                problem = build_problem(
-                    dataset,
-                    backbone=name,
-                    pixels=synthetic.pixels,
-                    ipc=folder.spec.ipc,
-                    seed=folder.spec.seed,
-                    device=options.device,
-                    precision=folder.spec.precision,
-                    artifacts_root=options.artifacts,
-                    tell=tell.on_build,
-                )
+                problem = problems(folder.spec, dataset, options, tell)(synthetic.pixels, name)
                 measures = measures.having(recognised(synthetic, problem))
                 measures.keep(folder)
         record = record.model_copy(update={"recognised": measures.recognised})

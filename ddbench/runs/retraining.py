@@ -110,13 +110,7 @@ def retrain(
         raise RunError(f"{path} has no set and record, so no student of it can be trained again.")
     record = read_record(folder.record)
     folder.set_sha256()
-    wanted = [
-        part
-        for part in record.evaluations
-        if part.accuracy
-        and (not protocols or part.protocol in protocols)
-        and (not judges or any(part.backbone == name or part.backbone.startswith(f"{name}-") for name in judges))
-    ]
+    wanted = with_accuracies(record, protocols, judges)
     if not wanted:
         there = ", ".join(f"{e.protocol} with {e.backbone}" for e in record.evaluations if e.accuracy) or "none"
         raise mistyped(RunError(f"{path} has no such evaluation; it has {there}."))
@@ -158,6 +152,20 @@ def _accuracies(trainer: Trainer, test: SealedTest, students: Sequence[int], sto
 
 def _precision(part: EvaluationPart, record: RunRecord) -> str:
     return part.precision if part.precision in ("fp32", "tf32", "bf16") else record.run.precision
+
+
+def with_accuracies(
+    record: RunRecord, protocols: Sequence[str] = (), judges: Sequence[str] = ()
+) -> list[EvaluationPart]:
+    """The evaluations of a record that came to a result: all, or those of some protocols (ids) and judges, where
+    "convnet" is any of its depths."""
+    return [
+        part
+        for part in record.evaluations
+        if part.accuracy
+        and (not protocols or part.protocol in protocols)
+        and (not judges or any(part.backbone == name or part.backbone.startswith(f"{name}-") for name in judges))
+    ]
 
 
 def protocol_of(part: EvaluationPart, folder: RunDir) -> Protocol:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from ddbench.runs.ledger import Ledger
 from ddbench.runs.observers import Observer
 from ddbench.runs.record import CostPart, RunRecord, read_record, write_record
 from ddbench.runs.rundir import SPEC, RunDir
+from ddbench.runs.runspec import RunSpec
 from ddbench.runs.signals import Interrupted, Stop
 from ddbench.runs.spec import Resolution
 from ddbench.runs.states import kept_failure
@@ -376,17 +378,7 @@ def _finished(folder: RunDir, asked: Sequence[Cell], options: RunOptions) -> Run
 
 def _problem(resolution: Resolution, options: RunOptions, tell: Observer) -> Problem:
     spec = resolution.spec
-    return build_problem(
-        resolution.dataset,
-        backbone=spec.backbone,
-        pixels=spec.pixels,
-        ipc=spec.ipc,
-        seed=spec.seed,
-        device=options.device,
-        precision=spec.precision,
-        artifacts_root=options.artifacts,
-        tell=tell.on_build,
-    )
+    return _problem_of(spec, resolution.dataset, options, tell, spec.pixels, spec.backbone)
 
 
 def _given(resolution: Resolution, options: RunOptions, tell: Observer) -> tuple[Problem, Selector | None]:
@@ -436,7 +428,8 @@ def _evaluate(
 ) -> None:
     tell.on_phase("evaluate")
     sha256 = sha256_of(folder.synthetic)
-    judging = Judging(folder, synthetic, dataset, sha256, problems(folder, dataset, options, tell), stop, tell, retry)
+    made = problems(folder.spec, dataset, options, tell)
+    judging = Judging(folder, synthetic, dataset, sha256, made, stop, tell, retry)
     try:
         with ledger.phase("evaluate"):
             results = [(cell, judging.judge(cell)) for cell in asked]
@@ -453,20 +446,22 @@ def _evaluate(
             judging.draw_curve(cell, result, step, ledger.costs.get("condense", CostPart(seconds=0.0)).seconds)
 
 
-def problems(folder: RunDir, dataset: Dataset, options: RunOptions, tell: Observer) -> Callable[[str, str], Problem]:
-    """The problem of a judge, by pixel space and backbone."""
+def problems(spec: RunSpec, dataset: Dataset, options: RunOptions, tell: Observer) -> Callable[[str, str], Problem]:
+    """Makes the problem of a judge, by pixel space and backbone."""
+    return partial(_problem_of, spec, dataset, options, tell)
 
-    def problem(pixels: str, backbone: str) -> Problem:
-        return build_problem(
-            dataset,
-            backbone=backbone,
-            pixels=pixels,
-            ipc=folder.spec.ipc,
-            seed=folder.spec.seed,
-            device=options.device,
-            precision=folder.spec.precision,
-            artifacts_root=options.artifacts,
-            tell=tell.on_build,
-        )
 
-    return problem
+def _problem_of(
+    spec: RunSpec, dataset: Dataset, options: RunOptions, tell: Observer, pixels: str, backbone: str
+) -> Problem:
+    return build_problem(
+        dataset,
+        backbone=backbone,
+        pixels=pixels,
+        ipc=spec.ipc,
+        seed=spec.seed,
+        device=options.device,
+        precision=spec.precision,
+        artifacts_root=options.artifacts,
+        tell=tell.on_build,
+    )

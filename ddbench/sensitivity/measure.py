@@ -27,11 +27,10 @@ from ddbench.foreign.importing import Import, bring_in, found_in
 from ddbench.foreign.importing import dataset_of as dataset_of_file
 from ddbench.foreign.published_sets import place_of_sets, take
 from ddbench.foreign.terms import Said
-from ddbench.problem import Problem
 from ddbench.runs import provenance
 from ddbench.runs.evaluating import OWN, Cell, Judging, cells, read_evaluation, require_networks
 from ddbench.runs.rundir import SPEC, RunDir
-from ddbench.runs.runner import RunOptions, build_problem, dataset_of, session
+from ddbench.runs.runner import RunOptions, dataset_of, finished_record, problems, session
 from ddbench.runs.spec import protocols_of
 from ddbench.sensitivity.asked import Asked, is_published
 from ddbench.sensitivity.order import order_of
@@ -250,8 +249,7 @@ def _members(asked: Asked, files: SaidOfFiles, options: RunOptions) -> Iterator[
         path = take(ref, place_of_sets(), options.data_root) if published else Path(ref)
         if (path / SPEC).is_file():
             folder = RunDir.at(path)
-            if not (folder.record.is_file() and folder.synthetic.is_file()):
-                raise RunError(f"{path} is not a finished run: run its command again first, which goes on.")
+            finished_record(folder)
             yield Member(folder, dataset_of(folder, options.data_root, files.dataset))
             continue
         for found in found_in(path, files.entry, files.dataset, options.data_root, files.said.size):
@@ -328,21 +326,7 @@ def _judge(grid: Grid, section: Section, recipe: Recipe, member: Member, judging
 
 
 def _judging(member: Member, options: RunOptions, stop: Stop, tell: Observer) -> Judging:
-    spec = member.folder.spec
-
-    def problem(pixels: str, backbone: str) -> Problem:
-        return build_problem(
-            member.dataset,
-            backbone=backbone,
-            pixels=pixels,
-            ipc=spec.ipc,
-            seed=spec.seed,
-            device=options.device,
-            precision=spec.precision,
-            artifacts_root=options.artifacts,
-            tell=tell.on_build,
-        )
-
+    problem = problems(member.folder.spec, member.dataset, options, tell)
     return Judging(member.folder, member.synthetic, member.dataset, member.sha256, problem, stop, tell)
 
 

@@ -28,6 +28,7 @@ from ddbench.files import SEAL, checksum, once, require_locks, sweep, write_atom
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.training.lockstep import Lockstep
+from ddbench.training.networks import as_seen
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import Block, TrainingPlan, on_real_images
 from ddbench.training.sharpness import Sharpness
@@ -41,8 +42,6 @@ COLOR_AND_CROP = "color+crop"
 # Where experts draw from, however they are trained.
 STREAM = "expert-trajectories"
 HASH_THREADS = 4
-# How many images a network labels at once.
-LABELLED_TOGETHER = 500
 
 
 def flatten(params: dict[str, Tensor]) -> Tensor:
@@ -65,7 +64,7 @@ def expert_of(problem: Problem, experts: Trajectories, expert: int, epoch: int) 
 @torch.no_grad()
 def logits_of(problem: Problem, network: Variables, images: Tensor) -> Tensor:
     """float32 [N, K]: what a network says of images [N, C, H, W] in the pixel space, as they are."""
-    parts = [problem.backbone(network, some, train=False)[0] for some in images.split(LABELLED_TOGETHER)]
+    parts = [problem.backbone(network, some, train=False)[0] for some in as_seen(images, problem)]
     return torch.cat(parts).float()
 
 
