@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -131,7 +131,7 @@ class Lockstep:
         for block in blocks:
             self._load(block)
             if not self._graphs:
-                self._graphs = self._programs(sorted(set(block.sizes)))
+                self._graphs = self._programs({size: block.sizes.index(size) for size in sorted(set(block.sizes))})
             for size, restart in zip(block.sizes, block.restarts, strict=True):
                 if restart:
                     torch._foreach_zero_([moment for moments in self._moments for moment in moments])
@@ -216,29 +216,29 @@ class Lockstep:
             self._nothing[k] if g is None else _alike(g, p) for g, (k, p) in zip(slopes, params.items(), strict=True)
         ]
 
-    def _programs(self, sizes: Sequence[int]) -> dict[int, Callable[[], None]]:
+    def _programs(self, sizes: Mapping[int, int]) -> dict[int, Callable[[], None]]:
         """One program a batch size: plain calls where a device has no graphs, and of networks that none can hold; else
-        graphs, compiled where that will pay."""
+        graphs, compiled where that will pay. With each size comes the first step of the block that has it."""
         if not has_graphs(self._device) or not self._net.capturable:
             return {size: self._plainly(size) for size in sizes}
         before = self._snapshot()
         stream = torch.cuda.Stream(self._device)
         # A compiler does not see below its operations, where numbers are drawn.
         if self._net.fused or self._net.stochastic:
-            graphs = {size: self._captured(size, stream) for size in sizes}
+            graphs = {size: self._captured(size, first, stream) for size, first in sizes.items()}
             self._restore(before)
             return graphs
         key = _key(self._net, self.plan)
         functions = self._compilations.of(key)
         if functions is None:
-            graphs = {size: self._captured(size, stream) for size in sizes}
+            graphs = {size: self._captured(size, first, stream) for size, first in sizes.items()}
             seconds = self._time(graphs[max(sizes)]) * self.plan.steps
             functions = self._compilations.decide(key, self._functions, seconds, self._groups, self._device)
             if functions is None:
                 self._restore(before)
                 return graphs
         self._functions = functions
-        graphs = {size: self._captured(size, stream) for size in sizes}
+        graphs = {size: self._captured(size, first, stream) for size, first in sizes.items()}
         self._restore(before)
         return graphs
 
@@ -250,7 +250,9 @@ class Lockstep:
 
         return run
 
-    def _captured(self, size: int, stream: torch.cuda.Stream) -> Callable[[], None]:
+    def _captured(self, size: int, first: int, stream: torch.cuda.Stream) -> Callable[[], None]:
+        # What a full batch draws names images that a shorter one does not have.
+        self._step.fill_(first)
         # Kernels are chosen and compiled before the capture, which records without running.
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
@@ -275,6 +277,7 @@ class Lockstep:
 
     def _time(self, run: Callable[[], None]) -> float:
         """Seconds of one step, from a few."""
+        self._step.zero_()
         run()
         torch.cuda.synchronize(self._device)
         started = time.perf_counter()
