@@ -64,7 +64,7 @@ _FAMILIES: dict[str, tuple[Fields, frozenset[str]]] = {
     "lenet": (Fields("lenet", norm="nn", pooling="max"), _XAVIER),
     "mlp": (Fields("mlp", norm="nn", pooling="np"), _XAVIER),
     "resnet-16-32-64": (Fields("resnet-16-32-64", norm="bn", initialiser="he"), _XAVIER | {"he", "torch"}),
-    "resnet18": (Fields("resnet18"), _XAVIER | {"in", "bn", "ap"}),
+    "resnet18": (Fields("resnet18"), _XAVIER | {"he", "in", "bn", "ap"}),
     "vgg11": (Fields("vgg11", pooling="max"), _XAVIER | {"in", "bn"}),
 }
 

@@ -6,6 +6,7 @@ Realism of Distilled Dataset" (RDED), CVPR 2024, arXiv 2312.03526. Not different
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ MOSAIC = 2
 
 # Sides of a crop to one another, as torchvision's RandomResizedCrop draws them.
 RATIOS = (3 / 4, 4 / 3)
+# How many boxes it draws before it takes the whole image.
+CROPS_DRAWN = 10
 
 
 def flip_crop_mix(images: Tensor, rng: Rng) -> Tensor:
@@ -36,6 +39,66 @@ def flip_crop_mix(images: Tensor, rng: Rng) -> Tensor:
     turned = torch.rand(len(images), generator=rng.fold("flip").torch()) < 0.5
     images = torch.where(turned.to(images.device)[:, None, None, None], images.flip(-1), images)
     return cutmix(images, rng.fold("mix"))
+
+
+def shuffle_crop_flip_mix(images: Tensor, rng: Rng) -> Tensor:
+    """Augment one batch [B, C, H, W] as the code of RDED does: where images are mosaics, the columns and the rows of
+    their tiles are shuffled and a random crop is taken; then flips and CutMix, which draw as `flip_crop_mix` does.
+
+    Source: Sun et al., CVPR 2024 (arXiv 2312.03526), the authors' code.
+    """
+    factor = MOSAIC if min(images.shape[-2:]) >= MOSAIC_SIDE else 1
+    images = images.detach()
+    if factor > 1:
+        images = shuffle_strips(images, factor, rng.fold("tiles"))
+        images = random_resized_crop(images, 1 / factor, rng.fold("crop"))
+    turned = torch.rand(len(images), generator=rng.fold("flip").torch()) < 0.5
+    images = torch.where(turned.to(images.device)[:, None, None, None], images.flip(-1), images)
+    return cutmix(images, rng.fold("mix"))
+
+
+def shuffle_strips(images: Tensor, factor: int, rng: Rng) -> Tensor:
+    """The F columns of tiles of each image [B, C, H, W] in an order of its own, and then the F rows; tiles of a row or
+    a column stay together. What is left of a side that is no multiple of F belongs to its last strip, as there."""
+    shuffled = images.clone()
+    for axis in (-1, -2):
+        side = images.shape[axis]
+        edges = [*(k * (side // factor) for k in range(factor)), side]
+        strips = [torch.arange(first, last) for first, last in itertools.pairwise(edges)]
+        generator = rng.fold("columns" if axis == -1 else "rows").torch()
+        orders = torch.rand(len(images), factor, generator=generator).argsort(dim=1).tolist()
+        places = torch.stack([torch.cat([strips[k] for k in order]) for order in orders]).to(images.device)
+        index = places[:, None, None, :] if axis == -1 else places[:, None, :, None]
+        shuffled = shuffled.gather(axis, index.expand_as(shuffled))
+    return shuffled
+
+
+def random_resized_crop(images: Tensor, smallest: float, rng: Rng) -> Tensor:
+    """A box of each image [B, C, H, W], between `smallest` and all of its area, brought back to full size bilinearly.
+
+    Boxes are drawn as by torchvision's RandomResizedCrop: whole pixels, and of ten drawn the first that fits into the
+    image; else all of the image, whose sides are no further apart than those of a box may be.
+    """
+    generator = rng.torch()
+    height, width = images.shape[-2:]
+    shares, ratios = torch.rand(2, CROPS_DRAWN, len(images), generator=generator, dtype=torch.float64)
+    across, down = torch.rand(2, len(images), generator=generator, dtype=torch.float64)
+    area = (smallest + (1 - smallest) * shares) * height * width
+    stretch = torch.exp(math.log(RATIOS[0]) + (math.log(RATIOS[1]) - math.log(RATIOS[0])) * ratios)
+    wide, high = (area * stretch).sqrt().round(), (area / stretch).sqrt().round()
+    fits = (wide <= width) & (high <= height)
+    first, any_fits = fits.int().argmax(dim=0, keepdim=True), fits.any(dim=0)
+    wide = torch.where(any_fits, wide.gather(0, first)[0], width)
+    high = torch.where(any_fits, high.gather(0, first)[0], height)
+    left, top = (across * (width - wide + 1)).floor(), (down * (height - high + 1)).floor()
+    # From -1 to 1, as affine grids count. Beyond a box lie the pixels around it, and beyond the frame its border.
+    shares_of_frame = (wide / width, high / height)
+    middles = ((2 * left + wide) / width - 1, (2 * top + high) / height - 1)
+    zero = torch.zeros_like(wide)
+    rows = ((shares_of_frame[0], zero, middles[0]), (zero, shares_of_frame[1], middles[1]))
+    affine = torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+    grid = F.affine_grid(affine.to(images), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def shuffle_tiles(images: Tensor, factor: int, rng: Rng) -> Tensor:

@@ -33,16 +33,17 @@ Teacher = Callable[[Tensor], Tensor]
 
 
 def distillation_loss(
-    logits: Tensor, soft: Tensor, classes: Tensor, *, temperature: float, hard_weight: float
+    logits: Tensor, soft: Tensor, classes: Tensor, *, temperature: float, hard_weight: float, scaled: bool = True
 ) -> Tensor:
-    """w CE(z, y) + (1 - w) T^2 CE(softmax(z / T), p), the mean over a batch.
+    """w CE(z, y) + (1 - w) T^2 CE(softmax(z / T), p), the mean over a batch; without T^2 where it is not `scaled`.
 
     Shapes: logits, soft (probabilities at the temperature) and classes (one-hot) [B, K]. T^2 keeps the gradients of
     the soft part as large as those of the hard one. Source: Hinton et al., 2015, section 2.
     """
     at_temperature = -(soft * (logits / temperature).log_softmax(-1)).sum(-1).mean()
     of_class = -(classes * logits.log_softmax(-1)).sum(-1).mean()
-    return hard_weight * of_class + (1 - hard_weight) * temperature**2 * at_temperature
+    scale = temperature**2 if scaled else 1.0
+    return hard_weight * of_class + (1 - hard_weight) * scale * at_temperature
 
 
 def tempered(probabilities: Tensor, temperature: float) -> Tensor:
@@ -57,10 +58,13 @@ class Distillation:
 
     temperature: float
     hard_weight: float
+    scaled: bool = True
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         soft, classes = targets.chunk(2, dim=-1)
-        return distillation_loss(logits, soft, classes, temperature=self.temperature, hard_weight=self.hard_weight)
+        return distillation_loss(
+            logits, soft, classes, temperature=self.temperature, hard_weight=self.hard_weight, scaled=self.scaled
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +90,7 @@ class DistillTrainer(SGDTrainer):
         options: DistillOptions = self.protocol.options
         planned = partial(
             plan, protocol=self.protocol, problem=self.problem, rng=self.rng,
-            criterion=Distillation(options.temperature, options.hard_weight),
+            criterion=Distillation(options.temperature, options.hard_weight, options.scaled),
         )  # fmt: skip
         # A teacher labels hard and soft sets alike.
         match options.targets:

@@ -19,10 +19,16 @@ def expected_forwards(protocol: Protocol, backbone: str, dataset: str, images: i
     options = protocol.options
     if isinstance(options, KRROptions):
         return 0
-    if not isinstance(options, SGDOptions) or options.batch is None:
+    if not isinstance(options, SGDOptions):
         return None
     if (options.epochs, options.steps, options.forwards) == (None, None, None):
         return None
+    if options.batch is None:
+        counted = (options.steps, options.forwards, options.sampling) == (None, None, "epochs")
+        if options.batch_by == "set" or not counted:
+            return None
+        # Passes over a set see as many images whatever the size of their steps.
+        options = options.model_copy(update={"batch": images})
     legacy = legacy_strategy(backbone, dataset) if protocol.augment in LEGACY else "none"
     return options.student_forwards(images, passes_of(epochs_of(options, legacy)))
 

@@ -21,7 +21,7 @@ from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.synthetic import SyntheticSet
 from ddbench.training.options import SGDOptions
-from ddbench.training.plan import MIXING, Criterion, Labeller, TrainingPlan, unchanged
+from ddbench.training.plan import MIXINGS, Criterion, Labeller, TrainingPlan, unchanged
 
 
 class OnDevice(NamedTuple):
@@ -77,13 +77,14 @@ def plan(
     if (options.epochs, options.steps, options.forwards) == (None, None, None):
         options = options.model_copy(update={"steps": _own(synthetic, "steps", protocol)})
     if options.batch is None:
-        options = options.model_copy(update={"batch": _own(synthetic, "batch", protocol)})
+        ruled = options.batch_of(len(synthetic.images), problem.classes)
+        options = options.model_copy(update={"batch": ruled or _own(synthetic, "batch", protocol)})
     if options.lr_pixels is not None:
         assert options.lr is not None
         share = options.lr_pixels / math.prod(problem.shape[1:])
         options = options.model_copy(update={"lr": options.lr * min(1.0, share)})
     strategy, legacy = _augment(protocol, problem)
-    if legacy == MIXING and labeller is None:
+    if legacy in MIXINGS and labeller is None:
         raise ConfigError(
             f"protocol {protocol.id} mixes images, and only a teacher can label what comes of that. Give it another "
             'augmentation, or the trainer "distill" with targets = "teacher".'
@@ -175,17 +176,24 @@ def _own(synthetic: SyntheticSet, wish: Literal["steps", "batch"], protocol: Pro
         missing = "neither epochs nor steps" if wish == "steps" else "no batch size"
         raise ConfigError(
             f"protocol {protocol.id} sets {missing} and takes the set's own number, and this set has none. Use a "
-            "protocol with a fixed one, such as dsa."
+            f"protocol with a fixed one, such as {_for_any_set(protocol)}."
         )
     if value < 1:
         raise ConfigError(f"the set asks for {value} as its recipe's {wish}; no student can train with it.")
     return value
 
 
+def _for_any_set(protocol: Protocol) -> str:
+    """A protocol that asks nothing of the set: a later version of this one, else the common one."""
+    later = [p for p in PROTOCOLS.values() if p.name == protocol.name and p.version > protocol.version]
+    fitting = [p.id for p in later if getattr(p.options, "batch_by", "set") != "set"]
+    return fitting[-1] if fitting else "dsa"
+
+
 def _augment(protocol: Protocol, problem: Problem) -> tuple[str, str]:
     """DiffAugment strategy, and one of another kind; at most one of them is not "none"."""
-    if protocol.augment == MIXING:
-        return "none", MIXING
+    if protocol.augment in MIXINGS:
+        return "none", protocol.augment
     if protocol.augment not in LEGACY:
         return resolve_strategy(protocol.augment, problem.info.digits), "none"
     found = legacy_strategy(problem.backbone.name, problem.info.name)

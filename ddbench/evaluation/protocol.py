@@ -50,6 +50,11 @@ class DistillOptions(SGDOptions):
         "image as it is. given: those that the set has.",
     )
     temperature: float = Field(4.0, gt=0, description="Logits of teacher and student are divided by it.")
+    scaled: bool = Field(
+        True,
+        description="Whether the soft part of the loss is multiplied by the temperature squared. Adam and AdamW take "
+        "the same steps without, but for gradients near their epsilon.",
+    )
     hard_weight: float = Field(0.1, ge=0, le=1, description="Share of the loss on the class; the rest is soft.")
     teacher: str = Field("convnet", description="Backbone of the teacher, which ddbench trains on the real images.")
     teacher_epochs: int = Field(60, ge=1, description="Epochs of the teacher.")
@@ -108,9 +113,9 @@ class Protocol(BaseModel):
     """One way of judging a set. `id` is what boards print; the digest says whether two protocols are the same.
 
     `augment`: "auto" is DiffAugment by the dataset's kind (no flip for digits), "dc@2" the legacy rule of DC ("dc" was
-    an earlier reading of it, and is kept where both say the same), "mixing" that of RDED (flips, CutMix, and crops of
-    mosaics; a teacher labels what comes of it), "none", or a strategy. Backbone "convnet" is the ConvNet whose depth
-    fits the dataset, "own" the one that made the set.
+    an earlier reading of it, and is kept where both say the same), "mixing@2" that of RDED (flips, CutMix, and crops of
+    mosaics; a teacher labels what comes of it; "mixing" was an earlier reading), "none", or a strategy. Backbone
+    "convnet" is the ConvNet whose depth fits the dataset, "own" the one that made the set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -332,7 +337,7 @@ PROTOCOLS: dict[str, Protocol] = {
                 temperature=20.0, hard_weight=0.0, teacher="resnet18-bn", epochs=299, batch=None, optimizer="adamw",
                 lr=1e-3, weight_decay=0.01, schedule="cosine", stretch=2.0,
             ),
-            source="Sun et al., CVPR 2024 (arXiv 2312.03526): a teacher on line, the batch of the set, last epoch",
+            source="as rded@2, as it was read before it was run beside the authors' code; with the batch of the set",
         ),
         Protocol(
             name="rd3",
@@ -344,8 +349,34 @@ PROTOCOLS: dict[str, Protocol] = {
                 temperature=20.0, hard_weight=0.0, teacher="resnet18-bn", epochs=399, batch=50, optimizer="adamw",
                 lr=1e-3, weight_decay=0.01, schedule="cosine", stretch=2.0,
             ),
-            source="Zhong et al., ICLR 2026 (arXiv 2509.19743): one recipe for all methods with a teacher on line; "
-            "temperature, weight decay and stretch are RDED's",
+            source="as rd3@2, with the smoothed step size that RDED has",
+        ),
+        Protocol(
+            name="rded",
+            version=2,
+            trainer="distill",
+            labels="soft",
+            augment="mixing@2",
+            backbones=("resnet18-bn-he",),
+            options=DistillOptions(
+                temperature=20.0, scaled=False, hard_weight=0.0, teacher="resnet18-bn", epochs=299, batch=None,
+                batch_by="rded", optimizer="adamw", lr=1e-3, weight_decay=0.01, schedule="cosine", stretch=2.0,
+            ),
+            source="Sun et al., CVPR 2024 (arXiv 2312.03526), the authors' code: a teacher on line, last epoch",
+        ),
+        Protocol(
+            name="rd3",
+            version=2,
+            trainer="distill",
+            labels="soft",
+            augment="mixing@2",
+            backbones=("resnet18-bn-he",),
+            options=DistillOptions(
+                temperature=20.0, scaled=False, hard_weight=0.0, teacher="resnet18-bn", epochs=399, batch=50,
+                optimizer="adamw", lr=1e-3, weight_decay=0.01, schedule="cosine",
+            ),
+            source="Zhong et al., ICLR 2026 (arXiv 2509.19743), of whose smoothing ResNet18 has none; temperature and "
+            "weight decay are RDED's",
         ),
         Protocol(
             name="quick",

@@ -24,7 +24,7 @@ from ddbench.training.options import SGDOptions
 
 BASE = "base"
 CUTMIX = "cutmix"
-MIXING = "mixing"  # as in training.plan, which needs torch
+MIXINGS = ("mixing", "mixing@2")  # as in training.plan, which needs torch
 FACTORS = ("optimizer", "epochs", "batch", "augment", "labels")
 """What can be changed, in the order of a table."""
 
@@ -175,7 +175,7 @@ def _augmentation(given: Any) -> str:
 
     if not isinstance(given, str) or not re.fullmatch("[a-z][a-z0-9_@]*", given):
         raise ConfigError(f"the factor augment is none, {CUTMIX}, or what a protocol's augment can be; got {given!r}.")
-    if given not in (CUTMIX, MIXING, "auto", *LEGACY):
+    if given not in (CUTMIX, *MIXINGS, "auto", *LEGACY):
         parse_strategy(given)
     return given
 
@@ -268,6 +268,7 @@ def _in_a_name(value: Any) -> str:
     return re.sub("[^a-z0-9]+", "-", str(value)).strip("-")
 
 
-def full_step(protocol: Protocol, images: int) -> int:
-    """Images in a full step of a set of so many; those of the set where the protocol leaves the batch open."""
-    return images if protocol.options.batch is None else min(int(protocol.options.batch), images)
+def full_step(protocol: Protocol, images: int, classes: int) -> int:
+    """Images in a full step of a set of so many, of so many classes; those of the set where the protocol leaves the
+    batch to it."""
+    return min(protocol.options.batch_of(images, classes) or images, images)

@@ -90,7 +90,7 @@ def asked_of_the_set(protocol: Protocol) -> list[str]:
     wanted = {
         "a step size": options.lr is None and not isinstance(options, FiniteWidthOptions),
         "a number of steps": options.epochs is None and options.steps is None,
-        "a batch size": options.batch is None,
+        "a batch size": options.batch is None and options.batch_by == "set",
     }
     return [name for name, asked in wanted.items() if asked]
 

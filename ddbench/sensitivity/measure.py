@@ -292,8 +292,9 @@ def _section_of(members: tuple[Member, ...], cell: Cell, recipes: Sequence[Recip
 def _says_nothing(recipe: Recipe, base: Protocol, members: Sequence[Member]) -> str:
     """Why a recipe would be another one once more, under other seeds; "" where it is one of its own."""
     changed = dict(recipe.changes)
-    counts = sorted({member.images for member in members})
-    if "batch" in changed and all(full_step(recipe.protocol, n) == full_step(base, n) for n in counts):
+    counts, classes = sorted({member.images for member in members}), len(members[0].dataset.train.classes)
+    steps = [(full_step(recipe.protocol, n, classes), full_step(base, n, classes)) for n in counts]
+    if "batch" in changed and all(one == other for one, other in steps):
         return f"sets of {' or '.join(map(str, counts))} images are trained on in the same steps either way"
     if changed.get("labels") == "soft" and not any(member.synthetic.soft for member in members):
         return "no set has soft labels of its own, so that hard ones would take their place"

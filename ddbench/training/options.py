@@ -11,6 +11,9 @@ from pydantic import Field, PositiveInt, field_validator
 
 from ddbench.config import Options
 
+# The code of RDED knows Tiny ImageNet by its name; its rule for batches has only numbers of classes here.
+TINY_IMAGENET_CLASSES = 200
+
 
 class TrainerOptions(Options):
     """Options of a trainer; each trainer has its own frozen subclass."""
@@ -44,6 +47,11 @@ class SGDOptions(TrainerOptions):
     weight_decay: float = Field(5e-4, ge=0, description="On all parameters, norms and biases included.")
     batch: int | None = Field(
         256, ge=1, description="Images per step; the last, smaller batch of an epoch is kept. none: the set's own."
+    )
+    batch_by: Literal["set", "rded"] = Field(
+        "set",
+        description="Where `batch` is none. set: the set's own. rded: 10, 50 or 100 images from 1, 10 or 50 of a class "
+        "on, and twice as many from 100 classes on; 100 with 200 classes.",
     )
     sampling: Literal["epochs", "subset"] = Field(
         "epochs", description="epochs: every image once a pass, in a new order. subset: every step draws afresh."
@@ -80,6 +88,20 @@ class SGDOptions(TrainerOptions):
     def _learned_by_name(cls, value: Any) -> Any:
         """As tables print it and TOML can say it; a digest knows it as None."""
         return None if value == "learned" else value
+
+    def batch_of(self, images: int, classes: int) -> int | None:
+        """Images per step on a set of so many, of so many classes, as far as the set's own wish has no part in it.
+
+        Source of the rule "rded": the code of Sun et al., CVPR 2024 (arXiv 2312.03526), which knows 1, 10 and 50 images
+        of a class; numbers between them are as the next smaller one.
+        """
+        if self.batch is not None or self.batch_by == "set":
+            return self.batch
+        if classes == TINY_IMAGENET_CLASSES:
+            return 100
+        each = images // classes
+        usual = 100 if each >= 50 else 50 if each >= 10 else 10
+        return 2 * usual if classes >= 100 else usual
 
     def student_forwards(self, images: int, passes: int) -> int:
         """Images that one network trains on, repeats counted: `passes` over so many, unless the options count steps."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddbench.engine.augment import Draw, draw_many, join, one_after_another
 from ddbench.engine.capabilities import pins
-from ddbench.engine.mixing import Mix, flip_crop_mix
+from ddbench.engine.mixing import Mix, flip_crop_mix, shuffle_crop_flip_mix
 from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.training.options import SGDOptions
@@ -23,8 +23,9 @@ from ddbench.training.options import SGDOptions
 # for a whole dataset. Part of the definition of a student: another value gives other draws.
 BLOCK_IMAGES = 1 << 16
 
-MIXING = "mixing"
-"""The augmentation of RDED, whose images only a teacher can label."""
+MIXINGS = {"mixing": flip_crop_mix, "mixing@2": shuffle_crop_flip_mix}
+"""The augmentation of RDED, whose images only a teacher can label: an earlier reading of it, and that of its code. On
+images that are no mosaics both are the same."""
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 """The loss of a batch, from logits [B, K] and targets [B] or [B, ...]. It outlives its plan in compiled steps, so that
@@ -279,8 +280,8 @@ class TrainingPlan:
     def _legacy(self) -> Callable[[Tensor, Rng], Tensor] | None:
         if self.legacy == "none":
             return None
-        if self.legacy == MIXING:
-            return flip_crop_mix
+        if self.legacy in MIXINGS:
+            return MIXINGS[self.legacy]
         from ddbench.engine.legacy_augment import legacy
 
         return lambda images, rng: legacy(self.legacy, images, rng)

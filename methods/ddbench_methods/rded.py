@@ -32,7 +32,9 @@ class RDEDConfig(MethodConfig):
     crops: int = Field(5, ge=1, description="Random crops of each of them, of which the easiest is kept.")
     factor: int | None = Field(None, ge=1, description="F x F crops make an image. none: 2 from 128 pixels on, else 1.")
     jpeg: bool = Field(True, description="Whether images pass through JPEG, as files of the authors' code do.")
-    batch: int | None = Field(None, ge=1, description="Images a student sees in a step. none: ipc, and 10 at least.")
+    batch: int | None = Field(
+        None, ge=1, description="Images in a student's step under rded@1. none: ipc, and 10 at least."
+    )
     teacher: str = Field("resnet18-bn", description="Backbone of the network that finds crops easy or not.")
     teacher_epochs: int = Field(60, ge=1, description="Epochs that it is trained on the real images.")
     teacher_lr: float = Field(0.05, gt=0, description="Largest step size of that training (cosine schedule).")
@@ -55,7 +57,7 @@ class RDED(Method[Tiled]):
         year=2024,
         arxiv="2312.03526",
         learns=("images",),
-        native="rded@1",
+        native="rded@2",
     )
     Config = RDEDConfig
     config: RDEDConfig
@@ -79,7 +81,8 @@ class RDED(Method[Tiled]):
         return SyntheticSet(state.images.clone(), problem.class_labels(), Recipe(batch=batch))
 
     def tiled(self, problem: Problem, label: int, rng: Rng) -> Tensor:
-        """[ipc, C, H, W] uint8: the images of one class, each of F x F of its easiest crops, row by row."""
+        """[ipc, C, H, W] uint8: the images of one class, of F x F crops each, row by row. The ipc easiest crops are the
+        first tiles of all images, the next ones their second tiles, and so on."""
         factor, first = self.factor(problem), int(problem.train.offsets[label])
         there = int(problem.train.counts[label])
         order = torch.randperm(there, generator=rng.fold("pool").torch())[: self.config.pool]
@@ -94,7 +97,8 @@ class RDED(Method[Tiled]):
         best = crops[kept, which[kept]]
         # Fewer images than tiles are wanted: the easiest come again.
         best = best[torch.arange(problem.ipc * factor**2) % len(best)]
-        whole = mosaic(best, factor, problem.shape[1:])
+        tiles = best.unflatten(0, (factor**2, problem.ipc)).transpose(0, 1).flatten(0, 1)
+        whole = mosaic(tiles, factor, problem.shape[1:])
         return through_jpeg(whole) if self.config.jpeg else whole
 
     def losses(self, problem: Problem, crops: Tensor, label: int) -> Tensor:

@@ -34,6 +34,8 @@ DIGESTS = {
     "hard-truths-sl@1": "486a8b72dbae674e",
     "rded@1": "4f3579de44bafad1",
     "rd3@1": "f89447644de1a092",
+    "rded@2": "0137ba2c963b17b5",
+    "rd3@2": "f845d5778ba18233",
     "quick@1": "383b3eb967c29315",
     "quick-large@1": "035ff63f8e6c6023",
     "quick-slow@1": "217f58f08dbe242e",
@@ -58,6 +60,7 @@ COMMON: dict[str, Any] = {
     "schedule": "step",
     "warmup": 0.0,
     "align_corners": False,
+    "batch_by": "set",
     "forwards": None,
     "lr_pixels": None,
     "cutmix": 0.0,
@@ -70,6 +73,7 @@ DISTILL: dict[str, Any] = {
     "labels": "soft",
     "targets": "teacher",
     "temperature": 4.0,
+    "scaled": True,
     "hard_weight": 0.1,
     "teacher": "convnet",
     "teacher_epochs": 60,
@@ -87,6 +91,7 @@ MIXED: dict[str, Any] = DISTILL | {
     "schedule": "cosine",
     "stretch": 2.0,
 }
+MIXED_AS_THERE: dict[str, Any] = MIXED | {"augment": "mixing@2", "backbones": ["resnet18-bn-he"], "scaled": False}
 RECIPES: dict[str, dict[str, Any]] = {
     "dsa@1": {},
     "dsa-soft@1": {"labels": "soft"},
@@ -181,6 +186,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "rded@1": MIXED | {"epochs": 299, "batch": None},
     "rd3@1": MIXED | {"epochs": 399, "batch": 50},
+    "rded@2": MIXED_AS_THERE | {"epochs": 299, "batch": None, "batch_by": "rded"},
+    "rd3@2": MIXED_AS_THERE | {"epochs": 399, "batch": 50, "stretch": 1.0},
     "quick@1": {
         "epochs": None,
         "steps": 300,

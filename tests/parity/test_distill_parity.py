@@ -53,6 +53,19 @@ def test_loss_and_gradient_are_the_formula(t: float, w: float) -> None:
     assert np.allclose(grad.numpy(), slope, rtol=1e-11, atol=1e-14)
 
 
+def test_without_the_scale_it_is_the_divergence_of_the_authors_of_rded() -> None:
+    """Their loss is torch's KL divergence at the temperature, whose gradient is that of the unscaled cross-entropy."""
+    rng, t = np.random.default_rng(1), 20.0
+    z, v = torch.tensor(rng.normal(size=(6, 5)) * 3, requires_grad=True), torch.tensor(rng.normal(size=(6, 5)) * 3)
+    soft = (v / t).softmax(1)
+    loss = distillation_loss(z, soft, torch.eye(5).double()[[0] * 6], temperature=t, hard_weight=0.0, scaled=False)
+    (ours,) = torch.autograd.grad(loss, z)
+    (theirs,) = torch.autograd.grad(torch.nn.KLDivLoss(reduction="batchmean")((z / t).log_softmax(1), soft), z)
+    assert torch.allclose(ours, theirs, rtol=1e-12)
+    scaled = distillation_loss(z, soft, torch.eye(5).double()[[0] * 6], temperature=t, hard_weight=0.0)
+    assert float(scaled.detach()) == pytest.approx(t * t * float(loss.detach()), rel=1e-12)
+
+
 def test_given_probabilities_are_tempered_as_their_logits_would_be() -> None:
     logits = 5 * torch.randn(7, 4, generator=torch.Generator().manual_seed(0)).double()
     assert torch.allclose(tempered(logits.softmax(1), 4.0), (logits / 4).softmax(1), rtol=1e-12)
@@ -221,5 +234,5 @@ def test_tracks_say_whose_labels_students_see() -> None:
     tracks = {name: p.track for name, p in PROTOCOLS.items()}
     assert tracks["dsa@1"] == tracks["hard-truths-hl@1"] == "hard"
     assert tracks["dsa-soft@1"] == tracks["soft-labels@1"] == tracks["hard-truths-sl@1"] == "soft"
-    assert tracks["distill@1"] == tracks["rded@1"] == tracks["rd3@1"] == "teacher"
+    assert {tracks[name] for name in ("distill@1", "rded@1", "rded@2", "rd3@1", "rd3@2")} == {"teacher"}
     assert tracks["distill-given@1"] == "soft"

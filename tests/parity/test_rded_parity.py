@@ -10,8 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddbench import Problem, Rng, condense
+from ddbench import Problem, Rng, SyntheticSet, condense
 from ddbench.backbones.names import build
+from ddbench.errors import ConfigError
+from ddbench.evaluation.distill import DistillTrainer
+from ddbench.evaluation.forwards import expected_forwards
+from ddbench.evaluation.protocol import PROTOCOLS
+from ddbench.leaderboard.tracks import asked_of_the_set
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.networks import TrainedNetwork
 from ddbench_methods.rded import RDED, RDEDConfig, mosaic, random_crops, through_jpeg
@@ -62,7 +67,7 @@ def test_the_easiest_crop_of_an_image_and_the_easiest_images_of_a_class_are_kept
             image = made.images[label * problem.ipc + n]
             for r in range(factor):
                 for c in range(factor):
-                    place = (n * factor + r) * factor + c
+                    place = (r * factor + c) * problem.ipc + n  # the easiest crops are first tiles
                     tile = image[:, r * h : (r + 1) * h, c * w : (c + 1) * w]
                     assert torch.equal(tile, wanted[place % len(wanted)]), (label, n, r, c)
 
@@ -101,6 +106,39 @@ def test_jpeg_is_that_of_pillow(channels: int) -> None:
         again = np.asarray(Image.open(file)).reshape(16, 16, channels)
         assert (after.permute(1, 2, 0).numpy() == again).all()
         assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize(("ipc", "classes", "batch"), [
+    (1, 10, 10), (10, 10, 50), (50, 10, 100), (1, 100, 20), (10, 100, 100), (50, 100, 200), (10, 1000, 100),
+    (1, 200, 100), (10, 200, 100), (50, 200, 100),
+])  # fmt: skip
+def test_batches_are_those_of_the_authors_code(ipc: int, classes: int, batch: int) -> None:
+    assert PROTOCOLS["rded@2"].options.batch_of(ipc * classes, classes) == batch
+    assert PROTOCOLS["rded@1"].options.batch_of(ipc * classes, classes) is None
+    assert PROTOCOLS["rd3@2"].options.batch_of(ipc * classes, classes) == 50
+
+
+@pytest.mark.parametrize("which", ["random", "rded"])
+def test_every_set_can_be_judged(problem: Problem, which: str) -> None:
+    """Real images too, which bring no batch of their own: they are the control."""
+    images, labels = problem.train.images[:6].clone(), problem.class_labels()
+    made = condense(method(batch=3), problem) if which == "rded" else SyntheticSet(images, labels)
+    small = {"teacher": "convnet-d2-w8", "teacher_epochs": 1, "epochs": 2}
+    judged = PROTOCOLS["rded@2"]
+    judged = judged.model_copy(update={"options": judged.options.model_copy(update=small)})
+    trainer = DistillTrainer(made, judged, problem, students=1)
+    # Ten images make a step at so few of a class, whatever the set asks for; it has six.
+    assert (trainer.plan.options.batch, trainer.steps) == (10, 3)
+    assert trainer.student_forwards == 18 == expected_forwards(judged, "resnet18-bn-he", "digits", 6)
+    assert asked_of_the_set(judged) == []
+
+
+def test_a_set_without_a_batch_is_sent_from_the_first_version_to_the_second(problem: Problem) -> None:
+    made = SyntheticSet(problem.train.images[:6].clone(), problem.class_labels())
+    with pytest.raises(
+        ConfigError, match=r"rded@1 sets no batch size .* Use a protocol with a fixed one, such as rded@2"
+    ):
+        assert DistillTrainer(made, PROTOCOLS["rded@1"], problem, students=1).steps
 
 
 def test_a_set_says_how_many_images_make_a_step(problem: Problem) -> None:

@@ -2,6 +2,7 @@ import hashlib
 
 import pytest
 import torch
+import torchvision
 from scipy import stats
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
@@ -417,3 +418,21 @@ def test_a_torchvision_network_equals_the_original():
     expected = functional_call(module, {**v.params, **v.clone().buffers}, (x,))
     torch.testing.assert_close(backbone(v, x)[0], expected)
     assert backbone.embed(v, x).shape == (2, 512)
+
+
+def test_resnet18_he_is_torchvisions_with_a_stem_for_small_images() -> None:
+    """The network of RDED: the same function of the same parameters, which begin as there but for the stem, which is
+    He-normal too. The deviations of two times n normal draws differ by 1 / sqrt(n) of themselves; four times that
+    is allowed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = torchvision.models.resnet18(weights=None, num_classes=10)
+    theirs.conv1, theirs.maxpool = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False), torch.nn.Identity()
+    ours = build("resnet18-bn-he", (3, 32, 32), 10)
+    drawn = ours.init(Rng(0), torch.device("cpu"))
+    for (name, there), here in zip(theirs.named_parameters(), drawn.params.values(), strict=True):
+        if there.ndim > 1 and name != "conv1.weight":
+            assert here.std().item() == pytest.approx(there.std().item(), rel=4 / here.numel() ** 0.5), name
+        there.data.copy_(here)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(drawn, x, train=True)[0], theirs.train()(x), atol=1e-5, rtol=1e-4)

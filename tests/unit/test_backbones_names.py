@@ -65,6 +65,7 @@ def test_parameter_counts_are_the_published_ones(name, shape, classes, parameter
         ("vgg11-in", "vgg11"),
         ("alexnet-nn-xavier", "alexnet-xavier"),
         ("resnet18-ap-bn", "resnet18-bn-ap"),
+        ("resnet18-he-bn", "resnet18-bn-he"),
         ("resnet-16-32-64-xavier", "resnet-16-32-64-xavier"),
         ("resnet-16-32-64", "resnet-16-32-64-he"),
         ("resnet-16-32-64-he", "resnet-16-32-64-he"),

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ddbench import Rng
-from ddbench.engine.mixing import Mix, cutmix, flip_crop_mix, random_crop, shuffle_tiles
+from ddbench.engine.mixing import (
+    Mix,
+    cutmix,
+    flip_crop_mix,
+    random_crop,
+    random_resized_crop,
+    shuffle_crop_flip_mix,
+    shuffle_strips,
+    shuffle_tiles,
+)
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import TrainingPlan
 
@@ -41,6 +50,58 @@ def test_shuffled_tiles_are_the_tiles_of_the_same_image(seed: int, n: int, side:
 def test_tiles_of_different_images_have_orders_of_their_own() -> None:
     same = numbered(1, 4).expand(64, -1, -1, -1)
     assert len({image.numpy().tobytes() for image in shuffle_tiles(same, 2, Rng(0))}) > 15  # of 24 orders
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([4, 7, 8]), st.sampled_from([2, 3]))
+def test_strips_are_shuffled_as_in_a_plain_loop(seed: int, side: int, factor: int) -> None:
+    images, rng = numbered(3, side), Rng(seed)
+    shuffled = shuffle_strips(images, factor, rng)
+    wide = side // factor
+    for k in range(3):
+        image = images[k, 0].numpy()
+        for axis, name in ((1, "columns"), (0, "rows")):
+            strips = np.split(image, [wide * (i + 1) for i in range(factor - 1)], axis)
+            order = torch.rand(3, factor, generator=rng.fold(name).torch()).argsort(dim=1)[k]
+            image = np.concatenate([strips[i] for i in order], axis)
+        assert (shuffled[k, 0].numpy() == image).all()
+
+
+def test_tiles_of_a_row_or_column_stay_together() -> None:
+    same = numbered(1, 4).expand(64, -1, -1, -1)
+    assert len({image.numpy().tobytes() for image in shuffle_strips(same, 2, Rng(0))}) == 4  # of 24 orders of tiles
+
+
+def test_boxes_are_whole_pixels_of_the_image_within_their_bounds() -> None:
+    """On ramps of rows and columns, a box shows where it begins and ends."""
+    side, n = 64, 400
+    row, column = torch.meshgrid(torch.arange(float(side)), torch.arange(float(side)), indexing="ij")
+    made = random_resized_crop(torch.stack([row, column]).expand(n, 2, side, side), 0.5, Rng(0)).double()
+    # Half a pixel of the result is the box's share of one: what the outermost pixels lack of the box's edges.
+    inner = slice(8, side - 8)
+    steps = torch.stack([made[:, 0, inner, 32].diff(dim=1).mean(1), made[:, 1, 32, inner].diff(dim=1).mean(1)])
+    sides = steps * side
+    assert torch.allclose(sides, sides.round(), atol=2e-3)
+    shares, ratios = sides.prod(0) / side**2, sides[1] / sides[0]
+    # Whole pixels move an area by half a pixel of each side at most, and the ratio with them.
+    assert 0.5 - 0.025 < float(shares.min()) < 0.55
+    assert float(shares.max()) <= 1.0 + 1e-6
+    assert 3 / 4 - 0.03 < float(ratios.min()) < 0.8
+    assert 1.25 < float(ratios.max()) < 4 / 3 + 0.03
+    assert made.min() >= 0
+    assert made.max() <= side - 1
+
+
+def test_a_box_of_all_of_the_area_is_the_image() -> None:
+    """No box that is wider than high has all of it, so that ten draws are in vain."""
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(random_resized_crop(images, 1.0, Rng(1)), images, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_both_readings_are_one_on_images_that_are_no_mosaics(side: int) -> None:
+    images = torch.rand(6, 3, side, side, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(shuffle_crop_flip_mix(images, Rng(2)), flip_crop_mix(images, Rng(2)))
 
 
 @settings(max_examples=60, deadline=None)

@@ -82,8 +82,9 @@ def test_the_epochs_of_dcs_augmentation_are_a_budget_like_any_other() -> None:
 
 
 def test_a_step_is_no_larger_than_the_set() -> None:
-    assert [full_step(DSA, n) for n in (10, 500)] == [10, 256]
-    assert full_step(PROTOCOLS["rded@1"], 10) == 10
+    assert [full_step(DSA, n, 10) for n in (10, 500)] == [10, 256]
+    assert full_step(PROTOCOLS["rded@1"], 10, 10) == 10
+    assert [full_step(PROTOCOLS["rded@2"], n, 10) for n in (5, 100, 500)] == [5, 50, 100]
 
 
 @pytest.mark.parametrize(
