@@ -57,10 +57,18 @@ def parse_strategy(text: str, known: tuple[str, ...] = OPS) -> tuple[str, ...]:
 
 
 def resolve_strategy(text: str, digits: bool) -> str:
-    """The strategy that "auto" stands for: all operations, on digits without flip. Any other text stays as it is."""
-    if text != "auto":
-        return text
-    return DIGIT_OPS if digits else ALL_OPS
+    """The strategy that a name stands for; any other text stays as it is.
+
+    "auto" is one of all operations a step. "idc" is flip and colour in every step, then one of crop, scale and rotate,
+    as in the code of Kim et al., ICML 2022 (arXiv 2205.14959), which DANCE and NCFM took over. Neither flips digits.
+    """
+    match text:
+        case "auto":
+            return DIGIT_OPS if digits else ALL_OPS
+        case "idc":
+            return "color+crop_scale_rotate" if digits else "flip+color+crop_scale_rotate"
+        case _:
+            return text
 
 
 def one_after_another(text: str) -> tuple[str, ...]:

@@ -112,8 +112,9 @@ class FiniteWidthOptions(SGDOptions):
 class Protocol(BaseModel):
     """One way of judging a set. `id` is what boards print; the digest says whether two protocols are the same.
 
-    `augment`: "auto" is DiffAugment by the dataset's kind (no flip for digits), "dc@2" the legacy rule of DC ("dc" was
-    an earlier reading of it, and is kept where both say the same), "mixing@2" that of RDED (flips, CutMix, and crops of
+    `augment`: "auto" is DiffAugment by the dataset's kind (no flip for digits), one operation a step; "idc" that of
+    IDC, flip and colour in every step and then crop, scale or rotation; "dc@2" the legacy rule of DC ("dc" was an
+    earlier reading of it, and is kept where both say the same), "mixing@2" that of RDED (flips, CutMix, and crops of
     mosaics; a teacher labels what comes of it; "mixing" was an earlier reading), "none", or a strategy. Backbone
     "convnet" is the ConvNet whose depth fits the dataset, "own" the one that made the set.
     """
@@ -300,11 +301,30 @@ PROTOCOLS: dict[str, Protocol] = {
             options=SGDOptions(
                 epochs=1499, batch=64, schedule="milestones", milestones=(1000, 1250), factor=0.2, cutmix=0.5
             ),
+            source="as dance@2, with one operation of augmentation a step, unlike in the authors' code",
+        ),
+        Protocol(
+            name="dance",
+            version=2,
+            augment="idc",
+            options=SGDOptions(
+                epochs=1499, batch=64, schedule="milestones", milestones=(1000, 1250), factor=0.2, cutmix=0.5
+            ),
             source="Zhang et al., IJCAI 2024 (arXiv 2406.01063): CutMix in every second step, last epoch",
         ),
         Protocol(
             name="ncfm",
             augment="color_crop_flip_scale_rotate",
+            options=SGDOptions(
+                epochs=1999, batch=128, lr=1e-3, optimizer="adamw", weight_decay=0.01, schedule="milestones",
+                milestones=(400, 800, 1200, 1600), factor=0.5, cutmix=0.5,
+            ),
+            source="as ncfm@2, with one operation of augmentation a step, unlike in the authors' code",
+        ),
+        Protocol(
+            name="ncfm",
+            version=2,
+            augment="idc",
             options=SGDOptions(
                 epochs=1999, batch=128, lr=1e-3, optimizer="adamw", weight_decay=0.01, schedule="milestones",
                 milestones=(400, 800, 1200, 1600), factor=0.5, cutmix=0.5,

@@ -171,12 +171,13 @@ def _value(factor: str, given: Any) -> Any:
 
 
 def _augmentation(given: Any) -> str:
-    from ddbench.engine.augment import parse_strategy
+    from ddbench.engine.augment import one_after_another, parse_strategy, resolve_strategy
 
-    if not isinstance(given, str) or not re.fullmatch("[a-z][a-z0-9_@]*", given):
+    if not isinstance(given, str) or not re.fullmatch("[a-z][a-z0-9_@+]*", given):
         raise ConfigError(f"the factor augment is none, {CUTMIX}, or what a protocol's augment can be; got {given!r}.")
-    if given not in (CUTMIX, *MIXINGS, "auto", *LEGACY):
-        parse_strategy(given)
+    if given not in (CUTMIX, *MIXINGS, *LEGACY):
+        for strategy in one_after_another(resolve_strategy(given, digits=False)):
+            parse_strategy(strategy)
     return given
 
 

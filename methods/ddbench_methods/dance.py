@@ -98,7 +98,7 @@ class DANCE(Method[DANCEState]):
         year=2024,
         arxiv="2406.01063",
         learns=("images",),
-        native="dance@1",
+        native="dance@2",
         advice="A smaller step size usually helps: --set lr_images=0.01",
         memory_advice="--set classes_per_pass=1 takes one class at a time",
     )
@@ -130,7 +130,7 @@ class DANCE(Method[DANCEState]):
         drawn = rng.fold("network").numpy()
         number, share = int(drawn.integers(self.config.networks)), float(drawn.random())
         first, last = (state.networks.params(number, epoch) for epoch in (0, self.config.epochs))
-        rows = problem.real.class_indices(self.config.batch_real, rng.fold("real"))
+        rows = self.rows(problem, rng)
         views, again = (self.views(problem, rng.fold(name)) for name in ("view", "calibration"))
         return share * first + (1 - share) * last, last, rows, self.chosen(problem, rng), views, again
 
@@ -156,8 +156,12 @@ class DANCE(Method[DANCEState]):
         metrics = {"loss": self.descend(problem, state, match)}
         if self.config.calibration:
             metrics["calibration"] = self.descend(problem, state, classify, self.config.calibration)
-        self.adapt(state, metrics["loss"])
+        self.adapt(state, metrics)
         return metrics
+
+    def rows(self, problem: Problem, rng: Rng) -> Tensor:
+        """[K, n]: the real images of an iteration."""
+        return problem.real.class_indices(self.config.batch_real, rng.fold("real"))
 
     def distance(self, synthetic: Tensor, real: Tensor) -> Tensor:
         """Between embeddings [K, n, D] and [K, m, D], summed over classes."""
@@ -188,8 +192,8 @@ class DANCE(Method[DANCEState]):
         velocity.mul_(self.config.momentum).add_(gradient)
         state.images.sub_(state.lr * velocity)
 
-    def adapt(self, state: DANCEState, loss: Tensor) -> None:
-        """Change the step size, given the loss of an iteration. Here it stays."""
+    def adapt(self, state: DANCEState, metrics: Metrics) -> None:
+        """Change the step size, given the losses of an iteration. Here it stays."""
 
     def export(self, problem: Problem, state: DANCEState) -> SyntheticSet:
         images = problem.pixels.forward(state.images.clamp(0, 1)).cpu()

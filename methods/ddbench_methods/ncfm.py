@@ -7,7 +7,7 @@ distance that the images are to make small.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,19 @@ class NCFMConfig(DANCEConfig):
     frequencies: int = Field(4096, ge=1, description="Frequencies of an iteration, standard normal.")
     scale: float = Field(300.0, gt=0, description="What the distance is multiplied by.")
     patience: int = Field(500, ge=1, description="Iterations without a smaller loss, after which the step size halves.")
+    optimizer: Literal["adamw", "sgd"] = later(
+        "adamw", description="What moves the images. sgd: as in DANCE, with `momentum` and without weight decay."
+    )
+    watched: Literal["distance", "both"] = later(
+        "distance",
+        description="Which loss has to become smaller: the distance, or its sum with that of the calibration, as in "
+        "the authors' code.",
+    )
+    real_images: Literal["drawn", "first"] = later(
+        "drawn",
+        description="drawn: other real images in every iteration. first: the first `batch_real` of each class in all "
+        "of them, as in the authors' code.",
+    )
     amplitude: float = later(
         0.5,
         ge=0,
@@ -90,7 +103,7 @@ class NCFM(DANCE):
         year=2025,
         arxiv="2502.20653",
         learns=("images",),
-        native="ncfm@1",
+        native="ncfm@2",
         advice=DANCE.info.advice,
         memory_advice="--set classes_per_pass=1 takes one class at a time, and fewer frequencies a smaller share of it",
     )
@@ -108,7 +121,8 @@ class NCFM(DANCE):
         )
 
     def first_moments(self, images: Tensor) -> list[Tensor]:
-        """AdamW's two moments and its count of steps; the best loss so far, and how many iterations ago it was."""
+        """AdamW's two moments and its count of steps, the first of them SGD's velocity; the best loss so far, and how
+        many iterations ago it was."""
         nothing = torch.zeros((), device=images.device)
         largest = torch.full_like(nothing, torch.finfo(nothing.dtype).max)
         return [torch.zeros_like(images), torch.zeros_like(images), nothing, largest, nothing.clone()]
@@ -124,6 +138,12 @@ class NCFM(DANCE):
         rows = max(FEWEST_ROWS, self.config.frequencies // max(1, self.config.normals_per_scale))
         generator = rng.fold("noise").torch(problem.device)
         return *drawn, torch.randn(rows, state.width, generator=generator, device=problem.device)
+
+    def rows(self, problem: Problem, rng: Rng) -> Tensor:
+        if self.config.real_images == "drawn":
+            return super().rows(problem, rng)
+        count = min(self.config.batch_real, int(problem.train.counts.min()))
+        return problem.train.offsets[:, None] + torch.arange(count)
 
     def update(self, problem: Problem, state: DANCEState, *draws: Any) -> Metrics:
         if not self.config.learned_frequencies:
@@ -153,8 +173,12 @@ class NCFM(DANCE):
         return normals * outputs if self.config.normals_per_scale else outputs
 
     def move(self, state: DANCEState, gradient: Tensor) -> None:
-        """One step of the optimiser: AdamW."""
+        """One step of the optimiser: AdamW, or SGD with momentum."""
         first, second, steps, *_ = state.moments
+        if self.config.optimizer == "sgd":
+            first.mul_(self.config.momentum).add_(gradient)
+            state.images.sub_(state.lr * first)
+            return
         steps.add_(1)
         first.lerp_(gradient, 1 - BETAS[0])
         second.lerp_(gradient.square(), 1 - BETAS[1])
@@ -162,9 +186,12 @@ class NCFM(DANCE):
         state.images.mul_(1 - state.lr * self.config.weight_decay)
         state.images.sub_(state.lr * first / (1 - BETAS[0] ** steps) / root)
 
-    def adapt(self, state: DANCEState, loss: Tensor) -> None:
+    def adapt(self, state: DANCEState, metrics: Metrics) -> None:
         """Halve the step size where the loss has not become smaller for long, without the host waiting for it."""
         *_, best, waited = state.moments
+        loss = metrics["loss"]
+        if self.config.watched == "both" and "calibration" in metrics:
+            loss = loss + self.config.calibration * metrics["calibration"]
         better = loss < best * (1 - IMPROVEMENT)
         best.copy_(torch.where(better, loss, best))
         waited.copy_(torch.where(better, torch.zeros_like(waited), waited + 1))

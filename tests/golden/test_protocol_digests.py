@@ -29,7 +29,9 @@ DIGESTS = {
     "distill-given@1": "fceb6763e5d33e7b",
     "soft-labels@1": "5fedae11b7a278bc",
     "dance@1": "5178963833c5dfe4",
+    "dance@2": "408baf70c8e93fa5",
     "ncfm@1": "a8263073249f4b63",
+    "ncfm@2": "313f199fe7506e27",
     "hard-truths-hl@1": "c57e91c4d2f9dd9f",
     "hard-truths-sl@1": "486a8b72dbae674e",
     "rded@1": "4f3579de44bafad1",
@@ -92,6 +94,27 @@ MIXED: dict[str, Any] = DISTILL | {
     "stretch": 2.0,
 }
 MIXED_AS_THERE: dict[str, Any] = MIXED | {"augment": "mixing@2", "backbones": ["resnet18-bn-he"], "scaled": False}
+DANCE: dict[str, Any] = {
+    "augment": "color_crop_flip_scale_rotate",
+    "epochs": 1499,
+    "batch": 64,
+    "schedule": "milestones",
+    "milestones": [1000, 1250],
+    "factor": 0.2,
+    "cutmix": 0.5,
+}
+NCFM: dict[str, Any] = {
+    "augment": "color_crop_flip_scale_rotate",
+    "epochs": 1999,
+    "batch": 128,
+    "lr": 1e-3,
+    "optimizer": "adamw",
+    "weight_decay": 0.01,
+    "schedule": "milestones",
+    "milestones": [400, 800, 1200, 1600],
+    "factor": 0.5,
+    "cutmix": 0.5,
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "dsa@1": {},
     "dsa-soft@1": {"labels": "soft"},
@@ -151,27 +174,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "milestones": [750, 1500, 2250, 3000],
         "factor": 0.3,
     },
-    "dance@1": {
-        "augment": "color_crop_flip_scale_rotate",
-        "epochs": 1499,
-        "batch": 64,
-        "schedule": "milestones",
-        "milestones": [1000, 1250],
-        "factor": 0.2,
-        "cutmix": 0.5,
-    },
-    "ncfm@1": {
-        "augment": "color_crop_flip_scale_rotate",
-        "epochs": 1999,
-        "batch": 128,
-        "lr": 1e-3,
-        "optimizer": "adamw",
-        "weight_decay": 0.01,
-        "schedule": "milestones",
-        "milestones": [400, 800, 1200, 1600],
-        "factor": 0.5,
-        "cutmix": 0.5,
-    },
+    "dance@1": DANCE,
+    "dance@2": DANCE | {"augment": "idc"},
+    "ncfm@1": NCFM,
+    "ncfm@2": NCFM | {"augment": "idc"},
     "hard-truths-hl@1": {"epochs": 300},
     "hard-truths-sl@1": DISTILL
     | {

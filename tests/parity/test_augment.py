@@ -9,7 +9,18 @@ import pytest
 import torch
 from scipy import ndimage
 
-from ddbench.engine.augment import ALL_OPS, DIGIT_OPS, OPS, apply, draw_many, independent, join, siamese
+from ddbench.engine.augment import (
+    ALL_OPS,
+    DIGIT_OPS,
+    OPS,
+    apply,
+    draw_many,
+    independent,
+    join,
+    one_after_another,
+    resolve_strategy,
+    siamese,
+)
 from ddbench.engine.legacy_augment import legacy
 from ddbench.errors import ConfigError
 from ddbench.rng import Rng
@@ -147,6 +158,22 @@ def test_groups_with_different_operations_are_the_formula(draw):
     assert len(set(draw.ops.tolist())) >= 4
     images = noise(8, 2, 3, 8, 8)
     torch.testing.assert_close(draw(images), augmented_by_hand(draw, images), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("digits", [False, True])
+def test_idc_flips_and_colours_in_every_step_and_then_moves_images_one_way(digits):
+    """The augmentation of IDC's code, and of DANCE's and NCFM's: colour and flip are no choices beside the others."""
+    strategies = one_after_another(resolve_strategy("idc", digits))
+    draws = [draw_many(strategy, 8, 2, Rng(2).fold(n)) for n, strategy in enumerate(strategies)]
+    images = noise(8, 2, 3, 8, 8)
+    expected = images.clone()
+    for kinds in [{"flip"}] * (not digits) + [{"color"}, {"crop", "scale", "rotate"}]:
+        draw = draws.pop(0)
+        assert {OPS[op] for op in draw.ops.tolist()} == kinds
+        expected = augmented_by_hand(draw, expected)
+        images = draw(images)
+        torch.testing.assert_close(images, expected, rtol=1e-12, atol=1e-12)
+    assert not draws
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])

@@ -100,15 +100,22 @@ def scale_mixture(outputs: Tensor, normals: Any) -> Tensor:
     return torch.stack([outputs[k % len(outputs)] * normal for k, normal in enumerate(normals)])
 
 
+def by_sgd(**options: Any) -> NCFM:
+    # A distance is some hundreds here, and its step size as of DANCE would leave the range of pixels at once.
+    return ncfm(**({"optimizer": "sgd", "momentum": 0.7, "lr_images": 2e-3} | options))
+
+
 @pytest.mark.parametrize("per_class_steps", [True, False])
-@pytest.mark.parametrize("make", [dance, ncfm, minimax, direct])
+@pytest.mark.parametrize("make", [dance, ncfm, by_sgd, minimax, direct])
 def test_iterations_are_those_of_the_loop(problem: Problem, make: Any, per_class_steps: bool) -> None:
     method = make(iterations=3, per_class_steps=per_class_steps, batch_syn=6)
     first = method.start(problem)
     images = first.images.double().requires_grad_()
     distance = mean_distance if make is dance else characteristic
     optimizer: Any = optim.SGD([images], 0.5, momentum=0.5)
-    if make is not dance:
+    if make is by_sgd:
+        optimizer = optim.SGD([images], 2e-3, momentum=0.7)
+    elif make is not dance:
         optimizer = optim.AdamW([images], 0.01, weight_decay=5e-4)
     as_it_began = first.sampler if isinstance(first, LearnedState) else []
     twin = as_module(as_it_began)
@@ -126,7 +133,7 @@ def test_iterations_are_those_of_the_loop(problem: Problem, make: Any, per_class
         chosen = method.chosen(problem, rng)
         frequencies = None
         if make is not dance:
-            count = 16 if make is ncfm else 32
+            count = 16 if make in (ncfm, by_sgd) else 32
             frequencies = torch.randn(count, first.width, generator=rng.fold("frequencies").torch()).double()
         if make in (minimax, direct):
             noises = 8 if make is minimax else 32
@@ -200,10 +207,36 @@ def test_ncfm_halves_its_step_size_as_torch_would(problem: Problem) -> None:
     plateau = optim.lr_scheduler.ReduceLROnPlateau(twin, factor=0.5, patience=3)
     generator = torch.Generator().manual_seed(1)
     for loss in [5.0, 4.0, *(4 + torch.rand(20, generator=generator)).tolist(), 3.9999, 3.0, *[3.5] * 9]:
-        method.adapt(state, torch.tensor(loss))
+        method.adapt(state, {"loss": torch.tensor(loss), "calibration": torch.tensor(-loss)})
         plateau.step(loss)
         assert float(state.lr) == pytest.approx(twin.param_groups[0]["lr"])
     assert float(state.lr) < 0.002
+
+
+@pytest.mark.parametrize("calibration", [0.0, 0.5])
+def test_ncfm_can_watch_the_calibration_too(problem: Problem, calibration: float) -> None:
+    """The released code gives its scheduler the sum of both losses, each with its weight."""
+    method = ncfm(patience=2, watched="both", calibration=calibration)
+    state = method.start(problem)
+    twin = optim.SGD([torch.zeros(1, requires_grad=True)], float(state.lr))
+    plateau = optim.lr_scheduler.ReduceLROnPlateau(twin, factor=0.5, patience=2)
+    for distance, other in [(5.0, 9.0), *[(5.5, 4.0)] * 3, (5.0, 7.0), *[(4.0, 9.0)] * 5]:
+        metrics = {"loss": torch.tensor(distance)} | ({"calibration": torch.tensor(other)} if calibration else {})
+        method.adapt(state, metrics)
+        plateau.step(distance + calibration * other)
+        assert float(state.lr) == pytest.approx(twin.param_groups[0]["lr"])
+    assert float(state.lr) < 0.01
+
+
+def test_ncfm_can_take_the_same_real_images_in_all_iterations(problem: Problem) -> None:
+    """The released code always hands out the first images of a class, as many as a batch has."""
+    method = ncfm(real_images="first", batch_real=7)
+    for i in (0, 1):
+        rows = method.draw(problem, method.start(problem), problem.rng.fold("step", i))[2]
+        for c in range(problem.classes):
+            assert rows[c].tolist() == torch.where(problem.train.labels == c)[0][:7].tolist()
+    more = ncfm(real_images="first", batch_real=1000)
+    assert more.rows(problem, Rng(0)).shape == (problem.classes, int(problem.train.counts.min()))
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
@@ -269,6 +302,7 @@ def test_the_state_of_the_minimax_has_the_sampling_network(problem: Problem) -> 
 
 def test_options_at_their_default_leave_the_config_of_a_run_as_it_was() -> None:
     mine = {"amplitude", "learned_frequencies", "lr_frequencies", "normals_per_scale"}
+    mine |= {"optimizer", "watched", "real_images"}
     assert not mine & NCFMConfig().kept().keys()
     assert mine & NCFMConfig(learned_frequencies=True).kept().keys() == {"learned_frequencies"}
 

@@ -72,6 +72,13 @@ def test_a_set_of_the_usual_size_is_judged_by_the_variant_itself_and_another_one
         assert tiled.seeds == usual.seeds == recipe.protocol.digest
 
 
+@pytest.mark.parametrize("augment", ["idc", "flip+color+crop_scale_rotate"])
+def test_augmentations_one_after_another_are_a_value_too(augment: str) -> None:
+    (_, changed) = recipes_of(DSA, {"augment": [augment]})
+    assert changed.protocol.augment == augment
+    assert recipes_of(protocol("dance@2"), {"augment": ["idc"]})[1:] == []  # as the base has it
+
+
 def test_the_epochs_of_dcs_augmentation_are_a_budget_like_any_other() -> None:
     base = protocol("dc@2")
     where = {"backbone": "convnet-d3", "dataset": "mnist", "images": 10}
@@ -104,6 +111,7 @@ def test_a_step_is_no_larger_than_the_set() -> None:
         ({"batch": [True]}, "the factor batch is a number of images"),
         ({"augment": [3]}, "the factor augment is none, cutmix"),
         ({"augment": ["A B"]}, "the factor augment is none, cutmix"),
+        ({"augment": ["flip+colour"]}, "names 'colour', which is no operation. Did you mean 'color'?"),
         ({"augment": ["colour"]}, "names 'colour', which is no operation. Did you mean 'color'?"),
     ],
 )
