@@ -4,6 +4,7 @@ Zhang, Li, Lin, Wang, Qian and Ge, "DANCE: Dual-View Distribution Alignment for 
 arXiv 2406.01063. Images are mosaics, as in Kim et al., ICML 2022, arXiv 2205.14959.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,6 +54,11 @@ class DANCEConfig(MethodConfig):
         True,
         description="Whether the optimiser steps on all images for each class, as the authors' code does: with no "
         "gradient but that class's, so that momentum and weight decay act as often as there are classes.",
+    )
+    in_turn: bool = later(
+        False,
+        description="Whether a class's gradient is that of its images when its step comes, which momentum has moved on "
+        "by then, as in the authors' code; else that of the images before all these steps.",
     )
     networks: int = Field(5, ge=1, description="Networks trained on the real data.")
     networks_trained: Literal["plain", "authors"] = later(
@@ -171,7 +177,9 @@ class DANCE(Method[DANCEState]):
         self, problem: Problem, state: DANCEState, of: Callable[[Tensor, slice], Tensor], weight: float = 1.0
     ) -> Tensor:
         """One step, or one for each class, on a loss that falls into one for each class. Returns the loss."""
-        leaf, losses = state.images.clone().requires_grad_(), []
+        in_turn = self.config.in_turn and self.config.per_class_steps
+        seen = self.at_their_turns(problem, state) if in_turn else state.images.clone()
+        leaf, losses = seen.requires_grad_(), []
         for some in self.passes(problem):
             loss = of(problem.by_class(leaf)[some], some)
             (weight * loss).backward()
@@ -181,10 +189,24 @@ class DANCE(Method[DANCEState]):
         if not self.config.per_class_steps:
             self.move(state, gradient)
         else:
-            own = torch.arange(len(gradient), device=gradient.device) // problem.ipc
-            for k in range(problem.classes):
-                self.move(state, gradient * (own == k)[:, None, None, None])
+            for own in self.owned(problem):
+                self.move(state, gradient * own)
         return torch.stack(losses).sum()
+
+    def at_their_turns(self, problem: Problem, state: DANCEState) -> Tensor:
+        """Images of class k after k steps without a gradient, which are those before its own."""
+        ahead = copy.copy(state)
+        ahead.images, ahead.moments = state.images.clone(), [moment.clone() for moment in state.moments]
+        seen, still = torch.zeros_like(ahead.images), torch.zeros_like(ahead.images)
+        for own in self.owned(problem):
+            seen = torch.where(own, ahead.images, seen)
+            self.move(ahead, still)
+        return seen
+
+    def owned(self, problem: Problem) -> list[Tensor]:
+        """Which images are of class k, for each k: [K * ipc, 1, 1, 1] booleans."""
+        labels = torch.arange(problem.classes * problem.ipc, device=problem.device) // problem.ipc
+        return [(labels == k)[:, None, None, None] for k in range(problem.classes)]
 
     def move(self, state: DANCEState, gradient: Tensor) -> None:
         """One step of the optimiser: SGD with momentum."""

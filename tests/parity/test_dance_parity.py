@@ -105,10 +105,10 @@ def by_sgd(**options: Any) -> NCFM:
     return ncfm(**({"optimizer": "sgd", "momentum": 0.7, "lr_images": 2e-3} | options))
 
 
-@pytest.mark.parametrize("per_class_steps", [True, False])
+@pytest.mark.parametrize(("per_class_steps", "in_turn"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("make", [dance, ncfm, by_sgd, minimax, direct])
-def test_iterations_are_those_of_the_loop(problem: Problem, make: Any, per_class_steps: bool) -> None:
-    method = make(iterations=3, per_class_steps=per_class_steps, batch_syn=6)
+def test_iterations_are_those_of_the_loop(problem: Problem, make: Any, per_class_steps: bool, in_turn: bool) -> None:
+    method = make(iterations=3, per_class_steps=per_class_steps, in_turn=in_turn, batch_syn=6)
     first = method.start(problem)
     images = first.images.double().requires_grad_()
     distance = mean_distance if make is dance else characteristic
@@ -163,17 +163,25 @@ def test_iterations_are_those_of_the_loop(problem: Problem, make: Any, per_class
             return (scores.logsumexp(1) - scores[:, c]).mean()
 
         for part in ("match", "classify"):
-            each = [loss_of(c, part) for c in range(problem.classes)]
-            gradient, *slopes = torch.autograd.grad(
-                torch.stack(each).sum(), [images, *weights] if part == "match" else [images]
-            )
+            wanted = [images, *weights] if part == "match" else [images]
+            if in_turn:
+                # A class's gradient and its step, then the next class's.
+                each, slopes = [], [torch.zeros_like(weight) for weight in wanted[1:]]
+                for c in range(problem.classes):
+                    each.append(loss_of(c, part))
+                    images.grad, *more = torch.autograd.grad(each[c], wanted, retain_graph=True)
+                    slopes = [a + b for a, b in zip(slopes, more, strict=True)]
+                    optimizer.step()
+            else:
+                each = [loss_of(c, part) for c in range(problem.classes)]
+                gradient, *slopes = torch.autograd.grad(torch.stack(each).sum(), wanted)
             if part == "match":
                 losses.append(float(torch.stack(each).sum().detach()))
             if slopes and upwards is not None:
                 for weight, slope in zip(weights, slopes, strict=True):
                     weight.grad = slope
                 upwards.step()
-            for c in range(problem.classes) if per_class_steps else [None]:
+            for c in [] if in_turn else range(problem.classes) if per_class_steps else [None]:
                 images.grad = gradient if c is None else gradient * (own == c)[:, None, None, None]
                 optimizer.step()
     told = [float(metrics["loss"]) for _, metrics in drive(method, problem) if metrics]
