@@ -41,7 +41,10 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "TESLA": ("mtt", {"grad": "tesla", "teacher_labels": True}),
     "DATM with FTD": ("datm", {"rho_experts": 0.01, "alpha_experts": 0.3, "ema": 0.9}),
     "DANCE with its authors' networks": ("dance", {"networks_trained": "authors"}),
+    "DANCE's gradients in turn": ("dance", {"in_turn": True}),
     "NCFM with its authors' networks": ("ncfm", {"networks_trained": "authors"}),
+    "NCFM as released": ("ncfm", {"networks_trained": "authors", "real_images": "first", "watched": "both"}),
+    "NCFM by SGD": ("ncfm", {"optimizer": "sgd"}),
     "NCFM's minimax": ("ncfm", {"learned_frequencies": True, "normals_per_scale": 2, "amplitude": 0.9}),
     "NCFM's network as frequencies": ("ncfm", {"learned_frequencies": True, "normals_per_scale": 0}),
 }

@@ -21,7 +21,15 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("options", [{}, {"learned_frequencies": True, "normals_per_scale": 4}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"learned_frequencies": True, "normals_per_scale": 4},
+        {"in_turn": True, "real_images": "first", "watched": "both"},
+        {"optimizer": "sgd", "lr_images": 1e-4},
+    ],
+)
 def test_ncfm_takes_the_same_steps_in_a_graph(
     options: dict[str, Any],
     fused: bool,
