@@ -69,8 +69,11 @@ def add(
             said.append(f"{file} came without its run, so nothing was there to compare it with.")
         checked[file] = (place, record)
     records = {file: record for file, (_, record) in checked.items()}
+    places = {place for place, _ in checked.values()}
     known = submission.committed_records(leaderboards, {record.run.dataset for record in records.values()})
-    too_good = submission.alarms(records, [path for path in known if path not in records])
+    known = [path for path in known if path not in records]
+    submission.refuse_other_data(records, [path for path in known if path not in places])
+    too_good = submission.alarms(records, known)
     if too_good and not force:
         raise RunError(
             f"{' '.join(too_good)} Nothing was added. Where you have looked and it is right, add it with --force, and "
