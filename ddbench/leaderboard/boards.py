@@ -221,14 +221,15 @@ def local_summary(
     return chosen.of(with_scores(whole) if scores else whole)
 
 
-def committed_page(leaderboards: Path) -> str:
+def committed_page(leaderboards: Path, *, home: str = "") -> str:
     """The page of the committed records, as HTML; a pure function of records/ and published.csv.
 
+    `home` is the address of the documentation, for a page that is part of it.
     Raises: RunError for a damaged record, naming it.
     """
     own = leaderboards / "published.csv"
     sets = leaderboards / "sets"
-    return page_of(_committed(leaderboards), published=own if own.is_file() else None, sets=sets)
+    return page_of(_committed(leaderboards), home=home, published=own if own.is_file() else None, sets=sets)
 
 
 def _printed(summary: DataFrame, form: str, width: int | None) -> str:
