@@ -153,6 +153,7 @@ def check(leaderboards: Path, lost: list[str] | None = None) -> list[str]:
     """
     files = _generated(leaderboards, lost)
     differences = [f"{path} belongs to no record" for path in _stale(leaderboards, files)]
+    differences += submission.impossible(_committed(leaderboards))
     differences += wrong_sheets(leaderboards / "records")
     differences += wrong_sets(leaderboards)
     differences += verification.out_of_date(leaderboards, _committed(leaderboards))

@@ -11,7 +11,7 @@ import pytest
 from ddbench.errors import RunError
 from ddbench.files import write_json
 from ddbench.leaderboard import submission
-from ddbench.leaderboard.boards import add, place_of
+from ddbench.leaderboard.boards import add, build, check, place_of
 from ddbench.runs.record import read_record
 
 Write = Callable[..., Path]
@@ -182,6 +182,16 @@ def test_one_name_for_the_same_images_on_a_leaderboard(write: Write, boards: Pat
 def test_a_part_of_a_test_image_is_refused(write: Write, boards: Path) -> None:
     with pytest.raises(RunError, match=r"says 98\.3004 % of student 1 .*, which is 9830\.04 of 10000 test images"):
         add([write("a.json", evaluations=lambda e: [e[0] | {"accuracy": [0.98, 0.983004]}])], boards)
+
+
+def test_a_record_that_was_put_beside_the_others_by_hand_is_checked_too(write: Write, boards: Path) -> None:
+    (place,) = add([write("a.json")], boards)
+    build(boards)
+    assert check(boards) == []
+    edit(place, lambda r: r["evaluations"][0].update(accuracy=[0.98, 0.983004]))
+    assert any("no run has written this one" in text for text in check(boards))
+    edit(place, lambda r: (r["evaluations"][0].update(accuracy=[0.98]), r["data"].update(title="MNIST")))
+    assert any("no run writes that" in text for text in check(boards))
 
 
 def test_a_small_edit_is_named(finished: Path, boards: Path) -> None:
