@@ -45,7 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The files of the site, and the leaderboard among them."""
     from ddbench.leaderboard.boards import committed_page
 
-    files.append(File.generated(config, BOARD, content=committed_page(LEADERBOARDS)))
+    files.append(File.generated(config, BOARD, content=committed_page(LEADERBOARDS, home="index.html")))
     return files
 
 

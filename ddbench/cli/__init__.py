@@ -45,7 +45,7 @@ class Group(click.Group):
         if COMPLETION in os.environ:
             from ddbench.cli.completing import offer_names
 
-            offer_names(command)
+            offer_names(command, f"{ctx.command_path} {cmd_name}".partition(" ")[2])
         return command
 
     def resolve_command(

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+LAST_COLUMN = 30  # characters; with less, no column alone can make room
 MOVE_SECONDS = 0.1  # between two states of a moving line
 FIRST_RUN = "ddbench run --method dm --method random --method whole --dataset digits --ipc 10"
 
@@ -161,25 +163,58 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
-def print_table(rows: Iterable[Sequence[Any]], headers: Sequence[str] = ()) -> None:
-    """A plain table on stdout. On a terminal its last column is wrapped to fit."""
+def print_table(rows: Iterable[Sequence[Any]], headers: Sequence[str] = (), *, expendable: Sequence[str] = ()) -> None:
+    """A plain table on stdout. On a terminal it fits: its last column is wrapped, or else all are, between words.
+
+    Where that is not enough, columns are left out and named, of the `expendable` ones the first first.
+    """
     from tabulate import tabulate
 
     cells = [["" if cell is None else printable(str(cell), lines=True) for cell in row] for row in rows]
     if not cells:
         return
     widths: list[int | None] = [None] * len(cells[0])
-    if sys.stdout.isatty():
+    head_widths: list[int] | None = None
+    left_out: tuple[str, ...] = ()
+    if (width := terminal_width()) is not None:
         taken = [max(len(row[column]) for row in [list(headers), *cells] if row) for column in range(len(cells[0]) - 1)]
-        left = shutil.get_terminal_size().columns - sum(taken) - 2 * len(taken) - 1
-        widths[-1] = max(30, left)
+        room = width - sum(taken) - 2 * len(taken) - 1
+        last = max(len(row[-1]) for row in [list(headers), *cells] if row)
+        widths[-1] = max(LAST_COLUMN, room)
+        if room < min(last, LAST_COLUMN):
+            from ddbench.leaderboard.fitting import HEAD, fit
+
+            heads = list(headers) or [""] * len(cells[0])
+            places = [heads.index(name) for name in expendable]
+            fitted = fit(heads, cells, width, places, whole_words=True)
+            headers = [heads[k] for k in fitted.columns] if headers else ()
+            cells = [[row[k] for k in fitted.columns] for row in cells]
+            widths, left_out = list(fitted.widths), fitted.left_out
+            head_widths = [wide - HEAD for wide in fitted.widths] if headers else None
     style = "simple" if headers else "plain"
-    click.echo(tabulate(cells, headers, tablefmt=style, disable_numparse=True, maxcolwidths=widths))
+    click.echo(
+        tabulate(
+            cells,
+            headers,
+            tablefmt=style,
+            disable_numparse=True,
+            maxcolwidths=widths,
+            maxheadercolwidths=head_widths,
+        )
+    )
+    if left_out:
+        note(wrapped(f"Left out, for the width of the terminal: {', '.join(left_out)}. --json has all."))
 
 
 def terminal_width() -> int | None:
     """Characters in a line of stdout; None where it is no terminal, and nothing has to fit."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def wrapped(text: str) -> str:
+    """A paragraph as lines that fit on the terminal of stdout, where that is one."""
+    width = terminal_width()
+    return text if width is None else "\n".join(textwrap.wrap(text, width, break_on_hyphens=False))
 
 
 def note(text: str) -> None:

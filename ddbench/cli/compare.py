@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ddbench.cli.common import Folder, json_option, note, print_json, print_table, runs_option
+from ddbench.cli.common import Folder, json_option, note, print_json, print_table, runs_option, wrapped
 
 leaderboards_option = click.option(
     "--leaderboards",
@@ -64,13 +64,15 @@ def compare(
         return
     rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in found.to_dict("records")]
     for title, members in groupby(rows, key=_title):
-        click.echo(title)
+        click.echo(wrapped(title))
         print_table([_cells(row) for row in members], ("A", "B", "A − B, points", "95 % interval", "p", "A is"))
         click.echo()
     count = len(rows)
-    click.echo(f"p: for no difference, corrected by Holm's method for {count} pair{'' if count == 1 else 's'}.")
+    plural = "" if count == 1 else "s"
+    click.echo(wrapped(f"p: for no difference, corrected by Holm's method for {count} pair{plural}."))
     if any(row["provisional"] for row in rows):
-        click.echo("† one set on a side: this is about those sets, and says nothing of others of the same method.")
+        said = "† one set on a side: this is about those sets, and says nothing of others of the same method."
+        click.echo(wrapped(said))
     if not all(row["paired"] for row in rows):
         note("Note: pairs with fewer than two students in common are not paired by student.")
 
@@ -91,11 +93,15 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         f"{row['first']}: {100 * row['first_mean']:.1f}",
         f"{row['second']}: {100 * row['second_mean']:.1f}",
-        f"{gap:+.2f}",
-        f"[{gap - half:+.2f}, {gap + half:+.2f}]" if known else "one student of one set each",
+        _signed(gap),
+        f"[{_signed(gap - half)}, {_signed(gap + half)}]" if known else "one student of one set each",
         _p(row["p_holm"]) if known else "",
         said + ("†" if row["provisional"] else ""),
     )
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.2f}".replace("-", "−")
 
 
 def _p(value: float) -> str:

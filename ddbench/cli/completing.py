@@ -1,4 +1,4 @@
-"""What a shell is offered for options that take a name."""
+"""What a shell is offered for options and arguments that take a name."""
 
 from __future__ import annotations
 
@@ -12,22 +12,30 @@ from click.types import StringParamType
 
 
 class Known(StringParamType):
-    """A text, of which some are known."""
+    """A text, of which some are known; where `files` may stand too, those where no name fits."""
 
-    def __init__(self, names: Callable[[click.Context], Iterable[str]]) -> None:
-        self._names = names
+    def __init__(self, names: Callable[[click.Context], Iterable[str]], *, files: bool = False) -> None:
+        self._names, self._files = names, files
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in self._names(ctx) if name.startswith(incomplete)]
+        fitting = [CompletionItem(name) for name in self._names(ctx) if name.startswith(incomplete)]
+        return fitting or ([CompletionItem(incomplete, type="file")] if self._files else [])
 
 
-def offer_names(command: click.Command) -> None:
-    """Have the options of a command offer what there is. Only for completion: values are taken as before."""
+def offer_names(command: click.Command, path: str) -> None:
+    """Have the options and arguments of a command offer what there is; `path` is how it is called: "show method".
+
+    Only for completion: values are taken as before.
+    """
     for param in command.params:
-        if isinstance(param, click.Option) and isinstance(param.type, StringParamType):
+        if not isinstance(param.type, StringParamType):
+            continue
+        if isinstance(param, click.Option):
             names = next((_KNOWN[option] for option in param.opts if option in _KNOWN), None)
-            if names is not None:
-                param.type = Known(names)
+        else:
+            names = _ARGUMENTS.get(path)
+        if names is not None:
+            param.type = Known(names, files=path in _OR_FILES and isinstance(param, click.Argument))
 
 
 def _methods(ctx: click.Context) -> Iterable[str]:
@@ -56,6 +64,28 @@ def _backbones(ctx: click.Context) -> Iterable[str]:
     return known()
 
 
+def _recipes(ctx: click.Context) -> Iterable[str]:
+    return [name for name in _protocols(ctx) if name != "native"]  # native to which method, nobody says there
+
+
+def _downloads(ctx: click.Context) -> Iterable[str]:
+    from ddbench.data.catalogue import CATALOGUE
+
+    return [name for name, entry in CATALOGUE.items() if entry.how in ("torchvision", "zip")]
+
+
+def _sets(ctx: click.Context) -> Iterable[str]:
+    from ddbench.errors import DdbenchError
+    from ddbench.foreign.published_sets import place_of_sets, read_index
+
+    try:
+        place = place_of_sets(ctx.params.get("place"))
+        # A shell does not wait for a network.
+        return [] if "://" in str(place) else [one.name for one in read_index(place, Path("data")).sets]
+    except DdbenchError:
+        return []
+
+
 def _presets(ctx: click.Context) -> Iterable[str]:
     return ["paper", "quick"]  # those of every method: its own are in its package, which is not loaded for this
 
@@ -68,3 +98,15 @@ _KNOWN: dict[str, Callable[[click.Context], Iterable[str]]] = {
     "--preset": _presets,
     "--judge": _backbones,
 }
+_ARGUMENTS: dict[str, Callable[[click.Context], Iterable[str]]] = {
+    "show method": _methods,
+    "show protocol": _recipes,
+    "show dataset": _datasets,
+    "data get": _downloads,
+    "data add": _datasets,
+    "data rm": _datasets,
+    "sets get": _sets,
+    "compare": _methods,
+    "reproduce": _methods,
+}
+_OR_FILES = {"show method", "show protocol", "compare", "reproduce"}

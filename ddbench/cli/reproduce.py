@@ -66,17 +66,20 @@ def reproduce(
     Leaves with 1 where they do not agree.
     """
     from ddbench.leaderboard.references import Shelf
-    from ddbench.leaderboard.reproduction import plan, reproduce
+    from ddbench.leaderboard.reproduction import plan, reproduce, with_their_images
     from ddbench.runs.devices import choose_device
     from ddbench.runs.runner import RunOptions
 
     chosen = choose_device(device)
     files = Shelf(runs_root, leaderboards, dataset, ipc).one_budget(ref)
     plans = [plan(file, data_root=data_root, device=chosen, method=method, recipes=recipes) for file in files]
+    plans, said = with_their_images(plans)
+    if said:
+        note(said)
     where = None if _usual(ctx, "data_root") else data_root
     if not as_json or not quiet:
-        for again in plans:
-            click.echo(again.text(into, where), err=as_json)
+        for text in dict.fromkeys(again.text(into, where) for again in plans):
+            click.echo(text, err=as_json)
     if dry_run:
         for text in [text for again in plans for text in again.left_out]:
             note(text)

@@ -111,6 +111,7 @@ def _list(root: Path, as_json: bool, wanted: dict[str, Sequence[Any]]) -> None:
             for run in found
         ),
         (*headers, "why") if reasons else headers,
+        expendable=("size", "age", "judge", "seed"),
     )
     counts = Counter(run.state for run in found)
     shares = ", ".join(f"{counts[state]} {state}" for state in LISTED_STATES if counts[state])

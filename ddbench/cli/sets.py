@@ -18,6 +18,7 @@ from ddbench.cli.common import (
     print_json,
     print_table,
     quiet_option,
+    wrapped,
 )
 from ddbench.cli.leaderboard import _folder_option
 from ddbench.text import percent, size
@@ -61,12 +62,14 @@ def list_(place: str | None, data_root: Path, as_json: bool) -> None:
         return
     rows = [_row(entry) for entry in index.sets]
     print_table(
-        rows, ("name", "accuracy, %", "of the file", "under", "judge", "size", "seed", "run", "licence of the images")
+        rows,
+        ("name", "accuracy, %", "of the file", "under", "judge", "size", "seed", "run", "licence of the images"),
+        expendable=("run", "seed", "judge", "licence of the images", "of the file", "under"),
     )
     for entry in index.sets:
         if entry.why:
-            note(f"{entry.name}: {entry.why}")
-    note(index.rule)
+            note(wrapped(f"{entry.name}: {entry.why}"))
+    note(wrapped(index.rule))
 
 
 def _row(entry: SetEntry) -> tuple[Any, ...]:

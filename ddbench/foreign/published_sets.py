@@ -189,7 +189,9 @@ def take(name: str, place: str, data_root: Path, out: Path | None = None) -> Pat
     if out is None:
         return path
     if out.is_dir():
-        raise DataError(f"--out {out} is a folder. Say what the file should be called, as in {out / path.name}.")
+        raise mistyped(
+            DataError(f"--out {out} is a folder. Say what the file should be called, as in {out / path.name}.")
+        )
     write_atomically(out, path.read_bytes())
     return out
 
@@ -227,8 +229,8 @@ def _is_address(place: str) -> bool:
         return False
     scheme = place.partition("://")[0].lower()
     if scheme not in SCHEMES:
-        raise DataError(
-            f"sets are not read from {place}: an address begins with {', '.join(SCHEMES)}; or name a folder."
+        raise mistyped(
+            DataError(f"sets are not read from {place}: an address begins with {', '.join(SCHEMES)}; or name a folder.")
         )
     return True
 

@@ -69,8 +69,11 @@ def add(
             said.append(f"{file} came without its run, so nothing was there to compare it with.")
         checked[file] = (place, record)
     records = {file: record for file, (_, record) in checked.items()}
+    places = {place for place, _ in checked.values()}
     known = submission.committed_records(leaderboards, {record.run.dataset for record in records.values()})
-    too_good = submission.alarms(records, [path for path in known if path not in records])
+    known = [path for path in known if path not in records]
+    submission.refuse_other_data(records, [path for path in known if path not in places])
+    too_good = submission.alarms(records, known)
     if too_good and not force:
         raise RunError(
             f"{' '.join(too_good)} Nothing was added. Where you have looked and it is right, add it with --force, and "
@@ -150,6 +153,7 @@ def check(leaderboards: Path, lost: list[str] | None = None) -> list[str]:
     """
     files = _generated(leaderboards, lost)
     differences = [f"{path} belongs to no record" for path in _stale(leaderboards, files)]
+    differences += submission.impossible(_committed(leaderboards))
     differences += wrong_sheets(leaderboards / "records")
     differences += wrong_sets(leaderboards)
     differences += verification.out_of_date(leaderboards, _committed(leaderboards))
@@ -218,14 +222,15 @@ def local_summary(
     return chosen.of(with_scores(whole) if scores else whole)
 
 
-def committed_page(leaderboards: Path) -> str:
+def committed_page(leaderboards: Path, *, home: str = "") -> str:
     """The page of the committed records, as HTML; a pure function of records/ and published.csv.
 
+    `home` is the address of the documentation, for a page that is part of it.
     Raises: RunError for a damaged record, naming it.
     """
     own = leaderboards / "published.csv"
     sets = leaderboards / "sets"
-    return page_of(_committed(leaderboards), published=own if own.is_file() else None, sets=sets)
+    return page_of(_committed(leaderboards), home=home, published=own if own.is_file() else None, sets=sets)
 
 
 def _printed(summary: DataFrame, form: str, width: int | None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 GAP = 2  # between two columns
 HEAD = 2  # characters that tabulate leaves beside a header
+SHORT = 10  # such cells stay on one line where words are kept whole: "239.4 kB"
 NARROW = 14  # no column has to be narrower, unless all that is in it is
 
 
@@ -19,24 +20,48 @@ class Fitted:
     left_out: tuple[str, ...]
 
 
-def fit(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int, expendable: Sequence[int]) -> Fitted:
+def fit(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    width: int,
+    expendable: Sequence[int],
+    *,
+    whole_words: bool = False,
+) -> Fitted:
     """The columns that fit into so many characters; of those that are `expendable`, the first goes first.
 
-    A column that is not expendable stays, even where that is too wide.
+    A column that is not expendable stays, even where that is too wide. With `whole_words` no column is narrower than
+    its longest word, for names and paths that somebody copies, and columns are left out before cells take more than
+    two lines.
     """
     natural = [max(len(head) + HEAD, *(len(row[k]) for row in rows)) for k, head in enumerate(headers)]
     least = [min(wide, NARROW) for wide in natural]
+    if whole_words:
+        words = [max(_longest(head) + HEAD, *(_longest(row[k]) for row in rows)) for k, head in enumerate(headers)]
+        cells = [max(len(row[k]) for row in rows) for k in range(len(headers))]
+        halves = [min(cell, max(SHORT, (cell + 1) // 2 + 1)) for cell in cells]
+        least = [max(pair) for pair in zip(words, halves, strict=True)]
     kept, going = list(range(len(headers))), list(expendable)
     while going and _total(least, kept) > width:
         kept.remove(going.pop(0))
     widths = {k: natural[k] for k in kept}
-    while sum(widths.values()) + GAP * (len(kept) - 1) > width:
-        spare = {k: widths[k] - least[k] for k in kept if widths[k] > least[k]}
-        if not spare:
-            break
-        widths[max(spare, key=lambda k: (widths[k], k))] -= 1
+    for floor in [least, words] if whole_words else [least]:
+        _narrow(widths, floor, width)
     gone = tuple(headers[k] for k in range(len(headers)) if k not in kept)
     return Fitted(tuple(kept), tuple(widths[k] for k in kept), gone)
+
+
+def _narrow(widths: dict[int, int], least: Sequence[int], width: int) -> None:
+    """Take from the widest columns what is too much, in place, until each has its least."""
+    while sum(widths.values()) + GAP * (len(widths) - 1) > width:
+        spare = [k for k in widths if widths[k] > least[k]]
+        if not spare:
+            return
+        widths[max(spare, key=lambda k: (widths[k], k))] -= 1
+
+
+def _longest(text: str) -> int:
+    return max(map(len, text.split()), default=0)
 
 
 def _total(widths: Sequence[int], kept: Sequence[int]) -> int:

@@ -20,6 +20,7 @@ import torch
 from ddbench import synthetic as sets
 from ddbench.config import parse_value
 from ddbench.data import catalogue
+from ddbench.data.dataset import Dataset
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import PROTOCOLS, judged_by
 from ddbench.evaluation.protocol import protocol as protocol_of
@@ -49,7 +50,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class Again:
-    """What has to be done to make a record again. `left_out` are sentences about what cannot be."""
+    """What has to be done to make a record again. `left_out` are sentences about what cannot be.
+
+    `elsewhere` says that the dataset in the data folder is there and has other images than those of the record.
+    """
 
     file: Path
     record: RunRecord
@@ -57,6 +61,7 @@ class Again:
     judged: tuple[Judged, ...]
     spec: RunSpec
     left_out: tuple[str, ...] = ()
+    elsewhere: bool = False
 
     def commands(self, into: Path, data_root: Path | None = None) -> list[list[str]]:
         """The commands as words: one that runs, and one for each further group of judges."""
@@ -203,11 +208,39 @@ def plan(
         students=judged[0].students,
         by="command",
     )
-    asked, spec = _settled(asked, record, data_root, device)
+    asked, spec, dataset = _settled(asked, record, data_root, device)
     differ = [name for name in {**spec.config, **record.config.values} if _value(spec, name) != _value(record, name)]
     if differ:
         left_out.append(f"Note: options that mean something else in this version: {', '.join(sorted(differ))}.")
-    return Again(file, record, asked, tuple(judged), spec, tuple(left_out))
+    elsewhere = dataset is not None and not _same_images(record, dataset)
+    return Again(file, record, asked, tuple(judged), spec, tuple(left_out), elsewhere)
+
+
+def with_their_images(plans: Sequence[Again]) -> tuple[list[Again], str]:
+    """Those of several records whose images are in the data folder, and a sentence about the others, if there are any.
+
+    A dataset may be there in one copy alone, and a name stands for records of all. Where no record has its images
+    there, all are left, for a command that is only printed.
+    """
+    here = [again for again in plans if not again.elsewhere]
+    if here and len(here) < len(plans):
+        titles = sorted({_called(again.record) for again in plans if again.elsewhere})
+        return here, (
+            f"Note: {len(plans) - len(here)} of {len(plans)} records are left out, because the data folder has other "
+            f"images than theirs, which are those of {' and of '.join(titles)}."
+        )
+    titles = sorted({_called(again.record) for again in plans})
+    several = f"Note: the records are of {' and of '.join(titles)}. Each command takes the copy that it is given."
+    return list(plans), several if len(titles) > 1 else ""
+
+
+def _called(record: RunRecord) -> str:
+    return f"{record.data.title} ({record.data.fingerprint})"
+
+
+def _same_images(record: RunRecord, dataset: Dataset) -> bool:
+    known = record.data
+    return known.fingerprint == dataset.fingerprint or known.contents == dataset.contents
 
 
 def reproduce(again: Again, options: RunOptions) -> Reproduction:
@@ -217,7 +250,7 @@ def reproduce(again: Again, options: RunOptions) -> Reproduction:
     """
     resolution = resolve_spec(again.asked, options.data_root, options.device)
     known = again.record.data
-    if resolution.dataset.fingerprint != known.fingerprint and resolution.dataset.contents != known.contents:
+    if not _same_images(again.record, resolution.dataset):
         raise DataError(
             f"the record is of {known.title} with the fingerprint {known.fingerprint}, and the one in the data folder "
             f"has {resolution.dataset.fingerprint}. Point --data at the folder with the other one."
@@ -287,13 +320,17 @@ def _judged(record: RunRecord, recipes: Sequence[str]) -> tuple[list[Judged], li
     return [Judged(tuple(refs), judges, students) for (judges, students), refs in groups.items()], left_out
 
 
-def _settled(asked: Asked, record: RunRecord, data_root: Path, device: torch.device) -> tuple[Asked, RunSpec]:
-    """What is asked with the options that preset and defaults do not give, and the spec that comes of it."""
+def _settled(
+    asked: Asked, record: RunRecord, data_root: Path, device: torch.device
+) -> tuple[Asked, RunSpec, Dataset | None]:
+    """What is asked with the options that preset and defaults do not give, the spec that comes of it, and the dataset
+    where it is there.
+    """
     kind = find_method(asked.method)[1]
     options, selection = told_by_config(kind, record.config.values)
-    spec = _spec(asked, data_root, device)
+    spec, dataset = _spec(asked, data_root, device)
     if spec.config == record.config.values:
-        return asked, spec
+        return asked, spec, dataset
     usual, selected = told_by_config(kind, spec.config)
     known = kind.Config.model_fields
     asked = replace(
@@ -301,16 +338,17 @@ def _settled(asked: Asked, record: RunRecord, data_root: Path, device: torch.dev
         options={name: value for name, value in options.items() if name in known and usual.get(name) != value},
         select=None if selection == selected else selection,
     )
-    return asked, _spec(asked, data_root, device)
+    return asked, *_spec(asked, data_root, device)
 
 
-def _spec(asked: Asked, data_root: Path, device: torch.device) -> RunSpec:
+def _spec(asked: Asked, data_root: Path, device: torch.device) -> tuple[RunSpec, Dataset | None]:
     try:
-        return resolve_spec(asked, data_root, device).spec
+        found = resolve_spec(asked, data_root, device)
+        return found.spec, found.dataset
     except DataError:
         if asked.dataset not in catalogue.CATALOGUE:
             raise
-        return foresee(asked, device)  # the command can be told without the images
+        return foresee(asked, device), None  # the command can be told without the images
 
 
 def _value(of: RunSpec | RunRecord, name: str) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddbench.data.catalogue import CATALOGUE, known_copy
 from ddbench.errors import RunError
 from ddbench.leaderboard.observations import NO_STUDENT, collect
 from ddbench.leaderboard.statistics import TABLE, VARIANT, next_set
@@ -38,10 +39,52 @@ def refuse(file: Path, record: RunRecord, *, allow_dirty: bool) -> None:
         raise RunError(f"{file} is the record of a partial run. Run the same command again to finish it.")
     if not alone(file):
         _compare_with_folder(file, record)
+    _refuse_other_names(file, record)
+    _refuse_parts_of_images(file, record)
     if not any(evaluation.accuracy for evaluation in record.evaluations):
         raise RunError(f"{file} has no accuracies. `ddbench evaluate` adds them.")
     if not allow_dirty:
         _refuse_unknown_code(file, record)
+
+
+def refuse_other_data(records: Mapping[Path, RunRecord], committed: Iterable[Path]) -> None:
+    """Raise RunError where records of the same images describe these images differently.
+
+    A board tells data apart by their fingerprint and prints their title, so one of the two would be printed wrongly.
+    """
+    described: dict[tuple[str, str], tuple[Path, tuple[Any, ...]]] = {}
+    for path, record in (*readable(committed), *records.items()):
+        data = record.data
+        said = (data.title, data.original, data.train, data.test, data.classes, data.shape)
+        first, theirs = described.setdefault((record.run.dataset, data.fingerprint), (path, said))
+        if said != theirs:
+            raise RunError(
+                f"{path} and {first} describe the same images ({data.fingerprint}) differently: "
+                f"{_differing(said, theirs)}. Give the run's command again with the dataset as it was added, or "
+                "correct the record that is wrong."
+            )
+
+
+def impossible(committed: Iterable[Path]) -> list[str]:
+    """What records of a leaderboard say that no run writes, a sentence each; damaged records are left out."""
+    found, files = [], list(committed)
+    for path, record in readable(files):
+        for refused in (_refuse_other_names, _refuse_parts_of_images):
+            try:
+                refused(path, record)
+            except RunError as error:
+                found.append(str(error))
+    try:
+        refuse_other_data({}, files)
+    except RunError as error:
+        found.append(str(error))
+    return found
+
+
+def _differing(said: Sequence[Any], theirs: Sequence[Any]) -> str:
+    names = ("title", "original", "training images", "test images", "classes", "shape")
+    each = zip(names, said, theirs, strict=True)
+    return "; ".join(f"{name} {ours!r} and {other!r}" for name, ours, other in each if ours != other)
 
 
 def alone(file: Path) -> bool:
@@ -86,7 +129,7 @@ def _compare_with_folder(file: Path, record: RunRecord) -> None:
     differ = [name for name, (ours, theirs) in _facts(record, folder).items() if ours != theirs]
     if differ:
         raise RunError(
-            f"{file} is not the record of the run in its folder: {', '.join(differ)} differ from {SPEC}. {_MADE_AGAIN}"
+            f"{file} is not the record of the run in its folder. Not as in {SPEC}: {', '.join(differ)}. {_MADE_AGAIN}"
         )
     _compare_description(file, record, folder)
     found = {(e.digest, e.backbone): e for e in evaluations(folder, record.synthetic.sha256)}
@@ -124,6 +167,43 @@ def _facts(record: RunRecord, folder: RunDir) -> dict[str, tuple[Any, Any]]:
     }
 
 
+def _refuse_other_names(file: Path, record: RunRecord) -> None:
+    """Raise RunError where a record calls the images of a shared dataset otherwise than the catalogue does."""
+    data, entry = record.data, CATALOGUE.get(record.run.dataset)
+    if entry is None:
+        return
+    copy = known_copy(entry.name, fingerprint=data.fingerprint, contents=data.contents)
+    if copy is not None:
+        fits = data.title == ", ".join(filter(None, (entry.title, copy.title))) and data.original == copy.original
+    else:
+        # What copies are called has changed with versions; that they are copies of this dataset has not.
+        says_copy = data.title.startswith(f"{entry.title}, ") and not data.original
+        # Subsets of ImageNet are made from its files by ddbench, and such a copy may have no words of its own.
+        fits = says_copy or (data.title == entry.title and (data.original or bool(entry.wnids)))
+    if not fits or (data.shape, data.classes) != (entry.shape, entry.classes):
+        kind = "the original" if data.original else "a copy"
+        raise RunError(
+            f"{file} says that its images of {entry.name} ({data.fingerprint}) are {kind} called '{data.title}' with "
+            f"{data.classes} classes and shape {data.shape}, and no run writes that: the dataset is '{entry.title}' "
+            f"with {entry.classes} classes and shape {entry.shape}, and a copy has words after that title. "
+            f"{_MADE_AGAIN}"
+        )
+
+
+def _refuse_parts_of_images(file: Path, record: RunRecord) -> None:
+    """Raise RunError for an accuracy that no number of test images gives."""
+    test = record.data.test
+    for part in record.evaluations:
+        for student, accuracy in enumerate(part.accuracy):
+            right = accuracy * test
+            if abs(right - round(right)) > 1e-6:  # far above the rounding of a quotient, far below an image
+                raise RunError(
+                    f"{file} says {100 * accuracy:.4f} % of student {student} under {part.protocol} with "
+                    f"{part.backbone}, which is {right:.2f} of {test} test images. An accuracy is a whole number of "
+                    f"them, so no run has written this one. {_MADE_AGAIN}"
+                )
+
+
 def _compare_description(file: Path, record: RunRecord, folder: RunDir) -> None:
     """Raise RunError where a record describes its set otherwise than the set itself, or says another cost."""
     import torch
@@ -156,8 +236,11 @@ def _compare_evaluation(file: Path, recorded: EvaluationPart, beside: Evaluation
     known = beside.accuracy[: len(recorded.accuracy)]
     if recorded.accuracy != known or bool(recorded.failed) != bool(beside.failed):
         said, found = _mean(recorded.accuracy), _mean(beside.accuracy)
+        each = enumerate(zip(recorded.accuracy, known, strict=False))
+        first = next((k for k, (ours, theirs) in each if ours != theirs), None)
+        one = "" if first is None else f"; student {first}: {recorded.accuracy[first]:.6f} and {known[first]:.6f}"
         raise RunError(
-            f"{file} says {said} of {what}, and the evaluation in the run's folder says {found}. {_MADE_AGAIN}"
+            f"{file} says {said} of {what}, and the evaluation in the run's folder says {found}{one}. {_MADE_AGAIN}"
         )
     # A record may be older than evaluations that went on after it.
     other_track = recorded.track not in (None, beside.track)

@@ -111,7 +111,7 @@ class Board:
         for table in self.tables:
             lines = [f"% {_one_line(table.title)}", f"% {_one_line(table.data)}"]
             # Cells and headers are escaped by tabulate.
-            lines += [_grid(table, "latex_booktabs", _one_line)]
+            lines += [_ruled(_grid(table, "latex_booktabs", _one_line))]
             lines += [f"% {_one_line(note)}" for note in table.notes]
             text = "\n".join(lines)
             for sign, command in (
@@ -122,6 +122,7 @@ class Board:
                 (CONTROL, "$^\\S$"),
                 (VERIFIED, "$^\\surd$"),
                 ("−", "$-$"),
+                ("–", "--"),
             ):
                 text = text.replace(sign, command)
             parts.append(text)
@@ -454,6 +455,12 @@ def _csv_score(value: float | str) -> str:
 def _grid(table: Table, form: str, spell: Callable[[str], str]) -> str:
     rows = _spelled(table, "" if form == "github" else RULE, spell)
     return _tabulate(rows, [spell(header) for header in table.headers], form)
+
+
+def _ruled(latex: str) -> str:
+    """With booktabs' rule where a terminal has a line of dashes."""
+    lines = latex.splitlines()
+    return "\n".join("\\midrule" if set(line) <= set("&- \\") and RULE in line else line for line in lines)
 
 
 def _spelled(table: Table, rule: str, spell: Callable[[str], str]) -> list[list[str]]:

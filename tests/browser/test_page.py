@@ -297,3 +297,28 @@ def test_a_page_without_results_says_so(browser: Any, tmp_path: Path) -> None:
     browser.open(path)
     assert browser.texts("#view") == ["No results yet"]
     assert browser.complaints() == []
+
+
+def test_words_of_published_numbers_are_whole_on_a_phone(browser: Any, board: Path) -> None:
+    browser.open(board, CIFAR, width=390, height=844)
+    browser.click("[data-row^=dm-] .opener")
+    # A line of a cell holds its longest word where the cell is as wide as what is in it, and scrolls where it is not.
+    broken = browser.run(
+        """
+        const broken = [];
+        for (const cell of document.querySelectorAll(".mini.words td, .mini.words th")) {
+          const range = document.createRange();
+          const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+          for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+            for (const word of node.data.matchAll(/[^\\s-]+/g)) {
+              range.setStart(node, word.index); range.setEnd(node, word.index + word[0].length);
+              if (range.getClientRects().length > 1) broken.push(word[0]);
+            }
+          }
+        }
+        return broken;
+        """
+    )
+    assert browser.texts(".mini.words td")
+    assert broken == []
+    assert browser.run("return document.documentElement.scrollWidth") == 390

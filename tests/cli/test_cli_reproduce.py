@@ -163,8 +163,24 @@ def test_what_cannot_be_made_again_is_a_sentence(finished: Path) -> None:
     assert "has records on cifar10 ipc 1, cifar10 ipc 10, cifar10 ipc 50. Say which" in several.stderr
     whole = call("reproduce", "whole (tf32)", *committed)
     assert whole.exit_code == 0, whole.output
-    assert whole.stdout.count("ddbench run --method whole --dataset cifar10") == 2
+    assert whole.stdout.count("ddbench run --method whole --dataset cifar10") == 1
+    assert "the records are of CIFAR-10 (b2:08b598556be91aaf) and of CIFAR-10, JPEG copy" in whole.stderr
     assert "no method or row" in call("reproduce", "nobody").stderr
+
+
+def test_a_name_means_the_records_of_the_images_that_are_here(finished: Path) -> None:
+    other = finished.parent / "convnet-d2-w32-s0-00000001"
+    shutil.copytree(finished, other)
+    copy = {"title": "Digits, a copy", "fingerprint": "b2:00", "contents": "b2:01"}
+    edit(other / "record.json", lambda r: (r["data"].update(copy), r["run"].update(id="00000001")))
+    result = call("reproduce", "dm", "--device", "cpu", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 records are left out" in result.stderr
+    assert "which are those of Digits, a copy (b2:00)" in result.stderr
+    assert result.stdout.count("The set is the same, bit for bit.") == 1
+    alone = call("reproduce", str(other), "--device", "cpu", "--quiet")
+    assert alone.exit_code == 1
+    assert "the record is of Digits, a copy with the fingerprint b2:00" in alone.stderr
 
 
 def records() -> list[Path]:

@@ -1,4 +1,4 @@
-"""What a shell is offered: names of what there is, where an option takes a name."""
+"""What a shell is offered: names of what there is, where an option or an argument takes one."""
 
 from pathlib import Path
 
@@ -7,6 +7,8 @@ from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
 from ddbench.cli import COMPLETION, root
+
+SETS = Path(__file__).resolve().parents[2] / "leaderboards" / "sets"
 
 
 def offered(monkeypatch: pytest.MonkeyPatch, args: list[str], incomplete: str) -> list[str]:
@@ -25,6 +27,13 @@ def offered(monkeypatch: pytest.MonkeyPatch, args: list[str], incomplete: str) -
         (["evaluate", "--judge"], "ml", {"mlp"}),
         (["leaderboard", "--method"], "her", {"herding"}),
         (["lea"], "lea", {"leaderboard"}),
+        (["show", "method"], "n", {"ncfm"}),
+        (["show", "protocol"], "dsa@", {"dsa@1"}),
+        (["show", "dataset"], "cifar", {"cifar10", "cifar100"}),
+        (["data", "get"], "cifar", {"cifar10", "cifar100"}),
+        (["sets", "get", "--sets", str(SETS)], "dance/", {"dance/cifar10/ipc10"}),
+        (["compare", "dm"], "ran", {"random"}),
+        (["reproduce"], "d", {"dm", "dc"}),
     ],
 )
 def test_names_are_offered(
@@ -34,6 +43,16 @@ def test_names_are_offered(
     found = offered(monkeypatch, args, incomplete)
     assert expected <= set(found)
     assert all(name.startswith(incomplete) for name in found)
+
+
+def test_what_is_no_name_may_be_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(COMPLETION, "bash_complete")
+    complete = BashComplete(root, {}, "ddbench", COMPLETION)
+    for args in (["compare"], ["reproduce"], ["show", "method"]):
+        (found,) = complete.get_completions(args, "./runs")
+        assert (found.type, found.value) == ("file", "./runs")
+    assert complete.get_completions(["sets", "get", "--sets", "/nowhere"], "da") == []
+    assert complete.get_completions(["sets", "get", "--sets", "https://example.org/sets"], "da") == []
 
 
 def test_datasets_of_ones_own_are_offered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

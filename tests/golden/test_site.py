@@ -47,11 +47,11 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_site_has_the_page_of_the_committed_records(hooks: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Path] = []
+    asked: list[tuple[Path, str]] = []
     monkeypatch.setattr("mkdocs.structure.files.File.generated", lambda config, path, content: (path, content))
-    monkeypatch.setattr(boards, "committed_page", lambda folder: asked.append(folder) or "page")
+    monkeypatch.setattr(boards, "committed_page", lambda folder, home: asked.append((folder, home)) or "page")
     assert hooks.on_files([], None) == [("board.html", "page")]
-    assert asked == [ROOT / "leaderboards"]
+    assert asked == [(ROOT / "leaderboards", "index.html")]
     assert "- Leaderboard: board.html" in (DOCS / "mkdocs.yml").read_text(encoding="utf-8")
 
 

@@ -98,7 +98,7 @@ def test_a_text_in_a_table_a_heading_or_a_list_stays_a_text(text: str) -> None:
 
 def test_a_record_brings_no_link_into_a_board_or_its_readme(tmp_path: Path) -> None:
     text = "[win](http://evil.example) ![x](//evil.example/p.png) <img src=x> `a` www.evil.example"
-    record = changed(("data", "title"), text)
+    record = changed(("data", "title"), f"CIFAR-10, {text}")
     record["evaluations"][0] |= {"accuracy": [], "failed": text}
     record["run"]["title"] = text
     (tmp_path / "odd.json").write_text(json.dumps(record))

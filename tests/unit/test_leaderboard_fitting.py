@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ddbench.cli import common
 from ddbench.leaderboard.boards import board_of
 from ddbench.leaderboard.fitting import fit
 
@@ -40,3 +41,41 @@ def test_wide_columns_are_wrapped_before_narrow_ones_and_expendable_ones_go_firs
 
 def test_what_is_not_expendable_stays_though_it_is_too_wide() -> None:
     assert fit(["a", "b"], [["x" * 40, "y" * 40]], 10, []).widths == (14, 14)
+
+
+ROWS = (
+    ("soft-labels/cifar10/ipc10", "44.3", "312.9 kB", "none stated by the authors", 1),
+    ("dance/cifar10/ipc10", "68.9", "616.0 kB", "none", 22),
+)
+HEADS = ("name", "accuracy, %", "size", "licence of the images", "seed")
+
+
+@pytest.mark.parametrize("width", [48, 60, 70, 80, 100, 200])
+def test_other_tables_fit_too_and_break_no_word(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common, "terminal_width", lambda: width)
+    common.print_table(ROWS, HEADS, expendable=("seed", "licence of the images"))
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
+    assert max(map(len, lines)) <= width
+    words = told.out.split()
+    for row in ROWS:
+        assert row[0] in words
+        assert row[1] in words
+    assert "312.9 kB" in told.out
+    shown = {name for name in ("seed", "licence") if name in words}
+    gone = {name for name in ("seed", "licence") if name in told.err}
+    assert shown | gone == {"seed", "licence"}
+    assert not shown & gone
+    assert "licence" not in gone or "seed" in gone, "what is more expendable goes first"
+
+
+def test_a_table_that_is_no_terminals_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common, "terminal_width", lambda: None)
+    common.print_table(ROWS, HEADS, expendable=("seed",))
+    told = capsys.readouterr()
+    assert "none stated by the authors  1" in told.out
+    assert told.err == ""

@@ -11,11 +11,12 @@ import pytest
 from ddbench.errors import RunError
 from ddbench.files import write_json
 from ddbench.leaderboard import submission
-from ddbench.leaderboard.boards import add, place_of
+from ddbench.leaderboard.boards import add, build, check, place_of
 from ddbench.runs.record import read_record
 
 Write = Callable[..., Path]
 Edit = Callable[[dict[str, Any]], Any]
+TEST = 10000  # test images of the golden records
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_a_record_of_another_run_than_its_folders_is_refused(
     finished: Path, boards: Path, change: Edit, what: str
 ) -> None:
     edit(finished / "record.json", change)
-    with pytest.raises(RunError, match=rf"is not the record of the run in its folder: {what} differ"):
+    with pytest.raises(RunError, match=rf"is not the record of the run in its folder\. Not as in spec\.json: {what}\."):
         add([finished], boards, allow_dirty=True)
 
 
@@ -125,6 +126,82 @@ def test_what_a_table_prints_beside_accuracies_is_compared_too(
         add([finished], boards, allow_dirty=True)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r["data"].update(title="CIFAR-10"),
+        lambda r: r["data"].update(title="Digits"),
+        lambda r: r["data"].update(original=False),
+        lambda r: r["data"].update(title="Digits (UCI, 8x8), JPEG copy"),
+        lambda r: r["data"].update(classes=9),
+        lambda r: r["data"].update(shape=[3, 8, 8]),
+    ],
+)
+def test_other_words_for_the_data_than_the_catalogues_are_refused(finished: Path, boards: Path, change: Edit) -> None:
+    edit(finished / "record.json", change)
+    with pytest.raises(RunError, match=r"no run writes that: the dataset is 'Digits \(UCI, 8x8\)'"):
+        add([finished], boards, allow_dirty=True)
+
+
+def test_a_known_copy_has_the_words_of_the_catalogue(write: Write, boards: Path) -> None:
+    cifar = {"title": "CIFAR-10", "fingerprint": "b2:08b598556be91aaf", "original": True}
+
+    def record(name: str, **changes: Any) -> Path:
+        return write(name, data=lambda data: data | cifar | changes)
+
+    assert add([record("original.json")], boards)
+    for name, changes in (
+        ("a", {"original": False}),
+        ("b", {"title": "CIFAR-10, JPEG copy", "original": False}),
+        ("c", {"fingerprint": "b2:00", "title": "CIFAR-10, JPEG copy"}),
+    ):
+        with pytest.raises(RunError, match=r"no run writes that"):
+            add([record(f"{name}.json", **changes)], boards)
+    assert add([record("copy.json", fingerprint="b2:00", title="CIFAR-10, JPEG copy", original=False)], boards)
+
+
+def test_one_name_for_the_same_images_on_a_leaderboard(write: Write, boards: Path) -> None:
+    def mine(name: str, number: int, **changes: Any) -> Path:
+        about = another(number)
+        return write(
+            name,
+            run=lambda run: about["run"](run) | {"dataset": "mine"},
+            synthetic=about["synthetic"],
+            data=lambda data: data | {"title": "mine"} | changes,
+        )
+
+    add([mine("0.json", 0)], boards)
+    assert add([mine("1.json", 1)], boards)
+    with pytest.raises(RunError, match=r"describe the same images .* differently: title 'other' and 'mine'"):
+        add([mine("2.json", 2, title="other")], boards)
+    with pytest.raises(RunError, match=r"differently: training images 9 and 50000"):
+        add([mine("3.json", 3, train=9)], boards)
+    assert add([mine("4.json", 4, title="other", fingerprint="b2:01")], boards)
+
+
+def test_a_part_of_a_test_image_is_refused(write: Write, boards: Path) -> None:
+    with pytest.raises(RunError, match=r"says 98\.3004 % of student 1 .*, which is 9830\.04 of 10000 test images"):
+        add([write("a.json", evaluations=lambda e: [e[0] | {"accuracy": [0.98, 0.983004]}])], boards)
+
+
+def test_a_record_that_was_put_beside_the_others_by_hand_is_checked_too(write: Write, boards: Path) -> None:
+    (place,) = add([write("a.json")], boards)
+    build(boards)
+    assert check(boards) == []
+    edit(place, lambda r: r["evaluations"][0].update(accuracy=[0.98, 0.983004]))
+    assert any("no run has written this one" in text for text in check(boards))
+    edit(place, lambda r: (r["evaluations"][0].update(accuracy=[0.98]), r["data"].update(title="MNIST")))
+    assert any("no run writes that" in text for text in check(boards))
+
+
+def test_a_small_edit_is_named(finished: Path, boards: Path) -> None:
+    path = finished / "record.json"
+    was = read_record(path).evaluations[0].accuracy
+    edit(path, lambda r: r["evaluations"][0].update(accuracy=[was[0], was[1] + 1e-5]))
+    with pytest.raises(RunError, match=rf"; student 1: {was[1] + 1e-5:.6f} and {was[1]:.6f}\."):
+        add([finished], boards, allow_dirty=True)
+
+
 def code(git: dict[str, Any] | None, version: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
     return lambda attempts: [attempts[0] | {"git": git, "packages": {"ddbench": version}}]
 
@@ -149,7 +226,8 @@ def test_every_attempt_counts(write: Write, boards: Path) -> None:
 
 
 def better(by: float) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
-    return lambda e: [e[0] | {"accuracy": [min(1.0, a + by) for a in e[0]["accuracy"]]}]
+    """By about so much, in whole test images."""
+    return lambda e: [e[0] | {"accuracy": [min(TEST, round((a + by) * TEST)) / TEST for a in e[0]["accuracy"]]}]
 
 
 def another(number: int) -> dict[str, Any]:

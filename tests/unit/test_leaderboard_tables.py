@@ -175,7 +175,14 @@ def test_csv_has_a_line_per_method_and_judge_in_percent() -> None:
 def test_latex_spells_signs_that_fonts_lack() -> None:
     text = boards("dm-s0", "random-s0").to_latex()
     assert "$\\pm$" in text
-    assert not set("±×†−") & set(text)
+    assert not set("±×†−–") & set(text)
+
+
+def test_latex_has_a_rule_before_the_whole_dataset() -> None:
+    lines = boards("dm-s0", "random-s0", "whole").to_latex().splitlines()
+    rules = [place for place, line in enumerate(lines) if line == "\\midrule"]
+    assert [lines[place + 1].split("&")[1].split(",")[0].strip() for place in rules] == ["dm", "whole"]
+    assert not any("-----" in line for line in lines)
 
 
 @pytest.mark.parametrize(("count", "text"), [(12, "12 B"), (1_228_880, "1.2 MB"), (614_800_000, "614.8 MB")])

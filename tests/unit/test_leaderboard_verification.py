@@ -43,18 +43,25 @@ def call(finished: Path, leaderboards: Path, *more: str) -> tuple[int, str, str]
     return done.exit_code, done.stdout, done.stderr
 
 
+TEST = 359  # test images of the digits
+
+
 def forge(finished: Path, by: float) -> None:
-    """Edit a run so that its record and the evaluation beside it agree, checksums and all."""
+    """Edit a run so that its record and the evaluation beside it agree, checksums and whole test images and all."""
+
+    def more(accuracy: float) -> float:
+        return min(TEST, round((accuracy + by) * TEST)) / TEST
+
     (evaluation,) = (finished / "evaluations").glob("*/mlp.json")
     for path in (finished / "record.json", evaluation):
         value = json.loads(path.read_text())
         del value["checksum"]
         if path.name == "record.json":
             part = value["evaluations"][0]
-            part["accuracy"] = [min(1.0, a + by) for a in part["accuracy"]]
+            part["accuracy"] = [more(a) for a in part["accuracy"]]
         else:
             for score in value["scores"]:
-                score["accuracy"] = min(1.0, score["accuracy"] + by)
+                score["accuracy"] = more(score["accuracy"])
         write_json(path, value, sealed=True)
 
 

@@ -330,7 +330,9 @@ def test_the_command_gets_a_set(place: str, folder: Path, tmp_path: Path) -> Non
     assert digest == sha256_of(folder / "dm.safetensors")
     assert Path(json.loads(ask("get", NAME, *data, "--json").stdout)["path"]).is_file()
     refused = ask("get", NAME, *data, "--out", tmp_path)
-    assert (refused.exit_code, "is a folder" in refused.stderr) == (1, True)
+    assert (refused.exit_code, "is a folder" in refused.stderr) == (2, True)
+    elsewhere = ask("get", NAME, "--data", tmp_path, "--sets", "ftp://example.org/sets")
+    assert (elsewhere.exit_code, "are not read from ftp" in elsewhere.stderr) == (2, True)
 
 
 def test_what_goes_wrong_is_one_sentence(tmp_path: Path) -> None:

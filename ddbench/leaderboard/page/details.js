@@ -15,8 +15,8 @@ function pairs(entries) {
     ([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 }
 
-function mini(heads, rows) {
-  return el("table", { class: "mini" }, el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col" }, head)))),
+function mini(heads, rows, kind = "") {
+  return el("table", { class: `mini ${kind}`.trim() }, el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col" }, head)))),
     el("tbody", {}, rows.map((cells) => el("tr", {}, cells.map((cell) => el("td", {}, cell))))));
 }
 
@@ -126,6 +126,7 @@ function originPart(row, run) {
     ["run", el("code", {}, run.id)],
     ["set, sha256", el("code", {}, run.sha256)],
     ["download", run.download ? downloadLinks(run.download) : "not published; the command makes it again"],
+    ["picture", run.sheet ? "" : "none in the record"],
     ["images", `${run.images}, stored as ${run.stored}${run.decode === "none" ? "" : `, decoded by ${run.decode}`}`],
     ["learned", run.learned.join(", ")],
     ["step chosen", run.choice ? `${run.choice.step}, by ${run.choice.images} held-out training images` : ""]]));
@@ -142,5 +143,5 @@ function publishedPart(row) {
     number.protocol + (number.method === row.method ? "" : ` (${number.method})`), number.test_backbone,
     el("div", { class: "long" }, number.source + (number.note ? `; ${number.note}` : ""))]);
   return wide("Published numbers, as printed", el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Published numbers" },
-    mini(["accuracy, %", "recipe", "tested on", "source"], rows)));
+    mini(["accuracy, %", "recipe", "tested on", "source"], rows, "words")));
 }

@@ -25,6 +25,7 @@ def page_of(
     paths: Iterable[Path],
     *,
     title: str = TITLE,
+    home: str = "",
     published: Path | None = None,
     sets: Path | None = None,
     lost: list[str] | None = None,
@@ -32,15 +33,16 @@ def page_of(
 ) -> str:
     """The page of these records or run folders, as HTML. The same records give the same bytes.
 
-    `published` is a file of published numbers, by default the one that ddbench comes with; `sets` a folder of sets to
-    take away; `chosen` takes the rows of a summary that are shown.
+    `home` is the address of the documentation, where the page is part of some; `published` a file of published numbers,
+    by default the one that ddbench comes with; `sets` a folder of sets to take away; `chosen` takes the rows of a
+    summary that are shown.
     Raises: RunError for a damaged record, naming it; with `lost`, such sentences go there.
     """
     downloads = downloads_in(sets) if sets is not None else {}
-    return render(document(paths, read_published(published), lost, downloads, chosen), title)
+    return render(document(paths, read_published(published), lost, downloads, chosen), title, home)
 
 
-def render(found: dict[str, Any], title: str) -> str:
+def render(found: dict[str, Any], title: str, home: str = "") -> str:
     """The page of a document. Its content policy lets its own style and script through, and nothing from elsewhere."""
     import jinja2
     from markupsafe import Markup
@@ -52,6 +54,7 @@ def render(found: dict[str, Any], title: str) -> str:
     # What stands in a style or a script element is not escaped there: it is ours, and its hash is in the policy.
     return environment.from_string(_read("page.html.jinja")).render(
         title=title,
+        home=home,
         counts=_counts(found),
         version=ddbench.__version__,
         style=Markup(style),

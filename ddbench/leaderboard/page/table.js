@@ -66,8 +66,8 @@ function tableRows(row, scale, sorted, others, unfoldedNow) {
   const opener = el("button", { type: "button", class: "opener", id: `row-${row.id}`, "aria-expanded": String(open),
     "aria-controls": open ? `details-${row.id}` : null,
     onclick: () => { show({ open: open ? "" : row.id, set: "" }); document.getElementById(`row-${row.id}`)?.focus(); } },
-    el("span", {}, el("span", { class: "name" }, folds ? row.setting || "as published" : row.method + marks(row)),
-      folds || !row.setting ? null : small(row.setting)));
+    el("span", {}, el("span", { class: "name" }, folds ? breakable(row.setting) || "as published" : row.method + marks(row)),
+      folds || !row.setting ? null : small(breakable(row.setting))));
   const fold = others ? el("button", { type: "button", class: "fold", "aria-expanded": String(unfoldedNow),
     "data-fold": row.id, onclick: () => {
       if (unfoldedNow) unfolded.delete(row.id);
@@ -83,6 +83,11 @@ function tableRows(row, scale, sorted, others, unfoldedNow) {
     "data-row": row.id }, el("th", { scope: "row", "data-column": "method", "data-value": COLUMNS[0].value(row) }, opener, fold), cells);
   return open ? [line, el("tr", { class: "details", id: `details-${row.id}` },
     el("td", { colspan: COLUMNS.length }, details(row)))] : [line];
+}
+
+// Options, which may go on in the next line after "=" too, so that no number is taken apart.
+function breakable(setting) {
+  return setting && setting.split(/(?<==)/).flatMap((part, place) => place ? [el("wbr"), part] : [part]);
 }
 
 function ceilingRow(row, scale) {
