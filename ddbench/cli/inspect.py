@@ -49,7 +49,7 @@ def inspect(
     from ddbench.foreign.diagnosis import Finding, Reference, diagnose
     from ddbench.foreign.formats import choose, read
     from ddbench.foreign.leaks import count_test_images, sentence
-    from ddbench.foreign.terms import Said, decoder_of
+    from ddbench.foreign.tiles import decoder_of
     from ddbench.runs.rundir import RunDir
 
     info = sharing.known_classes(dataset, data_root)
@@ -76,7 +76,7 @@ def inspect(
     if leaked:
         finding = Finding("test-images", sentence(leaked, len(found.images), data))
         diagnosis = replace(diagnosis, findings=(finding, *diagnosis.findings))
-    several = sharing.decoded(found, *decoder_of(found, Said(decode=decode)))
+    several = sharing.decoded(found, *decoder_of(found, decode))
     if picture is not None:
         shown = reference or Reference.natural(diagnosis.shape)
         unfinished(picture)

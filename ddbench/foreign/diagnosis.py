@@ -21,6 +21,8 @@ from ddbench.data.catalogue import CATALOGUE, DatasetInfo
 from ddbench.data.pixels import canonical_name
 from ddbench.data.scale import largeness, left_range, scale_of
 from ddbench.data.tensors import DatasetTensors
+from ddbench.engine.decode import NONE, decode
+from ddbench.engine.decode import tiles as cut_in
 from ddbench.foreign import tiles
 from ddbench.foreign.class_folders import first_of, imagefolder_order
 from ddbench.foreign.formats import Found
@@ -262,7 +264,9 @@ def diagnose(
     codes = {finding.code for finding in findings}
     if known and given is not None and not codes & {"shape", "not-finite"}:
         assumed = _family(pixels) if pixels else guess
-        findings += _of_labels(whole / 255 if images.dtype == torch.uint8 else whole, given, real, assumed, info)
+        shown = whole / 255 if images.dtype == torch.uint8 else whole
+        # Smaller images in one are no image that a classifier of real ones could name.
+        findings += _of_labels(*_decoded(found, shown, given, real, decode), real, assumed, info)
     if found.doubt and not any(finding.code == "order" for finding in findings):
         findings.append(Finding("class-order", found.doubt, "--labels imagefolder"))
     return Diagnosis(
@@ -369,6 +373,14 @@ def _of_tiles(found: Found, images: Tensor, real: Reference, said: str | None) -
     count = f"{factor} x {factor}"
     text = f"the images have seams as of {count} smaller images in each, which IDC and others cut out and enlarge"
     return [Finding("tiles", text, f"--decode tiles:{factor}")]
+
+
+def _decoded(found: Found, images: Tensor, given: Tensor, real: Reference, said: str | None) -> tuple[Tensor, Tensor]:
+    """What students are trained on: the smaller images where it is said, or seen, that there are several in each."""
+    decoder, _ = tiles.decoder_of(found, said)
+    if decoder == NONE and found.ours is None and said is None and (factor := tiles.seen_in(images, real.images)):
+        decoder = cut_in(factor)
+    return decode(decoder, images, given)
 
 
 def _of_classes(labels: Tensor | None, info: DatasetInfo | None) -> list[Finding]:

@@ -21,7 +21,7 @@ from ddbench.foreign.class_folders import imagefolder_order
 from ddbench.foreign.diagnosis import Diagnosis, hard, known_kind
 from ddbench.foreign.diagnosis import label_kind as kind_of
 from ddbench.foreign.formats import Found
-from ddbench.foreign.tiles import named_by, said_in
+from ddbench.foreign.tiles import decoder_of
 from ddbench.synthetic import Recipe, SyntheticSet
 from ddbench.text import MOST_LINE, printable
 
@@ -123,7 +123,7 @@ def settle(found: Found, said: Said, diagnosis: Diagnosis) -> Terms:
     if said.augment is not None:
         sources["augment"] = "flag"
     augment = said.augment or (own.recipe.augment if own is not None else None)
-    decode, how = decoder_of(found, said)
+    decode, how = decoder_of(found, said.decode)
     sources |= {"decode": how} if how else {}
     if said.size is not None:
         sources["size"] = "flag"
@@ -156,25 +156,6 @@ def complete(
         labels = _numbered(found, terms.labels, classes)
         kind = terms.labels if labels.ndim == 2 else "class"
     return SyntheticSet(images, labels, recipe, terms.pixels, kind, terms.decode)  # type: ignore[arg-type]
-
-
-def decoder_of(found: Found, said: Said) -> tuple[str, str]:
-    """The decoder of a set, and where it comes from: flag, file, guessed, or "" where nobody says more than the set.
-
-    Raises: ConfigError where what is said is not what a file of ddbench says.
-    """
-    own = NONE if found.ours is None else found.ours.decode
-    wanted = None if said.decode is None else canonical_decoder(said.decode)
-    if wanted is not None and own not in (NONE, wanted):
-        raise ConfigError(f"the file itself says that it is decoded by {own}, and --decode says {said.decode}.")
-    if wanted is not None and wanted != own:
-        return wanted, "flag"
-    if wanted is not None or found.ours is not None:
-        return own, ""
-    if (decoder := said_in(found)) is not None:
-        return decoder, "file" if decoder != NONE else ""
-    decoder = named_by(found) or NONE
-    return decoder, "guessed" if decoder != NONE else ""
 
 
 def in_imagefolder_order(found: Found, info: DatasetInfo) -> Found:

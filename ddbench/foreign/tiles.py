@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ddbench.engine.decode import canonical_decoder, tiles
+from ddbench.engine.decode import NONE, canonical_decoder, tiles
 from ddbench.errors import ConfigError
 from ddbench.foreign.formats import FOLDER, Found
 
@@ -23,6 +23,25 @@ INSIDE = ("args", "config", "hparams", "options")  # what scripts call the setti
 # under noise up to its own deviation, all sets of ten images a class were told, and no other set was.
 SHARP = 1.3
 SURE = 3.0  # standard errors over images, in both directions
+
+
+def decoder_of(found: Found, said: str | None) -> tuple[str, str]:
+    """The decoder of a set, and where it comes from: flag, file, guessed, or "" where nobody says more than the set.
+
+    `said` is what a person says of it, or None. Raises: ConfigError where that is not what a file of ddbench says.
+    """
+    own = NONE if found.ours is None else found.ours.decode
+    wanted = None if said is None else canonical_decoder(said)
+    if wanted is not None and own not in (NONE, wanted):
+        raise ConfigError(f"the file itself says that it is decoded by {own}, and --decode says {said}.")
+    if wanted is not None and wanted != own:
+        return wanted, "flag"
+    if wanted is not None or found.ours is not None:
+        return own, ""
+    if (decoder := said_in(found)) is not None:
+        return decoder, "file" if decoder != NONE else ""
+    decoder = named_by(found) or NONE
+    return decoder, "guessed" if decoder != NONE else ""
 
 
 def said_in(found: Found) -> str | None:

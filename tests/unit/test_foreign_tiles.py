@@ -20,7 +20,8 @@ from ddbench.errors import ConfigError, DataError
 from ddbench.foreign.diagnosis import Reference, diagnose
 from ddbench.foreign.formats import Found, read
 from ddbench.foreign.importing import terms_of
-from ddbench.foreign.terms import Said, decoder_of
+from ddbench.foreign.terms import Said
+from ddbench.foreign.tiles import decoder_of
 from ddbench.leaderboard.observations import collect
 from ddbench.leaderboard.statistics import summarise
 from ddbench.runs.record import read_record
@@ -119,8 +120,8 @@ def test_a_file_can_say_it(
     tiled: tuple[Tensor, Tensor], tmp_path: Path, beside: dict[str, Any], expected: tuple[str, str]
 ) -> None:
     (found,) = read(file_of(tmp_path, tiled, **beside))
-    assert decoder_of(found, Said()) == expected
-    assert decoder_of(found, Said(decode="none"))[0] == "none"
+    assert decoder_of(found, None) == expected
+    assert decoder_of(found, "none")[0] == "none"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_the_folder_of_idc_says_it(
     (tmp_path / folder).mkdir()
     torch.save(list(tiled), tmp_path / folder / "data.pt")
     (found,) = read(tmp_path / folder / "data.pt")
-    assert decoder_of(found, Said()) == expected
+    assert decoder_of(found, None) == expected
 
 
 def test_a_guess_by_name_is_said_and_can_be_denied(tiled: tuple[Tensor, Tensor], tmp_path: Path) -> None:
@@ -160,12 +161,12 @@ def test_a_guess_by_name_is_said_and_can_be_denied(tiled: tuple[Tensor, Tensor],
 def test_a_set_of_ddbench_says_itself_what_it_is(tiled: tuple[Tensor, Tensor]) -> None:
     ours = SyntheticSet(*tiled, pixels="standard", decode=TILES)
     found = Found(*tiled, None, "safetensors", "0", (Path("factor3.safetensors"),), {"factor": 3}, ours)
-    assert decoder_of(found, Said()) == (TILES, "")
-    assert decoder_of(found, Said(decode="tiles:2")) == (TILES, "")
+    assert decoder_of(found, None) == (TILES, "")
+    assert decoder_of(found, "tiles:2") == (TILES, "")
     with pytest.raises(ConfigError, match="the file itself says that it is decoded by tiles"):
-        decoder_of(found, Said(decode="none"))
+        decoder_of(found, "none")
     plain = replace(found, ours=replace(ours, decode="none"))
-    assert decoder_of(plain, Said(decode="tiles:2")) == (TILES, "flag")
+    assert decoder_of(plain, "tiles:2") == (TILES, "flag")
 
 
 @pytest.mark.parametrize("text", ["", "tiles", "tiles:0", "tiles:-1", "tiles:1000", "jpeg", "tiles:2:2"])
@@ -222,6 +223,23 @@ def test_a_seam_is_a_note_and_changes_nothing(tmp_path: Path, monkeypatch: pytes
     terms, diagnosis = terms_of(found, Said(pixels="standard"), load("digits", tmp_path))
     assert [finding.flag for finding in diagnosis.findings if finding.code == "tiles"] == ["--decode tiles:2"]
     assert terms.decode == "none"
+
+
+def test_labels_are_held_against_the_images_that_students_see(tmp_path: Path) -> None:
+    data = load("digits", tmp_path)
+    reference = Reference.of(data.train, data.info)
+    assert reference.labels is not None
+    x = (reference.images - reference.mean) / reference.std
+    rows = [F.interpolate(x[reference.labels == label][:40], size=(4, 4), mode="bilinear") for label in range(10)]
+    mosaics = torch.cat(rows).unflatten(0, (100, 2, 2)).permute(0, 3, 1, 4, 2, 5).reshape(100, 1, 8, 8)
+    found = Found(mosaics, torch.arange(10).repeat_interleave(10), None, "pt", "0", (tmp_path / "set.pt",))
+
+    def codes(found: Found, decode: str) -> set[str]:
+        return {finding.code for finding in diagnose(found, reference, data.info, "standard", decode).findings}
+
+    assert "shuffled" in codes(found, "none")
+    assert "shuffled" not in codes(found, "tiles:2")
+    assert "shuffled" in codes(replace(found, labels=found.labels.roll(10)), "tiles:2")
 
 
 def test_more_tiles_than_pixels_are_refused(tmp_path: Path) -> None:
