@@ -14,7 +14,7 @@ from ddbench import ArtifactCache, Problem, Rng
 from ddbench.backbones import build
 from ddbench.engine.augment import draw_many
 from ddbench.engine.mixing import Mix
-from ddbench.errors import ConfigError
+from ddbench.errors import ConfigError, DivergedError
 from ddbench.runs.spec import Asked, foresee
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.experts import ExpertEnds, ExpertTrajectories, Trajectories, flatten
@@ -164,6 +164,13 @@ def test_methods_follow_the_networks_that_are_asked_for(method: Any, config: Any
         networks = method(config(**small, networks_trained=way)).trained(problem)
         assert networks.folder.parent.name == kind
         assert networks.params(1, 3).isfinite().all()
+
+
+@pytest.mark.parametrize("way", ["plain", "authors"])
+def test_networks_that_diverge_name_the_option_of_the_method(way: str, tmp_path: Path) -> None:
+    method = DANCE(DANCEConfig(networks=1, epochs=5, lr_networks=1e20, networks_trained=way))
+    with pytest.raises(DivergedError, match=r"usually helps: --set lr_networks=0\.01"):
+        method.trained(problem_for_checks(tmp_path))
 
 
 @pytest.mark.parametrize(("name", "batch"), [("dance", 64), ("ncfm", 128)])
