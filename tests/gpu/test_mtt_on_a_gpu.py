@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import ddbench.engine.program as program
 import ddbench.training.experts as trajectories
 from ddbench.backbones.names import build
 from ddbench.loop import drive
@@ -30,30 +30,19 @@ def test_mtt_takes_the_same_steps_in_a_graph(
     fused: bool,
     tmp_path: Path,
     on_the_gpu: Callable[[Path], Problem],
-    monkeypatch: pytest.MonkeyPatch,
-    call_one_by_one: Callable[[pytest.MonkeyPatch], None],
+    both_ways: Callable[..., Any],
 ) -> None:
-    monkeypatch.setattr(program, "worth_compiling", lambda seconds, device: fused)
     method_class = load_object(GROUPS["method"], "mtt")
-    losses, images = [], []
-    for eager in (True, False):
-        problem = on_the_gpu(tmp_path)
-        # Batches of two and of four images: both shapes are in one graph.
-        config = method_class.Config(
-            iterations=8, experts=2, start_epochs=2, inner_steps=4, batch_syn=4, lr_experts=0.1, lr_network=0.05,
-            lr_images=1.0, grad=grad,
-        )  # fmt: skip
-        method = method_class(config)
-        with problem.precision.active(problem.device), monkeypatch.context() as patched:
-            if eager:
-                call_one_by_one(patched)
-            steps = list(drive(method, problem))
-        state, _ = steps[-1]
-        losses.append([float(metrics["loss"]) for _, metrics in steps[1:]])
-        assert [step.captured is not eager for step in state._programs.programs.values()] == [True]
-        images.append(state.images.detach().cpu())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    assert (images[0] - images[1]).norm() < 1e-3 * images[0].norm()
+    # Batches of two and of four images: both shapes are in one graph.
+    config = method_class.Config(
+        iterations=8, experts=2, start_epochs=2, inner_steps=4, batch_syn=4, lr_experts=0.1, lr_network=0.05,
+        lr_images=1.0, grad=grad,
+    )  # fmt: skip
+    plain, graphs = both_ways(method_class(config), partial(on_the_gpu, tmp_path), fused=fused)
+    assert graphs.captured == [True]
+    assert plain.losses == pytest.approx(graphs.losses, rel=1e-3)
+    images, others = plain.state.images.detach(), graphs.state.images.detach()
+    assert (images - others).norm() < 1e-3 * images.norm()
 
 
 @pytest.mark.parametrize(
@@ -65,22 +54,17 @@ def test_averages_and_assigned_labels_are_those_of_steps_one_by_one(
     options: dict[str, Any],
     tmp_path: Path,
     on_the_gpu: Callable[[Path], Problem],
-    monkeypatch: pytest.MonkeyPatch,
-    call_one_by_one: Callable[[pytest.MonkeyPatch], None],
+    both_ways: Callable[..., Any],
 ) -> None:
-    method_class, made = load_object(GROUPS["method"], name), []
-    for eager in (True, False):
-        problem = on_the_gpu(tmp_path)
-        usual = {"experts": 2, "start_epochs": 2, "inner_steps": 3, "lr_experts": 0.1, "lr_images": 1.0}
-        method = method_class(method_class.Config(iterations=8, **usual, **options))
-        with problem.precision.active(problem.device), monkeypatch.context() as patched:
-            if eager:
-                call_one_by_one(patched)
-            *_, (state, _) = drive(method, problem)
-        assert [step.captured is not eager for step in state._programs.programs.values()] == [True]
-        made.append(method.export(problem, state))
-        assert not torch.equal(made[-1].images, state.images.detach().cpu())
-    for ours, theirs in ((made[0].images, made[1].images), (made[0].labels, made[1].labels)):
+    method_class = load_object(GROUPS["method"], name)
+    usual = {"experts": 2, "start_epochs": 2, "inner_steps": 3, "lr_experts": 0.1, "lr_images": 1.0}
+    method = method_class(method_class.Config(iterations=8, **usual, **options))
+    plain, graphs = both_ways(method, partial(on_the_gpu, tmp_path), fused=False)
+    assert graphs.captured == [True]
+    one, other = (end.method.export(end.problem, end.state) for end in (plain, graphs))
+    for exported, end in ((one, plain), (other, graphs)):
+        assert not torch.equal(exported.images, end.state.images.detach().cpu())
+    for ours, theirs in ((one.images, other.images), (one.labels, other.labels)):
         assert (ours - theirs).norm() < 1e-3 * ours.norm()
 
 
