@@ -22,6 +22,7 @@ from ddbench.cli.common import (
     size_option,
     stack,
     students_option,
+    track_option,
     writable,
 )
 
@@ -106,6 +107,7 @@ _said = stack(
 @device_option
 @data_option
 @runs_option
+@track_option
 @json_option
 @quiet_option
 @click.pass_context
@@ -124,6 +126,7 @@ def evaluate(
     device: str,
     data_root: Path,
     runs_root: Path,
+    track: Sequence[str],
     as_json: bool,
     quiet: bool,
     **said: Any,
@@ -143,7 +146,8 @@ def evaluate(
     """
     of_a_grid = {"product": product, "forwards": forwards, "output": output}
     if grid:
-        _refuse("--grid", {"curve": curve, "forget": forgotten, **{name: said.pop(name) for name in _NOT_IN_A_GRID}})
+        not_of_a_grid = {name: said.pop(name) for name in _NOT_IN_A_GRID}
+        _refuse("--grid", {"curve": curve, "forget": forgotten, "track": track, **not_of_a_grid})
         from ddbench.cli.grid import judge
 
         judge(
@@ -158,7 +162,7 @@ def evaluate(
             raise click.UsageError(f"--{name} is for --grid.")
     (path,) = paths
     if forgotten:
-        others = {"protocol": refs, "judge": judges, "students": students, "curve": curve, **said}
+        others = {"protocol": refs, "judge": judges, "students": students, "curve": curve, "track": track, **said}
         for name, value in others.items():
             if value:
                 option = f"--{name.replace('_', '-')}"
@@ -183,7 +187,7 @@ def evaluate(
         root=writable(runs_root) if imported else runs_root,
         data_root=data_root,
         device=choose_device(device),
-        observers=observers(quiet),
+        observers=observers(quiet, track),
     )
     folders = _bring_in(path, refs, options, quiet, **said) if imported else [path]
     records, lost, nothing = [], [], True
