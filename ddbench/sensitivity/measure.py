@@ -134,10 +134,21 @@ class Grid:
         cell = self.place.with_name(self.place.name + CELLS) / member.sha256[:16] / protocol.digest
         return replace(member.folder, path=cell)
 
-    def found(self, section: Section, recipe: Recipe, member: Member) -> CellPart | None:
-        """A finished cell; None where it is not there, or has too few students."""
+    def cells(self) -> Iterator[tuple[Section, Recipe, Member]]:
+        """All of them, section by section and recipe by recipe."""
+        for section in self.sections:
+            for recipe in section.recipes:
+                for member in section.members:
+                    yield section, recipe, member
+
+    def file(self, section: Section, recipe: Recipe, member: Member) -> Path:
+        """That of a cell."""
         protocol = section.protocol(recipe, member)
-        path = self.folder(member, protocol).evaluation(protocol, section.judge)
+        return self.folder(member, protocol).evaluation(protocol, section.judge)
+
+    def found(self, section: Section, recipe: Recipe, member: Member) -> CellPart | None:
+        """A cell that came to an end, be it as a failure; None where it is not there, or has too few students."""
+        protocol, path = section.protocol(recipe, member), self.file(section, recipe, member)
         if not path.is_file():
             return None
         done = read_evaluation(path)
@@ -179,8 +190,8 @@ class Grid:
 def evaluate_grid(asked: Asked, files: SaidOfFiles, options: RunOptions, place: Path) -> Results:
     """Judge every set under every recipe, write the results to `place`, and return them.
 
-    What is in the folder of cells beside it is not trained again. A second process with the same grid takes other
-    cells; whoever comes to the end waits for the cells of the others.
+    What is in the folder of cells beside it is not trained again, but for what failed. A second process with the same
+    grid takes other cells; whoever comes to the end waits for the cells of the others.
     Raises: ConfigError for what cannot be asked, before anything is done; DataError or RunError where a set is not
     there or is damaged; Interrupted after a signal, with everything kept.
     """
@@ -302,26 +313,37 @@ def _says_nothing(recipe: Recipe, base: Protocol, members: Sequence[Member]) -> 
 
 
 def _measure(grid: Grid, options: RunOptions, stop: Stop, tell: Observer) -> None:
-    """Train what is missing: first what nobody else is at, then, after waiting, what the others have left."""
+    """Train what is missing or has failed: first what nobody else is at, then, after waiting, what the others left."""
     judging = {m.sha256: _judging(m, options, stop, tell) for s in grid.sections for m in s.members}
-    for patient in (False, True):
-        for section in grid.sections:
-            for recipe in section.recipes:
-                for member in section.members:
-                    if grid.found(section, recipe, member) is None:
-                        _judge(grid, section, recipe, member, judging[member.sha256], patient=patient)
-                if not patient:
-                    _write(grid, grid.place.with_name(grid.place.name + CELLS), finished=False)
+    failed = {grid.file(*cell) for cell in grid.cells() if (done := grid.found(*cell)) is not None and done.failed}
+    for section in grid.sections:
+        for recipe in section.recipes:
+            for member in section.members:
+                _judge(grid, section, recipe, member, judging[member.sha256], failed, patient=False)
+            _write(grid, grid.place.with_name(grid.place.name + CELLS), finished=False)
+    for section, recipe, member in grid.cells():
+        _judge(grid, section, recipe, member, judging[member.sha256], failed, patient=True)
 
 
-def _judge(grid: Grid, section: Section, recipe: Recipe, member: Member, judging: Judging, *, patient: bool) -> None:
+def _judge(
+    grid: Grid, section: Section, recipe: Recipe, member: Member, judging: Judging, failed: set[Path], *, patient: bool
+) -> None:
+    """Train a cell that is missing, or that is among the `failed` ones, which it leaves when it was tried again.
+
+    One that another process is at is left to it, unless `patient`, which waits for what becomes of it there.
+    """
+    file = grid.file(section, recipe, member)
+    if grid.found(section, recipe, member) is not None and file not in failed:
+        return
     protocol = section.protocol(recipe, member)
     folder = grid.folder(member, protocol)
     folder.path.mkdir(parents=True, exist_ok=True)
     lock = folder.path / ".lock"
     try:
         with locked(lock, _OPTION) if patient else FileLock(lock, timeout=0):
-            replace(judging, folder=folder).judge(Cell(protocol, section.judge, section.students))
+            cell = Cell(protocol, section.judge, section.students)
+            replace(judging, folder=folder, retry=not patient).judge(cell)
+            failed.discard(file)
     except Timeout:
         return  # another process is at it
 

@@ -17,9 +17,10 @@ from scipy import stats
 import ddbench
 from ddbench import synthetic
 from ddbench.cli import root as command_line
-from ddbench.errors import ConfigError, RunError
+from ddbench.errors import ConfigError, DivergedError, RunError
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.leaderboard.comparison import holm
+from ddbench.runs import evaluating
 from ddbench.runs.evaluating import Judging
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runspec import RunSpec
@@ -154,8 +155,9 @@ def test_a_second_process_takes_other_cells_and_waits_for_the_rest(
     patient: list[bool] = []
     judge = measure._judge
 
-    def letting_go(*values: Any, patient_: list[bool] = patient, **named: Any) -> None:
-        patient_.append(named["patient"])
+    def letting_go(*values: Any, **named: Any) -> None:
+        if not measure.Grid.found(*values[:4]):
+            patient.append(named["patient"])
         if named["patient"]:
             lock.release()
         judge(*values, **named)
@@ -221,6 +223,28 @@ def test_a_recipe_that_does_not_fit_is_a_cell_that_says_why(place: Path) -> None
     assert all("this set has none" in cell.failed and not cell.accuracy for cell in failed)
     assert rows(section)[1][2:] == ["–", "–", ""]
     assert any("learned: not defined" in text for text in sentences(section))
+
+
+def test_a_cell_that_failed_is_tried_once_by_every_command(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    trainer = evaluating.trainer_of
+
+    def breaking(synthetic: Any, protocol: Protocol, *values: Any, **named: Any) -> Any:
+        tried.append(protocol.id)
+        if len(tried) <= 4 and protocol.id == "tiny@1":
+            raise DivergedError("the loss became NaN")
+        return trainer(synthetic, protocol, *values, **named)
+
+    monkeypatch.setattr(evaluating, "trainer_of", breaking)
+    first = grid(place, factors={}, recipes=[]).results
+    assert [bool(cell.failed) for cell in first.sections[0].cells] == [True, True, True]
+    assert len(tried) == 3
+    again = grid(place, factors={}, recipes=[]).results
+    assert sorted(bool(cell.failed) for cell in again.sections[0].cells) == [False, False, True]
+    assert len(tried) == 6
+    last = grid(place, factors={}, recipes=[]).results
+    assert len(tried) == 7
+    assert all(cell.accuracy for cell in last.sections[0].cells)
 
 
 # What it says of the order.
