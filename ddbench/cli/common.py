@@ -22,6 +22,7 @@ from ddbench.text import printable, size
 if TYPE_CHECKING:
     from ddbench.runs.observers import Observer
     from ddbench.runs.removal import Piece, Plan
+    from ddbench.runs.runner import RunOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,6 +74,21 @@ runs_option = click.option(
     type=Folder(),
     help="Folder of the runs.",
 )
+
+
+def leaderboards_option(text: str) -> Callable[[F], F]:
+    """The folder of the committed leaderboards, with what a command takes from it."""
+    return click.option(
+        "--leaderboards",
+        "leaderboards",
+        default="leaderboards",
+        show_default=True,
+        metavar="DIR",
+        type=Folder(),
+        help=text,
+    )
+
+
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
 )
@@ -156,6 +172,20 @@ def observers(quiet: bool, track: Sequence[str] = ()) -> list[Observer]:
 
         watching += trackers(track, lambda text: note(f"Warning: {text}"))
     return watching
+
+
+def run_options(
+    root: Path, data_root: Path, device: str, *, quiet: bool, track: Sequence[str] = (), **more: Any
+) -> RunOptions:
+    """Where and how runs of the folder `root` are done, as the options of a command say it.
+
+    Raises: ConfigError for a device or a tracker that is not there, PluginError for a tracker that is none.
+    """
+    from ddbench.runs.devices import choose_device
+    from ddbench.runs.runner import RunOptions
+
+    watching = observers(quiet, track)
+    return RunOptions(root=root, data_root=data_root, device=choose_device(device), observers=watching, **more)
 
 
 def print_json(value: Any) -> None:

@@ -14,13 +14,13 @@ from ddbench.cli.common import (
     device_option,
     json_option,
     note,
-    observers,
     print_json,
     quiet_option,
+    run_options,
     runs_option,
     writable,
 )
-from ddbench.cli.compare import leaderboards_option
+from ddbench.cli.compare import names_option
 
 if TYPE_CHECKING:
     from ddbench.leaderboard.reproduction import Again, Reproduction
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @device_option
 @data_option
 @runs_option
-@leaderboards_option
+@names_option
 @json_option
 @quiet_option
 @click.pass_context
@@ -67,12 +67,10 @@ def reproduce(
     """
     from ddbench.leaderboard.references import Shelf
     from ddbench.leaderboard.reproduction import plan, reproduce, with_their_images
-    from ddbench.runs.devices import choose_device
-    from ddbench.runs.runner import RunOptions
 
-    chosen = choose_device(device)
+    options = run_options(into, data_root, device, quiet=quiet, fresh=fresh)
     files = Shelf(runs_root, leaderboards, dataset, ipc).one_budget(ref)
-    plans = [plan(file, data_root=data_root, device=chosen, method=method, recipes=recipes) for file in files]
+    plans = [plan(file, data_root=data_root, device=options.device, method=method, recipes=recipes) for file in files]
     plans, said = with_their_images(plans)
     if said:
         note(said)
@@ -86,9 +84,7 @@ def reproduce(
         if as_json:
             print_json([_planned(again, into) for again in plans])
         return
-    options = RunOptions(
-        root=writable(into), data_root=data_root, device=chosen, fresh=fresh, observers=observers(quiet)
-    )
+    writable(into)
     found = []
     for again in plans:
         found.append(reproduce(again, options))
