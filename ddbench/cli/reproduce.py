@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--dataset", metavar="NAME", help="Which of the records of a name: those on this dataset.")
 @click.option("--ipc", type=click.IntRange(min=0), metavar="N", help="Those of this budget; 0 is the whole dataset.")
 @click.option("--method", metavar="REF", help="The file of a method that was given by path: ./FILE.py:CLASS.")
-@click.option("--protocol", "recipes", multiple=True, metavar="FILE", help="A recipe that was in a file. Repeatable.")
+@click.option("--protocol", "protocols", multiple=True, metavar="FILE", help="A recipe that was in a file. Repeatable.")
 @click.option("--into", default="reproduced", show_default=True, metavar="DIR", type=Folder(), help="Where to run it.")
 @click.option("--fresh", is_flag=True, help="Start over instead of reading what was reproduced before.")
 @click.option("--dry-run", is_flag=True, help="Print the commands and run nothing.")
@@ -48,7 +48,7 @@ def reproduce(
     dataset: str | None,
     ipc: int | None,
     method: str | None,
-    recipes: Sequence[str],
+    protocols: Sequence[str],
     into: Path,
     fresh: bool,
     dry_run: bool,
@@ -66,27 +66,29 @@ def reproduce(
     Leaves with 1 where they do not agree.
     """
     from ddbench.leaderboard.references import Shelf
-    from ddbench.leaderboard.reproduction import plan, reproduce, with_their_images
+    from ddbench.leaderboard.reproduction import again_of, reproduce, with_their_images
 
     options = run_options(into, data_root, device, quiet=quiet, fresh=fresh)
     files = Shelf(runs_root, leaderboards, dataset, ipc).one_budget(ref)
-    plans = [plan(file, data_root=data_root, device=options.device, method=method, recipes=recipes) for file in files]
-    plans, said = with_their_images(plans)
+    every = [
+        again_of(file, data_root=data_root, device=options.device, method=method, protocols=protocols) for file in files
+    ]
+    wanted, said = with_their_images(every)
     if said:
         note(said)
     where = None if _usual(ctx, "data_root") else data_root
     if not as_json or not quiet:
-        for text in dict.fromkeys(again.text(into, where) for again in plans):
+        for text in dict.fromkeys(again.text(into, where) for again in wanted):
             click.echo(text, err=as_json)
     if dry_run:
-        for text in [text for again in plans for text in again.left_out]:
+        for text in [text for again in wanted for text in again.left_out]:
             note(text)
         if as_json:
-            print_json([_planned(again, into) for again in plans])
+            print_json([_planned(again, into) for again in wanted])
         return
     writable(into)
     found = []
-    for again in plans:
+    for again in wanted:
         found.append(reproduce(again, options))
         if not as_json:
             click.echo("\n".join([f"{again.file}:", *found[-1].lines()]))
