@@ -167,13 +167,13 @@ def evaluate(
         _refuse(others | of_a_file, "--forget judges nothing; leave out OPTION, or say it in a second command.")
         _forget(path, forgotten, as_json)
         return
-    imported = not (path / "spec.json").is_file()
+    from ddbench.runs.rundir import SPEC, RunDir
+
+    imported = not (path / SPEC).is_file()
     if imported:
         options = run_options(writable(runs_root), data_root, device, quiet=quiet, track=track)
         folders, own_data = _bring_in(path, refs, options, quiet, **said), None
     else:
-        from ddbench.runs.rundir import RunDir
-
         own_data = of_a_file.pop("dataset")
         _refuse(of_a_file, f"OPTION is for a file, and {path} is a run.")
         options = run_options(RunDir.at(path).root, data_root, device, quiet=quiet, track=track)
@@ -207,7 +207,7 @@ def _refuse(options: Mapping[str, Any], why: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _JudgedRun:
     """A run that was judged: its folder and record, judges without a result, and whether there is no other."""
 
     folder: Path
@@ -224,7 +224,7 @@ def _judge(
     options: RunOptions,
     curve: bool,
     dataset: str | None,
-) -> _Judged:
+) -> _JudgedRun:
     from ddbench.runs.evaluating import cells
     from ddbench.runs.rundir import RunDir
     from ddbench.runs.runner import evaluate_run
@@ -237,10 +237,10 @@ def _judge(
     protocols = judged_with(spec, refs)
     record = evaluate_run(folder, protocols, judges, students, options, curve, dataset)
     wanted = cells(protocols, judges, students, record.data.shape, own=record.run.backbone)
-    return _Judged(folder, record, lost_cells(record, wanted), nothing_judged(record, wanted))
+    return _JudgedRun(folder, record, lost_cells(record, wanted), nothing_judged(record, wanted))
 
 
-def _show(judged: _Judged, curve: bool, imported: bool) -> None:
+def _show(judged: _JudgedRun, curve: bool, imported: bool) -> None:
     _print(judged.record)
     if curve:
         from ddbench.cli.curves import print_curves
@@ -253,6 +253,7 @@ def _show(judged: _Judged, curve: bool, imported: bool) -> None:
 def _forget(path: Path, refs: Sequence[str], as_json: bool) -> None:
     from ddbench.runs.forgetting import choose, forget, name
     from ddbench.runs.record import read_record
+    from ddbench.runs.rundir import RECORD
 
     chosen = choose(path, refs)
     for part in chosen.kept:
@@ -261,7 +262,7 @@ def _forget(path: Path, refs: Sequence[str], as_json: bool) -> None:
         note(f"Forgotten: {name(part)}, which failed: {part.failed}")
     if not chosen.failed:
         note("No judge of this run has failed.")
-    record = forget(path, chosen.failed) if chosen.failed else read_record(path / "record.json")
+    record = forget(path, chosen.failed) if chosen.failed else read_record(path / RECORD)
     if not record.evaluations:
         note(f"No judge is left; `ddbench evaluate {path} --protocol NAME` adds one.")
     if as_json:

@@ -18,10 +18,9 @@ from ddbench.backbones import names as backbones
 from ddbench.engine.precision import Precision
 from ddbench.evaluation.evaluate import tested_together
 from ddbench.evaluation.plan import on_device
-from ddbench.evaluation.protocol import DistillOptions
+from ddbench.evaluation.protocol import OWN, DistillOptions
 from ddbench.problem import Problem
 from ddbench.runs import provenance
-from ddbench.runs.evaluating import OWN
 from ddbench.runs.measures import Measures
 from ddbench.runs.record import RecognisedPart, RunRecord, write_record
 from ddbench.runs.rundir import RunDir

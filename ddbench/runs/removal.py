@@ -219,7 +219,7 @@ def _took(folder: Path) -> str:
     from ddbench.text import duration
 
     try:
-        return f", {duration(float(read_json(folder / 'cost.json')['seconds']))} to make"
+        return f", {duration(float(read_json(folder / COST)['seconds']))} to make"
     except (RunError, KeyError, TypeError, ValueError):
         return ""
 

@@ -20,7 +20,7 @@ from ddbench import synthetic as synthetic_sets
 from ddbench.data.dataset import Dataset
 from ddbench.engine.decode import decode
 from ddbench.errors import ConfigError, DataError, RunError, mistyped
-from ddbench.evaluation.protocol import Protocol
+from ddbench.evaluation.protocol import OWN, Protocol
 from ddbench.evaluation.recipes import Recipe, budget_of, full_step
 from ddbench.files import locked, require_locks
 from ddbench.foreign.importing import Import, bring_in, found_in
@@ -28,7 +28,7 @@ from ddbench.foreign.importing import dataset_of as dataset_of_file
 from ddbench.foreign.published_sets import place_of_sets, take
 from ddbench.foreign.terms import Said
 from ddbench.runs import provenance
-from ddbench.runs.evaluating import OWN, Cell, Judging, cells, read_evaluation, require_networks
+from ddbench.runs.evaluating import Cell, Judging, cells, read_evaluation, require_networks
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions, dataset_of, finished_record, problems, session
 from ddbench.runs.spec import protocols_of
