@@ -43,10 +43,9 @@ from ddbench.runs.runner import RunOptions
 from ddbench.runs.spec import Asked, asked_ref, judged_with, resolve_spec
 from ddbench.runs.trackers import trackers
 from ddbench.sensitivity import tables
-from ddbench.sensitivity.asked import USUAL_GRID, read_grid
-from ddbench.sensitivity.asked import Asked as AskedOfGrid
-from ddbench.sensitivity.measure import SaidOfFiles
-from ddbench.sensitivity.measure import evaluate_grid as measure_grid
+from ddbench.sensitivity.asked import USUAL_GRID, AskedGrid, read_grid
+from ddbench.sensitivity.judging import SaidOfFiles
+from ddbench.sensitivity.judging import evaluate_grid as judge_grid
 from ddbench.sensitivity.results import Results
 from ddbench.text import budget, percent
 
@@ -269,7 +268,7 @@ def evaluate_grid(
     words = str(factors) if isinstance(factors, str | Path) else ""
     if words and words != USUAL_GRID and not words.endswith(".toml"):
         raise ConfigError(f"factors are values by factor, 'usual', or a TOML file; got {words!r}.")
-    wanted = read_grid(Path(words)) if words.endswith(".toml") else AskedOfGrid(factors=USUAL if words else factors)  # type: ignore[arg-type]
+    wanted = read_grid(Path(words)) if words.endswith(".toml") else AskedGrid(factors=USUAL if words else factors)  # type: ignore[arg-type]
     several = [sets] if isinstance(sets, str | Path | Run) else sets
     wanted = wanted.over(
         sets=tuple(str(one.folder if isinstance(one, Run) else one) for one in several),
@@ -282,7 +281,7 @@ def evaluate_grid(
     )
     files = SaidOfFiles(Said(pixels, labels, None, None, decode, size), dataset, entry)
     where = _options(device, data, runs, progress=progress, curve=False)
-    return Grid(measure_grid(wanted, files, where, Path(output)), Path(output))
+    return Grid(judge_grid(wanted, files, where, Path(output)), Path(output))
 
 
 def recognise(

@@ -34,7 +34,7 @@ def judge(
     from ddbench.evaluation.protocol import protocol
     from ddbench.foreign.terms import Said
     from ddbench.sensitivity.asked import asked
-    from ddbench.sensitivity.measure import SaidOfFiles, evaluate_grid
+    from ddbench.sensitivity.judging import SaidOfFiles, evaluate_grid
 
     refs, output = options["refs"], options["output"] or OUTPUT
     if len(refs) > 1:

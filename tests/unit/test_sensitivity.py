@@ -24,9 +24,9 @@ from ddbench.runs import evaluating
 from ddbench.runs.evaluating import Judging
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runspec import RunSpec
-from ddbench.sensitivity import measure
+from ddbench.sensitivity import judging
 from ddbench.sensitivity.asked import read_grid
-from ddbench.sensitivity.measure import row_names
+from ddbench.sensitivity.judging import row_names
 from ddbench.sensitivity.order import flips, kendalls_w, order_of, tau
 from ddbench.sensitivity.results import CellPart, PairPart, Results, SectionPart, SetPart, json_schema, read_results
 from ddbench.sensitivity.tables import headers, rows, sentences
@@ -153,16 +153,16 @@ def test_a_second_process_takes_other_cells_and_waits_for_the_rest(
     lock = FileLock(busy.parents[2] / ".lock")
     lock.acquire()
     patient: list[bool] = []
-    judge = measure._judge
+    judge = judging._judge
 
     def letting_go(*values: Any, **named: Any) -> None:
-        if not measure.Grid.found(*values[:4]):
+        if not judging.ResolvedGrid.found(*values[:4]):
             patient.append(named["patient"])
         if named["patient"]:
             lock.release()
         judge(*values, **named)
 
-    monkeypatch.setattr(measure, "_judge", letting_go)
+    monkeypatch.setattr(judging, "_judge", letting_go)
     assert accuracies(grid(place).results) == accuracies(wanted)
     assert patient == [False, True]
 
@@ -424,8 +424,8 @@ def test_a_file_says_all_of_a_grid(place: Path) -> None:
 
 def test_files_and_published_names_are_sets_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Path(sets_in(place)[0])
-    monkeypatch.setattr(measure, "take", lambda name, shelf, data: run / "synthetic.safetensors")
-    monkeypatch.setattr(measure, "place_of_sets", lambda: "nowhere")
+    monkeypatch.setattr(judging, "take", lambda name, shelf, data: run / "synthetic.safetensors")
+    monkeypatch.setattr(judging, "place_of_sets", lambda: "nowhere")
     found = grid(place, sets=["k-means/digits/ipc1", sets_in(place)[1]])
     (section,) = found.results.sections
     assert [part.published for part in section.sets] == ["k-means/digits/ipc1", ""]

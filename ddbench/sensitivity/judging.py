@@ -32,7 +32,7 @@ from ddbench.runs.evaluating import Cell, Judging, cells, read_evaluation, requi
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions, dataset_of, finished_record, problems, session
 from ddbench.runs.spec import protocols_of
-from ddbench.sensitivity.asked import Asked, is_published
+from ddbench.sensitivity.asked import AskedGrid, is_published
 from ddbench.sensitivity.order import order_of
 from ddbench.sensitivity.results import (
     CellPart,
@@ -121,7 +121,7 @@ class Section:
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class ResolvedGrid:
     """A grid with its sets found and its recipes made; `place` is the file of its results."""
 
     base: Protocol
@@ -187,7 +187,7 @@ class Grid:
         )  # fmt: skip
 
 
-def evaluate_grid(asked: Asked, files: SaidOfFiles, options: RunOptions, place: Path) -> Results:
+def evaluate_grid(asked: AskedGrid, files: SaidOfFiles, options: RunOptions, place: Path) -> Results:
     """Judge every set under every recipe, write the results to `place`, and return them.
 
     What is in the folder of cells beside it is not trained again, but for what failed. A second process with the same
@@ -195,7 +195,7 @@ def evaluate_grid(asked: Asked, files: SaidOfFiles, options: RunOptions, place: 
     Raises: ConfigError for what cannot be asked, before anything is done; DataError or RunError where a set is not
     there or is damaged; Interrupted after a signal, with everything kept.
     """
-    grid = grid_of(asked, files, options, place)
+    grid = resolve_grid(asked, files, options, place)
     folder = place.with_name(place.name + CELLS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -206,13 +206,13 @@ def evaluate_grid(asked: Asked, files: SaidOfFiles, options: RunOptions, place: 
     try:
         with session(options) as (stop, tell):
             tell.on_phase("evaluate")
-            _measure(grid, options, stop, tell)
+            _judge_all(grid, options, stop, tell)
     finally:
         _write(grid, folder, finished=False)
     return _write(grid, folder, finished=True)
 
 
-def grid_of(asked: Asked, files: SaidOfFiles, options: RunOptions, place: Path) -> Grid:
+def resolve_grid(asked: AskedGrid, files: SaidOfFiles, options: RunOptions, place: Path) -> ResolvedGrid:
     """The grid that is asked for, its sets found and its recipes made. Raises: as `evaluate_grid`."""
     if not asked.sets:
         raise ConfigError("a grid needs sets: runs, files, or names of published sets such as dance/cifar10/ipc10.")
@@ -230,7 +230,7 @@ def grid_of(asked: Asked, files: SaidOfFiles, options: RunOptions, place: Path) 
         for column in columns.values()
         for cell in _judges(asked, base, column)
     ]
-    return Grid(base, recipes, tuple(sections), place)
+    return ResolvedGrid(base, recipes, tuple(sections), place)
 
 
 def row_names(specs: Sequence[RunSpec]) -> list[str]:
@@ -254,7 +254,7 @@ def _row_name(spec: RunSpec, kin: set[str], first: dict[str, RunSpec]) -> str:
     return printable(name if len(alike) == 1 else f"{spec.method} ({spec.id})", 200)
 
 
-def _members(asked: Asked, files: SaidOfFiles, options: RunOptions) -> Iterator[Member]:
+def _members(asked: AskedGrid, files: SaidOfFiles, options: RunOptions) -> Iterator[Member]:
     for ref in asked.sets:
         published = ref if is_published(ref) else ""
         path = take(ref, place_of_sets(), options.data_root) if published else Path(ref)
@@ -272,7 +272,7 @@ def _members(asked: Asked, files: SaidOfFiles, options: RunOptions) -> Iterator[
             yield Member(RunDir.at(entered.folder), data, published)
 
 
-def _judges(asked: Asked, base: Protocol, column: Sequence[Member]) -> list[Cell]:
+def _judges(asked: AskedGrid, base: Protocol, column: Sequence[Member]) -> list[Cell]:
     """The base with every judge of a column."""
     if OWN in (asked.judges or base.backbones):
         raise ConfigError(
@@ -312,7 +312,7 @@ def _says_nothing(recipe: Recipe, base: Protocol, members: Sequence[Member]) -> 
     return ""
 
 
-def _measure(grid: Grid, options: RunOptions, stop: Stop, tell: Observer) -> None:
+def _judge_all(grid: ResolvedGrid, options: RunOptions, stop: Stop, tell: Observer) -> None:
     """Train what is missing or has failed: first what nobody else is at, then, after waiting, what the others left."""
     judging = {m.sha256: _judging(m, options, stop, tell) for s in grid.sections for m in s.members}
     failed = {grid.file(*cell) for cell in grid.cells() if (done := grid.found(*cell)) is not None and done.failed}
@@ -326,7 +326,14 @@ def _measure(grid: Grid, options: RunOptions, stop: Stop, tell: Observer) -> Non
 
 
 def _judge(
-    grid: Grid, section: Section, recipe: Recipe, member: Member, judging: Judging, failed: set[Path], *, patient: bool
+    grid: ResolvedGrid,
+    section: Section,
+    recipe: Recipe,
+    member: Member,
+    judging: Judging,
+    failed: set[Path],
+    *,
+    patient: bool,
 ) -> None:
     """Train a cell that is missing, or that is among the `failed` ones, which it leaves when it was tried again.
 
@@ -353,7 +360,7 @@ def _judging(member: Member, options: RunOptions, stop: Stop, tell: Observer) ->
     return Judging(member.folder, member.synthetic, member.dataset, member.sha256, problem, stop, tell)
 
 
-def _write(grid: Grid, folder: Path, *, finished: bool) -> Results:
+def _write(grid: ResolvedGrid, folder: Path, *, finished: bool) -> Results:
     # Alone, so that no process puts an earlier state in the place of a later one.
     with locked(folder / ".lock", _OPTION):
         results = grid.results(finished=finished)
