@@ -68,21 +68,28 @@ def test_averages_and_assigned_labels_are_those_of_steps_one_by_one(
         assert (ours - theirs).norm() < 1e-3 * ours.norm()
 
 
+def ends_of_pools(
+    kind: Any, backbone: str, folder: Path, on_the_gpu: Callable[[Path], Problem], **asked: Any
+) -> list[torch.Tensor]:
+    """[3, P] where three networks of a pool arrive on a CPU, and the same on a GPU; two are trained together."""
+    found = []
+    for problem in (problem_for_checks(folder / "cpu"), on_the_gpu(folder / "cuda")):
+        own = replace(problem, backbone=build(backbone, problem.shape, problem.classes))
+        with own.precision.active(own.device):
+            experts = own.artifacts.get(kind.of(own, experts=3, **asked), own)
+        found.append(torch.stack([experts.params(k, experts.epochs) for k in range(3)]))
+    return found
+
+
 @pytest.mark.parametrize("backbone", ["convnet-d2-w8", "convnet-d2-w16"])
 def test_flat_experts_are_those_of_the_cpu(
     backbone: str, tmp_path: Path, on_the_gpu: Callable[[Path], Problem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trajectories, "students_together", lambda *_: 2)
-    found = []
-    for where in ("cpu", "cuda"):
-        problem = on_the_gpu(tmp_path / where) if where == "cuda" else problem_for_checks(tmp_path / where)
-        problem = replace(problem, backbone=build(backbone, problem.shape, problem.classes))
-        wanted = trajectories.ExpertTrajectories.of(problem, experts=3, epochs=3, lr=0.1, rho=0.3, alpha=0.5)
-        with problem.precision.active(problem.device):
-            experts = problem.artifacts.get(wanted, problem)
-        found.append(torch.stack([experts.params(k, 3) for k in range(3)]))
-    assert torch.allclose(found[0], found[1], atol=1e-3)
-    assert (found[0][0] - found[0][1]).norm() > 0.1
+    asked = {"epochs": 3, "lr": 0.1, "rho": 0.3, "alpha": 0.5}
+    ours, theirs = ends_of_pools(trajectories.ExpertTrajectories, backbone, tmp_path, on_the_gpu, **asked)
+    assert torch.allclose(ours, theirs, atol=1e-3)
+    assert (ours[0] - ours[1]).norm() > 0.1
 
 
 def test_networks_of_which_the_ends_are_kept_are_those_of_the_cpu(
@@ -90,16 +97,10 @@ def test_networks_of_which_the_ends_are_kept_are_those_of_the_cpu(
 ) -> None:
     """Two augmentations one after another and CutMix, captured; the third network is trained where the first was."""
     monkeypatch.setattr(trajectories, "students_together", lambda *_: 2)
-    found = []
-    for where in ("cpu", "cuda"):
-        problem = on_the_gpu(tmp_path / where) if where == "cuda" else problem_for_checks(tmp_path / where)
-        problem = replace(problem, backbone=build("convnet-d2-w8", problem.shape, problem.classes))
-        wanted = trajectories.ExpertEnds.of(problem, experts=3, epochs=6, lr=0.02, batch=50)
-        with problem.precision.active(problem.device):
-            experts = problem.artifacts.get(wanted, problem)
-        found.append(torch.stack([experts.params(k, 6) for k in range(3)]))
-    assert torch.allclose(found[0], found[1], atol=1e-3)
-    assert (found[0][0] - found[0][1]).norm() > 0.1
+    asked = {"epochs": 6, "lr": 0.02, "batch": 50}
+    ours, theirs = ends_of_pools(trajectories.ExpertEnds, "convnet-d2-w8", tmp_path, on_the_gpu, **asked)
+    assert torch.allclose(ours, theirs, atol=1e-3)
+    assert (ours[0] - ours[1]).norm() > 0.1
 
 
 def test_what_is_written_out_learns_what_the_whole_graph_learns(
