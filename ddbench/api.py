@@ -36,24 +36,26 @@ from ddbench.runs import correlating, recognising, runner
 from ddbench.runs.condensing import SNAPSHOTS
 from ddbench.runs.devices import choose_device
 from ddbench.runs.loaded import LoadedSet
-from ddbench.runs.observers import Console, Observer
+from ddbench.runs.observers import Console
 from ddbench.runs.record import RunRecord
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions
 from ddbench.runs.spec import Asked, asked_ref, judged_with, resolve_spec
-from ddbench.runs.trackers import Tracker, trackers
+from ddbench.runs.trackers import trackers
 from ddbench.sensitivity import tables
-from ddbench.sensitivity.asked import USUAL_GRID, read_grid
-from ddbench.sensitivity.asked import Asked as AskedOfGrid
-from ddbench.sensitivity.measure import SaidOfFiles
-from ddbench.sensitivity.measure import evaluate_grid as measure_grid
+from ddbench.sensitivity.asked import USUAL_GRID, AskedGrid, read_grid
+from ddbench.sensitivity.judging import SaidOfFiles
+from ddbench.sensitivity.judging import evaluate_grid as judge_grid
 from ddbench.sensitivity.results import Results
 from ddbench.text import budget, percent
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from ddbench.runs.trackers import Tracker
+
     Several = str | Sequence[str]
+    Tracked = str | type[Tracker] | Sequence[str | type[Tracker]]
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +135,7 @@ def run(
     curve: bool = False,
     snapshots: int = SNAPSHOTS,
     progress: bool = False,
-    track: str | type[Tracker] | Sequence[str | type[Tracker]] = (),
+    track: Tracked = (),
 ) -> Run:
     """Condense a dataset, judge the set, write a record: `ddbench run`. A finished run is read, not repeated.
 
@@ -162,11 +164,9 @@ def run(
         options={name: _plain(value) for name, value in (options or {}).items()},
         select=select,
     )
-    named = [track] if isinstance(track, str | type) else list(track)
-    watching = trackers(named, logger.warning)
     if snapshots < 2:
         raise ConfigError(f"snapshots is {snapshots}; there are at least 2, the first state and the result.")
-    where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve, watching=watching)
+    where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve, track=track)
     where = replace(where, snapshots=snapshots)
     resolution = resolve_spec(asked, where.data_root, where.device, read_start)
     record = runner.run(resolution, where)
@@ -196,6 +196,7 @@ def evaluate(
     runs: str | Path | None = None,
     curve: bool = False,
     progress: bool = False,
+    track: Tracked = (),
 ) -> Run:
     """Judge a finished run by more protocols, judges or students, or a set that somebody else made: `ddbench evaluate`.
 
@@ -203,13 +204,14 @@ def evaluate(
     `protocol` and `judge` are one name or several; left out, those of the run, or of the protocol. What a downloaded
     file does not say is said here: `dataset`, `pixels`, `labels`, `lr`, `augment`, `decode` and `size` as in `load`;
     `entry` which set of several; `name` what boards call it, `ipc` its budget, `made_with` its backbone, `claims` what
-    its maker says of it.
+    its maker says of it. `track` is as for `run`.
     Raises: DdbenchError, with a sentence that says what to do; it calls the arguments by the command line's options.
     """
     place = path.folder if isinstance(path, Run) else Path(path)
     refs = _several(protocol)
     imported = not (place / SPEC).is_file()
-    where = _options(device, data, runs if imported else RunDir.at(place).root, progress=progress, curve=curve)
+    root = runs if imported else RunDir.at(place).root
+    where = _options(device, data, root, progress=progress, curve=curve, track=track)
     said = Said(pixels, labels, lr, augment, decode, size)
     if imported:
         found = found_in(place, entry, dataset, where.data_root, size)
@@ -266,7 +268,7 @@ def evaluate_grid(
     words = str(factors) if isinstance(factors, str | Path) else ""
     if words and words != USUAL_GRID and not words.endswith(".toml"):
         raise ConfigError(f"factors are values by factor, 'usual', or a TOML file; got {words!r}.")
-    wanted = read_grid(Path(words)) if words.endswith(".toml") else AskedOfGrid(factors=USUAL if words else factors)  # type: ignore[arg-type]
+    wanted = read_grid(Path(words)) if words.endswith(".toml") else AskedGrid(factors=USUAL if words else factors)  # type: ignore[arg-type]
     several = [sets] if isinstance(sets, str | Path | Run) else sets
     wanted = wanted.over(
         sets=tuple(str(one.folder if isinstance(one, Run) else one) for one in several),
@@ -279,7 +281,7 @@ def evaluate_grid(
     )
     files = SaidOfFiles(Said(pixels, labels, None, None, decode, size), dataset, entry)
     where = _options(device, data, runs, progress=progress, curve=False)
-    return Grid(measure_grid(wanted, files, where, Path(output)), Path(output))
+    return Grid(judge_grid(wanted, files, where, Path(output)), Path(output))
 
 
 def recognise(
@@ -415,15 +417,16 @@ def _options(
     progress: bool,
     curve: bool,
     fresh: bool = False,
-    watching: Sequence[Observer] = (),
+    track: Tracked = (),
 ) -> RunOptions:
+    named = [track] if isinstance(track, str | type) else list(track)
     return RunOptions(
         root=_folder(runs, RUNS),
         data_root=_folder(data, DATA),
         device=choose_device(device),
         fresh=fresh,
         curve=curve,
-        observers=[*([Console()] if progress else []), *watching],
+        observers=[*([Console()] if progress else []), *trackers(named, logger.warning)],
     )
 
 

@@ -31,7 +31,8 @@ LEFT_SECONDS = 3600.0  # nothing takes longer to write
 
 
 def outside_identity(default: Any = dataclasses.MISSING) -> Any:
-    """A field that says how much of the artefact is wanted, not which one it is: a pool of experts grows in place."""
+    """A field that does not say which artefact it is, but how much of it is wanted, since a pool of experts grows in
+    place; or what whoever asks for it calls its options."""
     return field(default=default, metadata={"identity": False})
 
 

@@ -6,6 +6,7 @@ Four layers, later wins: the field's default, the presets for this dataset and i
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import reprlib
 import tomllib
@@ -206,6 +207,14 @@ def parse_value(text: str) -> Any:
     return text if isinstance(value, date | time) else value
 
 
+def spelled(value: Any) -> str:
+    """A value as it is typed after `KEY=`, so that `parse_value` and the option it is for read it as itself."""
+    if value is None:
+        return "none"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if parse_value(text) == value else json.dumps(value)
+
+
 def parse_assignments(texts: Iterable[str], example: str = "--set iterations=100") -> dict[str, Any]:
     """`["lr_images=0.1", "augment=none"]` as a dict, in the order in which each was said last.
 
@@ -227,6 +236,15 @@ def parse_selection(text: str) -> dict[str, Any] | bool:
     if text in ("on", "none"):
         return text == "on"
     return parse_assignments(text.split(","), example="--select heldout=0.1,every=500,students=2")
+
+
+def spelled_selection(select: Mapping[str, Any] | bool | None) -> str:
+    """What `parse_selection` reads as this selection."""
+    if not isinstance(select, Mapping):
+        return "on" if select else "none"
+    if not select.get("on", True):
+        return "none"
+    return ",".join(f"{name}={spelled(value)}" for name, value in select.items() if name != "on") or "on"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

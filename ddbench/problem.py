@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddbench.artifacts import ArtifactCache, made, seconds_in
+from ddbench.backbones import names as backbones
 from ddbench.backbones.backbone import Backbone
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.pixels import PixelSpace, fit_pixels
@@ -135,6 +136,10 @@ class Problem:
     def class_runs(self, most: int) -> list[slice]:
         """All classes, in runs of at most `most`, for work that is cut to fit a memory."""
         return [slice(first, min(first + most, self.classes)) for first in range(0, self.classes, most)]
+
+    def with_backbone(self, name: str) -> Problem:
+        """The same problem with the network of that name. Raises: as `backbones.build`."""
+        return dataclasses.replace(self, backbone=backbones.build(name, self.shape, self.classes))
 
     def heldout(self, fraction: float) -> tuple[Problem, RealImages]:
         """The same problem without a part of the training set, and that part, for whoever must choose.

@@ -186,13 +186,15 @@ def side_by_side(dataset: str, title: str, protocol: str, judge: str, records: P
     Of several settings of a method the one with the fewest such options is taken, then the one with the most sets, and
     never one by its accuracy.
     """
+    from ddbench.leaderboard.published import called, read_published
+
+    labels = set(read_published()["method"])
     by_method: dict[str, dict[int, dict[str, Any]]] = {}
     for row in sorted(
         _column(dataset, title, protocol, judge, records),
         key=lambda row: (len(row["overridden"]), -row["sets"], row["variant"]),
     ):
-        method = row["method"] + ("+dsa" if row["config"].get("dsa") else "")
-        by_method.setdefault(method, {}).setdefault(row["ipc"], row)
+        by_method.setdefault(called(row["method"], row["config"], labels), {}).setdefault(row["ipc"], row)
     return _by_budget({_code(method): of for method, of in by_method.items()}, say_options=True)
 
 

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sys
 import textwrap
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 
 from ddbench.errors import ConfigError
-from ddbench.text import printable, size
+from ddbench.text import printable
 
 if TYPE_CHECKING:
     from ddbench.runs.observers import Observer
-    from ddbench.runs.removal import Piece, Plan
+    from ddbench.runs.runner import RunOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 LAST_COLUMN = 30  # characters; with less, no column alone can make room
-MOVE_SECONDS = 0.1  # between two states of a moving line
 FIRST_RUN = "ddbench run --method dm --method random --method whole --dataset digits --ipc 10"
 
 
@@ -73,6 +69,21 @@ runs_option = click.option(
     type=Folder(),
     help="Folder of the runs.",
 )
+
+
+def leaderboards_option(text: str) -> Callable[[F], F]:
+    """The folder of the committed leaderboards, with what a command takes from it."""
+    return click.option(
+        "--leaderboards",
+        "leaderboards",
+        default="leaderboards",
+        show_default=True,
+        metavar="DIR",
+        type=Folder(),
+        help=text,
+    )
+
+
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
 )
@@ -116,22 +127,6 @@ students_option = click.option(
 )
 
 
-yes_option = click.option("--yes", is_flag=True, help="Delete without a question, also where no terminal can ask.")
-dry_run_option = click.option("--dry-run", is_flag=True, help="Name what would go, and delete nothing.")
-wanted_options = (
-    click.option("--method", "methods", multiple=True, metavar="NAME", help="Only runs of this method. Repeatable."),
-    click.option("--dataset", "datasets", multiple=True, metavar="NAME", help="Only runs on this dataset. Repeatable."),
-    click.option(
-        "--ipc", "ipcs", multiple=True, type=click.IntRange(0), metavar="N",
-        help="Only runs of this budget; 0 for those on the whole dataset. Repeatable.",
-    ),
-    click.option(
-        "--state", "states", multiple=True,
-        type=click.Choice(["done", "failed", "running", "interrupted", "damaged"]), help="Repeatable.",
-    ),
-)  # fmt: skip
-
-
 def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Several options as one decorator, in the order in which help shows them."""
 
@@ -156,6 +151,20 @@ def observers(quiet: bool, track: Sequence[str] = ()) -> list[Observer]:
 
         watching += trackers(track, lambda text: note(f"Warning: {text}"))
     return watching
+
+
+def run_options(
+    root: Path, data_root: Path, device: str, *, quiet: bool, track: Sequence[str] = (), **more: Any
+) -> RunOptions:
+    """Where and how runs of the folder `root` are done, as the options of a command say it.
+
+    Raises: ConfigError for a device or a tracker that is not there, PluginError for a tracker that is none.
+    """
+    from ddbench.runs.devices import choose_device
+    from ddbench.runs.runner import RunOptions
+
+    watching = observers(quiet, track)
+    return RunOptions(root=root, data_root=data_root, device=choose_device(device), observers=watching, **more)
 
 
 def print_json(value: Any) -> None:
@@ -223,159 +232,6 @@ def note(text: str) -> None:
 
     if sys.stderr is not None:
         click.echo(printable(text, lines=True), file=cast(TextIO, Patient(sys.stderr)))
-
-
-def agreed(question: str, *, yes: bool) -> bool:
-    """Whether to go on with something that cannot be undone: said beforehand, or asked on a terminal."""
-    if yes or not at_a_terminal():
-        return yes
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort:  # Ctrl-C or the end of the input is an answer too
-        click.echo(err=True)
-        return False
-
-
-def at_a_terminal() -> bool:
-    """Whether somebody is there who can answer."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
-
-
-def carry_out(
-    ctx: click.Context,
-    plan: Plan,
-    removing: Iterator[Piece | str],
-    *,
-    yes: bool,
-    dry_run: bool,
-    as_json: bool,
-    beside: Mapping[str, Any] | None = None,
-) -> None:
-    """Name what would go, ask, and let it go. The code is 1 where something stays that should have gone.
-
-    `beside` is what the JSON document says beside that.
-    """
-    if not as_json:
-        if plan.pieces:
-            print_table(((p.path, p.what, size(p.bytes)) for p in plan.pieces), ("what goes", "", "size"))
-        else:
-            click.echo("There is nothing to delete.")
-        for kept in plan.kept:
-            note(f"Kept: {kept.what}, {size(kept.bytes)}: {kept.why}.")
-    elif plan.pieces and yes and not dry_run:
-        for piece in plan.pieces:
-            note(f"{piece.path}: {piece.what}, {size(piece.bytes)}")
-    gone, errors = [], []
-    wanted = bool(plan.pieces) and not dry_run
-    go = wanted and (yes if as_json else agreed(f"Delete this, {size(plan.bytes)}?", yes=yes))
-    if go:
-        with Progress(False, at_once=False) as progress:
-            for result in removing:
-                if isinstance(result, str):
-                    errors.append(result)
-                else:
-                    gone.append(result)
-                progress("deleting", len(gone) + len(errors), len(plan.pieces))
-        for error in errors:
-            note(f"Error: {error}")
-    if as_json:
-        print_json(
-            {
-                "deleted": [piece.to_json() for piece in gone],
-                "left": [piece.to_json() for piece in plan.pieces if piece not in gone],
-                "kept": [vars(kept) for kept in plan.kept],
-                "errors": errors,
-                **(beside or {}),
-                "bytes": sum(piece.bytes for piece in gone),
-            }
-        )
-    elif go:
-        click.echo(f"Deleted {len(gone)} of {len(plan.pieces)}: {size(sum(piece.bytes for piece in gone))}.")
-    if wanted and not go:
-        note(f"Nothing was deleted: {size(plan.bytes)} would go. Say --yes to delete it.")
-        ctx.exit(1)
-    if errors:
-        ctx.exit(1)
-
-
-class Progress:
-    """What a long operation on files is doing, on stderr, between `with` and its end: a moving line on a terminal;
-    elsewhere a line for each new thing, and one every ten seconds while it lasts, also where nothing is reported.
-
-    Not `at_once`, nothing is said of what is over before that. A stderr that is gone is no reason to end the operation.
-    `clock` counts seconds.
-    """
-
-    def __init__(
-        self,
-        quiet: bool,
-        every_seconds: float = 10.0,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        at_once: bool = True,
-    ) -> None:
-        from ddbench.runs.observers import Patient
-
-        # As it is now: whoever is called may put something else in its place for a while.
-        self._stream = None if quiet or sys.stderr is None else Patient(sys.stderr)
-        self._moving = self._stream is not None and self._stream.isatty()
-        self._every = MOVE_SECONDS if self._moving else every_seconds
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._doing, self._done, self._of = "", 0, 0
-        self._since = -math.inf
-        self._at_once = at_once
-        self._shown = -math.inf if at_once else clock()
-
-    def __enter__(self) -> Self:
-        if self._stream is not None:
-            self._thread = threading.Thread(target=self._watch, daemon=True)
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        if self._thread is not None:
-            self._thread.join()
-        if self._moving and self._doing:
-            self._write("\r\x1b[K")
-
-    def __call__(self, what: str, done: int, of: int) -> None:
-        """Hear that so much of something is done; `of` is at most 1 where nobody knows how much there is."""
-        with self._lock:
-            new = what != self._doing
-            self._doing, self._done, self._of = what, done, of
-            if new:
-                self._since = self._clock()
-        self.show(at_once=new and self._at_once)
-
-    def show(self, *, at_once: bool = False) -> None:
-        """Say what is being done, unless that was said a moment ago."""
-        with self._lock:
-            now = self._clock()
-            if self._stream is None or not self._doing or not (at_once or now - self._shown >= self._every):
-                return
-            self._shown = now
-            line = f"{self._doing} {self._how_far(now - self._since)}"
-        self._write(f"\r{line}\x1b[K" if self._moving else f"{line}\n")
-
-    def _how_far(self, seconds: float) -> str:
-        from ddbench.text import duration
-
-        if self._of > 1 and self._done:
-            return f"{100 * min(self._done, self._of) // self._of} %"
-        return "..." if seconds < 1 else f"... {duration(seconds)}"
-
-    def _watch(self) -> None:
-        while not self._over.wait(min(1.0, self._every)):
-            self.show()
-
-    def _write(self, text: str) -> None:
-        assert self._stream is not None
-        self._stream.write(text)
-        self._stream.flush()
 
 
 def writable(folder: Path) -> Path:

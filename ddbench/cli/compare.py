@@ -11,17 +11,17 @@ from typing import Any
 
 import click
 
-from ddbench.cli.common import Folder, json_option, note, print_json, print_table, runs_option, wrapped
-
-leaderboards_option = click.option(
-    "--leaderboards",
-    "leaderboards",
-    default="leaderboards",
-    show_default=True,
-    metavar="DIR",
-    type=Folder(),
-    help="Folder of committed records, for names that the runs folder does not know.",
+from ddbench.cli.common import (
+    json_option,
+    leaderboards_option,
+    note,
+    print_json,
+    print_table,
+    runs_option,
+    wrapped,
 )
+
+names_option = leaderboards_option("Folder of committed records, for names that the runs folder does not know.")
 
 
 @click.command(short_help="Which method, run or set is better, and by how much.")
@@ -31,7 +31,7 @@ leaderboards_option = click.option(
 @click.option("--protocol", "protocols", multiple=True, metavar="NAME|FILE", help="Only under this one. Repeatable.")
 @click.option("--judge", "judges", multiple=True, metavar="NAME", help="Only by this backbone. Repeatable.")
 @runs_option
-@leaderboards_option
+@names_option
 @json_option
 def compare(
     refs: Sequence[str],

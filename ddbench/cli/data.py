@@ -10,10 +10,7 @@ import click
 
 from ddbench.cli import Group
 from ddbench.cli.common import (
-    Progress,
-    carry_out,
     data_option,
-    dry_run_option,
     json_option,
     note,
     print_json,
@@ -21,8 +18,9 @@ from ddbench.cli.common import (
     quiet_option,
     runs_option,
     stack,
-    yes_option,
 )
+from ddbench.cli.deleting import carry_out, dry_run_option, yes_option
+from ddbench.cli.progress import Progress
 
 if TYPE_CHECKING:
     from ddbench.data.manifests import Manifest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,15 @@ from ddbench.cli.common import (
     device_option,
     json_option,
     note,
-    observers,
     print_json,
     print_table,
     quiet_option,
+    run_options,
     runs_option,
     size_option,
     stack,
     students_option,
+    track_option,
     writable,
 )
 
@@ -106,6 +108,7 @@ _said = stack(
 @device_option
 @data_option
 @runs_option
+@track_option
 @json_option
 @quiet_option
 @click.pass_context
@@ -124,6 +127,7 @@ def evaluate(
     device: str,
     data_root: Path,
     runs_root: Path,
+    track: Sequence[str],
     as_json: bool,
     quiet: bool,
     **said: Any,
@@ -141,9 +145,12 @@ def evaluate(
     variants of it, one thing changed at a time, at equal training, and says whether the order of methods survives.
     The same command goes on where it was stopped; several processes share the work.
     """
+    of_a_file = {"claim" if name == "claims" else name.replace("_", "-"): value for name, value in said.items()}
     of_a_grid = {"product": product, "forwards": forwards, "output": output}
+    of_one_run = {"curve": curve, "forget": forgotten, "track": track}
     if grid:
-        _refuse("--grid", {"curve": curve, "forget": forgotten, **{name: said.pop(name) for name in _NOT_IN_A_GRID}})
+        others = of_one_run | {name: of_a_file[name] for name in _NOT_IN_A_GRID}
+        _refuse(others, "OPTION is not for --grid; leave it out.")
         from ddbench.cli.grid import judge
 
         judge(
@@ -153,80 +160,100 @@ def evaluate(
         return
     if len(paths) != 1:
         raise click.UsageError("Name one RUN or FILE; only --grid takes several." if paths else "Name a RUN or a FILE.")
-    for name, value in of_a_grid.items():
-        if value:
-            raise click.UsageError(f"--{name} is for --grid.")
+    _refuse(of_a_grid, "OPTION is for --grid.")
     (path,) = paths
     if forgotten:
-        others = {"protocol": refs, "judge": judges, "students": students, "curve": curve, **said}
-        for name, value in others.items():
-            if value:
-                option = f"--{name.replace('_', '-')}"
-                raise click.UsageError(f"--forget judges nothing; leave out {option}, or say it in a second command.")
+        others = {"protocol": refs, "judge": judges, "students": students, "curve": curve, "track": track}
+        _refuse(others | of_a_file, "--forget judges nothing; leave out OPTION, or say it in a second command.")
         _forget(path, forgotten, as_json)
         return
-    from ddbench.cli.curves import print_curves, with_curves
-    from ddbench.runs.devices import choose_device
-    from ddbench.runs.evaluating import cells
-    from ddbench.runs.rundir import RunDir
-    from ddbench.runs.runner import RunOptions, evaluate_run
-    from ddbench.runs.spec import judged_with
-    from ddbench.runs.states import lost_cells, nothing_judged
+    from ddbench.runs.rundir import SPEC, RunDir
 
-    imported = not (path / "spec.json").is_file()
-    if not imported:
-        given = [name for name, value in said.items() if value and name != "dataset"]
-        if given:
-            raise click.UsageError(f"--{given[0].replace('_', '-')} is for a file, and {path} is a run.")
-        runs_root = RunDir.at(path).root
-    options = RunOptions(
-        root=writable(runs_root) if imported else runs_root,
-        data_root=data_root,
-        device=choose_device(device),
-        observers=observers(quiet),
-    )
-    folders = _bring_in(path, refs, options, quiet, **said) if imported else [path]
-    records, lost, nothing = [], [], True
+    imported = not (path / SPEC).is_file()
+    if imported:
+        options = run_options(writable(runs_root), data_root, device, quiet=quiet, track=track)
+        folders, own_data = _bring_in(path, refs, options, quiet, **said), None
+    else:
+        own_data = of_a_file.pop("dataset")
+        _refuse(of_a_file, f"OPTION is for a file, and {path} is a run.")
+        options = run_options(RunDir.at(path).root, data_root, device, quiet=quiet, track=track)
+        folders = [path]
+    judged = []
     for folder in folders:
-        spec = RunDir.at(folder).spec
-        if "native" in refs and spec.imported is not None:
-            raise click.UsageError("an imported set has no native protocol here; name one, such as mtt.")
-        protocols = judged_with(spec, refs)
-        own_data = None if imported else said["dataset"]
-        record = evaluate_run(folder, protocols, judges, students, options, curve, own_data)
-        records.append(record)
-        wanted = cells(protocols, judges, students, record.data.shape, own=record.run.backbone)
-        lost += lost_cells(record, wanted)
-        nothing &= nothing_judged(record, wanted)
+        judged.append(_judge(folder, refs, judges, students, options, curve, own_data))
         if not as_json:
-            _print(record)
-            if curve:
-                print_curves(record, folder)
-            if imported:
-                click.echo(f"{folder / 'record.json'}  {folder / 'preview.png'}")
+            _show(judged[-1], curve, imported)
     if as_json:
-        pairs = zip(records, folders, strict=True)
-        shown = [with_curves(record, folder) if curve else record.to_json() for record, folder in pairs]
+        from ddbench.cli.curves import with_curves
+
+        shown = [with_curves(one.record, one.folder) if curve else one.record.to_json() for one in judged]
         print_json(shown[0] if len(shown) == 1 else shown)
+    nothing = all(one.nothing for one in judged)
     # One judge without a result is said beside the others.
-    for message in lost:
+    for message in [message for one in judged for message in one.lost]:
         note(f"{'Error' if nothing else 'Note'}: {message}")
     if nothing:
         ctx.exit(1)
 
 
-_NOT_IN_A_GRID = ("name", "ipc", "made_with", "claims")
+_NOT_IN_A_GRID = ("name", "ipc", "made-with", "claim")
 
 
-def _refuse(option: str, others: Mapping[str, Any]) -> None:
-    for name, value in others.items():
+def _refuse(options: Mapping[str, Any], why: str) -> None:
+    """Raises: UsageError where one of these options is given; `why` calls it OPTION."""
+    for name, value in options.items():
         if value:
-            raise click.UsageError(f"--{name.replace('_', '-').removesuffix('s')} is not for {option}; leave it out.")
+            raise click.UsageError(why.replace("OPTION", f"--{name}", 1))
+
+
+@dataclass(frozen=True)
+class _JudgedRun:
+    """A run that was judged: its folder and record, judges without a result, and whether there is no other."""
+
+    folder: Path
+    record: RunRecord
+    lost: list[str]
+    nothing: bool
+
+
+def _judge(
+    folder: Path,
+    refs: Sequence[str],
+    judges: Sequence[str],
+    students: int | None,
+    options: RunOptions,
+    curve: bool,
+    dataset: str | None,
+) -> _JudgedRun:
+    from ddbench.runs.evaluating import cells
+    from ddbench.runs.rundir import RunDir
+    from ddbench.runs.runner import evaluate_run
+    from ddbench.runs.spec import judged_with
+    from ddbench.runs.states import lost_cells, nothing_judged
+
+    spec = RunDir.at(folder).spec
+    if "native" in refs and spec.imported is not None:
+        raise click.UsageError("an imported set has no native protocol here; name one, such as mtt.")
+    protocols = judged_with(spec, refs)
+    record = evaluate_run(folder, protocols, judges, students, options, curve, dataset)
+    wanted = cells(protocols, judges, students, record.data.shape, own=record.run.backbone)
+    return _JudgedRun(folder, record, lost_cells(record, wanted), nothing_judged(record, wanted))
+
+
+def _show(judged: _JudgedRun, curve: bool, imported: bool) -> None:
+    _print(judged.record)
+    if curve:
+        from ddbench.cli.curves import print_curves
+
+        print_curves(judged.record, judged.folder)
+    if imported:
+        click.echo(f"{judged.folder / 'record.json'}  {judged.folder / 'preview.png'}")
 
 
 def _forget(path: Path, refs: Sequence[str], as_json: bool) -> None:
     from ddbench.runs.forgetting import choose, forget, name
     from ddbench.runs.record import read_record
+    from ddbench.runs.rundir import RECORD
 
     chosen = choose(path, refs)
     for part in chosen.kept:
@@ -235,7 +262,7 @@ def _forget(path: Path, refs: Sequence[str], as_json: bool) -> None:
         note(f"Forgotten: {name(part)}, which failed: {part.failed}")
     if not chosen.failed:
         note("No judge of this run has failed.")
-    record = forget(path, chosen.failed) if chosen.failed else read_record(path / "record.json")
+    record = forget(path, chosen.failed) if chosen.failed else read_record(path / RECORD)
     if not record.evaluations:
         note(f"No judge is left; `ddbench evaluate {path} --protocol NAME` adds one.")
     if as_json:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ddbench.cli.common import note, observers, print_json, print_table, writable
+from ddbench.cli.common import note, print_json, print_table, run_options, writable
 
 OUTPUT = Path("sensitivity.json")
 
@@ -33,10 +33,8 @@ def judge(
     """
     from ddbench.evaluation.protocol import protocol
     from ddbench.foreign.terms import Said
-    from ddbench.runs.devices import choose_device
-    from ddbench.runs.runner import RunOptions
     from ddbench.sensitivity.asked import asked
-    from ddbench.sensitivity.measure import SaidOfFiles, evaluate_grid
+    from ddbench.sensitivity.judging import SaidOfFiles, evaluate_grid
 
     refs, output = options["refs"], options["output"] or OUTPUT
     if len(refs) > 1:
@@ -54,9 +52,7 @@ def judge(
         said["dataset"],
         said["entry"],
     )
-    where = RunOptions(
-        root=writable(runs_root), data_root=data_root, device=choose_device(device), observers=observers(quiet)
-    )
+    where = run_options(writable(runs_root), data_root, device, quiet=quiet)
     results = evaluate_grid(wanted, files, where, output)
     if as_json:
         print_json(results.model_dump(mode="json", by_alias=True))

@@ -45,16 +45,16 @@ def inspect(
     from ddbench.data.sources import load
     from ddbench.errors import DataError
     from ddbench.files import unfinished, write_atomically
-    from ddbench.foreign import importing as sharing
+    from ddbench.foreign import importing
     from ddbench.foreign.diagnosis import Finding, Reference, diagnose
     from ddbench.foreign.formats import choose, read
     from ddbench.foreign.leaks import count_test_images, sentence
     from ddbench.foreign.tiles import decoder_of
-    from ddbench.runs.rundir import RunDir
+    from ddbench.runs.rundir import SPEC, RunDir
 
-    info = sharing.known_classes(dataset, data_root)
+    info = importing.known_classes(dataset, data_root)
     file = path
-    if (path / "spec.json").is_file():
+    if (path / SPEC).is_file():
         folder = RunDir.at(path)
         file = folder.synthetic
         if file.is_file():
@@ -66,7 +66,7 @@ def inspect(
     if name:
         try:
             data = load(name, data_root)
-            info, reference = sharing.known_classes(name, data_root), Reference.of(data.train, data.info)
+            info, reference = importing.known_classes(name, data_root), Reference.of(data.train, data.info)
             leaked = count_test_images(found.images, data)
         except DataError as error:
             if info is None:
@@ -76,11 +76,11 @@ def inspect(
     if leaked:
         finding = Finding("test-images", sentence(leaked, len(found.images), data))
         diagnosis = replace(diagnosis, findings=(finding, *diagnosis.findings))
-    several = sharing.decoded(found, *decoder_of(found, decode))
+    several = importing.decoded(found, *decoder_of(found, decode))
     if picture is not None:
         shown = reference or Reference.natural(diagnosis.shape)
         unfinished(picture)
-        write_atomically(picture, sharing.picture(found, diagnosis, shown, info, path.name))
+        write_atomically(picture, importing.picture(found, diagnosis, shown, info, path.name))
     if as_json:
         print_json({**_json(found, diagnosis, [one.entry for one in sets]), "decode": several})
         return

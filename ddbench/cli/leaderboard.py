@@ -12,14 +12,14 @@ from click.core import ParameterSource
 
 from ddbench.cli import Group
 from ddbench.cli.common import (
-    Folder,
     data_option,
     device_option,
     json_option,
+    leaderboards_option,
     note,
-    observers,
     print_json,
     quiet_option,
+    run_options,
     runs_option,
     stack,
     terminal_width,
@@ -28,15 +28,7 @@ from ddbench.cli.common import (
 if TYPE_CHECKING:
     from ddbench.runs.retraining import Retrained
 
-_folder_option = click.option(
-    "--leaderboards",
-    "folder",
-    default="leaderboards",
-    show_default=True,
-    metavar="DIR",
-    type=Folder(),
-    help="Folder of records and tables.",
-)
+tables_option = leaderboards_option("Folder of records and tables.")
 _html_option = click.option(
     "--html",
     metavar="FILE",
@@ -152,10 +144,10 @@ def _say_what_is_missing(ctx: click.Context, runs_root: Path) -> None:
 @click.command(short_help="Copy the records of finished runs into the leaderboard.")
 @click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Add a result too that is better than the records can explain.")
-@_folder_option
+@tables_option
 @data_option
 @json_option
-def add(paths: Sequence[Path], force: bool, folder: Path, data_root: Path, as_json: bool) -> None:
+def add(paths: Sequence[Path], force: bool, leaderboards: Path, data_root: Path, as_json: bool) -> None:
     """Check the records of finished runs and copy them into the leaderboard, each with a picture of its set.
 
     A record is compared with the set and the evaluations beside it, and with the other records: a result that is above
@@ -164,7 +156,7 @@ def add(paths: Sequence[Path], force: bool, folder: Path, data_root: Path, as_js
     from ddbench.leaderboard import boards
 
     notes: list[str] = []
-    added = [str(path) for path in boards.add(paths, folder, force=force, data_root=data_root, notes=notes)]
+    added = [str(path) for path in boards.add(paths, leaderboards, force=force, data_root=data_root, notes=notes)]
     for text in notes:
         note(f"Note: {text}")
     if as_json:
@@ -176,10 +168,10 @@ def add(paths: Sequence[Path], force: bool, folder: Path, data_root: Path, as_js
 @click.command()
 @click.option("--check", "only_check", is_flag=True, help="Write nothing; fail if a table is out of date.")
 @_html_option
-@_folder_option
+@tables_option
 @json_option
 @click.pass_context
-def build(ctx: click.Context, only_check: bool, html: Path | None, folder: Path, as_json: bool) -> None:
+def build(ctx: click.Context, only_check: bool, html: Path | None, leaderboards: Path, as_json: bool) -> None:
     """Make the tables from the records."""
     from ddbench.files import write_atomically
     from ddbench.leaderboard import boards
@@ -187,9 +179,9 @@ def build(ctx: click.Context, only_check: bool, html: Path | None, folder: Path,
     if only_check and html is not None:
         raise click.UsageError("--check writes nothing, so it goes without --html.")
     lost: list[str] = []
-    found = boards.check(folder, lost) if only_check else [str(path) for path in boards.build(folder, lost)]
+    found = boards.check(leaderboards, lost) if only_check else [str(path) for path in boards.build(leaderboards, lost)]
     if html is not None:
-        write_atomically(html, boards.committed_page(folder).encode())
+        write_atomically(html, boards.committed_page(leaderboards).encode())
         found.append(str(html))
     if as_json:
         print_json(found)
@@ -208,7 +200,7 @@ def build(ctx: click.Context, only_check: bool, html: Path | None, folder: Path,
 @click.option("--all", "everyone", is_flag=True, help="All students of each record.")
 @click.option("--protocol", "protocols", multiple=True, metavar="NAME", help="Only under this one. Repeatable.")
 @click.option("--judge", "judges", multiple=True, metavar="NAME", help="Only with this backbone. Repeatable.")
-@_folder_option
+@tables_option
 @device_option
 @data_option
 @json_option
@@ -221,7 +213,7 @@ def verify(
     everyone: bool,
     protocols: Sequence[str],
     judges: Sequence[str],
-    folder: Path,
+    leaderboards: Path,
     device: str,
     data_root: Path,
     as_json: bool,
@@ -235,26 +227,23 @@ def verify(
     from ddbench.evaluation.protocol import protocol
     from ddbench.leaderboard import boards
     from ddbench.leaderboard.observations import record_file
-    from ddbench.runs.devices import choose_device
     from ddbench.runs.rundir import RunDir
-    from ddbench.runs.runner import RunOptions
 
     ids = [protocol(ref).id for ref in protocols]
     count = None if everyone else students
     rows: list[dict[str, Any]] = []
     for path in paths:
         run = record_file(path).parent
-        options = RunOptions(
-            root=RunDir.at(run).root, data_root=data_root, device=choose_device(device), observers=observers(quiet)
-        )
-        found, kept = boards.verify(run, folder, options, students=count, protocols=ids, judges=judges)
+        options = run_options(RunDir.at(run).root, data_root, device, quiet=quiet)
+        found, kept = boards.verify(run, leaderboards, options, students=count, protocols=ids, judges=judges)
         rows += [_row(run, one) for one in found]
         if not as_json:
             click.echo("\n".join(f"{run.name}: {one}" for one in found))
         if kept is not None:
             note(f"Entered in {kept}. `ddbench leaderboard build` marks the row.")
         elif any(one.agrees for one in found):
-            note(f"{folder} has no record of this, so nothing was entered; `ddbench leaderboard add {run}` adds it.")
+            why = f"{leaderboards} has no record of this, so nothing was entered"
+            note(f"{why}; `ddbench leaderboard add {run}` adds it.")
     if as_json:
         print_json(rows)
     wrong = [row for row in rows if not row["agrees"]]

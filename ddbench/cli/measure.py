@@ -14,10 +14,10 @@ from ddbench.cli.common import (
     device_option,
     json_option,
     note,
-    observers,
     print_json,
     print_table,
     quiet_option,
+    run_options,
 )
 
 if TYPE_CHECKING:
@@ -134,10 +134,6 @@ def _real(record: RunRecord) -> bool:
 
 
 def _options(path: Path, device: str, data_root: Path, quiet: bool) -> RunOptions:
-    from ddbench.runs.devices import choose_device
     from ddbench.runs.rundir import RunDir
-    from ddbench.runs.runner import RunOptions
 
-    return RunOptions(
-        root=RunDir.at(path).root, data_root=data_root, device=choose_device(device), observers=observers(quiet)
-    )
+    return run_options(RunDir.at(path).root, data_root, device, quiet=quiet)

@@ -14,13 +14,13 @@ from ddbench.cli.common import (
     device_option,
     json_option,
     note,
-    observers,
     print_json,
     quiet_option,
+    run_options,
     runs_option,
     writable,
 )
-from ddbench.cli.compare import leaderboards_option
+from ddbench.cli.compare import names_option
 
 if TYPE_CHECKING:
     from ddbench.leaderboard.reproduction import Again, Reproduction
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 @click.option("--dataset", metavar="NAME", help="Which of the records of a name: those on this dataset.")
 @click.option("--ipc", type=click.IntRange(min=0), metavar="N", help="Those of this budget; 0 is the whole dataset.")
 @click.option("--method", metavar="REF", help="The file of a method that was given by path: ./FILE.py:CLASS.")
-@click.option("--protocol", "recipes", multiple=True, metavar="FILE", help="A recipe that was in a file. Repeatable.")
+@click.option("--protocol", "protocols", multiple=True, metavar="FILE", help="A recipe that was in a file. Repeatable.")
 @click.option("--into", default="reproduced", show_default=True, metavar="DIR", type=Folder(), help="Where to run it.")
 @click.option("--fresh", is_flag=True, help="Start over instead of reading what was reproduced before.")
 @click.option("--dry-run", is_flag=True, help="Print the commands and run nothing.")
 @device_option
 @data_option
 @runs_option
-@leaderboards_option
+@names_option
 @json_option
 @quiet_option
 @click.pass_context
@@ -48,7 +48,7 @@ def reproduce(
     dataset: str | None,
     ipc: int | None,
     method: str | None,
-    recipes: Sequence[str],
+    protocols: Sequence[str],
     into: Path,
     fresh: bool,
     dry_run: bool,
@@ -66,31 +66,29 @@ def reproduce(
     Leaves with 1 where they do not agree.
     """
     from ddbench.leaderboard.references import Shelf
-    from ddbench.leaderboard.reproduction import plan, reproduce, with_their_images
-    from ddbench.runs.devices import choose_device
-    from ddbench.runs.runner import RunOptions
+    from ddbench.leaderboard.reproduction import again_of, reproduce, with_their_images
 
-    chosen = choose_device(device)
+    options = run_options(into, data_root, device, quiet=quiet, fresh=fresh)
     files = Shelf(runs_root, leaderboards, dataset, ipc).one_budget(ref)
-    plans = [plan(file, data_root=data_root, device=chosen, method=method, recipes=recipes) for file in files]
-    plans, said = with_their_images(plans)
+    every = [
+        again_of(file, data_root=data_root, device=options.device, method=method, protocols=protocols) for file in files
+    ]
+    wanted, said = with_their_images(every)
     if said:
         note(said)
     where = None if _usual(ctx, "data_root") else data_root
     if not as_json or not quiet:
-        for text in dict.fromkeys(again.text(into, where) for again in plans):
+        for text in dict.fromkeys(again.text(into, where) for again in wanted):
             click.echo(text, err=as_json)
     if dry_run:
-        for text in [text for again in plans for text in again.left_out]:
+        for text in [text for again in wanted for text in again.left_out]:
             note(text)
         if as_json:
-            print_json([_planned(again, into) for again in plans])
+            print_json([_planned(again, into) for again in wanted])
         return
-    options = RunOptions(
-        root=writable(into), data_root=data_root, device=chosen, fresh=fresh, observers=observers(quiet)
-    )
+    writable(into)
     found = []
-    for again in plans:
+    for again in wanted:
         found.append(reproduce(again, options))
         if not as_json:
             click.echo("\n".join([f"{again.file}:", *found[-1].lines()]))

@@ -15,10 +15,10 @@ from ddbench.cli.common import (
     device_option,
     json_option,
     note,
-    observers,
     print_json,
     print_table,
     quiet_option,
+    run_options,
     runs_option,
     set_option,
     snapshots_option,
@@ -145,28 +145,20 @@ def run(
     from ddbench.cli.curves import with_curves
     from ddbench.foreign.starting import read_start
     from ddbench.runs.batch import resolve_all, run_all
-    from ddbench.runs.devices import choose_device
-    from ddbench.runs.runner import RunOptions
     from ddbench.runs.spec import remarks
 
-    chosen, watching = choose_device(device), observers(quiet, track)
+    options = run_options(
+        runs_root, data_root, device, quiet=quiet, track=track, fresh=fresh, curve=curve, snapshots=snapshots
+    )
     if dry_run:
         from ddbench.cli.dry_run import print_plans
 
-        print_plans(requests, data_root, runs_root, chosen, _said(ctx), as_json)
+        print_plans(requests, data_root, runs_root, options.device, _said(ctx), as_json)
         return
-    resolutions = resolve_all(requests, data_root, chosen, read_start)
+    resolutions = resolve_all(requests, data_root, options.device, read_start)
     for sentence in remarks(resolutions):
         note(f"Note: {sentence}")
-    options = RunOptions(
-        root=writable(runs_root),
-        data_root=data_root,
-        device=chosen,
-        fresh=fresh,
-        observers=watching,
-        curve=curve,
-        snapshots=snapshots,
-    )
+    writable(runs_root)
     outcomes = run_all(resolutions, options)
     done = [(outcome.record, outcome.folder) for outcome in outcomes if outcome.record is not None]
     if as_json:
@@ -186,14 +178,10 @@ def prepare(device: str, data_root: Path, runs_root: Path, as_json: bool, quiet:
     requests = _requests(protocols=(), judges=(), students=None, **asked)
     from ddbench.foreign.starting import read_start
     from ddbench.runs.batch import resolve_all
-    from ddbench.runs.devices import choose_device
-    from ddbench.runs.runner import RunOptions
     from ddbench.runs.runner import prepare as fill
     from ddbench.text import duration
 
-    options = RunOptions(
-        root=writable(runs_root), data_root=data_root, device=choose_device(device), observers=observers(quiet)
-    )
+    options = run_options(writable(runs_root), data_root, device, quiet=quiet)
     used: dict[str, dict[str, Any]] = {}
     for resolution in resolve_all(requests, data_root, options.device, read_start):
         # What a later request finds there may have been made for an earlier one.

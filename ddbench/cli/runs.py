@@ -13,26 +13,34 @@ from click.core import ParameterSource
 
 from ddbench.cli import Group
 from ddbench.cli.common import (
-    carry_out,
-    dry_run_option,
     json_option,
     note,
     print_json,
     print_table,
     runs_option,
-    size,
     stack,
-    wanted_options,
-    yes_option,
 )
-from ddbench.text import budget
+from ddbench.cli.deleting import carry_out, dry_run_option, yes_option
+from ddbench.text import budget, size
 
 if TYPE_CHECKING:
     from ddbench.runs.listing import Listed
 
 _WHY = 100  # letters of a reason in the list
 
-_list_options = stack(*wanted_options, runs_option, json_option)
+_wanted_options = (
+    click.option("--method", "methods", multiple=True, metavar="NAME", help="Only runs of this method. Repeatable."),
+    click.option("--dataset", "datasets", multiple=True, metavar="NAME", help="Only runs on this dataset. Repeatable."),
+    click.option(
+        "--ipc", "ipcs", multiple=True, type=click.IntRange(0), metavar="N",
+        help="Only runs of this budget; 0 for those on the whole dataset. Repeatable.",
+    ),
+    click.option(
+        "--state", "states", multiple=True,
+        type=click.Choice(["done", "failed", "running", "interrupted", "damaged"]), help="Repeatable.",
+    ),
+)  # fmt: skip
+_list_options = stack(*_wanted_options, runs_option, json_option)
 
 
 @click.group(
@@ -143,7 +151,7 @@ def show(ref: str, runs_root: Path, as_json: bool) -> None:
 
 @click.command(short_help="Delete runs, named by RUN or by what they are.")
 @click.argument("refs", metavar="[RUN]...", nargs=-1)
-@stack(*wanted_options, yes_option, dry_run_option, runs_option, json_option)
+@stack(*_wanted_options, yes_option, dry_run_option, runs_option, json_option)
 @click.pass_context
 def delete(
     ctx: click.Context,

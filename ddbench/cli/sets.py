@@ -14,13 +14,13 @@ from ddbench.cli.common import (
     device_option,
     json_option,
     note,
-    observers,
     print_json,
     print_table,
     quiet_option,
+    run_options,
     wrapped,
 )
-from ddbench.cli.leaderboard import _folder_option
+from ddbench.cli.leaderboard import tables_option
 from ddbench.text import percent, size
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def get(name: str, out: Path | None, place: str | None, data_root: Path, as_json
 )
 @click.option("--judge", "judged", is_flag=True, help="Train the record's students on the set as the file has it.")
 @click.option("--why", default="", metavar="TEXT", help="Why this set, where the rule would take another one.")
-@_folder_option
+@tables_option
 @device_option
 @data_option
 @quiet_option
@@ -128,7 +128,7 @@ def add(
     kept: Any,
     judged: bool,
     why: str,
-    folder: Path,
+    leaderboards: Path,
     device: str,
     data_root: Path,
     quiet: bool,
@@ -142,16 +142,9 @@ def add(
     from ddbench.evaluation.protocol import protocol
     from ddbench.leaderboard.publishing import publish
 
-    options = None
-    if judged:
-        from ddbench.runs.devices import choose_device
-        from ddbench.runs.runner import RunOptions
-
-        options = RunOptions(
-            root=path.parent, data_root=data_root, device=choose_device(device), observers=observers(quiet)
-        )
+    options = run_options(path.parent, data_root, device, quiet=quiet) if judged else None
     by = None if ref in (None, "native") else protocol(str(ref))
-    entry = publish(path, folder, protocol=by, kept=kept, why=why, judging=options)
+    entry = publish(path, leaderboards, protocol=by, kept=kept, why=why, judging=options)
     if as_json:
         print_json(entry.model_dump(mode="json"))
         return

@@ -11,7 +11,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -267,19 +267,8 @@ def _latest(root: Path, device: str) -> Path:
 def _results(asked: Asked, say: Callable[[str], None]) -> Iterator[Result]:
     data = _dataset(PER_CLASS)
     ceilings: dict[str, float] = {}
-
-    def problem(backbone: str, ipc: int, precision: str, folder: str, data: Dataset = data) -> Problem:
-        return build_problem(
-            data, backbone=backbone, pixels="standard", ipc=ipc, seed=0, device=asked.device, precision=precision,
-            artifacts_root=Path(folder),
-        )  # fmt: skip
-
-    def shared(result: Result) -> Result:
-        ceiling = ceilings.get(result.precision)
-        share = result.tflops / ceiling if ceiling and result.tflops else None
-        return result.model_copy(update={"share": share})
-
     with tempfile.TemporaryDirectory(prefix="ddbench-bench-") as folder:
+        problem = partial(_problem, device=asked.device, artifacts=Path(folder))
         if "ceiling" in asked.loops:
             say("ceiling")
             for result in _ceilings(asked):
@@ -287,23 +276,34 @@ def _results(asked: Asked, say: Callable[[str], None]) -> Iterator[Result]:
                 yield result
         # Before students, as in a run: training them makes the process keep its memory.
         if "methods" in asked.loops:
-            for precision in asked.precisions:
-                for ref in asked.methods:
-                    for ipc in asked.ipcs:
-                        say(f"{ref} ipc{ipc} {precision}")
-                        yield _method(ref, problem(asked.backbones[0], ipc, precision, folder), asked)
+            for precision, ref, ipc in itertools.product(asked.precisions, asked.methods, asked.ipcs):
+                say(f"{ref} ipc{ipc} {precision}")
+                yield _method(ref, problem(data, asked.backbones[0], ipc, precision), asked)
         if "students" in asked.loops:
-            for precision in asked.precisions:
-                for backbone in asked.backbones:
-                    for ipc in asked.ipcs:
-                        say(f"students {backbone} ipc{ipc} {precision}")
-                        yield shared(_students(problem(backbone, ipc, precision, folder), data, asked))
+            for precision, backbone, ipc in itertools.product(asked.precisions, asked.backbones, asked.ipcs):
+                say(f"students {backbone} ipc{ipc} {precision}")
+                yield _of_ceiling(_students(problem(data, backbone, ipc, precision), data, asked), ceilings)
         if "experts" in asked.loops:
             everything = _dataset(EXPERT_PER_CLASS[kind_of(asked.device)])
-            for precision in asked.precisions:
-                for backbone in asked.backbones:
-                    say(f"experts {backbone} {precision}")
-                    yield shared(_experts(problem(backbone, 1, precision, folder, everything)))
+            for precision, backbone in itertools.product(asked.precisions, asked.backbones):
+                say(f"experts {backbone} {precision}")
+                yield _of_ceiling(_experts(problem(everything, backbone, 1, precision)), ceilings)
+
+
+def _problem(
+    data: Dataset, backbone: str, ipc: int, precision: str, *, device: torch.device, artifacts: Path
+) -> Problem:
+    return build_problem(
+        data, backbone=backbone, pixels="standard", ipc=ipc, seed=0, device=device, precision=precision,
+        artifacts_root=artifacts,
+    )  # fmt: skip
+
+
+def _of_ceiling(result: Result, ceilings: Mapping[str, float]) -> Result:
+    """A result with its share of the ceiling of its precision, where both are known."""
+    ceiling = ceilings.get(result.precision)
+    share = result.tflops / ceiling if ceiling and result.tflops else None
+    return result.model_copy(update={"share": share})
 
 
 def _dataset(per_class: int) -> Dataset:

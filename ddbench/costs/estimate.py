@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 import torch
 
 from ddbench.artifacts import Artifact, ArtifactCache
-from ddbench.backbones.names import build
 from ddbench.costs.bench import Bench, latest, student_result
 from ddbench.data.pixels import PixelSpace, fit_pixels, is_quick
 from ddbench.engine.capabilities import forget_peak, peak_bytes, wait_for
@@ -239,8 +238,7 @@ def _choosing(
 def _students(
     cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None, *, stand_in: bool
 ) -> Phase:
-    judge = build(cell.backbone, problem.shape, problem.classes)
-    trainer = trainer_of(synthetic, cell.protocol, dataclasses.replace(problem, backbone=judge))
+    trainer = trainer_of(synthetic, cell.protocol, problem.with_backbone(cell.backbone))
     name = f"evaluate {cell.protocol.id} {judged_by(cell.protocol.id, cell.backbone)}"
     return _trained(trainer, name, cell.students, budget, known, stand_in=stand_in)
 

@@ -152,8 +152,7 @@ class DistillTrainer(SGDTrainer):
 
 
 def _problem(problem: Problem, options: DistillOptions) -> Problem:
-    name = backbones.canonical(options.teacher, problem.shape)
-    return replace(problem, backbone=backbones.build(name, problem.shape, problem.classes))
+    return problem.with_backbone(backbones.canonical(options.teacher, problem.shape))
 
 
 def _weights(problem: Problem, options: DistillOptions) -> Variables:
@@ -169,9 +168,7 @@ def _teacher(problem: Problem, options: DistillOptions) -> Teacher:
     @functools.cache
     def on_device() -> Variables:
         # Only when it is asked for the first time: whoever counts steps needs no teacher.
-        weights = _weights(problem, options)
-        params = {name: value.to(own.device) for name, value in weights.params.items()}
-        return Variables(params, {name: value.to(own.device) for name, value in weights.buffers.items()})
+        return _weights(problem, options).to(own.device)
 
     def label(images: Tensor) -> Tensor:
         weights = on_device()  # outside of no_grad, for it may be training

@@ -50,20 +50,6 @@ class SealedTest:
     def _data(self) -> DatasetTensors:
         return self.source.load()
 
-    def score(
-        self,
-        students: Sequence[str],
-        predict: Predictor,
-        pixels: PixelSpace,
-        device: torch.device,
-        between: Callable[[], None] = lambda: None,
-    ) -> list[float]:
-        """The fraction of test images that each of S students gets right. `between` is called after every batch.
-
-        Raises: RuntimeError on a second reading, DivergedError where a student's scores are not finite.
-        """
-        return self.measure(students, predict, pixels, device, between)[0]
-
     def measure(
         self,
         students: Sequence[str],
@@ -72,7 +58,11 @@ class SealedTest:
         device: torch.device,
         between: Callable[[], None] = lambda: None,
     ) -> tuple[list[float], list[float]]:
-        """As `score`, and in the same reading the mean cross-entropy of each student, its scores taken as logits."""
+        """The fraction of test images that each of S students gets right, and the mean cross-entropy of each, with its
+        scores as logits. `between` is called after every batch.
+
+        Raises: RuntimeError on a second reading, DivergedError where a student's scores are not finite.
+        """
         for student in students:
             if student in self.reads:
                 raise RuntimeError(f"student {student} has read the test data already; it is read once, after training")

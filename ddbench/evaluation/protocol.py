@@ -17,6 +17,7 @@ from ddbench.training.options import SGDOptions, TrainerOptions
 
 Track = Literal["hard", "soft", "teacher"]
 TRACKS: tuple[Track, ...] = get_args(Track)
+OWN = "own"  # among backbones: the one that made the set
 
 
 class ReplayOptions(TrainerOptions):
@@ -249,11 +250,11 @@ PROTOCOLS: dict[str, Protocol] = {
             source="Guo et al., ICLR 2024 (arXiv 2310.05773), last iterate: as mtt@1 with the set's own soft labels",
         ),
         Protocol(
-            name="dd", trainer="replay", augment="none", backbones=("own",), students=20, options=ReplayOptions(),
+            name="dd", trainer="replay", augment="none", backbones=(OWN,), students=20, options=ReplayOptions(),
             source="Wang et al., arXiv 1811.10959: the set's own steps, once; the paper has 200 students",
         ),
         Protocol(
-            name="ld", augment="none", labels="soft", backbones=("own",), students=20,
+            name="ld", augment="none", labels="soft", backbones=(OWN,), students=20,
             options=SGDOptions(
                 epochs=None, batch=None, sampling="subset", schedule="constant", optimizer="adam", lr=1e-3,
                 weight_decay=0.0,
@@ -261,12 +262,12 @@ PROTOCOLS: dict[str, Protocol] = {
             source="Bohdal, Yang and Hospedales, 2020 (arXiv 2006.08572), for as many steps as the set asks for",
         ),
         Protocol(
-            name="ld-ridge", trainer="ridge-head", augment="none", labels="soft", backbones=("own",), students=20,
+            name="ld-ridge", trainer="ridge-head", augment="none", labels="soft", backbones=(OWN,), students=20,
             options=RidgeHeadOptions(),
             source="as ld-ridge@2, with a head that is a constant to the features, unlike in the authors' code",
         ),
         Protocol(
-            name="ld-ridge", version=2, trainer="ridge-head", augment="none", labels="soft", backbones=("own",),
+            name="ld-ridge", version=2, trainer="ridge-head", augment="none", labels="soft", backbones=(OWN,),
             students=20, options=RidgeHeadOptions(through_head=True),
             source="as ld@1, with the ridge regression head of the paper's second variant",
         ),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
-from typing import Any
 
+from ddbench.config import spelled, spelled_selection
 from ddbench.runs.record import RunRecord
+from ddbench.runs.selecting import SELECT
 from ddbench.text import budget_name, safe_name
 
 
@@ -21,9 +21,15 @@ def commands_of(record: RunRecord) -> list[str]:
     words += ["--dataset", run.dataset, *(["--ipc", str(run.ipc)] if run.ipc else []), "--seed", str(run.seed)]
     words += ["--preset", run.preset, "--backbone", run.backbone, "--pixels", record.data.pixels]
     words += ["--precision", run.precision]
-    for name, source in sorted(record.config.sources.items()):
-        if not source.startswith(("default", "preset")):
-            words += ["--set", f"{name}={_spelled(record.config.values[name])}"]
+    said = {
+        name: record.config.values[name]
+        for name, source in sorted(record.config.sources.items())
+        if not source.startswith(("default", "preset"))
+    }
+    for name, value in said.items():
+        words += [] if name.startswith(SELECT) else ["--set", f"{name}={spelled(value)}"]
+    selection = {name.removeprefix(SELECT): value for name, value in said.items() if name.startswith(SELECT)}
+    words += ["--select", spelled_selection(selection)] if selection else []
     first, *others = _judging(record) or [[]]
     name = f"{safe_name(run.backbone)}-s{run.seed}-{run.id}"
     folder = Path("runs") / run.dataset / budget_name(run.ipc) / run.method / name
@@ -55,7 +61,3 @@ def _judging(record: RunRecord) -> list[list[str]]:
         + [word for name in names for word in ("--judge", name)]
         for names, protocols in groups.items()
     ]
-
-
-def _spelled(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -61,12 +61,12 @@ class Entry:
     group: Group
 
 
-def compare(refs: Sequence[str], shelf: Shelf, cells: Cells | None = None, *, margin: float = MARGIN) -> DataFrame:
+def compare(refs: Sequence[str], shelf: Shelf, cells: Cells | None = None) -> DataFrame:
     """Every pair of what two of `refs` name, in every cell (data, ipc, protocol, judge) that has both.
 
-    A row's `verdict` is of its `first`, after Holm's correction over all rows, at 5 % in all:
-    "equal" where the difference is shown to lie within the margin (two one-sided tests), else "better" or "worse" where
-    it is shown not to be nil, else "undecided". `difference`, `ci95` (half of a 95 % interval, not corrected) and the
+    A row's `verdict` is of its `first`, after Holm's correction over all rows, at 5 % in all: "equal" where the
+    difference is shown to lie within half a point (two one-sided tests), else "better" or "worse" where it is shown not
+    to be nil, else "undecided". `difference`, `ci95` (half of a 95 % interval, not corrected) and the
     means are fractions; `p` is that of the interval, the level at which it would end at nil, and nan where nothing is
     known. `provisional` rows rest on one set on either side: they are of those sets, and not of their methods.
     Raises: RunError or ConfigError where a reference means nothing, or nothing can be compared.
@@ -82,7 +82,7 @@ def compare(refs: Sequence[str], shelf: Shelf, cells: Cells | None = None, *, ma
             if all(entry.runs != other.runs for other in found.setdefault(key, [])):
                 found[key].append(entry)
     rows = [
-        dict(zip(_CELL, key, strict=True)) | _pair(first, second, margin)
+        dict(zip(_CELL, key, strict=True)) | _pair(first, second)
         for key, entries in sorted(found.items(), key=lambda item: [str(part) for part in item[0]])
         for first, second in combinations(entries, 2)
         if first.ref != second.ref
@@ -133,7 +133,7 @@ def _ids(files: Sequence[Path]) -> list[str]:
     return [read_record(file).run.id for file in files]
 
 
-def _pair(first: Entry, second: Entry, margin: float) -> dict[str, Any]:
+def _pair(first: Entry, second: Entry) -> dict[str, Any]:
     a, b = first.group, second.group
     gap, interval = a.difference(b)
     half = interval(UPPER)
@@ -151,7 +151,7 @@ def _pair(first: Entry, second: Entry, margin: float) -> dict[str, Any]:
         "ci95": half,
         "p": p_value(interval, abs(gap)),
         # The larger of the two one-sided tests: that of the nearer end of the margin.
-        "p_equal": p_value(interval, margin - abs(gap)) / 2,
+        "p_equal": p_value(interval, MARGIN - abs(gap)) / 2,
         "provisional": min(len(a.accuracies), len(b.accuracies)) < 2,
     }
 

@@ -14,6 +14,7 @@ from ddbench.evaluation.protocol import judged_by
 from ddbench.leaderboard.costs import costs, device_seconds
 from ddbench.leaderboard.tracks import track_of
 from ddbench.runs.record import EvaluationPart, Part, RunRecord, read_record
+from ddbench.runs.rundir import RECORD
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -65,7 +66,7 @@ def record_file(path: Path) -> Path:
 
     Raises: RunError where there is none.
     """
-    file = path / "record.json" if path.is_dir() else path
+    file = path / RECORD if path.is_dir() else path
     if not file.is_file():
         raise RunError(
             f"{path} holds no record: a run that has not finished, or not a run. "

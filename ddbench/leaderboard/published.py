@@ -86,8 +86,19 @@ def of_options(method: str, config: Mapping[str, Any], numbers: Iterable[Number]
     stands that number and not cafe's, and beside one without it cafe's alone. Other variants stay.
     """
     known = [(row, _options_of(row["method"], method, config)) for row in numbers if belongs(row["method"], method)]
-    on = {option for _, options in known for option in options if config[option]}
+    on = _turned_on(config, (options for _, options in known))
     return [row for row, options in known if options == on]
+
+
+def called(method: str, config: Mapping[str, Any], labels: Iterable[str]) -> str:
+    """What papers call a method with these options, by their labels of it: "cafe+dsa" is cafe with `dsa`."""
+    kin = (_options_of(label, method, config) for label in labels if belongs(label, method))
+    return "+".join([method, *sorted(_turned_on(config, kin))])
+
+
+def _turned_on(config: Mapping[str, Any], counted: Iterable[set[str]]) -> set[str]:
+    """The options that are on, of those by which papers count one more method."""
+    return {option for options in counted for option in options if config[option]}
 
 
 def _options_of(label: str, method: str, config: Mapping[str, Any]) -> set[str]:

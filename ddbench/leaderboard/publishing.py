@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ddbench.backbones import names as backbones
 from ddbench.data.catalogue import CATALOGUE, canonical
 from ddbench.errors import DataError, RunError
-from ddbench.evaluation.protocol import PROTOCOLS, Protocol, judged_by
+from ddbench.evaluation.protocol import OWN, PROTOCOLS, Protocol, judged_by
 from ddbench.files import sha256_of, write_atomically, write_json
 from ddbench.foreign.published_sets import FOLDER, INDEX, SetEntry, SetIndex, name_of, read_index
 from ddbench.leaderboard.boards import place_of
@@ -20,8 +20,6 @@ from ddbench.leaderboard.set_files import MOST_BYTES
 from ddbench.leaderboard.statistics import VARIANT, summarise
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record
 from ddbench.text import budget, percent, size
-
-OWN = "own"  # in the backbones of a protocol: the one that made the set
 
 if TYPE_CHECKING:
     from pandas import DataFrame

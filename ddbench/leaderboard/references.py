@@ -14,7 +14,7 @@ from ddbench.files import sha256_of
 from ddbench.leaderboard.observations import collect
 from ddbench.leaderboard.statistics import TABLE, VARIANT, summarise
 from ddbench.runs.record import RunRecord, read_record, readable
-from ddbench.runs.rundir import RECORD
+from ddbench.runs.rundir import RECORD, SPEC
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -80,7 +80,7 @@ class Shelf:
             return [path / RECORD]
         if path.is_dir() and (below := sorted(path.rglob(RECORD))):
             return below
-        if (path / "spec.json").is_file():
+        if (path / SPEC).is_file():
             raise RunError(f"{path} is a run without a record. Run its command again, which goes on where it stopped.")
         return self._imported(path)
 

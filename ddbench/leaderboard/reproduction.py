@@ -6,7 +6,6 @@ rounding, which grows with the steps, so that what comes out is as good as anoth
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +17,11 @@ import numpy as np
 import torch
 
 from ddbench import synthetic as sets
-from ddbench.config import parse_value
+from ddbench.config import spelled, spelled_selection
 from ddbench.data import catalogue
 from ddbench.data.dataset import Dataset
 from ddbench.errors import DataError, RunError
-from ddbench.evaluation.protocol import PROTOCOLS, judged_by
-from ddbench.evaluation.protocol import protocol as protocol_of
+from ddbench.evaluation.protocol import PROTOCOLS, judged_by, protocol
 from ddbench.leaderboard.observations import NO_STUDENT, collect
 from ddbench.leaderboard.statistics import next_set
 from ddbench.leaderboard.submission import PEERS, other_sets
@@ -72,8 +70,8 @@ class Again:
         for name in ("preset", "backbone", "pixels", "precision"):
             words += [f"--{name}", str(getattr(asked, name))]
         for name, value in asked.options.items():
-            words += ["--set", f"{name}={_spelled(value)}"]
-        words += ["--select", _selection(asked.select)] if asked.select is not None else []
+            words += ["--set", f"{name}={spelled(value)}"]
+        words += ["--select", spelled_selection(asked.select)] if asked.select is not None else []
         first, *others = self.judged
         folder = str(into / self.spec.folder)
         return [
@@ -87,7 +85,7 @@ class Again:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JudgedAgain:
     """One evaluation of a record and the same one made again. Accuracies are fractions.
 
     `within` is how far the means may lie apart, and `by` what says so; None where nothing does.
@@ -147,7 +145,7 @@ class Reproduction:
     same_set: bool
     circumstances: tuple[str, ...]
     apart: float | None
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[JudgedAgain, ...]
 
     @property
     def agrees(self) -> bool:
@@ -170,15 +168,16 @@ class Reproduction:
         return [found, *(str(one) for one in self.outcomes), *self.again.left_out]
 
 
-def plan(
+def again_of(
     file: Path,
     *,
     data_root: Path,
     device: torch.device,
     method: str | None = None,
-    recipes: Sequence[str] = (),
+    protocols: Sequence[str] = (),
 ) -> Again:
-    """What makes a record again. `method` names the file of a method that was given by path, `recipes` protocol files.
+    """What makes a record again. `method` names the file of a method that was given by path, `protocols` files of those
+    that are not built in.
 
     Raises: RunError where a record cannot be made again, saying what is missing; ConfigError, DataError, PluginError
     for names that are not known here.
@@ -191,7 +190,7 @@ def plan(
             f"{record.imported.file} (sha256 {record.imported.sha256[:16]}…) `ddbench evaluate` judges it again."
         )
     ref = _method_of(record, method, file)
-    judged, left_out = _judged(record, recipes)
+    judged, left_out = _judged(record, protocols)
     if not judged:
         raise RunError(f"{file} has no evaluation that can be made again. {' '.join(left_out)}".rstrip())
     asked = Asked(
@@ -216,22 +215,22 @@ def plan(
     return Again(file, record, asked, tuple(judged), spec, tuple(left_out), elsewhere)
 
 
-def with_their_images(plans: Sequence[Again]) -> tuple[list[Again], str]:
+def with_their_images(wanted: Sequence[Again]) -> tuple[list[Again], str]:
     """Those of several records whose images are in the data folder, and a sentence about the others, if there are any.
 
     A dataset may be there in one copy alone, and a name stands for records of all. Where no record has its images
     there, all are left, for a command that is only printed.
     """
-    here = [again for again in plans if not again.elsewhere]
-    if here and len(here) < len(plans):
-        titles = sorted({_called(again.record) for again in plans if again.elsewhere})
+    here = [again for again in wanted if not again.elsewhere]
+    if here and len(here) < len(wanted):
+        titles = sorted({_called(again.record) for again in wanted if again.elsewhere})
         return here, (
-            f"Note: {len(plans) - len(here)} of {len(plans)} records are left out, because the data folder has other "
+            f"Note: {len(wanted) - len(here)} of {len(wanted)} records are left out, because the data folder has other "
             f"images than theirs, which are those of {' and of '.join(titles)}."
         )
-    titles = sorted({_called(again.record) for again in plans})
+    titles = sorted({_called(again.record) for again in wanted})
     several = f"Note: the records are of {' and of '.join(titles)}. Each command takes the copy that it is given."
-    return list(plans), several if len(titles) > 1 else ""
+    return list(wanted), several if len(titles) > 1 else ""
 
 
 def _called(record: RunRecord) -> str:
@@ -258,7 +257,7 @@ def reproduce(again: Again, options: RunOptions) -> Reproduction:
     record = runner.run(resolution, options)
     folder = options.root / resolution.spec.folder
     for group in again.judged[1:]:
-        protocols = [protocol_of(ref) for ref in group.protocols]
+        protocols = [protocol(ref) for ref in group.protocols]
         record = runner.evaluate_run(folder, protocols, group.judges, group.students, replace(options, fresh=False))
     same = record.synthetic.sha256 == again.record.synthetic.sha256
     return Reproduction(
@@ -291,9 +290,9 @@ def _method_of(record: RunRecord, given: str | None, file: Path) -> str:
     return run.method if package == "ddbench" else f"{package}/{run.method}"
 
 
-def _judged(record: RunRecord, recipes: Sequence[str]) -> tuple[list[Judged], list[str]]:
+def _judged(record: RunRecord, protocols: Sequence[str]) -> tuple[list[Judged], list[str]]:
     """The evaluations in groups that one command makes, and what is said of those that no command can."""
-    own = {(one.id, one.digest): ref for ref in recipes for one in [protocol_of(ref)]}
+    own = {(one.id, one.digest): ref for ref in protocols for one in [protocol(ref)]}
     groups: dict[tuple[tuple[str, ...], int], list[str]] = {}
     left_out = []
     by_protocol: dict[str, list[EvaluationPart]] = {}
@@ -396,7 +395,7 @@ def _apart(file: Path, folder: Path) -> float | None:
     return float((ours.images.float() - theirs.images.float()).abs().max())
 
 
-def _outcomes(again: Again, record: RunRecord, *, same_set: bool) -> list[Outcome]:
+def _outcomes(again: Again, record: RunRecord, *, same_set: bool) -> list[JudgedAgain]:
     new = {(e.digest, e.backbone): e.accuracy for e in record.evaluations}
     asked = {(ref, judge) for group in again.judged for ref in _ids(group.protocols) for judge in group.judges}
     found = []
@@ -405,12 +404,12 @@ def _outcomes(again: Again, record: RunRecord, *, same_set: bool) -> list[Outcom
             continue
         accuracy = new.get((part.digest, part.backbone), ())[: len(part.accuracy)]
         within, by = _allowed(again, part, same_set)
-        found.append(Outcome(part, accuracy, within, by))
+        found.append(JudgedAgain(part, accuracy, within, by))
     return found
 
 
 def _ids(refs: Sequence[str]) -> list[str]:
-    return [protocol_of(ref).id for ref in refs]
+    return [protocol(ref).id for ref in refs]
 
 
 def _allowed(again: Again, part: EvaluationPart, same_set: bool) -> tuple[float | None, str]:
@@ -437,19 +436,3 @@ def _judging(group: Judged) -> list[str]:
     words = [word for ref in group.protocols for word in ("--protocol", ref)]
     words += [word for judge in group.judges for word in ("--judge", judge)]
     return [*words, "--students", str(group.students)]
-
-
-def _spelled(value: Any) -> str:
-    """A value as it is typed after KEY=, so that it is read as itself."""
-    if value is None:
-        return "none"
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if parse_value(text) == value else json.dumps(value)
-
-
-def _selection(select: Mapping[str, Any] | bool | None) -> str:
-    if not isinstance(select, Mapping):
-        return "on" if select else "none"
-    if not select.get("on", True):
-        return "none"
-    return ",".join(f"{name}={_spelled(value)}" for name, value in select.items() if name != "on") or "on"

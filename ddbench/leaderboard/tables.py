@@ -147,7 +147,7 @@ def csv_of(summary: DataFrame) -> str:
 
 
 def board(summary: DataFrame, published: DataFrame, dataset: str, ipc: int) -> Board:
-    """The board of a dataset and an ipc (0: the whole dataset) from what `rank.summarise` and `read_published` give."""
+    """The board of a dataset and an ipc (0: the whole dataset) from what `summarise` and `read_published` give."""
     here = _records(summary[summary["dataset"] == dataset])
     chosen = [row for row in here if row["ipc"] == ipc]
     whole = [row for row in here if row["ipc"] == 0] if ipc else []

@@ -1,4 +1,4 @@
-"""The kernels of `kernels` through neural-tangents (Novak et al., ICLR 2020), which they are checked against.
+"""The kernels of this package through neural-tangents (Novak et al., ICLR 2020), which they are checked against.
 
 Import this module only where its backend was asked for. The library comes with the extra `ntk`.
 """

@@ -39,12 +39,11 @@ def correlate(
     options: RunOptions,
     *,
     metric: str = "loss",
-    dataset_ref: str | None = None,
 ) -> RunRecord:
     """Judge the snapshots of a finished run and correlate their test loss with what the method logged.
 
     For each evaluation of the record, or those of these `protocols` (ids) and `judges`. `metric` is the logged number.
-    Rewrites the record, whose curves have the snapshots' accuracies and losses. `dataset_ref` is as for `evaluate_run`.
+    Rewrites the record, whose curves have the snapshots' accuracies and losses.
     Raises: RunError if the run is not finished, has no such evaluation, or too few snapshots with both numbers;
     DataError if the dataset is not the one it was made from.
     """
@@ -54,7 +53,7 @@ def correlate(
     log = read_log(folder.log)
     if not any(metric in entry.get("metrics", {}) for entry in log):
         raise RunError(_no_metric(folder, metric, log))
-    dataset = dataset_of(folder, options.data_root, dataset_ref)
+    dataset = dataset_of(folder, options.data_root)
     with session(options) as (stop, tell), folder.lock():
         sha256 = folder.set_sha256()
         ledger = Ledger(folder, options.device)

@@ -19,7 +19,7 @@ from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.dataset import Dataset
 from ddbench.errors import ConfigError, DataError, DdbenchError, DivergedError, PluginError, RunError
 from ddbench.evaluation.evaluate import Score, SealedTest, scores
-from ddbench.evaluation.protocol import Protocol
+from ddbench.evaluation.protocol import OWN, Protocol
 from ddbench.evaluation.trainer import Trainer, trainer_class, trainer_of
 from ddbench.fields import Count, Line, Number, Seconds, Sha256, Share
 from ddbench.files import read_json, sha256_of, write_json
@@ -34,7 +34,6 @@ from ddbench.synthetic import SyntheticSet, load
 from ddbench.text import printable
 
 SHOW_SECONDS = 0.5
-OWN = "own"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ddbench.evaluation.protocol import judged_by
 from ddbench.files import read_json
 from ddbench.plugins import same_name
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record
-from ddbench.runs.rundir import FAILURE, LOCKS, RECORD, SET, SPEC, RunDir
+from ddbench.runs.rundir import ATTEMPTS, COST, FAILURE, LOCKS, RECORD, SET, SPEC, RunDir
 from ddbench.runs.runspec import RunSpec
 from ddbench.runs.states import RunState, status_from
 from ddbench.text import budget_name
@@ -267,7 +267,7 @@ def artifacts_of(run: Listed) -> list[dict[str, Any]] | None:
     """The artefacts that a run has read; None where it has not come so far as to say."""
     if run.record is not None:
         return list(run.record.artifacts)
-    cost = _read(run.folder / "cost.json")
+    cost = _read(run.folder / COST)
     entries = cost.get("artifacts") if isinstance(cost, Mapping) else None
     if not isinstance(entries, Mapping):
         return None
@@ -278,7 +278,7 @@ def artifacts_of(run: Listed) -> list[dict[str, Any]] | None:
 def _attempts(run: Listed) -> list[Any]:
     if run.record is not None:
         return [attempt.model_dump(mode="json") for attempt in run.record.attempts]
-    found = _read(run.folder / "attempts.json")
+    found = _read(run.folder / ATTEMPTS)
     found = found.get("attempts") if isinstance(found, Mapping) else found  # earlier versions wrote the list alone
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
@@ -286,7 +286,7 @@ def _attempts(run: Listed) -> list[Any]:
 def _costs(run: Listed) -> dict[str, Any]:
     if run.record is not None:
         return {name: part.model_dump(mode="json") for name, part in run.record.cost.items()}
-    found = _read(run.folder / "cost.json")
+    found = _read(run.folder / COST)
     costs = found.get("cost") if isinstance(found, Mapping) else None
     return {k: v for k, v in costs.items() if isinstance(v, dict)} if isinstance(costs, Mapping) else {}
 

@@ -18,10 +18,9 @@ from ddbench.backbones import names as backbones
 from ddbench.engine.precision import Precision
 from ddbench.evaluation.evaluate import tested_together
 from ddbench.evaluation.plan import on_device
-from ddbench.evaluation.protocol import DistillOptions
+from ddbench.evaluation.protocol import OWN, DistillOptions
 from ddbench.problem import Problem
 from ddbench.runs import provenance
-from ddbench.runs.evaluating import OWN
 from ddbench.runs.measures import Measures
 from ddbench.runs.record import RecognisedPart, RunRecord, write_record
 from ddbench.runs.rundir import RunDir
@@ -34,17 +33,17 @@ _TEACHER = DistillOptions()
 SEED = 0
 
 
-def recognise(path: Path, judges: Sequence[str], options: RunOptions, dataset_ref: str | None = None) -> RunRecord:
+def recognise(path: Path, judges: Sequence[str], options: RunOptions) -> RunRecord:
     """Let networks that were trained on the real images say the classes of a finished run's set; rewrites its record.
 
     `judges` are their backbones; none: the ConvNet that fits the images. A network is trained once for each dataset and
-    pixel space, and shared with protocols that have a teacher. `dataset_ref` is as for `evaluate_run`.
+    pixel space, and shared with protocols that have a teacher.
     Raises: RunError if the run is not finished; DataError if the dataset is not the one it was made from; ConfigError
     for a backbone that does not exist.
     """
     folder = RunDir.at(path)
     record = finished_record(folder)
-    dataset = dataset_of(folder, options.data_root, dataset_ref)
+    dataset = dataset_of(folder, options.data_root)
     own = folder.spec.backbone
     shape = dataset.info.shape
     names = [own if name == OWN else backbones.canonical(name, shape) for name in judges or ("convnet",)]

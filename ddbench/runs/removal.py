@@ -134,23 +134,27 @@ def clean(root: Path, plan: Plan) -> Iterator[Piece | str]:
     """Remove what `plan_cleaning` has found; looks again before each piece. Yields as `delete` does."""
     for piece in plan.pieces:
         try:
-            if not _is_inside(piece.path, root):
-                continue
-            if piece.run is not None:
-                with rundir.alone(piece.run, piece.run.name, named=False), _explained():
-                    run = listed(piece.run)
-                    # Somebody may have begun it anew since it was planned.
-                    if _is_half_written(piece.path) or (run is not None and run.condensed):
-                        _remove(piece.path)
-            elif piece.path.is_dir():
-                with _unused(piece.path), _explained():
-                    _remove(piece.path)
-            else:
-                with _explained():
-                    _remove(piece.path)
-            yield piece
+            if _is_inside(piece.path, root):
+                _clean(piece)
+                yield piece
         except RunError as error:
             yield str(error)
+
+
+def _clean(piece: Piece) -> None:
+    """Remove a piece, with all locks that say that somebody uses it. Raises: RunError where somebody does."""
+    if piece.run is not None:
+        with rundir.alone(piece.run, piece.run.name, named=False), _explained():
+            run = listed(piece.run)
+            # Somebody may have begun it anew since it was planned.
+            if _is_half_written(piece.path) or (run is not None and run.condensed):
+                _remove(piece.path)
+    elif piece.path.is_dir():
+        with _unused(piece.path), _explained():
+            _remove(piece.path)
+    else:
+        with _explained():
+            _remove(piece.path)
 
 
 def _folder(run: Listed, name: str, what: str) -> list[Piece]:
@@ -219,7 +223,7 @@ def _took(folder: Path) -> str:
     from ddbench.text import duration
 
     try:
-        return f", {duration(float(read_json(folder / 'cost.json')['seconds']))} to make"
+        return f", {duration(float(read_json(folder / COST)['seconds']))} to make"
     except (RunError, KeyError, TypeError, ValueError):
         return ""
 

@@ -29,6 +29,9 @@ SPEC = "spec.json"
 RECORD = "record.json"
 SET = "synthetic.safetensors"
 SHEET = "sheet.webp"
+LOG = "log.jsonl"
+ATTEMPTS = "attempts.json"
+COST = "cost.json"
 # What a folder may hold before it belongs to a run: the locks, why it failed before it began, and files of a process
 # killed while writing its spec.
 LOCKS = (".lock", "lock")
@@ -108,7 +111,7 @@ class RunDir:
 
     @property
     def log(self) -> Path:
-        return self.path / "log.jsonl"
+        return self.path / LOG
 
     @property
     def checkpoints(self) -> Path:
@@ -146,11 +149,11 @@ class RunDir:
 
     @property
     def attempts(self) -> Path:
-        return self.path / "attempts.json"
+        return self.path / ATTEMPTS
 
     @property
     def cost(self) -> Path:
-        return self.path / "cost.json"
+        return self.path / COST
 
     @property
     def evaluations(self) -> Path:

@@ -27,7 +27,6 @@ from ddbench.evaluation.selection import Selector
 from ddbench.files import disk_is_full, sha256_of
 from ddbench.problem import Problem, fitted
 from ddbench.rng import Rng
-from ddbench.runs import provenance
 from ddbench.runs.condensing import SNAPSHOTS, Cadence, Condensation
 from ddbench.runs.evaluating import (
     Cell,
@@ -70,7 +69,6 @@ class RunOptions:
     device: torch.device
     fresh: bool = False
     observers: Sequence[Observer] = ()
-    require_clean: bool = False
     curve: bool = False
     snapshots: int = SNAPSHOTS
     checkpoint_seconds: float = 60.0
@@ -100,7 +98,6 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
     Raises: Interrupted after SIGTERM or Ctrl-C, with everything saved; DivergedError; RunError if the folder is locked
     or foreign, or the disk is full.
     """
-    _refuse_dirty(options)
     spec, dataset = resolution.spec, resolution.dataset
     Precision(spec.precision).require(options.device)  # type: ignore[arg-type]
     there = not options.fresh and (options.root / spec.folder / SPEC).is_file()
@@ -154,7 +151,6 @@ def evaluate_run(
     dataset is that the run names, for one that is code: the folder may be somebody else's, and runs none.
     Raises: RunError if the run is not finished; DataError if the dataset is not the one it was made from.
     """
-    _refuse_dirty(options)
     folder = RunDir.at(path)
     finished_record(folder)
     Precision(folder.spec.precision).require(options.device)  # type: ignore[arg-type]
@@ -349,15 +345,6 @@ class _Everyone(Observer):
     def _pass(self, name: str, values: tuple[Any, ...]) -> None:
         for observer in self._observers:
             getattr(observer, name)(*values)
-
-
-def _refuse_dirty(options: RunOptions) -> None:
-    state = provenance.git() if options.require_clean else None
-    if state is not None and state["dirty"]:
-        raise RunError(
-            "the checkout of ddbench has uncommitted changes, so nobody could repeat this run from its record. "
-            "Commit them first."
-        )
 
 
 def _finished(folder: RunDir, asked: Sequence[Cell], options: RunOptions) -> RunRecord | None:

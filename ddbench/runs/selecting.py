@@ -16,6 +16,8 @@ from ddbench.method import Method
 
 logger = logging.getLogger(__name__)
 
+SELECT = "select."  # before the values of a selection in a run's config
+
 # Before selection was the loop's, these two methods had options of their own for it. A run's id is a hash over all
 # values of its config, and boards compare them, so that runs of these two, and of methods derived from them, keep the
 # old names whether they select or not. As options they are understood until 0.3.
@@ -102,7 +104,7 @@ def config_of(kind: type[Method[Any]], selection: Selection) -> dict[str, tuple[
         told = {"on"} | {field for field, value in kept.values() if value is not None}
         for field in values.keys() - told:
             if values[field] != usual[field] or (not old and field != "fresh"):
-                kept[f"select.{field}"] = (field, values[field])
+                kept[f"{SELECT}{field}"] = (field, values[field])
     return kept
 
 
@@ -111,8 +113,8 @@ def told_by_config(kind: type[Method[Any]], config: Mapping[str, Any]) -> tuple[
     fields = {name: field for field, name in old_names(kind).items()}
     options, selection = {}, {}
     for name, value in config.items():
-        if name.startswith("select."):
-            selection[name.removeprefix("select.")] = value
+        if name.startswith(SELECT):
+            selection[name.removeprefix(SELECT)] = value
         elif name not in fields:
             options[name] = value
         elif value is not None:

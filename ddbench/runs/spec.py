@@ -216,18 +216,7 @@ def _resolve(
     selection, selected_by = resolve_selection(kind, chosen)
     selected = config_of(kind, selection)
 
-    run: dict[str, Any] = {
-        "pixels": "standard", "backbone": "convnet", "protocol": "dsa@1", "precision": usual(device),
-    }  # fmt: skip
-    sources = dict.fromkeys(run, "default")
-    for layer in run_layers:
-        run |= layer.values
-        sources |= dict.fromkeys(layer.values, layer.source)
-    given = {"pixels": asked.pixels, "backbone": asked.backbone, "precision": asked.precision}
-    for name, value in {**given, "protocol": list(asked.protocols)}.items():
-        if value:
-            run[name] = value
-            sources[name] = asked.source(name)
+    run, sources = _run_settings(asked, run_layers, device)
     check_pixels(run["pixels"], info, info.shape)
     precision = Precision(run["precision"])
     precision.require(device)
@@ -261,6 +250,23 @@ def _resolve(
         published=_published(loaded, settings, info, asked.ipc) if preset == "paper" else None,
     )
     return spec, kind(resolved.config), judged_by, selection
+
+
+def _run_settings(asked: Asked, layers: Iterable[Layer], device: torch.device) -> tuple[dict[str, Any], dict[str, str]]:
+    """What belongs to a run and not to its method, by default, then by preset, then as asked; and what says so."""
+    run: dict[str, Any] = {
+        "pixels": "standard", "backbone": "convnet", "protocol": "dsa@1", "precision": usual(device),
+    }  # fmt: skip
+    sources = dict.fromkeys(run, "default")
+    for layer in layers:
+        run |= layer.values
+        sources |= dict.fromkeys(layer.values, layer.source)
+    given = {"pixels": asked.pixels, "backbone": asked.backbone, "precision": asked.precision}
+    for name, value in {**given, "protocol": list(asked.protocols)}.items():
+        if value:
+            run[name] = value
+            sources[name] = asked.source(name)
+    return run, sources
 
 
 def presets(kind: type[Method[Any]]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ddbench.errors import DdbenchError, RunError
 from ddbench.files import read_json, write_json
 from ddbench.runs.record import EvaluationPart, Part, RunRecord, read_record
-from ddbench.runs.rundir import FAILURE, SET, SPEC, RunDir
+from ddbench.runs.rundir import FAILURE, RECORD, SET, SPEC, RunDir
 
 if TYPE_CHECKING:
     from ddbench.runs.evaluating import Cell
@@ -121,7 +121,7 @@ def status_of(path: Path, asked: Sequence[Cell] | None = None) -> Status:
     """
     record = None
     with contextlib.suppress(RunError):
-        record = read_record(path / "record.json")
+        record = read_record(path / RECORD)
     return status_from(path, record, asked)
 
 

@@ -22,7 +22,7 @@ from ddbench.files import read_json, write_json
 from ddbench.plugins import TRACKERS, listing, load, named, names_code, raise_stop, said
 from ddbench.runs.observers import Observer, Started, read_log
 from ddbench.runs.record import RunRecord
-from ddbench.runs.rundir import SHEET, RunDir
+from ddbench.runs.rundir import LOG, SHEET, RunDir
 from ddbench.runs.runspec import RunSpec
 
 KEPT = "trackers.json"
@@ -212,7 +212,7 @@ class Tracking(Observer):
         self._keep()
         run = TrackedRun(spec.folder.as_posix(), folder, _config(spec), self._kept["series"])
         self._tracker = self.kind(run)
-        for entry in read_log(folder / "log.jsonl"):
+        for entry in read_log(folder / LOG):
             self._send(entry["step"], entry["metrics"], entry["seconds"])
 
     def _send(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:

@@ -18,7 +18,7 @@ USUAL_GRID = "usual"
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedGrid:
     """A grid. No `base`: the first protocol that the first set's run names. No `forwards`: the training that the base
     has at a section's number of images. No `judges` and no `students`: those of the base."""
 
@@ -40,17 +40,17 @@ class Asked:
         """The recipes of the grid. Raises: ConfigError for what is no factor, no value and no recipe."""
         return recipes_of(base, self.factors, self.own, product=self.product)
 
-    def over(self, **said: Any) -> Asked:
+    def over(self, **said: Any) -> AskedGrid:
         """The same with what was said beside it in the place of its own; what is empty was not said."""
         return replace(self, **{name: value for name, value in said.items() if value})
 
 
-def asked(words: Sequence[str]) -> Asked:
+def asked(words: Sequence[str]) -> AskedGrid:
     """What follows --grid: factors with values, TOML files of a grid, or "usual".
 
     Raises: ConfigError for anything else.
     """
-    found, factors = Asked(), []
+    found, factors = AskedGrid(), []
     for word in words:
         if word == USUAL_GRID:
             found = found.over(factors={**found.factors, **USUAL})
@@ -62,7 +62,7 @@ def asked(words: Sequence[str]) -> Asked:
     return found.over(factors={**found.factors, **parse_factors(factors)})
 
 
-def read_grid(path: Path) -> Asked:
+def read_grid(path: Path) -> AskedGrid:
     """A grid from its TOML file. Paths of sets in it are relative to where the command runs, as on a command line.
 
     Raises: ConfigError, naming the file and the key, for whatever cannot be used.
@@ -80,7 +80,7 @@ def read_grid(path: Path) -> Asked:
         if key in content and not isinstance(content[key], kind):
             raise ConfigError(f"{path}: {key} is {'a text' if kind is str else 'true or false'}; got {content[key]!r}.")
     try:
-        return Asked(
+        return AskedGrid(
             sets=_texts(content, "sets"),
             base=protocol(content["base"]) if "base" in content else None,
             factors=factors,

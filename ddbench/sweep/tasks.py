@@ -16,6 +16,7 @@ from ddbench.foreign.starting import read_start
 from ddbench.runs.batch import Outcome, resolve_whole, what_is_done
 from ddbench.runs.condensing import SNAPSHOTS
 from ddbench.runs.record import read_record
+from ddbench.runs.rundir import RECORD
 from ddbench.runs.spec import CPU, Asked, Resolution
 from ddbench.runs.states import Status, status_of
 
@@ -49,7 +50,7 @@ class Task:
         folder = root / self.resolution.spec.folder
         record = None
         with contextlib.suppress(RunError):
-            record = read_record(folder / "record.json")
+            record = read_record(folder / RECORD)
         return Outcome(self.resolution.spec, folder, state.state, record, state.why)
 
 

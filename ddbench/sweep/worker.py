@@ -15,10 +15,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddbench.runs.signals import Interrupted
+
+if TYPE_CHECKING:
+    from ddbench.runs.runner import RunOptions
 
 WAIT_SECONDS = 0.1
 
@@ -47,41 +51,21 @@ def main() -> int:
     from ddbench.errors import DdbenchError
     from ddbench.foreign.starting import read_start
     from ddbench.runs.batch import run_one
-    from ddbench.runs.devices import choose_device
-    from ddbench.runs.runner import RunOptions
     from ddbench.runs.spec import resolve_spec
     from ddbench.runs.states import write_failure
-    from ddbench.runs.trackers import trackers
     from ddbench.sweep.grid import asked_from_json
-    from ddbench.sweep.progress import Reporter
-    from ddbench.sweep.tasks import Beside
 
     try:
-        device = choose_device(where["device"])  # knows what _load could not
+        options = _options(where, say)
     except DdbenchError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    reporter = Reporter(say)
-    try:
-        beside = Beside.of_json(where.get("beside", {}))
-        watching = [reporter, *trackers(beside.track, reporter.on_note)]
-    except DdbenchError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    options = RunOptions(
-        root=Path(where["runs"]),
-        data_root=Path(where["data"]),
-        device=device,
-        observers=watching,
-        snapshots=beside.snapshots,
-        grace_seconds=where["grace_seconds"],
-    )
     say({"event": "ready"})
     while (order := orders.get()) is not None:
         try:
             # The run's folder is known to whoever sent it, also where the run cannot be resolved here.
             asked = asked_from_json(order["asked"])
-            outcome = run_one(resolve_spec(asked, options.data_root, device, read_start), options)
+            outcome = run_one(resolve_spec(asked, options.data_root, options.device, read_start), options)
             say({"event": "outcome", "state": outcome.state, "message": outcome.message})
         except Interrupted as stop:
             say({"event": "outcome", "state": "interrupted", "message": str(stop)})
@@ -90,6 +74,26 @@ def main() -> int:
             write_failure(Path(order["folder"]), error)
             say({"event": "outcome", "state": "failed", "message": str(error)})
     return 0
+
+
+def _options(where: Mapping[str, Any], say: Callable[[dict[str, Any]], None]) -> RunOptions:
+    """Where and how runs are done that come here. Raises: ConfigError for a device or a tracker that is not there."""
+    from ddbench.runs.devices import choose_device
+    from ddbench.runs.runner import RunOptions
+    from ddbench.runs.trackers import trackers
+    from ddbench.sweep.progress import Reporter
+    from ddbench.sweep.tasks import Beside
+
+    device = choose_device(where["device"])  # knows what _load could not
+    reporter, beside = Reporter(say), Beside.of_json(where.get("beside", {}))
+    return RunOptions(
+        root=Path(where["runs"]),
+        data_root=Path(where["data"]),
+        device=device,
+        observers=[reporter, *trackers(beside.track, reporter.on_note)],
+        snapshots=beside.snapshots,
+        grace_seconds=where["grace_seconds"],
+    )
 
 
 def _load(device: str) -> None:

@@ -118,11 +118,11 @@ class Pool(Artifact[Trajectories]):
 
     Files: expert_0000.safetensors and so on, each with params [kept, P] float32, the seconds [kept] that it took to get
     there, and a checksum over both. Expert k is the same in every pool that it is part of. Processes that want a pool
-    at the same time train different experts of it. `recipe` is the digest of how experts are trained.
+    at the same time train different experts of it. `recipe` is the digest of how experts are trained, and `lr_option`
+    what the method that asks calls their step size.
     """
 
     shared: ClassVar[bool] = True
-    lr_option: ClassVar[str]
     dataset: str  # fingerprint, not name
     pixels: str
     backbone: str
@@ -133,6 +133,7 @@ class Pool(Artifact[Trajectories]):
     recipe: str
     experts: int = outside_identity()
     parameters: int = outside_identity()  # P, of which there is one for each backbone and dataset
+    lr_option: str = outside_identity("lr_experts")
 
     @property
     @abstractmethod
@@ -252,7 +253,6 @@ class ExpertTrajectories(Pool):
     """
 
     kind: ClassVar[str] = "expert-trajectories"
-    lr_option: ClassVar[str] = "lr_experts"
     rho: float = 0.0
     alpha: float = 0.0
     epochs: int = outside_identity()
@@ -269,6 +269,7 @@ class ExpertTrajectories(Pool):
         seed: int = 0,
         rho: float = 0.0,
         alpha: float = 0.0,
+        lr_option: str = "lr_experts",
     ) -> ExpertTrajectories:
         """The artefact for a problem. Raises: ConfigError for a network whose state is more than its parameters."""
         _check_backbone(problem)
@@ -287,6 +288,7 @@ class ExpertTrajectories(Pool):
             parameters=problem.backbone.parameters,
             rho=rho,
             alpha=alpha,
+            lr_option=lr_option,
         )
 
     @property
@@ -320,7 +322,7 @@ class ExpertEnds(Pool):
     """
 
     kind: ClassVar[str] = "expert-ends"
-    lr_option: ClassVar[str] = "lr_networks"
+    lr_option: str = outside_identity("lr_networks")
     epochs: int
     batch: int
 

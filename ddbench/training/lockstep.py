@@ -82,15 +82,15 @@ class Compilations:
 
 
 COMPILED = Compilations()
-"""Those of this process, which all students share that are not given others."""
+"""Those of this process, which all students share."""
 
 
 class Lockstep:
     """S students of one plan, as static tensors on a device.
 
     `variables` are the fresh students, with a leading S. `groups` is how many such groups are still to be trained, this
-    one included: compilation is paid once for them. `compilations` are those that are used and added to. `sharpness`
-    makes every step a sharpness-aware one, of two gradients on one augmented batch; buffers are those of the first.
+    one included: compilation is paid once for them. `sharpness` makes every step a sharpness-aware one, of two
+    gradients on one augmented batch; buffers are those of the first.
     """
 
     def __init__(
@@ -100,10 +100,9 @@ class Lockstep:
         plan: TrainingPlan,
         *,
         groups: int = 1,
-        compilations: Compilations = COMPILED,
         sharpness: Sharpness | None = None,
     ) -> None:
-        self._compilations, self._sharpness = compilations, sharpness
+        self._sharpness = sharpness
         self._device = plan.images.device
         self.plan, self._net, self._groups = plan, net.in_training().first_order(self._device), groups
         count = len(next(iter(variables.params.values())))
@@ -229,11 +228,11 @@ class Lockstep:
             self._restore(before)
             return graphs
         key = _key(self._net, self.plan)
-        functions = self._compilations.of(key)
+        functions = COMPILED.of(key)
         if functions is None:
             graphs = {size: self._captured(size, first, stream) for size, first in sizes.items()}
             seconds = self._time(graphs[max(sizes)]) * self.plan.steps
-            functions = self._compilations.decide(key, self._functions, seconds, self._groups, self._device)
+            functions = COMPILED.decide(key, self._functions, seconds, self._groups, self._device)
             if functions is None:
                 self._restore(before)
                 return graphs

@@ -254,7 +254,7 @@ class DANCE(Method[DANCEState]):
         asked: dict[str, Any] = {"experts": config.networks, "epochs": config.epochs}
         asked |= {"lr": config.lr_networks, "seed": config.networks_seed}
         if config.networks_trained == "plain":
-            return problem.artifacts.get(ExpertTrajectories.of(problem, **asked), problem)
+            return problem.artifacts.get(ExpertTrajectories.of(problem, **asked, lr_option="lr_networks"), problem)
         return problem.artifacts.get(ExpertEnds.of(problem, **asked, batch=config.batch_networks), problem)
 
 

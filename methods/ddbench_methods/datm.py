@@ -18,7 +18,7 @@ from ddbench import MethodInfo, Metrics, Problem, Rng, SyntheticSet, Variables
 from ddbench.config import later
 from ddbench.engine.augment import Draw
 from ddbench.initial import starting_images
-from ddbench.training.experts import ExpertTrajectories, Trajectories, expert_of, logits_of
+from ddbench.training.experts import Trajectories, expert_of, logits_of
 from ddbench_methods.mtt import MTT, MTTConfig, MTTState, mismatch
 
 
@@ -120,18 +120,7 @@ class DATM(MTT):
 
     def labellers(self, problem: Problem) -> Trajectories:
         """The experts that label the first images, at the end of a longer training than the others need."""
-        config = self.config
-        wanted = ExpertTrajectories.of(
-            problem,
-            experts=config.label_experts,
-            epochs=config.label_epochs,
-            lr=config.lr_experts,
-            augment=config.augment,
-            seed=config.experts_seed,
-            rho=config.rho_experts,
-            alpha=config.alpha_experts,
-        )
-        return problem.artifacts.get(wanted, problem)
+        return self.trained(problem, self.config.label_experts, self.config.label_epochs)
 
     def first_images(self, problem: Problem, rng: Rng) -> tuple[Tensor, Tensor]:
         """Images [K * ipc, C, H, W] in the pixel space, class by class, and the logits [K * ipc, K] of their labels."""

@@ -1,7 +1,9 @@
 """MTT: learn images and a step size with which a student goes where networks trained on the real data went.
 
 Cazenavette, Wang, Torralba, Efros and Zhu, "Dataset Distillation by Matching Training Trajectories", CVPR 2022,
-arXiv 2203.11932.
+arXiv 2203.11932. Options add what two later papers changed. FTD, Du, Jiang, Tan, Zhou and Li, CVPR 2023,
+arXiv 2211.11004: flat experts (`rho_experts`) and an average of the images (`ema`). TESLA, Cui, Wang, Si and Hsieh,
+ICML 2023, arXiv 2211.10586: an approximate gradient (`grad`) and labels of the experts (`teacher_labels`).
 """
 
 import itertools
@@ -215,12 +217,17 @@ class MTT(Method[MTTState]):
         return int(drawn.integers(self.config.start_epochs))
 
     def experts(self, problem: Problem) -> Trajectories:
-        """The networks trained on the real data, which are made where they are missing."""
+        """The networks that students follow, as far as they are followed."""
+        config = self.config
+        return self.trained(problem, config.experts, config.start_epochs - 1 + config.expert_span)
+
+    def trained(self, problem: Problem, count: int, epochs: int) -> Trajectories:
+        """The first networks trained on the real data, which are made where they are missing."""
         config = self.config
         wanted = ExpertTrajectories.of(
             problem,
-            experts=config.experts,
-            epochs=config.start_epochs - 1 + config.expert_span,
+            experts=count,
+            epochs=epochs,
             lr=config.lr_experts,
             augment=config.augment,
             seed=config.experts_seed,

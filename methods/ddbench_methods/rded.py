@@ -5,7 +5,7 @@ CVPR 2024, arXiv 2312.03526. Nothing is optimised; students get labels of the sa
 """
 
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -121,8 +121,7 @@ class RDED(Method[Tiled]):
 
     def observed(self, problem: Problem) -> Problem:
         """The problem with the network's backbone."""
-        name = names.canonical(self.config.teacher, problem.shape)
-        return replace(problem, backbone=names.build(name, problem.shape, problem.classes))
+        return problem.with_backbone(names.canonical(self.config.teacher, problem.shape))
 
     def network(self, own: Problem) -> TrainedNetwork:
         return TrainedNetwork.of(own, epochs=self.config.teacher_epochs, lr=self.config.teacher_lr, seed=0)

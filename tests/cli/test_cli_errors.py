@@ -71,6 +71,7 @@ SENTENCES = {
     "get imagenet": (["data", "get", "imagewoof"], 1, "the terms of ImageNet do not allow it"),
     "board nothing": (["leaderboard", "add", "."], 1, "holds no record"),
     "board foreign": (["leaderboard", "add", "other.json"], 1, "is not a ddbench record"),
+    "publish protocol": (["sets", "add", ".", "--protocol", "dssa"], 2, "Did you mean 'dsa'?"),
     "sweep nothing": (["sweep", "none.toml"], 2, "none.toml cannot be read"),
     "slurm without cluster": (["sweep", "s.toml", "--slurm", "partition=gpu"], 2, "--slurm needs --cluster slurm"),
 }

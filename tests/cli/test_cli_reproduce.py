@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from ddbench.cli import root
 from ddbench.files import write_json
-from ddbench.leaderboard.reproduction import Again, plan
+from ddbench.leaderboard.reproduction import Again, again_of
 from ddbench.leaderboard.statistics import next_set
 from ddbench.runs.record import read_record
 
@@ -194,7 +194,7 @@ def records() -> list[Path]:
 
 @pytest.mark.parametrize("path", records(), ids=lambda path: path.stem)
 def test_committed_records_have_commands_with_their_settings(path: Path, tmp_path: Path) -> None:
-    again: Again = plan(path, data_root=tmp_path, device=CPU)
+    again: Again = again_of(path, data_root=tmp_path, device=CPU)
     # An option left at none is one that an older record does not have.
     given = {name: value for name, value in again.spec.config.items() if value is not None}
     assert given == {name: value for name, value in again.record.config.values.items() if value is not None}

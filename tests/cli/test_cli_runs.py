@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from ddbench.cli import common, root
+from ddbench.cli import deleting, root
 from ddbench.errors import DataError
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.states import write_failure
@@ -161,7 +161,7 @@ def test_delete_asks_on_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch)
     asked: list[str] = []
 
     def ask(answer: bool) -> None:
-        monkeypatch.setattr(common, "at_a_terminal", lambda: True)
+        monkeypatch.setattr(deleting, "at_a_terminal", lambda: True)
         monkeypatch.setattr("click.confirm", lambda text, **_: asked.append(text) or answer)
 
     ask(False)

@@ -1,13 +1,13 @@
 """CAFE in graphs, compiled or not, against plain calls on the same device, and a GPU against a CPU."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import ddbench.engine.program as program
 import ddbench.training.lockstep as lockstep
 from ddbench import Variables
 from ddbench.loop import drive
@@ -56,25 +56,15 @@ def test_updates_and_training_are_the_same_in_graphs(
     toy_problem: Callable[..., Problem],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    both_ways: Callable[..., Any],
 ) -> None:
-    for module in (program, lockstep):
-        monkeypatch.setattr(module, "worth_compiling", lambda seconds, device: fused)
+    monkeypatch.setattr(lockstep, "worth_compiling", lambda seconds, device: fused)
     monkeypatch.setattr(lockstep.COMPILED, "_functions", {})
-    made = program.Program.__init__
-    losses, images = [], []
-    for eager in (True, False):
-
-        def make(self: Any, *args: Any, _eager: bool = eager, **options: Any) -> None:
-            made(self, *args, **options)
-            self._eager = self._eager or _eager
-
-        monkeypatch.setattr(program.Program, "__init__", make)
-        with caplog.at_level("INFO"):
-            found, told = learned(cafe(dsa=dsa, lr_images=0.01), toy_problem(backbone, tmp_path, 4))
-        images.append(found)
-        losses.append([step["loss"] for step in told])
-    assert losses[0] == pytest.approx(losses[1], rel=share)
-    assert torch.allclose(images[0], images[1], atol=10 * share)
+    method = cafe(dsa=dsa, lr_images=0.01)
+    with caplog.at_level("INFO"):
+        plain, graphs = both_ways(method, partial(toy_problem, backbone, tmp_path, 4), fused=fused)
+    assert plain.losses == pytest.approx(graphs.losses, rel=share)
+    assert torch.allclose(plain.state.images, graphs.state.images, atol=10 * share)
     assert not [message for message in caplog.messages if "eagerly" in message or "cannot be captured" in message]
 
 
@@ -104,14 +94,7 @@ def test_a_query_in_a_graph_sees_the_network_as_it_is(tmp_path: Path, toy_proble
 def test_a_gpu_learns_the_images_of_a_cpu(tmp_path: Path, toy_problem: Callable[..., Problem]) -> None:
     images = []
     for device in ("cpu", "cuda"):
-        problem = toy_problem("convnet-w16", tmp_path, 4, device)
-        drawn = problem.backbone.init
-
-        # On a GPU, networks are drawn there unless they are told otherwise.
-        def init(*args: object, _drawn: object = drawn, **options: object) -> object:
-            return _drawn(*args, **{**options, "on_device": False})  # type: ignore[operator]
-
-        problem.backbone.init = init  # type: ignore[method-assign, assignment]
+        problem = toy_problem("convnet-w16", tmp_path, 4, device, drawn_on_the_host=True)
         images.append(learned(cafe(dsa=True, iterations=2, lr_images=0.01), problem)[0])
     start = cafe(dsa=True).start(toy_problem("convnet-w16", tmp_path, 4, "cpu")).images
     assert (images[0] - images[1]).norm() < 1e-2 * (images[0] - start).norm()

@@ -1,12 +1,13 @@
 """DC and DSA in graphs, compiled or not, against plain calls on the same device."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-import ddbench.engine.program as program
 import ddbench.training.lockstep as lockstep
 from ddbench.loop import drive
 from ddbench.plugins import GROUPS, load_object
@@ -43,26 +44,17 @@ def test_matches_and_training_are_the_same_in_graphs(
     toy_problem: Callable[..., Problem],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    call_one_by_one: Callable[[pytest.MonkeyPatch], None],
+    both_ways: Callable[..., Any],
 ) -> None:
-    for module in (program, lockstep):
-        monkeypatch.setattr(module, "worth_compiling", lambda seconds, device: fused)
+    monkeypatch.setattr(lockstep, "worth_compiling", lambda seconds, device: fused)
     monkeypatch.setattr(lockstep.COMPILED, "_functions", {})
     kind = load_object(GROUPS["method"], name)
-    losses, images = [], []
-    for eager in (True, False):
-        problem = toy_problem(backbone, tmp_path, 4)
-        method = kind(kind.Config(iterations=4, outer_loop=3, inner_loop=2, batch_real=16, batch_train=8))
-        with problem.precision.active(problem.device), caplog.at_level("INFO"), monkeypatch.context() as patched:
-            if eager:
-                call_one_by_one(patched)
-            steps = list(drive(method, problem))
-        state, _ = steps[-1]
-        losses.append([float(metrics["loss"]) for _, metrics in steps[1:]])
-        assert all(step.captured is not eager for step in state._programs.programs.values())
-        images.append(state.images.detach().cpu())
-    assert losses[0] == pytest.approx(losses[1], rel=share)
-    assert torch.allclose(images[0], images[1], atol=2 * share)
+    method = kind(kind.Config(iterations=4, outer_loop=3, inner_loop=2, batch_real=16, batch_train=8))
+    with caplog.at_level("INFO"):
+        plain, graphs = both_ways(method, partial(toy_problem, backbone, tmp_path, 4), fused=fused)
+    assert all(graphs.captured)
+    assert plain.losses == pytest.approx(graphs.losses, rel=share)
+    assert torch.allclose(plain.state.images, graphs.state.images, atol=2 * share)
     assert not [message for message in caplog.messages if "eagerly" in message]
 
 
@@ -70,14 +62,7 @@ def test_a_gpu_learns_the_images_of_a_cpu(tmp_path: Path, toy_problem: Callable[
     kind = load_object(GROUPS["method"], "dsa")
     images = []
     for device in ("cpu", "cuda"):
-        problem = toy_problem("convnet-w16", tmp_path, 4, device)
-        drawn = problem.backbone.init
-
-        # On a GPU, networks are drawn there unless they are told otherwise.
-        def init(*args: object, _drawn: object = drawn, **options: object) -> object:
-            return _drawn(*args, **{**options, "on_device": False})  # type: ignore[operator]
-
-        problem.backbone.init = init  # type: ignore[method-assign, assignment]
+        problem = toy_problem("convnet-w16", tmp_path, 4, device, drawn_on_the_host=True)
         method = kind(kind.Config(iterations=2, outer_loop=3, inner_loop=2, batch_real=16))
         with problem.precision.active(problem.device):
             (*_, (state, _)) = drive(method, problem)

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import ddbench.training.lockstep as lockstep
 from ddbench.backbones.variables import Variables
+from ddbench.engine.program import Program
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import Protocol
-from ddbench.loop import drive
 from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
 from ddbench.rng import Rng
@@ -82,35 +84,17 @@ def test_graphs_train_the_students_of_the_plain_loop(
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_dm_takes_the_same_steps_in_a_graph(
-    fused: bool,
-    tmp_path: Path,
-    toy_problem: Callable[..., Problem],
-    monkeypatch: pytest.MonkeyPatch,
-    call_one_by_one: Callable[[pytest.MonkeyPatch], None],
+    fused: bool, tmp_path: Path, toy_problem: Callable[..., Problem], both_ways: Callable[..., Any]
 ) -> None:
-    import ddbench.engine.program as program
-
-    monkeypatch.setattr(program, "worth_compiling", lambda seconds, device: fused)
     method_class = load_object(GROUPS["method"], "dm")
-    losses, images = [], []
-    for eager in (True, False):
-        problem = toy_problem("convnet-w16", tmp_path, 10)
-        method = method_class(method_class.Config(iterations=12, batch_real=16))
-        with problem.precision.active(problem.device), monkeypatch.context() as patched:
-            if eager:
-                call_one_by_one(patched)
-            steps = list(drive(method, problem))
-        state, _ = steps[-1]
-        losses.append([float(metrics["loss"]) for _, metrics in steps[1:]])
-        assert all(step.captured is not eager for step in state._programs.programs.values())
-        images.append(state.images.detach().cpu())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    assert torch.allclose(images[0], images[1], atol=1e-3)
+    method = method_class(method_class.Config(iterations=12, batch_real=16))
+    plain, graphs = both_ways(method, partial(toy_problem, "convnet-w16", tmp_path, 10), fused=fused)
+    assert all(graphs.captured)
+    assert plain.losses == pytest.approx(graphs.losses, rel=1e-3)
+    assert torch.allclose(plain.state.images, graphs.state.images, atol=1e-3)
 
 
 def test_a_step_that_cannot_be_captured_runs_eagerly(caplog: pytest.LogCaptureFixture) -> None:
-    from ddbench.engine.program import Program
-
     # The step waits for the device, which a capture forbids.
     program = Program(lambda x: x * float(x.sum()), torch.device("cuda"), calls=5)
     with caplog.at_level("INFO"):

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-import ddbench.engine.program as program
 import ddbench.training.lockstep as lockstep
 from ddbench.backbones.variables import Variables
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS
-from ddbench.loop import drive
 from ddbench.plugins import GROUPS, load_object
 from ddbench.problem import Problem
 from ddbench.rng import Rng
@@ -34,26 +34,15 @@ def test_ld_takes_the_same_steps_in_a_graph(
     fused: bool,
     tmp_path: Path,
     on_the_gpu: Callable[[Path], Problem],
-    monkeypatch: pytest.MonkeyPatch,
-    call_one_by_one: Callable[[pytest.MonkeyPatch], None],
+    both_ways: Callable[..., Any],
 ) -> None:
-    monkeypatch.setattr(program, "worth_compiling", lambda seconds, device: fused)
     method_class = load_object(GROUPS["method"], "ld")
-    losses, labels = [], []
-    for eager in (True, False):
-        problem = on_the_gpu(tmp_path)
-        # Two full batches and a smaller one: both programs are captured, and one after the other uses the optimisers.
-        method = method_class(method_class.Config(variant=variant, iterations=30, batch_real=50))
-        with problem.precision.active(problem.device), monkeypatch.context() as patched:
-            if eager:
-                call_one_by_one(patched)
-            steps = list(drive(method, problem))
-        state, _ = steps[-1]
-        losses.append([float(metrics["loss"]) for _, metrics in steps[1:]])
-        assert [step.captured is not eager for step in state._programs.programs.values()] == [True, True]
-        labels.append(state.labels.cpu())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
-    assert torch.allclose(*labels, atol=3e-3)
+    # Two full batches and a smaller one: both programs are captured, and one after the other uses the optimisers.
+    method = method_class(method_class.Config(variant=variant, iterations=30, batch_real=50))
+    plain, graphs = both_ways(method, partial(on_the_gpu, tmp_path), fused=fused)
+    assert graphs.captured == [True, True]
+    assert plain.losses == pytest.approx(graphs.losses, rel=1e-2)
+    assert torch.allclose(plain.state.labels, graphs.state.labels, atol=3e-3)
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import ddbench.engine.program as program
 import ddbench.training.experts as trajectories
 from ddbench.backbones.names import build
 from ddbench.loop import drive
@@ -30,30 +30,19 @@ def test_mtt_takes_the_same_steps_in_a_graph(
     fused: bool,
     tmp_path: Path,
     on_the_gpu: Callable[[Path], Problem],
-    monkeypatch: pytest.MonkeyPatch,
-    call_one_by_one: Callable[[pytest.MonkeyPatch], None],
+    both_ways: Callable[..., Any],
 ) -> None:
-    monkeypatch.setattr(program, "worth_compiling", lambda seconds, device: fused)
     method_class = load_object(GROUPS["method"], "mtt")
-    losses, images = [], []
-    for eager in (True, False):
-        problem = on_the_gpu(tmp_path)
-        # Batches of two and of four images: both shapes are in one graph.
-        config = method_class.Config(
-            iterations=8, experts=2, start_epochs=2, inner_steps=4, batch_syn=4, lr_experts=0.1, lr_network=0.05,
-            lr_images=1.0, grad=grad,
-        )  # fmt: skip
-        method = method_class(config)
-        with problem.precision.active(problem.device), monkeypatch.context() as patched:
-            if eager:
-                call_one_by_one(patched)
-            steps = list(drive(method, problem))
-        state, _ = steps[-1]
-        losses.append([float(metrics["loss"]) for _, metrics in steps[1:]])
-        assert [step.captured is not eager for step in state._programs.programs.values()] == [True]
-        images.append(state.images.detach().cpu())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    assert (images[0] - images[1]).norm() < 1e-3 * images[0].norm()
+    # Batches of two and of four images: both shapes are in one graph.
+    config = method_class.Config(
+        iterations=8, experts=2, start_epochs=2, inner_steps=4, batch_syn=4, lr_experts=0.1, lr_network=0.05,
+        lr_images=1.0, grad=grad,
+    )  # fmt: skip
+    plain, graphs = both_ways(method_class(config), partial(on_the_gpu, tmp_path), fused=fused)
+    assert graphs.captured == [True]
+    assert plain.losses == pytest.approx(graphs.losses, rel=1e-3)
+    images, others = plain.state.images.detach(), graphs.state.images.detach()
+    assert (images - others).norm() < 1e-3 * images.norm()
 
 
 @pytest.mark.parametrize(
@@ -65,23 +54,31 @@ def test_averages_and_assigned_labels_are_those_of_steps_one_by_one(
     options: dict[str, Any],
     tmp_path: Path,
     on_the_gpu: Callable[[Path], Problem],
-    monkeypatch: pytest.MonkeyPatch,
-    call_one_by_one: Callable[[pytest.MonkeyPatch], None],
+    both_ways: Callable[..., Any],
 ) -> None:
-    method_class, made = load_object(GROUPS["method"], name), []
-    for eager in (True, False):
-        problem = on_the_gpu(tmp_path)
-        usual = {"experts": 2, "start_epochs": 2, "inner_steps": 3, "lr_experts": 0.1, "lr_images": 1.0}
-        method = method_class(method_class.Config(iterations=8, **usual, **options))
-        with problem.precision.active(problem.device), monkeypatch.context() as patched:
-            if eager:
-                call_one_by_one(patched)
-            *_, (state, _) = drive(method, problem)
-        assert [step.captured is not eager for step in state._programs.programs.values()] == [True]
-        made.append(method.export(problem, state))
-        assert not torch.equal(made[-1].images, state.images.detach().cpu())
-    for ours, theirs in ((made[0].images, made[1].images), (made[0].labels, made[1].labels)):
+    method_class = load_object(GROUPS["method"], name)
+    usual = {"experts": 2, "start_epochs": 2, "inner_steps": 3, "lr_experts": 0.1, "lr_images": 1.0}
+    method = method_class(method_class.Config(iterations=8, **usual, **options))
+    plain, graphs = both_ways(method, partial(on_the_gpu, tmp_path), fused=False)
+    assert graphs.captured == [True]
+    one, other = (end.method.export(end.problem, end.state) for end in (plain, graphs))
+    for exported, end in ((one, plain), (other, graphs)):
+        assert not torch.equal(exported.images, end.state.images.detach().cpu())
+    for ours, theirs in ((one.images, other.images), (one.labels, other.labels)):
         assert (ours - theirs).norm() < 1e-3 * ours.norm()
+
+
+def ends_of_pools(
+    kind: Any, backbone: str, folder: Path, on_the_gpu: Callable[[Path], Problem], **asked: Any
+) -> list[torch.Tensor]:
+    """[3, P] where three networks of a pool arrive on a CPU, and the same on a GPU; two are trained together."""
+    found = []
+    for problem in (problem_for_checks(folder / "cpu"), on_the_gpu(folder / "cuda")):
+        own = replace(problem, backbone=build(backbone, problem.shape, problem.classes))
+        with own.precision.active(own.device):
+            experts = own.artifacts.get(kind.of(own, experts=3, **asked), own)
+        found.append(torch.stack([experts.params(k, experts.epochs) for k in range(3)]))
+    return found
 
 
 @pytest.mark.parametrize("backbone", ["convnet-d2-w8", "convnet-d2-w16"])
@@ -89,16 +86,10 @@ def test_flat_experts_are_those_of_the_cpu(
     backbone: str, tmp_path: Path, on_the_gpu: Callable[[Path], Problem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trajectories, "students_together", lambda *_: 2)
-    found = []
-    for where in ("cpu", "cuda"):
-        problem = on_the_gpu(tmp_path / where) if where == "cuda" else problem_for_checks(tmp_path / where)
-        problem = replace(problem, backbone=build(backbone, problem.shape, problem.classes))
-        wanted = trajectories.ExpertTrajectories.of(problem, experts=3, epochs=3, lr=0.1, rho=0.3, alpha=0.5)
-        with problem.precision.active(problem.device):
-            experts = problem.artifacts.get(wanted, problem)
-        found.append(torch.stack([experts.params(k, 3) for k in range(3)]))
-    assert torch.allclose(found[0], found[1], atol=1e-3)
-    assert (found[0][0] - found[0][1]).norm() > 0.1
+    asked = {"epochs": 3, "lr": 0.1, "rho": 0.3, "alpha": 0.5}
+    ours, theirs = ends_of_pools(trajectories.ExpertTrajectories, backbone, tmp_path, on_the_gpu, **asked)
+    assert torch.allclose(ours, theirs, atol=1e-3)
+    assert (ours[0] - ours[1]).norm() > 0.1
 
 
 def test_networks_of_which_the_ends_are_kept_are_those_of_the_cpu(
@@ -106,16 +97,10 @@ def test_networks_of_which_the_ends_are_kept_are_those_of_the_cpu(
 ) -> None:
     """Two augmentations one after another and CutMix, captured; the third network is trained where the first was."""
     monkeypatch.setattr(trajectories, "students_together", lambda *_: 2)
-    found = []
-    for where in ("cpu", "cuda"):
-        problem = on_the_gpu(tmp_path / where) if where == "cuda" else problem_for_checks(tmp_path / where)
-        problem = replace(problem, backbone=build("convnet-d2-w8", problem.shape, problem.classes))
-        wanted = trajectories.ExpertEnds.of(problem, experts=3, epochs=6, lr=0.02, batch=50)
-        with problem.precision.active(problem.device):
-            experts = problem.artifacts.get(wanted, problem)
-        found.append(torch.stack([experts.params(k, 6) for k in range(3)]))
-    assert torch.allclose(found[0], found[1], atol=1e-3)
-    assert (found[0][0] - found[0][1]).norm() > 0.1
+    asked = {"epochs": 6, "lr": 0.02, "batch": 50}
+    ours, theirs = ends_of_pools(trajectories.ExpertEnds, "convnet-d2-w8", tmp_path, on_the_gpu, **asked)
+    assert torch.allclose(ours, theirs, atol=1e-3)
+    assert (ours[0] - ours[1]).norm() > 0.1
 
 
 def test_what_is_written_out_learns_what_the_whole_graph_learns(

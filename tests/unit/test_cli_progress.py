@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddbench.cli.common import Progress, note
+from ddbench.cli.common import note
+from ddbench.cli.progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -63,13 +63,13 @@ def guesses(*classes: int) -> Predictor:
 def test_a_student_reads_once_and_is_refused_a_second_time(tmp_path: Path) -> None:
     problem, source = problem_for_checks(tmp_path), toy_test()
     sealed = SealedTest(source)
-    assert sealed.score(["a", "b"], guesses(0, 1), problem.pixels, CPU) == pytest.approx([1 / 3, 1 / 3])
+    assert sealed.measure(["a", "b"], guesses(0, 1), problem.pixels, CPU)[0] == pytest.approx([1 / 3, 1 / 3])
     assert sealed.reads == {"a": 1, "b": 1}
     with pytest.raises(
         RuntimeError, match=r"student b has read the test data already; it is read once, after training"
     ):
-        sealed.score(["c", "b"], guesses(0, 1), problem.pixels, CPU)
-    assert sealed.score(["d"], guesses(2), problem.pixels, CPU) == pytest.approx([1 / 3])
+        sealed.measure(["c", "b"], guesses(0, 1), problem.pixels, CPU)
+    assert sealed.measure(["d"], guesses(2), problem.pixels, CPU)[0] == pytest.approx([1 / 3])
     assert source.loads == 1
 
 
@@ -79,7 +79,7 @@ def test_accuracy_is_the_share_of_right_answers_over_all_batches(
     monkeypatch.setattr(module, "TESTED_IMAGES", 17)
     problem = problem_for_checks(tmp_path)
     data = toy_test().data.subset(torch.tensor([0, 1, 2, 3, 40, 41, 80]))
-    whole = SealedTest(Test(data)).score(["a", "b", "c"], guesses(0, 1, 2), problem.pixels, CPU)
+    whole, _ = SealedTest(Test(data)).measure(["a", "b", "c"], guesses(0, 1, 2), problem.pixels, CPU)
     assert whole == [4 / 7, 2 / 7, 1 / 7]
     sizes: list[int] = []
 
@@ -88,7 +88,7 @@ def test_accuracy_is_the_share_of_right_answers_over_all_batches(
         return guesses(0)(images)
 
     calls: list[int] = []
-    SealedTest(toy_test()).score(["a"], watch, problem.pixels, CPU, between=lambda: calls.append(len(sizes)))
+    SealedTest(toy_test()).measure(["a"], watch, problem.pixels, CPU, between=lambda: calls.append(len(sizes)))
     assert sizes == [17] * 7 + [1]
     assert calls == list(range(1, 9))
 
@@ -106,7 +106,7 @@ def test_students_see_test_images_in_the_pixel_space(tmp_path: Path) -> None:
         seen.append(images)
         return guesses(0)(images)
 
-    SealedTest(source).score(["a"], watch, problem.pixels, CPU)
+    SealedTest(source).measure(["a"], watch, problem.pixels, CPU)
     assert torch.equal(torch.cat(seen), problem.pixels.forward(source.data.images))
 
 
@@ -120,7 +120,7 @@ def test_scores_that_are_not_finite_are_no_accuracy(tmp_path: Path, value: float
         return scores
 
     with pytest.raises(DivergedError, match=r"^b: the student's outputs are not finite after training"):
-        SealedTest(toy_test()).score(["a", "b"], predict, problem.pixels, CPU)
+        SealedTest(toy_test()).measure(["a", "b"], predict, problem.pixels, CPU)
 
 
 def test_test_data_is_read_only_after_training(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ddbench import ArtifactCache, Problem, Rng
 from ddbench.backbones import build
 from ddbench.engine.augment import draw_many
 from ddbench.engine.mixing import Mix
-from ddbench.errors import ConfigError
+from ddbench.errors import ConfigError, DivergedError
 from ddbench.runs.spec import Asked, foresee
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.experts import ExpertEnds, ExpertTrajectories, Trajectories, flatten
@@ -102,23 +102,9 @@ def test_networks_side_by_side_are_those_one_by_one(tmp_path: Path, monkeypatch:
     assert torch.equal(ends(problem, tmp_path / "alone", experts=2), alone[:2])
 
 
-def test_a_stopped_build_keeps_what_is_done_and_a_pool_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem, write = problem_for_checks(tmp_path), module._write
+def test_a_pool_grows(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
     whole = ends(problem, tmp_path / "whole", experts=3)
-    written: list[str] = []
-
-    def stop_at_the_third(path: Path, *rest: Any) -> None:
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        written.append(path.name)
-        write(path, *rest)
-
-    monkeypatch.setattr(module, "_write", stop_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
-        ends(problem, tmp_path / "stopped", experts=3)
-    monkeypatch.setattr(module, "_write", lambda path, *rest: (written.append(path.name), write(path, *rest)))
-    assert torch.equal(ends(problem, tmp_path / "stopped", experts=3), whole)
-    assert written == [f"expert_000{k}.safetensors" for k in range(3)]
     for experts in (1, 3):
         assert torch.equal(ends(problem, tmp_path / "grown", experts=experts), whole[:experts])
     assert len(list((tmp_path / "grown").glob("*/*"))) == 1
@@ -178,6 +164,13 @@ def test_methods_follow_the_networks_that_are_asked_for(method: Any, config: Any
         networks = method(config(**small, networks_trained=way)).trained(problem)
         assert networks.folder.parent.name == kind
         assert networks.params(1, 3).isfinite().all()
+
+
+@pytest.mark.parametrize("way", ["plain", "authors"])
+def test_networks_that_diverge_name_the_option_of_the_method(way: str, tmp_path: Path) -> None:
+    method = DANCE(DANCEConfig(networks=1, epochs=5, lr_networks=1e20, networks_trained=way))
+    with pytest.raises(DivergedError, match=r"usually helps: --set lr_networks=0\.01"):
+        method.trained(problem_for_checks(tmp_path))
 
 
 @pytest.mark.parametrize(("name", "batch"), [("dance", 64), ("ncfm", 128)])

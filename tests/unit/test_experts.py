@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,20 @@ from ddbench.data.pixels import fit_pixels
 from ddbench.engine.augment import ALL_OPS, draw_many
 from ddbench.errors import ArtifactError, ConfigError, DivergedError
 from ddbench.testing.contract import problem_for_checks
-from ddbench.training.experts import ExpertTrajectories, Trajectories, flatten, unflatten
+from ddbench.training.experts import ExpertEnds, ExpertTrajectories, Pool, Trajectories, flatten, unflatten
 
 
 def pool(problem: Problem, experts: int = 2, epochs: int = 2, **changes: Any) -> ExpertTrajectories:
     return ExpertTrajectories.of(problem, experts=experts, epochs=epochs, **{"lr": 0.1} | changes)
 
 
+def pool_of_ends(problem: Problem, experts: int) -> ExpertEnds:
+    return ExpertEnds.of(problem, experts=experts, epochs=6, lr=0.05, batch=64)
+
+
 def everything(found: Trajectories) -> Tensor:
-    """[experts, epochs + 1, P]."""
-    return torch.stack(
-        [torch.stack([found.params(k, t) for t in range(found.epochs + 1)]) for k in range(found.experts)]
-    )
+    """[experts, kept, P]: of a pool that keeps all epochs, epochs + 1 of them."""
+    return torch.stack([torch.stack([found.params(k, t) for t in found.kept]) for k in range(found.experts)])
 
 
 def get(problem: Problem, root: Path, **asked: Any) -> Tensor:
@@ -222,9 +225,16 @@ def test_experts_side_by_side_are_those_one_by_one(tmp_path: Path, monkeypatch: 
     assert torch.allclose(get(problem, tmp_path / "together", experts=5, epochs=3), alone, atol=1e-6)
 
 
-def test_a_stopped_build_keeps_the_experts_that_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [pool, pool_of_ends])
+def test_a_stopped_build_keeps_the_experts_that_are_done(
+    kind: Callable[[Problem, int], Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem = problem_for_checks(tmp_path)
-    whole = get(problem, tmp_path / "whole", experts=3)
+
+    def build_in(name: str) -> Tensor:
+        return everything(ArtifactCache(tmp_path / name).get(kind(problem, 3), problem))
+
+    whole = build_in("whole")
     write, written = module._write, []
 
     def stop_at_the_third(path: Path, *rest: Any) -> None:
@@ -235,9 +245,9 @@ def test_a_stopped_build_keeps_the_experts_that_are_done(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(module, "_write", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        get(problem, tmp_path / "stopped", experts=3)
+        build_in("stopped")
     monkeypatch.setattr(module, "_write", lambda path, *rest: (written.append(path.name), write(path, *rest)))
-    assert torch.equal(get(problem, tmp_path / "stopped", experts=3), whole)
+    assert torch.equal(build_in("stopped"), whole)
     assert written == [f"expert_000{k}.safetensors" for k in range(3)]
 
 

@@ -33,7 +33,7 @@ def entry(name: str, accuracies: list[list[float]]) -> Entry:
 def test_two_sets_are_paired_by_student() -> None:
     """Against the paired t test, which this is with one set on either side."""
     ours, theirs = [0.50, 0.52, 0.49, 0.55, 0.51], [0.47, 0.50, 0.48, 0.51, 0.49]
-    found = _pair(entry("a", [ours]), entry("b", [theirs]), MARGIN)
+    found = _pair(entry("a", [ours]), entry("b", [theirs]))
     known = stats.ttest_rel(ours, theirs)
     assert found["difference"] == pytest.approx(0.024)
     assert found["p"] == pytest.approx(known.pvalue, rel=1e-4)
@@ -45,7 +45,7 @@ def test_two_sets_are_paired_by_student() -> None:
 
 def test_equality_is_the_larger_of_two_one_sided_tests() -> None:
     ours, theirs = [0.500, 0.502, 0.499, 0.505, 0.501], [0.4995, 0.501, 0.4990, 0.503, 0.500]
-    found = _pair(entry("a", [ours]), entry("b", [theirs]), MARGIN)
+    found = _pair(entry("a", [ours]), entry("b", [theirs]))
     gaps = np.subtract(ours, theirs)
     one_sided = stats.ttest_1samp(gaps, MARGIN, alternative="less").pvalue
     assert found["p_equal"] == pytest.approx(one_sided, rel=1e-4)
@@ -54,13 +54,13 @@ def test_equality_is_the_larger_of_two_one_sided_tests() -> None:
 
 def test_sets_widen_the_interval_and_are_those_of_the_board() -> None:
     a, b = [[0.5, 0.52], [0.55, 0.57], [0.45, 0.5]], [[0.4, 0.42], [0.41, 0.42]]
-    found = _pair(entry("a", a), entry("b", b), MARGIN)
+    found = _pair(entry("a", a), entry("b", b))
     assert found["ci95"] == pytest.approx(half_width(np.array(a), np.array(b)))
     assert not found["provisional"]
 
 
 def test_one_student_of_one_set_says_nothing() -> None:
-    found = _pair(entry("a", [[0.5]]), entry("b", [[0.4]]), MARGIN)
+    found = _pair(entry("a", [[0.5]]), entry("b", [[0.4]]))
     assert math.isnan(found["p"])
     assert math.isnan(found["p_equal"])
     _judge([found])
@@ -68,7 +68,7 @@ def test_one_student_of_one_set_says_nothing() -> None:
 
 
 def test_the_same_accuracies_are_equal() -> None:
-    found = _pair(entry("a", [[0.5, 0.6]]), entry("b", [[0.5, 0.6]]), MARGIN)
+    found = _pair(entry("a", [[0.5, 0.6]]), entry("b", [[0.5, 0.6]]))
     _judge([found])
     assert (found["difference"], found["p"], found["verdict"]) == (0.0, 1.0, "equal")
 
@@ -97,7 +97,7 @@ def test_three_equal_methods_are_rarely_told_apart(of_sets: float) -> None:
         students = 2 * rng.normal(size=(1, 5))
         tables = [of_sets * rng.normal(size=(3, 1)) + students + rng.normal(size=(3, 5)) for _ in range(3)]
         entries = [entry(name, (0.5 + table / 100).tolist()) for name, table in zip("abc", tables, strict=True)]
-        pairs = [_pair(entries[i], entries[j], MARGIN) for i, j in ((0, 1), (0, 2), (1, 2))]
+        pairs = [_pair(entries[i], entries[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
         _judge(pairs)
         wrong += any(pair["verdict"] in ("better", "worse") for pair in pairs)
     assert wrong / trials < 0.05 + 3 * 0.0126
@@ -111,7 +111,7 @@ def test_methods_at_the_margin_are_rarely_called_equal_and_equal_ones_are_found(
         for _ in range(trials):
             students = rng.normal(size=(1, 20)) / 100
             tables = [0.5 + students + rng.normal(size=(5, 20)) / 500 for _ in range(2)]
-            pair = _pair(entry("a", (tables[0] + gap).tolist()), entry("b", tables[1].tolist()), MARGIN)
+            pair = _pair(entry("a", (tables[0] + gap).tolist()), entry("b", tables[1].tolist()))
             _judge([pair])
             called[gap] += pair["verdict"] == "equal"
     assert called[MARGIN] / trials < 0.05 + 3 * 0.0126

@@ -185,11 +185,13 @@ def test_published_sets_say_how_they_are_taken_away(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_no_preset_gives(write: Callable[..., Path]) -> None:
-    values, sources = {"labels": "fixed x", "keep": False}, {"labels": "--set", "keep": "options"}
+    values = {"labels": "fixed x", "keep": False, "batch": None, "name": "1", "select.heldout": 0.1, "select.every": 9}
+    sources = dict.fromkeys(values, "options") | {"labels": "--set", "select.every": "default"}
     path = write("record.json", config=lambda _: {"values": values, "sources": sources})
     command, *others = commands_of(read_record(path))
     assert command.startswith("ddbench run --method dm --dataset cifar10 --ipc 10 --seed 0 --preset paper")
-    assert "--set keep=false --set 'labels=fixed x'" in command
+    assert "--set batch=none --set keep=false --set 'labels=fixed x' --set 'name=\"1\"'" in command
+    assert "--select heldout=0.1 --protocol" in command
     assert command.endswith("--protocol dsa@1 --judge convnet-d3 --judge resnet18")
     assert others == []
 

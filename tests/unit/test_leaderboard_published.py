@@ -4,7 +4,16 @@ import pytest
 
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.errors import RunError
-from ddbench.leaderboard.published import COLUMNS, belongs, beside, of_options, printed, published_file, read_published
+from ddbench.leaderboard.published import (
+    COLUMNS,
+    belongs,
+    beside,
+    called,
+    of_options,
+    printed,
+    published_file,
+    read_published,
+)
 
 CHECKOUT = Path(__file__).resolve().parents[2] / "leaderboards" / "published.csv"
 ELSEWHERE = {"imagenet-1k", "imagenet-10"}
@@ -109,6 +118,11 @@ def test_a_number_stands_beside_the_options_that_it_was_published_of() -> None:
     names = lambda config: [row["method"] for row in of_options("cafe", config, numbers)]  # noqa: E731
     assert names({"dsa": False}) == ["cafe", "cafe+others"]
     assert names({"dsa": True}) == ["cafe+dsa"]
+    labels = [row["method"] for row in numbers]
+    assert [called("cafe", config, labels) for config in ({"dsa": True}, {"dsa": False}, {})] == [
+        "cafe+dsa", "cafe", "cafe"
+    ]  # fmt: skip
+    assert called("dm", {"dsa": True}, labels) == "dm"
     # A method that has no such option is not told apart by it.
     assert names({}) == ["cafe", "cafe+dsa", "cafe+others"]
     # Under the recipe of its other variant too, cafe has its own number.

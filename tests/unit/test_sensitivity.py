@@ -17,15 +17,16 @@ from scipy import stats
 import ddbench
 from ddbench import synthetic
 from ddbench.cli import root as command_line
-from ddbench.errors import ConfigError, RunError
+from ddbench.errors import ConfigError, DivergedError, RunError
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.leaderboard.comparison import holm
+from ddbench.runs import evaluating
 from ddbench.runs.evaluating import Judging
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runspec import RunSpec
-from ddbench.sensitivity import measure
+from ddbench.sensitivity import judging
 from ddbench.sensitivity.asked import read_grid
-from ddbench.sensitivity.measure import row_names
+from ddbench.sensitivity.judging import row_names
 from ddbench.sensitivity.order import flips, kendalls_w, order_of, tau
 from ddbench.sensitivity.results import CellPart, PairPart, Results, SectionPart, SetPart, json_schema, read_results
 from ddbench.sensitivity.tables import headers, rows, sentences
@@ -152,15 +153,16 @@ def test_a_second_process_takes_other_cells_and_waits_for_the_rest(
     lock = FileLock(busy.parents[2] / ".lock")
     lock.acquire()
     patient: list[bool] = []
-    judge = measure._judge
+    judge = judging._judge
 
-    def letting_go(*values: Any, patient_: list[bool] = patient, **named: Any) -> None:
-        patient_.append(named["patient"])
+    def letting_go(*values: Any, **named: Any) -> None:
+        if not judging.ResolvedGrid.found(*values[:4]):
+            patient.append(named["patient"])
         if named["patient"]:
             lock.release()
         judge(*values, **named)
 
-    monkeypatch.setattr(measure, "_judge", letting_go)
+    monkeypatch.setattr(judging, "_judge", letting_go)
     assert accuracies(grid(place).results) == accuracies(wanted)
     assert patient == [False, True]
 
@@ -221,6 +223,28 @@ def test_a_recipe_that_does_not_fit_is_a_cell_that_says_why(place: Path) -> None
     assert all("this set has none" in cell.failed and not cell.accuracy for cell in failed)
     assert rows(section)[1][2:] == ["–", "–", ""]
     assert any("learned: not defined" in text for text in sentences(section))
+
+
+def test_a_cell_that_failed_is_tried_once_by_every_command(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    trainer = evaluating.trainer_of
+
+    def breaking(synthetic: Any, protocol: Protocol, *values: Any, **named: Any) -> Any:
+        tried.append(protocol.id)
+        if len(tried) <= 4 and protocol.id == "tiny@1":
+            raise DivergedError("the loss became NaN")
+        return trainer(synthetic, protocol, *values, **named)
+
+    monkeypatch.setattr(evaluating, "trainer_of", breaking)
+    first = grid(place, factors={}, recipes=[]).results
+    assert [bool(cell.failed) for cell in first.sections[0].cells] == [True, True, True]
+    assert len(tried) == 3
+    again = grid(place, factors={}, recipes=[]).results
+    assert sorted(bool(cell.failed) for cell in again.sections[0].cells) == [False, False, True]
+    assert len(tried) == 6
+    last = grid(place, factors={}, recipes=[]).results
+    assert len(tried) == 7
+    assert all(cell.accuracy for cell in last.sections[0].cells)
 
 
 # What it says of the order.
@@ -400,8 +424,8 @@ def test_a_file_says_all_of_a_grid(place: Path) -> None:
 
 def test_files_and_published_names_are_sets_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Path(sets_in(place)[0])
-    monkeypatch.setattr(measure, "take", lambda name, shelf, data: run / "synthetic.safetensors")
-    monkeypatch.setattr(measure, "place_of_sets", lambda: "nowhere")
+    monkeypatch.setattr(judging, "take", lambda name, shelf, data: run / "synthetic.safetensors")
+    monkeypatch.setattr(judging, "place_of_sets", lambda: "nowhere")
     found = grid(place, sets=["k-means/digits/ipc1", sets_in(place)[1]])
     (section,) = found.results.sections
     assert [part.published for part in section.sets] == ["k-means/digits/ipc1", ""]

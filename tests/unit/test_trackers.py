@@ -122,6 +122,25 @@ def test_a_finished_run_is_sent_once_and_after_fresh_anew(place: Path, heard: li
     assert len({call[1] for call in heard if call[0] == "open"}) == 2
 
 
+def test_later_judges_go_to_the_series_of_the_run(place: Path, heard: list[tuple[Any, ...]]) -> None:
+    go(place, *trackers([Heard], pytest.fail))
+    (series,) = {call[1] for call in heard if call[0] == "open"}
+    heard.clear()
+    (place / "other.toml").write_text(PROTOCOL.replace("tiny", "other"))
+    for _ in range(2):
+        ddbench.evaluate(folder_of(place), protocol=str(place / "other.toml"), device="cpu", data=place, track=Heard)
+    # Asked for again, nothing is new.
+    assert [call[0] for call in heard] == ["open", "results", "close"]
+    assert heard[0] == ("open", series)
+    assert heard[1][2].keys() == {"accuracy/tiny@1/mlp", "accuracy/other@1/mlp"}
+
+
+def test_trackers_are_for_runs_and_not_for_grids_or_what_is_forgotten(place: Path) -> None:
+    for option in ("--grid", "--forget=failed"):
+        result = CliRunner().invoke(program, ["evaluate", str(place), option, "--track", "tensorboard"])
+        assert (result.exit_code, "--track" in result.stderr) == (2, True)
+
+
 def test_a_tracker_that_fails_is_told_of_once_and_costs_nothing(place: Path) -> None:
     told: list[str] = []
     record = go(place, *trackers([Broken], told.append))

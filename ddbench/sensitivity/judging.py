@@ -20,7 +20,7 @@ from ddbench import synthetic as synthetic_sets
 from ddbench.data.dataset import Dataset
 from ddbench.engine.decode import decode
 from ddbench.errors import ConfigError, DataError, RunError, mistyped
-from ddbench.evaluation.protocol import Protocol
+from ddbench.evaluation.protocol import OWN, Protocol
 from ddbench.evaluation.recipes import Recipe, budget_of, full_step
 from ddbench.files import locked, require_locks
 from ddbench.foreign.importing import Import, bring_in, found_in
@@ -28,11 +28,11 @@ from ddbench.foreign.importing import dataset_of as dataset_of_file
 from ddbench.foreign.published_sets import place_of_sets, take
 from ddbench.foreign.terms import Said
 from ddbench.runs import provenance
-from ddbench.runs.evaluating import OWN, Cell, Judging, cells, read_evaluation, require_networks
+from ddbench.runs.evaluating import Cell, Judging, cells, read_evaluation, require_networks
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions, dataset_of, finished_record, problems, session
 from ddbench.runs.spec import protocols_of
-from ddbench.sensitivity.asked import Asked, is_published
+from ddbench.sensitivity.asked import AskedGrid, is_published
 from ddbench.sensitivity.order import order_of
 from ddbench.sensitivity.results import (
     CellPart,
@@ -121,7 +121,7 @@ class Section:
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class ResolvedGrid:
     """A grid with its sets found and its recipes made; `place` is the file of its results."""
 
     base: Protocol
@@ -134,10 +134,21 @@ class Grid:
         cell = self.place.with_name(self.place.name + CELLS) / member.sha256[:16] / protocol.digest
         return replace(member.folder, path=cell)
 
-    def found(self, section: Section, recipe: Recipe, member: Member) -> CellPart | None:
-        """A finished cell; None where it is not there, or has too few students."""
+    def cells(self) -> Iterator[tuple[Section, Recipe, Member]]:
+        """All of them, section by section and recipe by recipe."""
+        for section in self.sections:
+            for recipe in section.recipes:
+                for member in section.members:
+                    yield section, recipe, member
+
+    def file(self, section: Section, recipe: Recipe, member: Member) -> Path:
+        """That of a cell."""
         protocol = section.protocol(recipe, member)
-        path = self.folder(member, protocol).evaluation(protocol, section.judge)
+        return self.folder(member, protocol).evaluation(protocol, section.judge)
+
+    def found(self, section: Section, recipe: Recipe, member: Member) -> CellPart | None:
+        """A cell that came to an end, be it as a failure; None where it is not there, or has too few students."""
+        protocol, path = section.protocol(recipe, member), self.file(section, recipe, member)
         if not path.is_file():
             return None
         done = read_evaluation(path)
@@ -176,15 +187,15 @@ class Grid:
         )  # fmt: skip
 
 
-def evaluate_grid(asked: Asked, files: SaidOfFiles, options: RunOptions, place: Path) -> Results:
+def evaluate_grid(asked: AskedGrid, files: SaidOfFiles, options: RunOptions, place: Path) -> Results:
     """Judge every set under every recipe, write the results to `place`, and return them.
 
-    What is in the folder of cells beside it is not trained again. A second process with the same grid takes other
-    cells; whoever comes to the end waits for the cells of the others.
+    What is in the folder of cells beside it is not trained again, but for what failed. A second process with the same
+    grid takes other cells; whoever comes to the end waits for the cells of the others.
     Raises: ConfigError for what cannot be asked, before anything is done; DataError or RunError where a set is not
     there or is damaged; Interrupted after a signal, with everything kept.
     """
-    grid = grid_of(asked, files, options, place)
+    grid = resolve_grid(asked, files, options, place)
     folder = place.with_name(place.name + CELLS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -195,13 +206,13 @@ def evaluate_grid(asked: Asked, files: SaidOfFiles, options: RunOptions, place: 
     try:
         with session(options) as (stop, tell):
             tell.on_phase("evaluate")
-            _measure(grid, options, stop, tell)
+            _judge_all(grid, options, stop, tell)
     finally:
         _write(grid, folder, finished=False)
     return _write(grid, folder, finished=True)
 
 
-def grid_of(asked: Asked, files: SaidOfFiles, options: RunOptions, place: Path) -> Grid:
+def resolve_grid(asked: AskedGrid, files: SaidOfFiles, options: RunOptions, place: Path) -> ResolvedGrid:
     """The grid that is asked for, its sets found and its recipes made. Raises: as `evaluate_grid`."""
     if not asked.sets:
         raise ConfigError("a grid needs sets: runs, files, or names of published sets such as dance/cifar10/ipc10.")
@@ -219,7 +230,7 @@ def grid_of(asked: Asked, files: SaidOfFiles, options: RunOptions, place: Path) 
         for column in columns.values()
         for cell in _judges(asked, base, column)
     ]
-    return Grid(base, recipes, tuple(sections), place)
+    return ResolvedGrid(base, recipes, tuple(sections), place)
 
 
 def row_names(specs: Sequence[RunSpec]) -> list[str]:
@@ -243,7 +254,7 @@ def _row_name(spec: RunSpec, kin: set[str], first: dict[str, RunSpec]) -> str:
     return printable(name if len(alike) == 1 else f"{spec.method} ({spec.id})", 200)
 
 
-def _members(asked: Asked, files: SaidOfFiles, options: RunOptions) -> Iterator[Member]:
+def _members(asked: AskedGrid, files: SaidOfFiles, options: RunOptions) -> Iterator[Member]:
     for ref in asked.sets:
         published = ref if is_published(ref) else ""
         path = take(ref, place_of_sets(), options.data_root) if published else Path(ref)
@@ -261,7 +272,7 @@ def _members(asked: Asked, files: SaidOfFiles, options: RunOptions) -> Iterator[
             yield Member(RunDir.at(entered.folder), data, published)
 
 
-def _judges(asked: Asked, base: Protocol, column: Sequence[Member]) -> list[Cell]:
+def _judges(asked: AskedGrid, base: Protocol, column: Sequence[Member]) -> list[Cell]:
     """The base with every judge of a column."""
     if OWN in (asked.judges or base.backbones):
         raise ConfigError(
@@ -301,27 +312,45 @@ def _says_nothing(recipe: Recipe, base: Protocol, members: Sequence[Member]) -> 
     return ""
 
 
-def _measure(grid: Grid, options: RunOptions, stop: Stop, tell: Observer) -> None:
-    """Train what is missing: first what nobody else is at, then, after waiting, what the others have left."""
+def _judge_all(grid: ResolvedGrid, options: RunOptions, stop: Stop, tell: Observer) -> None:
+    """Train what is missing or has failed: first what nobody else is at, then, after waiting, what the others left."""
     judging = {m.sha256: _judging(m, options, stop, tell) for s in grid.sections for m in s.members}
-    for patient in (False, True):
-        for section in grid.sections:
-            for recipe in section.recipes:
-                for member in section.members:
-                    if grid.found(section, recipe, member) is None:
-                        _judge(grid, section, recipe, member, judging[member.sha256], patient=patient)
-                if not patient:
-                    _write(grid, grid.place.with_name(grid.place.name + CELLS), finished=False)
+    failed = {grid.file(*cell) for cell in grid.cells() if (done := grid.found(*cell)) is not None and done.failed}
+    for section in grid.sections:
+        for recipe in section.recipes:
+            for member in section.members:
+                _judge(grid, section, recipe, member, judging[member.sha256], failed, patient=False)
+            _write(grid, grid.place.with_name(grid.place.name + CELLS), finished=False)
+    for section, recipe, member in grid.cells():
+        _judge(grid, section, recipe, member, judging[member.sha256], failed, patient=True)
 
 
-def _judge(grid: Grid, section: Section, recipe: Recipe, member: Member, judging: Judging, *, patient: bool) -> None:
+def _judge(
+    grid: ResolvedGrid,
+    section: Section,
+    recipe: Recipe,
+    member: Member,
+    judging: Judging,
+    failed: set[Path],
+    *,
+    patient: bool,
+) -> None:
+    """Train a cell that is missing, or that is among the `failed` ones, which it leaves when it was tried again.
+
+    One that another process is at is left to it, unless `patient`, which waits for what becomes of it there.
+    """
+    file = grid.file(section, recipe, member)
+    if grid.found(section, recipe, member) is not None and file not in failed:
+        return
     protocol = section.protocol(recipe, member)
     folder = grid.folder(member, protocol)
     folder.path.mkdir(parents=True, exist_ok=True)
     lock = folder.path / ".lock"
     try:
         with locked(lock, _OPTION) if patient else FileLock(lock, timeout=0):
-            replace(judging, folder=folder).judge(Cell(protocol, section.judge, section.students))
+            cell = Cell(protocol, section.judge, section.students)
+            replace(judging, folder=folder, retry=not patient).judge(cell)
+            failed.discard(file)
     except Timeout:
         return  # another process is at it
 
@@ -331,7 +360,7 @@ def _judging(member: Member, options: RunOptions, stop: Stop, tell: Observer) ->
     return Judging(member.folder, member.synthetic, member.dataset, member.sha256, problem, stop, tell)
 
 
-def _write(grid: Grid, folder: Path, *, finished: bool) -> Results:
+def _write(grid: ResolvedGrid, folder: Path, *, finished: bool) -> Results:
     # Alone, so that no process puts an earlier state in the place of a later one.
     with locked(folder / ".lock", _OPTION):
         results = grid.results(finished=finished)
