@@ -347,7 +347,7 @@ def state_of(*paths: Path) -> tuple[int, ...] | None:
     for path in paths:
         try:
             now = path.stat()
-        except OSError:
+        except (OSError, ValueError):  # the second of a text that no path can be
             return None
         if time.time() - now.st_mtime < RACY_SECONDS:
             return None

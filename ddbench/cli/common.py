@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar, cast
 
 import click
 
+from ddbench.arguments import MOST_SNAPSHOTS, MOST_STUDENTS
 from ddbench.errors import ConfigError
 from ddbench.text import printable, size
 
@@ -78,7 +79,7 @@ device_option = click.option(
 )
 snapshots_option = click.option(
     "--snapshots",
-    type=click.IntRange(min=2),
+    type=click.IntRange(2, MOST_SNAPSHOTS),
     default=5,
     show_default=True,
     metavar="N",
@@ -110,7 +111,7 @@ size_option = click.option(
 )
 students_option = click.option(
     "--students",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_STUDENTS),
     metavar="N",
     help="Fresh networks per set; default: as the protocol says.",
 )
