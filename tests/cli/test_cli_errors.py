@@ -16,7 +16,7 @@ SENTENCES = {
     "command": (["rnu"], 2, "There is no command 'rnu'. Did you mean 'run'?"),
     "subcommand": (["data", "ad"], 2, "Did you mean 'add'?"),
     "option": ([*DM, "--precison", "fp32"], 2, "No such option"),
-    "ipc 0": ([*DM, "--ipc", "0"], 2, "0 is not in the range 1<=x<=10000"),
+    "ipc 0": ([*DM, "--ipc", "0"], 2, "0 is not in the range x>=1"),
     "ipc negative": ([*DM, "--ipc", "-3"], 2, "-3 is not in the range x>=1"),
     "ipc fraction": ([*DM, "--ipc", "1.5"], 2, "'1.5' is not a valid integer"),
     "students 0": ([*DM, "--students", "0"], 2, "0 is not in the range 1<=x<=10000"),
