@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from ddbench.errors import ConfigError
-from ddbench.fields import MOST_COUNT
-from ddbench.text import MOST_LINE, acts, printable
+from ddbench.errors import ConfigError, RunError
+from ddbench.text import MOST_COUNT, MOST_LINE, acts, printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,7 +29,8 @@ _SHOWN = 60  # letters of a value that an error shows
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """The function with every argument looked at first, by its name; what was left out is as it was.
 
-    The function raises ConfigError for an argument of another kind, or out of range.
+    The function raises ConfigError for an argument of another kind, or out of range; and RunError for what the system
+    does not let it read or write.
     """
     parameters = inspect.signature(function).parameters
 
@@ -43,7 +43,14 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 continue
             several = parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
             bound.arguments[name] = tuple(check(name, one) for one in value) if several else check(name, value)
-        return function(*bound.args, **bound.kwargs)
+        try:
+            return function(*bound.args, **bound.kwargs)
+        except OSError as error:
+            from ddbench.files import of_the_disk
+
+            if (sentence := of_the_disk(error)) is None:
+                raise
+            raise RunError(sentence) from error
 
     return wrapper
 

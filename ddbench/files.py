@@ -78,6 +78,29 @@ def write_atomically(path: Path, data: bytes | Callable[[Path], None]) -> None:
             beside.unlink()
 
 
+def of_the_disk(error: OSError) -> str | None:
+    """A sentence for an error of the system that is the user's to mend, since it is about a path that the user named
+    or about a disk; None for any other one, which is a bug, ours or a method's."""
+    number = error.errno or 0
+    if error.filename is None or number not in _MENDED_BY_USERS:
+        return None
+    return f"{error.filename}: {error.strerror}. {_MENDED_BY_USERS[number]}".rstrip()
+
+
+_MENDED_BY_USERS = {
+    errno.EACCES: "Check its owner and permissions, and those of the folders above it.",
+    errno.EPERM: "Check its owner and permissions, and those of the folders above it.",
+    errno.ELOOP: "Links lead to each other in a circle; remove one.",
+    errno.ESTALE: "The network disk has lost it; try again.",
+    errno.EIO: "The disk is at fault.",
+    errno.EMFILE: "The process may not have more files open; raise `ulimit -n`.",
+    errno.ENFILE: "The machine may not have more files open.",
+    errno.ENOSPC: "Free some space and run the same command again.",
+    errno.EDQUOT: "Free some space and run the same command again.",
+    errno.ENAMETOOLONG: "",
+    errno.EROFS: "",
+}
+
 _ADVICE = {
     errno.ENAMETOOLONG: "Choose a shorter one.",
     errno.EEXIST: "A file has the name of one of its folders. Move it away, or choose another place.",

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeGuard, TypeVar, cast
 
 from ddbench.errors import RunError
-from ddbench.fields import MOST_COUNT
 from ddbench.files import disk_is_full, open_regular, write_atomically
 from ddbench.runs.pace import Pace
-from ddbench.text import budget, duration
+from ddbench.text import MOST_COUNT, budget, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

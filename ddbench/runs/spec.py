@@ -34,7 +34,6 @@ from ddbench.data.sources import load
 from ddbench.engine.precision import Precision, usual
 from ddbench.errors import ConfigError, PluginError
 from ddbench.evaluation.protocol import Protocol, protocol
-from ddbench.fields import MOST_COUNT
 from ddbench.initial import INITIALS, StartingSet, keep, kept, starts
 from ddbench.method import Kind, Method, MethodInfo
 from ddbench.plugins import GROUPS, Loaded, names_code, of_class
@@ -42,7 +41,7 @@ from ddbench.plugins import load as load_plugin
 from ddbench.runs.evaluating import Cell, cells
 from ddbench.runs.runspec import RunSpec
 from ddbench.runs.selecting import as_values, config_of, resolve_selection, split_off
-from ddbench.text import MOST_NAME, budget, printable
+from ddbench.text import MOST_COUNT, MOST_NAME, budget, printable
 
 PRESETS = ("paper", "quick")
 """Those of every method, which may have others of its own."""

@@ -12,8 +12,8 @@ from ddbench.config import read_toml
 from ddbench.errors import ConfigError, closest
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.evaluation.recipes import USUAL, Recipe, parse_factors, recipes_of
-from ddbench.fields import MOST_COUNT
 from ddbench.foreign.published_sets import is_name
+from ddbench.text import MOST_COUNT
 
 _KEYS = ("base", "sets", "factors", "recipe", "product", "forwards", "judge", "students")
 USUAL_GRID = "usual"

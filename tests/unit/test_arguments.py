@@ -11,7 +11,7 @@ import ddbench
 from ddbench.arguments import MOST_IPC, MOST_STUDENTS, Whole, checked, flag, place, places, table, text, texts
 from ddbench.cli import root as command_line
 from ddbench.errors import ConfigError
-from ddbench.fields import MOST_COUNT
+from ddbench.text import MOST_COUNT
 
 ODD: list[Any] = [None, -1, 2.5, float("nan"), 10**30, True, [], {}, [1], {1: 2}, b"x", "\0", "x" * 5000, object(), int]
 
