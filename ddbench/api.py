@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from ddbench.arguments import checked
 from ddbench.data import sources
 from ddbench.data.dataset import Dataset
 from ddbench.data.scale import left_range
@@ -113,6 +114,7 @@ class Grid:
         return tables.text(self.results)
 
 
+@checked
 def run(
     method: str | type[Method[Any]],
     dataset: str,
@@ -164,8 +166,6 @@ def run(
         options={name: _plain(value) for name, value in (options or {}).items()},
         select=select,
     )
-    if snapshots < 2:
-        raise ConfigError(f"snapshots is {snapshots}; there are at least 2, the first state and the result.")
     where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve, track=track)
     where = replace(where, snapshots=snapshots)
     resolution = resolve_spec(asked, where.data_root, where.device, read_start)
@@ -173,6 +173,7 @@ def run(
     return Run(where.root / resolution.spec.folder, record, where.data_root)
 
 
+@checked
 def evaluate(
     path: str | Path | Run,
     *,
@@ -233,6 +234,7 @@ def evaluate(
     return Run(place, record, where.data_root)
 
 
+@checked
 def evaluate_grid(
     sets: str | Path | Run | Sequence[str | Path | Run] = (),
     *,
@@ -284,6 +286,7 @@ def evaluate_grid(
     return Grid(judge_grid(wanted, files, where, Path(output)), Path(output))
 
 
+@checked
 def recognise(
     run: str | Path | Run,
     *,
@@ -303,6 +306,7 @@ def recognise(
     return Run(folder, recognising.recognise(folder, _several(judge), where), where.data_root)
 
 
+@checked
 def correlate(
     run: str | Path | Run,
     *,
@@ -327,6 +331,7 @@ def correlate(
     return Run(folder, record, where.data_root)
 
 
+@checked
 def load(
     path: str | Path | Run,
     *,
@@ -356,6 +361,7 @@ def load(
     return load_set(place, Said(pixels, labels, lr, augment, decode, size), dataset, entry, root)
 
 
+@checked
 def load_dataset(name: str, *, data: str | Path | None = None) -> Dataset:
     """A dataset as ddbench uses it: `train` and `test.load()` have uint8 images [N, C, H, W] and int64 labels [N].
 
@@ -364,6 +370,7 @@ def load_dataset(name: str, *, data: str | Path | None = None) -> Dataset:
     return sources.load(name, _folder(data, DATA))
 
 
+@checked
 def leaderboard(
     runs: str | Path | Iterable[str | Path | Run] | None = None, *, track: Several = (), scores: bool = False
 ) -> DataFrame:
@@ -384,6 +391,7 @@ def leaderboard(
     return chosen.of(with_scores(whole) if scores else whole)
 
 
+@checked
 def compare(
     *results: str | Path | Run,
     dataset: str | None = None,

@@ -11,9 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, Strict
 
-from ddbench.text import MOST_LINE, MOST_NAME, MOST_TEXT, PLAIN_NAME, acts
+from ddbench.text import MOST_COUNT, MOST_LINE, MOST_NAME, MOST_TEXT, PLAIN_NAME, acts
 
-MOST_COUNT = 2**53  # the largest whole number that every reader of JSON keeps
 MOST_DEPTH = 32  # of values inside values
 
 

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from ddbench.errors import RunError
+from ddbench.errors import RunError, mistyped
 from ddbench.text import printable
 
 logger = logging.getLogger(__name__)
@@ -35,18 +35,17 @@ PATIENCE_SECONDS = 1.0
 
 def disk_is_full(error: Exception) -> bool:
     """Whether `error` says that no space, or no quota, is left."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # safetensors wraps the system's error in its own type and keeps the number only in the text.
-    return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+    return _number_of(error) in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, data: bytes | Callable[[Path], None]) -> None:
     """Write a file beside its place, then move it there; missing folders are made.
 
     `data` is the content, or a function that writes it to the path it is given.
-    Raises: RunError if the disk is full or the place cannot be written; nothing is left behind then.
+    Raises: RunError if the disk is full or the place cannot be written, or what is there is no file, such as
+    /dev/null; nothing is left behind then, and what is there stays as it is.
     """
+    _refuse_place(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,14 +67,74 @@ def write_atomically(path: Path, data: bytes | Callable[[Path], None]) -> None:
             raise RunError(
                 f"{path} could not be written: the disk is full. Free some space and run the same command again."
             ) from error
-        if isinstance(error, OSError):
-            raise RunError(
-                f"{path} could not be written: {error.strerror or error}. Check the folder's owner and permissions."
-            ) from error
+        number = _number_of(error)
+        if number is not None or isinstance(error, OSError):
+            why = os.strerror(number) if number is not None else str(error)
+            advice = _ADVICE.get(number or 0, "Check the folder's owner and permissions.")
+            raise RunError(f"{path} could not be written: {why}. {advice}") from error
         raise
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+
+
+def of_the_disk(error: OSError) -> str | None:
+    """A sentence for an error of the system that is the user's to mend, since it is about a path that the user named
+    or about a disk; None for any other one, which is a bug, ours or a method's."""
+    number = error.errno or 0
+    if error.filename is None or number not in _MENDED_BY_USERS:
+        return None
+    return f"{error.filename}: {error.strerror}. {_MENDED_BY_USERS[number]}".rstrip()
+
+
+_MENDED_BY_USERS = {
+    errno.EACCES: "Check its owner and permissions, and those of the folders above it.",
+    errno.EPERM: "Check its owner and permissions, and those of the folders above it.",
+    errno.ELOOP: "Links lead to each other in a circle; remove one.",
+    errno.ESTALE: "The network disk has lost it; try again.",
+    errno.EIO: "The disk is at fault.",
+    errno.EMFILE: "The process may not have more files open; raise `ulimit -n`.",
+    errno.ENFILE: "The machine may not have more files open.",
+    errno.ENOSPC: "Free some space and run the same command again.",
+    errno.EDQUOT: "Free some space and run the same command again.",
+    errno.ENAMETOOLONG: "",
+    errno.EROFS: "",
+}
+
+_ADVICE = {
+    errno.ENAMETOOLONG: "Choose a shorter one.",
+    errno.EEXIST: "A file has the name of one of its folders. Move it away, or choose another place.",
+    errno.ENOTDIR: "A file has the name of one of its folders. Move it away, or choose another place.",
+    errno.EISDIR: "A folder has its name. Move it away, or choose another place.",
+    errno.EROFS: "Choose a place that can be written.",
+    errno.EFBIG: "That is more than the disk, or `ulimit -f`, allows. Choose another place, or raise the limit.",
+    errno.EIO: "The disk is at fault. Choose another place.",
+}
+
+
+def _refuse_place(path: Path) -> None:
+    """Raises: RunError where no file can be put, though the system would do it: it would put one over a device."""
+    if path.name in ("", ".."):
+        raise mistyped(RunError(f"{str(path)!r} names no file. Say what the file should be called."))
+    try:
+        mode = path.stat().st_mode
+        # /dev/stdout is a link to whatever the process has open.
+        of_a_process = path.is_symlink() and str(path.readlink()).startswith("/proc/")
+    except (OSError, ValueError):
+        return  # nothing is there, or writing says what is wrong
+    if of_a_process or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise mistyped(
+            RunError(f"{path} is a device, a pipe or a socket, and no file, so it is left as it is. Name a file.")
+        )
+
+
+def _number_of(error: Exception) -> int | None:
+    """The system's number of an error, also of one that a library has wrapped; None where the system said nothing."""
+    if isinstance(error, OSError):
+        return error.errno
+    # safetensors keeps the number only in the text.
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match is not None else None
 
 
 def put_folder(ready: Path, place: Path) -> None:
@@ -347,7 +406,7 @@ def state_of(*paths: Path) -> tuple[int, ...] | None:
     for path in paths:
         try:
             now = path.stat()
-        except OSError:
+        except (OSError, ValueError):  # the second of a text that no path can be
             return None
         if time.time() - now.st_mtime < RACY_SECONDS:
             return None

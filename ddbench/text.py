@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+MOST_COUNT = 2**53  # the largest whole number that every reader of JSON keeps
 MOST_LINE = 1000
 MOST_TEXT = 20_000
 MOST_NAME = 100

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.backbones import libraries
 from ddbench.errors import ConfigError, closest
+from ddbench.text import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -220,8 +221,9 @@ def _label(ref: str) -> str:
     path = Path(file).expanduser()
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"backbone {ref!r}: {path} cannot be read: {error.strerror}.") from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"backbone {ref!r}: {printable(str(path))} cannot be read: {why}.") from None
     label = f"{path.name}:{factory}@{hashlib.sha256(content).hexdigest()[:8]}"
     _files[label] = ref if factory else f"{file}:{_only_factory(ref, content)}"
     return label

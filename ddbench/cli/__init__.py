@@ -6,7 +6,6 @@ Modules of this package import click and nothing heavy, so that help and lists a
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import os
 import signal
@@ -73,11 +72,14 @@ class Root(Group):
         except KeyboardInterrupt:
             message, code = "stopped by Ctrl-C.", EXIT_CODES[signal.SIGINT]
         except OSError as error:
-            # The user's disk, or the user's path; any other error of the system is a bug, ours or a method's.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EROFS):
+            from ddbench.files import disk_is_full, of_the_disk
+
+            said = of_the_disk(error)
+            if said is None and disk_is_full(error):
+                said = f"output could not be written: {error.strerror}."
+            if said is None or os.environ.get("DDBENCH_TRACEBACK"):
                 raise
-            where = f"{error.filename}: " if error.filename else "output could not be written: "
-            message, code = f"{where}{error.strerror}.", 1
+            message, code = said, 1
             if not error.filename and sys.stdout is sys.__stdout__ and sys.stdout is not None:
                 # What could not be written would be tried again at the exit, whose code says so instead.
                 with contextlib.suppress(OSError, ValueError):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 
+from ddbench.arguments import MOST_SNAPSHOTS, MOST_STUDENTS
 from ddbench.errors import ConfigError
 from ddbench.text import printable
 
@@ -89,7 +90,7 @@ device_option = click.option(
 )
 snapshots_option = click.option(
     "--snapshots",
-    type=click.IntRange(min=2),
+    type=click.IntRange(2, MOST_SNAPSHOTS),
     default=5,
     show_default=True,
     metavar="N",
@@ -121,7 +122,7 @@ size_option = click.option(
 )
 students_option = click.option(
     "--students",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_STUDENTS),
     metavar="N",
     help="Fresh networks per set; default: as the protocol says.",
 )

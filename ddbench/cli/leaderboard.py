@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from ddbench.arguments import MOST_STUDENTS
 from ddbench.cli import Group
 from ddbench.cli.common import (
     data_option,
@@ -196,7 +197,9 @@ def build(ctx: click.Context, only_check: bool, html: Path | None, leaderboards:
 
 @click.command(short_help="Train students of finished runs again, and compare.")
 @click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--students", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="How many.")
+@click.option(
+    "--students", type=click.IntRange(1, MOST_STUDENTS), default=1, show_default=True, metavar="N", help="How many."
+)
 @click.option("--all", "everyone", is_flag=True, help="All students of each record.")
 @click.option("--protocol", "protocols", multiple=True, metavar="NAME", help="Only under this one. Repeatable.")
 @click.option("--judge", "judges", multiple=True, metavar="NAME", help="Only with this backbone. Repeatable.")

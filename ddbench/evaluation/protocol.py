@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
+from ddbench.arguments import MOST_STUDENTS
 from ddbench.config import explain, read_toml
 from ddbench.errors import ConfigError, closest
 from ddbench.training.options import SGDOptions, TrainerOptions
@@ -131,7 +132,9 @@ class Protocol(BaseModel):
         "hard", description="hard: arg-max of soft labels. soft: as the set has them."
     )
     backbones: tuple[str, ...] = Field(("convnet",), min_length=1, description="Architectures that a row needs.")
-    students: int = Field(5, ge=1, description="Fresh networks per set and backbone. Not part of the digest.")
+    students: int = Field(
+        5, ge=1, le=MOST_STUDENTS, description="Fresh networks per set and backbone. Not part of the digest."
+    )
     source: str = Field("", description="Where the recipe is from. Not part of the digest.")
 
     @model_validator(mode="before")

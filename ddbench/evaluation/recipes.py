@@ -164,7 +164,7 @@ def _value(factor: str, given: Any) -> Any:
             return _share(given)
         case "batch":
             if isinstance(given, bool) or not re.fullmatch("[1-9][0-9]{0,8}", str(given)):
-                raise ConfigError(f"the factor batch is a number of images, at least 1; got {given!r}.")
+                raise ConfigError(f"the factor batch is a number of images, from 1 to 999999999; got {given!r}.")
             return int(given)
         case _:
             return _augmentation(given)

@@ -12,9 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from ddbench.errors import DataError
-from ddbench.fields import MOST_COUNT
 from ddbench.foreign.values import tensor_of
-from ddbench.text import printable
+from ddbench.text import MOST_COUNT, printable
 
 MOST_CLAIM = 2000  # characters of a claim that are kept
 MOST_CLAIMS = 100

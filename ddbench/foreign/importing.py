@@ -25,7 +25,6 @@ from ddbench.engine.decode import NONE, canonical_decoder, decode
 from ddbench.engine.precision import usual
 from ddbench.errors import ConfigError, DataError, RunError, mistyped
 from ddbench.evaluation.plan import fit
-from ddbench.fields import MOST_COUNT
 from ddbench.foreign.diagnosis import Diagnosis, Finding, Reference, diagnose, fitting_datasets, hard
 from ddbench.foreign.exporting import FORMATS, Format, Loss, export
 from ddbench.foreign.formats import MTT, Found, choose, entry_name, is_best, read
@@ -40,7 +39,7 @@ from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions, build_problem
 from ddbench.runs.spec import NAME, RunSpec
 from ddbench.synthetic import SyntheticSet, origin
-from ddbench.text import MOST_LINE, MOST_NAME, printable
+from ddbench.text import MOST_COUNT, MOST_LINE, MOST_NAME, printable
 
 logger = logging.getLogger(__name__)
 

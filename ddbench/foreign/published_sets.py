@@ -11,10 +11,11 @@ import json
 import logging
 import os
 import re
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Protocol, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
@@ -127,6 +128,12 @@ class SetIndex(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude={"checksum"})
 
 
+class SupportsRead(Protocol):
+    """What bytes are read from."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
 def name_of(method: str, dataset: str, ipc: int) -> str:
     """What a published set is called: dance/cifar10/ipc10."""
     return f"{safe_name(method)}/{safe_name(dataset)}/{budget_name(ipc)}"
@@ -171,11 +178,16 @@ def read_index(place: str, data_root: Path) -> SetIndex:
             raise
         logger.warning("%s The index that was read last is used.", error)
         return _parsed(kept)
-    # Whatever a network answers instead, it does not take the place of an index that was read.
-    fresh = kept.with_suffix(".new")
-    write_atomically(fresh, content)
-    index = _parsed(fresh, f"{place.rstrip('/')}/{INDEX}")
-    fresh.replace(kept)
+    # Whatever a network answers instead, it does not take the place of an index that was read. And two processes may
+    # ask at once, so that each reads what it was answered itself.
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder) / INDEX
+        write_atomically(fresh, content)
+        index = _parsed(fresh, f"{place.rstrip('/')}/{INDEX}")
+    try:
+        write_atomically(kept, content)
+    except RunError as error:
+        logger.warning("%s The index is used all the same, and fetched again the next time.", error)
     return index
 
 
@@ -244,7 +256,7 @@ def _fetched(place: str, file: str, most: int) -> bytes:
     try:
         urlsplit(address).port  # noqa: B018 - raises ValueError for what is no address
         with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer:
-            content: bytes = answer.read(most + 1)
+            content = _read(answer, most + 1)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code >= 500:
@@ -264,6 +276,15 @@ def _fetched(place: str, file: str, most: int) -> bytes:
     if len(content) > most:
         raise DataError(f"{address} is larger than the {most} bytes that were expected, so it is not used.")
     return content
+
+
+def _read(answer: SupportsRead, most: int) -> bytes:
+    """At most so many bytes, for as many of which as an index says there may be no room."""
+    parts, left = [], most
+    while left > 0 and (part := answer.read(min(left, 1 << 20))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def _asked_for(place: str) -> str:

@@ -96,6 +96,8 @@ def correlation(
         if point.loss
         and not (without_last and point.step == last)
         and (logged := logged_before(log, metric, point.step, max(1, last // WINDOW))) is not None
+        # What is no number has no rank.
+        and math.isfinite(logged)
     ]
     if len(pairs) < LEAST:
         raise RunError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -258,8 +257,7 @@ class Judging:
             for p in curve.points
             if p.failed or (len(p.accuracy) == len(students) and (len(p.loss) == len(students) or not losses))
         }
-        clock = {entry["step"]: entry.get("seconds") for entry in read_log(self.folder.log)} | {0: 0.0}
-        clock = {step: known if _is_time(known) else None for step, known in clock.items()}
+        clock = {entry["step"]: entry["seconds"] for entry in read_log(self.folder.log)} | {0: 0.0}
         known[last_step] = CurvePoint(
             step=last_step, seconds=seconds, accuracy=result.part.accuracy, loss=result.losses
         )
@@ -359,10 +357,6 @@ class _Progress:
             left = self._pace.left(total) if self._done < total else None
             name = f"{self.label}{self.cell.protocol.id}"
             self.tell.on_student(name, self.cell.backbone, self._done / self.steps, self.networks, left)
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def snapshots(folder: RunDir) -> list[tuple[int, Path]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -12,12 +13,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeGuard, TypeVar, cast
 
 from ddbench.errors import RunError
-from ddbench.files import disk_is_full, write_atomically
+from ddbench.files import disk_is_full, open_regular, write_atomically
 from ddbench.runs.pace import Pace
-from ddbench.text import budget, duration
+from ddbench.text import MOST_COUNT, budget, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -218,12 +219,8 @@ class MetricLog:
 
     def cut(self, step: int) -> None:
         """Keep the lines up to a step. A line that a killed process left unfinished goes too."""
-        kept = []
-        with suppress(FileNotFoundError):
-            for line in self.path.read_bytes().splitlines(keepends=True):
-                entry = _parsed(line)
-                if entry is not None and entry["step"] <= step:
-                    kept.append(line)
+        entries = [(line, _parsed(line)) for line in _lines(self.path)]
+        kept = [line for line, entry in entries if entry is not None and entry["step"] <= step]
         write_atomically(self.path, b"".join(kept))
 
     def add(self, step: int, seconds: float, metrics: Mapping[str, float]) -> None:
@@ -241,10 +238,36 @@ class MetricLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a log."""
-    with suppress(FileNotFoundError):
-        return [entry for line in path.read_bytes().splitlines(keepends=True) if (entry := _parsed(line)) is not None]
-    return []
+    """The complete lines of a log: `step`, `seconds` (None where that is no time) and `metrics`, which are numbers.
+
+    What is damaged in it is left out. Raises: RunError where it is there and cannot be read.
+    """
+    return [_cleaned(entry) for line in _lines(path) if (entry := _parsed(line)) is not None]
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        with open_regular(path) as file:
+            return file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}. Move it away and run again.") from None
+
+
+def _cleaned(entry: Mapping[str, Any]) -> dict[str, Any]:
+    metrics, seconds = entry.get("metrics"), entry.get("seconds")
+    known = metrics if isinstance(metrics, dict) else {}
+    return {
+        "step": entry["step"],
+        "seconds": seconds if _is_number(seconds) and 0 <= seconds < math.inf else None,
+        "metrics": {name: value for name, value in known.items() if _is_number(value)},
+    }
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    # A whole number of hundreds of digits is none that a float can be.
+    return isinstance(value, float) or (type(value) is int and abs(value) <= MOST_COUNT)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
@@ -254,4 +277,5 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line)
     except ValueError:
         return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+    known = isinstance(entry, dict) and type(entry.get("step")) is int and 0 <= entry["step"] <= MOST_COUNT
+    return entry if known else None

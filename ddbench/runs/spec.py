@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from pydantic import BaseModel
 
+from ddbench.arguments import MOST_IPC
 from ddbench.backbones import names as backbones
 from ddbench.config import (
     ANY,
@@ -40,7 +41,7 @@ from ddbench.plugins import load as load_plugin
 from ddbench.runs.evaluating import Cell, cells
 from ddbench.runs.runspec import RunSpec
 from ddbench.runs.selecting import as_values, config_of, resolve_selection, split_off
-from ddbench.text import MOST_NAME, budget, printable
+from ddbench.text import MOST_COUNT, MOST_NAME, budget, printable
 
 PRESETS = ("paper", "quick")
 """Those of every method, which may have others of its own."""
@@ -203,6 +204,10 @@ def _resolve(
         raise ConfigError(f"ipc is {asked.ipc}; it is a number of images per class, at least 1.")
     if asked.seed < 0:
         raise ConfigError(f"the seed is {asked.seed}; it is a whole number, at least 0.")
+    if asked.ipc > MOST_IPC:
+        raise ConfigError(f"ipc is {asked.ipc}; {MOST_IPC} images per class are the most.")
+    if asked.seed > MOST_COUNT:  # found now, and not when all that is left to do is the record
+        raise ConfigError(f"the seed is {asked.seed}; a record holds whole numbers up to {MOST_COUNT}.")
     settings = [QUICK, *map(_by_known_names, kind.settings())]
     _check_preset(preset, kind, settings, info, asked.ipc)
     layers, run_layers = preset_layers(settings, preset, info.name, asked.ipc)

@@ -272,10 +272,17 @@ def _kind(ref: str | type[Tracker]) -> type[Tracker]:
     found = ref if isinstance(ref, type) else _imported(ref)
     if not (isinstance(found, type) and issubclass(found, Tracker)):
         raise mistyped(PluginError(f"tracker {ref!r} is no subclass of ddbench.runs.trackers.Tracker."))
-    if found.package and find_spec(found.package) is None:
+    if found.package and not _is_there(found.package):
         extra = f"'ddbench[{found.package}]'" if found in BUILT_IN.values() else found.package
         raise ConfigError(f"tracker {ref!r} needs the package {found.package}: pip install {extra}")
     return found
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # of a part of a package that is not there, and of what is no name
+        return False
 
 
 def _imported(ref: str) -> Any:
@@ -300,8 +307,13 @@ def _kept(folder: Path) -> dict[str, dict[str, Any]]:
     with suppress(RunError, OSError):
         value = read_json(folder / KEPT)
         if isinstance(value, dict):
-            return {name: dict(part) for name, part in value.items() if isinstance(part, dict)}
+            return {name: part for name, part in value.items() if _is_part(part)}
     return {}
+
+
+def _is_part(part: Any) -> bool:
+    """Whether a tracker can go on with what is kept of it; with less it begins anew."""
+    return isinstance(part, dict) and type(part.get("step", 0)) is int and isinstance(part.get("series", ""), str)
 
 
 def _config(spec: RunSpec) -> dict[str, Value]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ddbench.arguments import MOST_STUDENTS, Whole
 from ddbench.config import read_toml
 from ddbench.errors import ConfigError, closest
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.evaluation.recipes import USUAL, Recipe, parse_factors, recipes_of
 from ddbench.foreign.published_sets import is_name
+from ddbench.text import MOST_COUNT
 
 _KEYS = ("base", "sets", "factors", "recipe", "product", "forwards", "judge", "students")
 USUAL_GRID = "usual"
@@ -32,9 +34,9 @@ class AskedGrid:
     students: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("forwards", self.forwards), ("students", self.students)):
-            if value is not None and (type(value) is not int or value < 1):
-                raise ConfigError(f"{name} is a whole number of at least 1; got {value!r}.")
+        for name, value, most in (("forwards", self.forwards, MOST_COUNT), ("students", self.students, MOST_STUDENTS)):
+            if value is not None:
+                Whole(1, most)(name, value)
 
     def recipes(self, base: Protocol) -> list[Recipe]:
         """The recipes of the grid. Raises: ConfigError for what is no factor, no value and no recipe."""

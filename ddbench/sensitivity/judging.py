@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 CELLS = ".cells"
 _OPTION = "--output"
+_AGAIN = "its own command makes them again from its cells, without training"
 
 
 @dataclass(frozen=True)
@@ -196,12 +197,11 @@ def evaluate_grid(asked: AskedGrid, files: SaidOfFiles, options: RunOptions, pla
     there or is damaged; Interrupted after a signal, with everything kept.
     """
     grid = resolve_grid(asked, files, options, place)
+    if lost := _replaced(grid):
+        for observer in options.observers:
+            observer.on_note(f"{place} has the results of another grid, with {lost}. They are replaced; {_AGAIN}.")
     folder = place.with_name(place.name + CELLS)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        why = f"the folder {folder} cannot be made: {error.strerror}"
-        raise mistyped(RunError(f"{why}. Choose another place with {_OPTION}.")) from None
+    _made(folder)
     require_locks(folder / ".lock", _OPTION)
     try:
         with session(options) as (stop, tell):
@@ -218,7 +218,7 @@ def resolve_grid(asked: AskedGrid, files: SaidOfFiles, options: RunOptions, plac
         raise ConfigError("a grid needs sets: runs, files, or names of published sets such as dance/cifar10/ipc10.")
     if asked.base is not None:
         asked.recipes(asked.base)  # what is wrong there is said before a set is fetched
-    _refuse_another(place)
+    _before(place)
     members = list({member.sha256: member for member in _members(asked, files, options)}.values())
     base = asked.base or protocols_of(members[0].folder.spec)[0]
     recipes = tuple(asked.recipes(base))
@@ -344,7 +344,7 @@ def _judge(
         return
     protocol = section.protocol(recipe, member)
     folder = grid.folder(member, protocol)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    _made(folder.path)
     lock = folder.path / ".lock"
     try:
         with locked(lock, _OPTION) if patient else FileLock(lock, timeout=0):
@@ -353,6 +353,14 @@ def _judge(
             failed.discard(file)
     except Timeout:
         return  # another process is at it
+
+
+def _made(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"the folder {folder} cannot be made: {error.strerror}"
+        raise mistyped(RunError(f"{why}. Choose another place with {_OPTION}.")) from None
 
 
 def _judging(member: Member, options: RunOptions, stop: Stop, tell: Observer) -> Judging:
@@ -368,6 +376,18 @@ def _write(grid: ResolvedGrid, folder: Path, *, finished: bool) -> Results:
     return results
 
 
+def _replaced(grid: ResolvedGrid) -> str:
+    """What the results that are there have and the grid has not, in words; nothing where it has all of it."""
+    before = _before(grid.place)
+    if before is None:
+        return ""
+    recipes = {recipe.name for recipe in grid.recipes}
+    sets = {member.sha256 for section in grid.sections for member in section.members}
+    lost = [f"the recipe {recipe.name}" for recipe in before.recipes if recipe.name not in recipes]
+    lost += [f"a set of {one.row}" for section in before.sections for one in section.sets if one.sha256 not in sets]
+    return f"{lost[0]} and {len(lost) - 1} more" if len(lost) > 1 else "".join(lost)
+
+
 def _recipe_part(recipe: Recipe) -> RecipePart:
     return RecipePart(
         name=recipe.name,
@@ -379,14 +399,18 @@ def _recipe_part(recipe: Recipe) -> RecipePart:
     )
 
 
-def _refuse_another(place: Path) -> None:
-    """Raises: ConfigError where something else than results lies at their place, or no file can."""
+def _before(place: Path) -> Results | None:
+    """The results that are there. Raises: ConfigError where something else lies at their place, or no file can."""
     if place.is_dir() or place.name in ("", ".."):
         raise ConfigError(f"{place} is a folder. Say what the file of results should be called, with {_OPTION}.")
     if place.exists():
         try:
-            read_results(place)
-        except (RunError, DataError):
+            return read_results(place)
+        except (RunError, DataError) as error:
+            cells = place.with_name(place.name + CELLS)
+            kept = f" If it was one, remove it: {cells} has the accuracies that it was made from."
             raise ConfigError(
                 f"{place} is there and is no file of a grid. Choose another one with {_OPTION}."
-            ) from None
+                f"{kept if cells.is_dir() else ''}"
+            ) from error
+    return None

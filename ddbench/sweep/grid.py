@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ddbench.arguments import MOST_IPC, MOST_STUDENTS
 from ddbench.config import parse_assignments, parse_selection, read_toml
 from ddbench.errors import ConfigError, closest
 from ddbench.plugins import same_name
 from ddbench.runs.selecting import old_names
 from ddbench.runs.spec import Asked, find_method
+from ddbench.text import MOST_COUNT
 
 T = TypeVar("T")
 
@@ -25,6 +27,7 @@ AXES = ("dataset", "precision", "pixels", "backbone", "preset", "method", "ipc",
 LISTS = {"protocol": "protocols", "judge": "judges"}
 KINDS: dict[str, type] = {"ipc": int, "seed": int, "students": int}
 LEAST = {"ipc": 1, "seed": 0, "students": 1}
+MOST = {"ipc": MOST_IPC, "seed": MOST_COUNT, "students": MOST_STUDENTS}
 KEYS = (*AXES, *LISTS, "students", "select", "set")
 
 
@@ -146,6 +149,8 @@ def _values(where: str, key: str, given: Any) -> list[Any]:
             raise ConfigError(f"{where}: {key} is {'a whole number' if kind is int else 'a text'}, not {value!r}.")
         if key in LEAST and isinstance(value, int) and value < LEAST[key]:
             raise ConfigError(f"{where}: {key} is {value}; it is at least {LEAST[key]}.")
+        if key in MOST and isinstance(value, int) and value > MOST[key]:
+            raise ConfigError(f"{where}: {key} is {value}; it is at most {MOST[key]}.")
     if not values or (key == "students" and len(values) > 1):
         raise ConfigError(f"{where}: {key} needs {'one value' if key == 'students' else 'at least one value'}.")
     return values

@@ -19,7 +19,7 @@ SENTENCES = {
     "ipc 0": ([*DM, "--ipc", "0"], 2, "0 is not in the range x>=1"),
     "ipc negative": ([*DM, "--ipc", "-3"], 2, "-3 is not in the range x>=1"),
     "ipc fraction": ([*DM, "--ipc", "1.5"], 2, "'1.5' is not a valid integer"),
-    "students 0": ([*DM, "--students", "0"], 2, "0 is not in the range x>=1"),
+    "students 0": ([*DM, "--students", "0"], 2, "0 is not in the range 1<=x<=10000"),
     "data is a file": ([*DM, "--data", "file"], 2, "Directory 'file' is a file"),
     "method": (["run", "--method", "dmm", "--dataset", "digits"], 2, "there is no method 'dmm'. Did you mean 'dm'?"),
     "method file": (["check", "--method", "./none.py:A"], 2, "there is no file none.py"),

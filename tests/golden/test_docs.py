@@ -278,7 +278,8 @@ def test_judges_and_protocols_of_evaluate_commands_exist() -> None:
         for ref in context.params["refs"]:
             assert protocol(ref).id in PROTOCOLS
         judged = expand({"dataset": ["cifar10"], "method": ["dm"]}, judges=context.params["judges"])
-        assert foresee(judged[0]).judges == context.params["judges"] or "convnet-d3" in foresee(judged[0]).judges
+        # Raises for a name that nothing has; DM's own network is the judge where none is named.
+        assert len(foresee(judged[0]).judges) == max(1, len(context.params["judges"]))
 
 
 @pytest.mark.parametrize("page", [*PAGES, *READMES], ids=lambda page: str(page.relative_to(ROOT)))

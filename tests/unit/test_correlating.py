@@ -24,6 +24,7 @@ from ddbench.leaderboard.statistics import summarise
 from ddbench.leaderboard.submission import refuse
 from ddbench.runs.correlating import correlate, correlation, logged_before, spearman
 from ddbench.runs.evaluating import Curve
+from ddbench.runs.observers import MetricLog, read_log
 from ddbench.runs.record import CurvePoint, read_record
 from ddbench.runs.runner import RunOptions, run
 from ddbench.runs.spec import Asked, resolve_spec
@@ -214,3 +215,45 @@ def test_every_order_of_four_lies_inside_its_interval() -> None:
         rho, interval = spearman([0, 1, 2, 3], list(order))
         assert interval is not None
         assert interval[0] <= rho <= interval[1]
+
+
+def test_what_is_no_number_has_no_rank() -> None:
+    falling = curve_of((100, 2.0), (200, 1.5), (300, 1.6), (400, 1.1))
+    for odd in (math.nan, math.inf):
+        with pytest.raises(RunError, match="only 0 snapshots have a test loss and a logged loss"):
+            correlation(falling, lines((100, odd), (200, odd), (300, odd), (400, odd)), 400)
+        assert correlation(falling, lines((100, odd), (200, 4.0), (300, 3.0), (400, 2.0)), 400).points == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 20, "seconds": 1, "metrics": {"loss": "low"}}',
+        '{"step": 20, "seconds": 1, "metrics": {"loss": 1%s}}' % ("0" * 400),
+        '{"step": 20, "seconds": 1, "metrics": {"loss": true}}',
+        '{"step": 20, "seconds": 1, "metrics": null}',
+        '{"step": 20, "seconds": 1, "metrics": [1]}',
+        '{"step": 20, "seconds": "late"}',
+        '{"step": true, "metrics": {"loss": 1.0}}',
+        '{"step": 1e9999, "metrics": {"loss": 1.0}}',
+        '{"step": -5, "metrics": {"loss": 1.0}}',
+        "[]",
+        "\x00",
+    ],
+)
+def test_a_damaged_line_of_a_log_has_no_number(tmp_path: Path, line: str) -> None:
+    right = '{"step": 10, "seconds": 0.5, "metrics": {"loss": 2.0}}'
+    (tmp_path / "log.jsonl").write_text(f"{right}\n{line}\n{right[:20]}")
+    first, *others = read_log(tmp_path / "log.jsonl")
+    assert first == {"step": 10, "seconds": 0.5, "metrics": {"loss": 2.0}}
+    assert [entry["metrics"] for entry in others] in ([], [{}])
+    assert [entry["seconds"] for entry in others] in ([], [1], [None])
+
+
+def test_a_log_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    assert read_log(tmp_path / "log.jsonl") == []
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(RunError, match=r"log\.jsonl cannot be read: Is a directory\. Move it away"):
+        read_log(tmp_path / "log.jsonl")
+    with pytest.raises(RunError, match="cannot be read"):
+        MetricLog(tmp_path / "log.jsonl").cut(5)

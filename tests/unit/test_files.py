@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -196,3 +197,47 @@ def test_a_file_is_looked_at_once_while_nobody_writes_it(tmp_path: Path) -> None
     for _ in range(2):  # just written: it may be written again before the clock ticks
         files.once(path, "size", lambda: looked.append(path.stat().st_size))
     assert looked == [5, 6, 6]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    # Root may replace /dev/null, after which nothing on the machine works as it should.
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    for name in ("pipe", "link", "stdout"):
+        with pytest.raises(RunError, match=r"is a device, a pipe or a socket, and no file") as caught:
+            write_atomically(tmp_path / name, b"page")
+        assert caught.value.exit_code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "stdout"]
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "below/.."])
+def test_a_place_without_a_name_is_a_sentence(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="names no file"):
+        write_atomically(Path(name), b"page")
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENAMETOOLONG, "Choose a shorter one."),
+        (errno.ENOTDIR, "A file has the name of one of its folders."),
+        (errno.EISDIR, "A folder has its name."),
+        (errno.EROFS, "Choose a place that can be written."),
+        (errno.EFBIG, "or raise the limit."),
+        (errno.EACCES, "Check the folder's owner and permissions."),
+        (errno.ENOSPC, "Free some space and run the same command again."),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_advice_is_about_what_went_wrong(tmp_path: Path, number: int, advice: str, wrapped: bool) -> None:
+    error = SafetensorError(f"I/O error (os error {number})") if wrapped else OSError(number, os.strerror(number))
+    with pytest.raises(RunError) as caught:
+        write_atomically(tmp_path / "set", failing(error))
+    assert str(tmp_path / "set") in str(caught.value)
+    assert advice in str(caught.value)
+    assert list(tmp_path.iterdir()) == []

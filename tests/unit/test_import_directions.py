@@ -25,7 +25,7 @@ ROWS = [
     {"method", "synthetic", "problem", "artifacts"},
     {"ntk", "backbones", "data"},
     {"engine"},
-    {"plugins", "files", "fields", "text", "rng", "config", "errors", "moved", "host"},
+    {"arguments", "plugins", "files", "fields", "text", "rng", "config", "errors", "moved", "host"},
 ]
 HEIGHT = {unit: -row for row, units in enumerate(ROWS) for unit in units}
 STRANGERS = list(itertools.permutations(("sweep", "leaderboard", "testing", "costs"), 2))

@@ -5,6 +5,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from click.testing import CliRunner, Result
 import ddbench
 from ddbench import SyntheticSet
 from ddbench.cli import root as program
-from ddbench.errors import DataError
+from ddbench.errors import DataError, RunError
 from ddbench.files import sha256_of, write_json
 from ddbench.foreign import published_sets
 from ddbench.foreign.published_sets import SETS, SetEntry, SetIndex, is_name, place_of_sets, read_index, take
@@ -340,3 +341,28 @@ def test_what_goes_wrong_is_one_sentence(tmp_path: Path) -> None:
     assert got.exit_code == 1
     assert got.stderr.startswith("Error: there is no ")
     assert "Traceback" not in got.output
+
+
+def test_an_index_that_cannot_be_kept_is_used_all_the_same(
+    site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".sets").write_text("no folder")
+    assert [entry.name for entry in read_index(site.address, tmp_path).sets] == [NAME]
+    assert "could not be written" in caplog.text
+    with pytest.raises(RunError, match=r"could not be written: .*A file has the name of one of its folders"):
+        take(NAME, site.address, tmp_path)
+
+
+def test_processes_that_ask_at_once_do_not_disturb_each_other(site: Site, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: read_index(site.address, tmp_path), range(40)))
+    assert {entry.name for index in found for entry in index.sets} == {NAME}
+    assert [path.name for path in (tmp_path / ".sets").iterdir() if path.suffix != ".json"] == []
+
+
+def test_a_size_that_no_memory_has_is_not_taken_at_its_word(site: Site, folder: Path, tmp_path: Path) -> None:
+    value = json.loads((folder / "index.json").read_text())
+    del value["checksum"]
+    value["sets"][0]["bytes"] = 10**15
+    (folder / "index.json").write_text(json.dumps(value))
+    assert take(NAME, site.address, tmp_path).is_file()

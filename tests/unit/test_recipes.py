@@ -107,7 +107,7 @@ def test_a_step_is_no_larger_than_the_set() -> None:
         ({"epochs": [-2]}, "the factor epochs is a multiple"),
         ({"epochs": [True]}, "the factor epochs is a multiple"),
         ({"epochs": ["9" * 5000]}, "the factor epochs is a multiple"),
-        ({"batch": [0]}, "the factor batch is a number of images, at least 1; got 0"),
+        ({"batch": [0]}, "the factor batch is a number of images, from 1 to 999999999; got 0"),
         ({"batch": [True]}, "the factor batch is a number of images"),
         ({"augment": [3]}, "the factor augment is none, cutmix"),
         ({"augment": ["A B"]}, "the factor augment is none, cutmix"),

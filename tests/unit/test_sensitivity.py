@@ -386,9 +386,9 @@ def test_sets_that_differ_in_their_seed_alone_share_a_row() -> None:
 # The command and the file.
 
 
-def command(place: Path, *words: str) -> Any:
+def command(place: Path, *words: str, quiet: bool = True) -> Any:
     where = ["--data", str(place), "--runs", str(place / "runs"), "--output", str(place / "grid.json")]
-    return CliRunner().invoke(command_line, ["evaluate", *words, *where, "--device", "cpu", "--quiet"])
+    return CliRunner().invoke(command_line, ["evaluate", *words, *where, "--device", "cpu", *["--quiet"] * quiet])
 
 
 def test_the_command_prints_a_table_a_recipe_a_row(place: Path) -> None:
@@ -527,3 +527,43 @@ def test_what_is_committed_is_what_its_cells_say(measured: list[Path]) -> None:
             for cell in section.cells:
                 if cell.recipe == "base":
                     assert cell.forwards == section.forwards
+
+
+def test_a_file_in_the_place_of_a_cell_is_a_sentence(place: Path) -> None:
+    results = grid(place, factors={"batch": [4]}, sets=sets_in(place)[:1]).results
+    (cell, *_) = sorted((place / "grid.json.cells").glob("[0-9a-f]*"))
+    away = cell.rename(place / "away")
+    cell.write_text("")
+    with pytest.raises(RunError, match=r"made: (Not a directory|File exists)\. Choose another place") as error:
+        grid(place, factors={"batch": [4]}, sets=sets_in(place)[:1])
+    assert error.value.exit_code == 2
+    cell.unlink()
+    away.rename(cell)
+    assert accuracies(grid(place, factors={"batch": [4]}, sets=sets_in(place)[:1]).results) == accuracies(results)
+
+
+def test_damaged_results_are_refused_with_a_word_on_their_cells(place: Path) -> None:
+    one = {"factors": {"batch": [4]}, "sets": sets_in(place)[:1]}
+    results = grid(place, **one).results
+    whole = (place / "grid.json").read_bytes()
+    (place / "grid.json").write_bytes(whole[:99])
+    with pytest.raises(ConfigError, match=r"If it was one, remove it: .*grid\.json\.cells has the accuracies"):
+        grid(place, **one)
+    (place / "grid.json").unlink()
+    assert grid(place, **one).results == results
+    assert (place / "grid.json").read_bytes() == whole
+
+
+def test_results_of_another_grid_are_not_replaced_without_a_word(place: Path) -> None:
+    first, second = sets_in(place)[:2]
+    base = ("--protocol", str(place / "tiny.toml"), "--students", "1")
+    whole = (first, second, *base, "--grid", "batch=4")
+    command(place, *whole, quiet=False)
+    kept = (place / "grid.json").read_bytes()
+    more = command(place, *whole, "--grid", "epochs=1/2", quiet=False)
+    assert "another grid" not in more.stderr
+    less = command(place, first, *base, "--grid", "batch=4", quiet=False)
+    assert less.exit_code == 0
+    assert "grid.json has the results of another grid, with the recipe epochs=1/2 and 1 more." in less.stderr
+    command(place, *whole, quiet=False)
+    assert (place / "grid.json").read_bytes() == kept

@@ -148,6 +148,25 @@ def test_a_tracker_that_fails_is_told_of_once_and_costs_nothing(place: Path) -> 
     assert told == ["The tracker Broken failed (OSError: no network) and is left out; the run goes on without it."]
 
 
+@pytest.mark.parametrize(
+    "kept", ['{"Heard": {"step": "late"}}', '{"Heard": {"series": 5, "step": null}}', '{"Heard": 5}', "["]
+)
+def test_what_is_kept_of_a_tracker_and_damaged_begins_anew(place: Path, heard: list[Any], kept: str) -> None:
+    go(place, *trackers([Heard], pytest.fail))
+    (folder_of(place) / "trackers.json").write_text(kept)
+    heard.clear()
+    go(place, *trackers([Heard], pytest.fail))
+    assert steps(heard) == list(range(1, STEPS + 1))
+    assert [call[0] for call in heard].count("results") == 1
+
+
+@pytest.mark.parametrize("package", ["no.such", "..x", "no such"])
+def test_a_package_that_is_no_package_is_not_installed(package: str) -> None:
+    kind = type("Mine", (Tracker,), {"package": package})
+    with pytest.raises(ConfigError, match="needs the package"):
+        trackers([kind], pytest.fail)
+
+
 def scalars(folder: Path) -> dict[str, list[int]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
