@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from ddbench import synthetic as sets
-from ddbench.errors import RunError
+from ddbench.errors import RunError, mistyped
 from ddbench.evaluation.protocol import FiniteWidthOptions, Protocol, ReplayOptions
 from ddbench.runs.evaluating import Cell, Curve, Judging, recorded_curves
 from ddbench.runs.ledger import Ledger
@@ -52,7 +52,7 @@ def correlate(
     wanted = _wanted(path, record, protocols, judges)
     log = read_log(folder.log)
     if not any(metric in entry.get("metrics", {}) for entry in log):
-        raise RunError(_no_metric(folder, metric, log))
+        raise _no_metric(folder, metric, log)
     dataset = dataset_of(folder, options.data_root)
     with session(options) as (stop, tell), folder.lock():
         sha256 = folder.set_sha256()
@@ -175,8 +175,9 @@ def _has_logits(protocol: Protocol) -> bool:
     return isinstance(options, SGDOptions | ReplayOptions) and not isinstance(options, FiniteWidthOptions)
 
 
-def _no_metric(folder: RunDir, metric: str, log: Sequence[Mapping[str, Any]]) -> str:
+def _no_metric(folder: RunDir, metric: str, log: Sequence[Mapping[str, Any]]) -> RunError:
     names = sorted({name for entry in log for name in entry.get("metrics", {})})
     if not names:
-        return f"{folder.log} has no numbers: this method learns nothing in steps, so there is nothing to correlate."
-    return f"{folder.log} has no {metric!r}; it has {', '.join(names)}. Say which with --metric."
+        why = "this method learns nothing in steps, so there is nothing to correlate"
+        return RunError(f"{folder.log} has no numbers: {why}.")
+    return mistyped(RunError(f"{folder.log} has no {metric!r}; it has {', '.join(names)}. Say which with --metric."))
