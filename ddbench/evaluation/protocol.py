@@ -87,7 +87,7 @@ class FiniteWidthOptions(SGDOptions):
         "which a network of validation does best.",
     )
     validation: int = Field(5000, ge=1, description="Training images by which the share is chosen.")
-    weight_decay: float = Field(1e-3, ge=0, description="On all parameters, norms and biases included.")
+    weight_decay: float = Field(1e-3, ge=0, description="On the parameters that `decayed` says.")
     batch: int = Field(100, ge=1, description="Images per step; the last, smaller batch of an epoch is kept.")
     schedule: Literal["step", "cosine", "constant", "milestones"] = Field(
         "cosine", description="As for the trainer sgd."
@@ -384,7 +384,8 @@ PROTOCOLS: dict[str, Protocol] = {
             backbones=("resnet18-bn-he",),
             options=DistillOptions(
                 temperature=20.0, scaled=False, hard_weight=0.0, teacher="resnet18-bn", epochs=299, batch=None,
-                batch_by="rded", optimizer="adamw", lr=1e-3, weight_decay=0.01, schedule="cosine", stretch=2.0,
+                batch_by="rded", optimizer="adamw", lr=1e-3, weight_decay=0.01, decayed="weights", schedule="cosine",
+                schedule_by="pass", stretch=2.0,
             ),
             source="Sun et al., CVPR 2024 (arXiv 2312.03526), the authors' code: a teacher on line, last epoch",
         ),
@@ -397,10 +398,10 @@ PROTOCOLS: dict[str, Protocol] = {
             backbones=("resnet18-bn-he",),
             options=DistillOptions(
                 temperature=20.0, scaled=False, hard_weight=0.0, teacher="resnet18-bn", epochs=399, batch=50,
-                optimizer="adamw", lr=1e-3, weight_decay=0.01, schedule="cosine",
+                optimizer="adamw", lr=1e-3, weight_decay=0.01, decayed="weights", schedule="cosine", schedule_by="pass",
             ),
-            source="Zhong et al., ICLR 2026 (arXiv 2509.19743), of whose smoothing ResNet18 has none; temperature and "
-            "weight decay are RDED's",
+            source="Zhong et al., ICLR 2026 (arXiv 2509.19743), of whose smoothing ResNet18 has none; temperature, "
+            "weight decay and a step size that stays within a pass are RDED's",
         ),
         Protocol(
             name="quick",

@@ -117,7 +117,8 @@ class Lockstep:
         self._graphs: dict[int, Callable[[], None]] = {}
         # Shifts that a norm takes away again have no gradient; what an optimiser sees is zero.
         self._nothing = {k: torch.zeros_like(v) for k, v in self._params[0].items()}
-        self._functions = _functions(self._net, plan)
+        decays = tuple(plan.options.decays(name, value.ndim) for name, value in self._params[0].items())
+        self._functions = _functions(self._net, plan, decays)
 
     def train(self, students: Sequence[int], tick: Callable[[int], None]) -> list[Variables]:
         """Train to the end; returns the students one by one."""
@@ -331,9 +332,12 @@ def _moments(params: Tensors, plan: TrainingPlan) -> list[Tensor]:
     return [torch.zeros_like(value) for value in values * 2] + [values[0].new_zeros(())]
 
 
-def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
+def _functions(net: Backbone, plan: TrainingPlan, decays: tuple[bool, ...]) -> Functions:
+    """`decays` says of each parameter whether weight decay moves it."""
     # Nothing here may hold the plan: compiled functions outlive it, and with it the images would stay on the device.
     options, corners, criterion = plan.options, plan.options.align_corners, plan.criterion
+    spared = tuple(not decay for decay in decays)
+    parts = [(options.weight_decay, decays), *([(0.0, spared)] if any(spared) else [])]
 
     def augment(x: Tensor, op: Tensor, numbers: Tensor) -> Tensor:
         # Where nothing is captured, the one operation that was drawn is a fraction of all of them. Not called as an
@@ -349,12 +353,14 @@ def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
         if lr.is_cuda and not torch.compiler.is_compiling():
             # Without momentum torch wants no velocities, and refuses those that are there.
             moving = velocity if options.momentum else []
-            torch._fused_sgd_(
-                params, grads, moving, weight_decay=options.weight_decay, momentum=options.momentum, lr=lr,
-                dampening=0.0, nesterov=options.nesterov, maximize=False, is_first_step=False,
-            )  # fmt: skip
+            for weight_decay, which in parts:
+                torch._fused_sgd_(
+                    _those(params, which), _those(grads, which), _those(moving, which), weight_decay=weight_decay,
+                    momentum=options.momentum, lr=lr, dampening=0.0, nesterov=options.nesterov, maximize=False,
+                    is_first_step=False,
+                )  # fmt: skip
             return
-        grads = list(torch._foreach_add(grads, params, alpha=options.weight_decay))
+        grads = _pulled(grads, params, *parts[0])
         torch._foreach_mul_(velocity, options.momentum)
         torch._foreach_add_(velocity, grads)
         moves = torch._foreach_add(grads, velocity, alpha=options.momentum) if options.nesterov else velocity
@@ -362,9 +368,9 @@ def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
 
     def adam(params: list[Tensor], grads: list[Tensor], moments: list[Tensor], lr: Tensor) -> None:
         if options.optimizer == "adam":
-            grads = list(torch._foreach_add(grads, params, alpha=options.weight_decay))
+            grads = _pulled(grads, params, *parts[0])
         else:  # decoupled: Loshchilov and Hutter, ICLR 2019
-            torch._foreach_mul_(params, 1 - lr * options.weight_decay)
+            torch._foreach_mul_(_those(params, decays), 1 - lr * options.weight_decay)
         first, second, steps = moments[: len(params)], moments[len(params) : -1], moments[-1].add_(1)
         torch._foreach_lerp_(first, grads, 1 - BETAS[0])
         torch._foreach_mul_(second, BETAS[1])
@@ -376,6 +382,17 @@ def _functions(net: Backbone, plan: TrainingPlan) -> Functions:
         torch._foreach_sub_(params, torch._foreach_mul(moves, lr / (1 - BETAS[0] ** steps)))
 
     return Functions(augment, loss, sgd if options.optimizer == "sgd" else adam)
+
+
+def _those(values: list[Tensor], which: tuple[bool, ...]) -> list[Tensor]:
+    """The marked ones, of a list with a tensor for each mark or of an empty one."""
+    return [value for value, marked in zip(values, which, strict=False) if marked]
+
+
+def _pulled(grads: list[Tensor], params: list[Tensor], weight_decay: float, which: tuple[bool, ...]) -> list[Tensor]:
+    """Gradients of the loss together with that of weight decay, which moves the marked parameters."""
+    pulled = iter(torch._foreach_add(_those(grads, which), _those(params, which), alpha=weight_decay))
+    return [next(pulled) if marked else grad for grad, marked in zip(grads, which, strict=True)]
 
 
 def _alike(grad: Tensor, param: Tensor) -> Tensor:
@@ -391,5 +408,5 @@ def _key(net: Backbone, plan: TrainingPlan) -> tuple[object, ...]:
     options = plan.options
     rounding = (torch.is_autocast_enabled("cuda"), torch.backends.cudnn.allow_tf32)
     targets = (plan.labels.ndim, plan.labels.dtype, plan.criterion, bool(options.cutmix))
-    update = (options.optimizer, options.momentum, options.nesterov, options.weight_decay)
+    update = (options.optimizer, options.momentum, options.nesterov, options.weight_decay, options.decayed)
     return (net.name, net.shape, net.classes, plan.images.device, targets, rounding, update, options.align_corners)

@@ -44,7 +44,12 @@ class SGDOptions(TrainerOptions):
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum.")
     nesterov: bool = Field(False, description="Nesterov momentum.")
-    weight_decay: float = Field(5e-4, ge=0, description="On all parameters, norms and biases included.")
+    weight_decay: float = Field(5e-4, ge=0, description="On the parameters that `decayed` says.")
+    decayed: Literal["all", "weights"] = Field(
+        "all",
+        description="What weight decay moves. all: every parameter, norms and biases included. weights: those of more "
+        "than one dimension with weight in their name.",
+    )
     batch: int | None = Field(
         256, ge=1, description="Images per step; the last, smaller batch of an epoch is kept. none: the set's own."
     )
@@ -68,6 +73,9 @@ class SGDOptions(TrainerOptions):
     factor: float = Field(0.1, gt=0, le=1, description="What the step size is multiplied by (milestones).")
     stretch: float = Field(
         1.0, ge=1, description="The cosine falls as if training took so many times as long; 2 ends at half (cosine)."
+    )
+    schedule_by: Literal["step", "pass"] = Field(
+        "step", description="pass: the step size of a pass is that of its first step (cosine)."
     )
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps with linearly rising step size (cosine).")
     align_corners: bool = Field(
@@ -102,6 +110,14 @@ class SGDOptions(TrainerOptions):
         each = images // classes
         usual = 100 if each >= 50 else 50 if each >= 10 else 10
         return 2 * usual if classes >= 100 else usual
+
+    def decays(self, name: str, dimensions: int) -> bool:
+        """Whether weight decay moves a parameter of that name, of so many dimensions in one network.
+
+        Source of the rule "weights": the code of Sun et al., CVPR 2024 (arXiv 2312.03526). The name counts, so that
+        tokens and tables of positions, which have two dimensions or three, are spared as well.
+        """
+        return self.decayed == "all" or ("weight" in name and dimensions > 1)
 
     def student_forwards(self, images: int, passes: int) -> int:
         """Images that one network trains on, repeats counted: `passes` over so many, unless the options count steps."""

@@ -233,10 +233,11 @@ class TrainingPlan:
             case "step":
                 return options.lr * (0.1 if step >= self._drop else 1.0)
             case "cosine":
+                at = self._start_of_pass(step) if options.schedule_by == "pass" else step
                 rise = round(options.warmup * self.steps)
-                if step < rise:
-                    return options.lr * (step + 1) / rise
-                done = (step - rise) / max(1, self.steps - rise)
+                if at < rise:
+                    return options.lr * (at + 1) / rise
+                done = (at - rise) / max(1, self.steps - rise)
                 return options.lr * 0.5 * (1 + math.cos(math.pi * done / options.stretch))
             case "milestones":
                 passed = sum(step >= self._after(milestone) for milestone in options.milestones)
@@ -254,6 +255,12 @@ class TrainingPlan:
         if self.options.forwards is None or self.options.epochs is None:
             return steps
         return round(steps * self.steps / self._written_steps)
+
+    def _start_of_pass(self, step: int) -> float:
+        """Where the pass began that a step lies in; of a budget of images, as far into the training as without."""
+        total, written = self.steps, self._written_steps
+        passes = step * written // (total * self.steps_per_epoch)
+        return passes * self.steps_per_epoch * total / written
 
     def _restarts(self, step: int) -> bool:
         return self.options.schedule == "step" and step == self._drop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, optim
@@ -95,13 +96,13 @@ def _train_group(
         variables = variables.copy(0)
     params = {name: value.clone().requires_grad_(alone) for name, value in variables.params.items()}
     buffers = {name: value.clone() for name, value in variables.buffers.items()}
-    optimizer = _optimizer(plan, params)
+    optimizer = _optimizer(plan, params, stacked=not alone)
     slope = _slope_of_one(net, plan) if alone else _slope_of_many(net, plan)
     for block in plan.blocks(students):
         block = block.to(plan.images.device)
         for step in block.steps():
             if step.restart:
-                optimizer = _optimizer(plan, params)
+                optimizer = _optimizer(plan, params, stacked=not alone)
             for group in optimizer.param_groups:
                 group["lr"] = step.lr
             grads, buffers = slope(params, buffers, step)
@@ -154,16 +155,21 @@ def _slope_of_many(net: Backbone, plan: TrainingPlan) -> Slope:
     return slope
 
 
-def _optimizer(plan: TrainingPlan, params: dict[str, Tensor]) -> optim.Optimizer:
-    """A fresh optimiser. It is element-wise, so that stacked parameters move as separate ones would."""
+def _optimizer(plan: TrainingPlan, params: dict[str, Tensor], *, stacked: bool) -> optim.Optimizer:
+    """A fresh optimiser. It is element-wise, so that stacked parameters [S, ...] move as separate ones would."""
     options = plan.options
-    values = list(params.values())
+    decayed: list[Tensor] = []
+    spared: list[Tensor] = []
+    for name, value in params.items():
+        (decayed if options.decays(name, value.ndim - stacked) else spared).append(value)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
     lr = plan.lr(0)
     if options.optimizer != "sgd":
         kind = optim.Adam if options.optimizer == "adam" else optim.AdamW
-        return kind(values, lr, weight_decay=options.weight_decay, foreach=True)
+        return kind(groups, lr, weight_decay=options.weight_decay, foreach=True)
     return optim.SGD(
-        values,
+        groups,
         lr,
         momentum=options.momentum,
         nesterov=options.nesterov,

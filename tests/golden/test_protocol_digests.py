@@ -36,8 +36,8 @@ DIGESTS = {
     "hard-truths-sl@1": "486a8b72dbae674e",
     "rded@1": "4f3579de44bafad1",
     "rd3@1": "f89447644de1a092",
-    "rded@2": "0137ba2c963b17b5",
-    "rd3@2": "f845d5778ba18233",
+    "rded@2": "ae469a296f6491f3",
+    "rd3@2": "900e5d09f812a1e6",
     "quick@1": "383b3eb967c29315",
     "quick-large@1": "035ff63f8e6c6023",
     "quick-slow@1": "217f58f08dbe242e",
@@ -57,9 +57,11 @@ COMMON: dict[str, Any] = {
     "momentum": 0.9,
     "nesterov": False,
     "weight_decay": 5e-4,
+    "decayed": "all",
     "batch": 256,
     "sampling": "epochs",
     "schedule": "step",
+    "schedule_by": "step",
     "warmup": 0.0,
     "align_corners": False,
     "batch_by": "set",
@@ -93,7 +95,13 @@ MIXED: dict[str, Any] = DISTILL | {
     "schedule": "cosine",
     "stretch": 2.0,
 }
-MIXED_AS_THERE: dict[str, Any] = MIXED | {"augment": "mixing@2", "backbones": ["resnet18-bn-he"], "scaled": False}
+MIXED_AS_THERE: dict[str, Any] = MIXED | {
+    "augment": "mixing@2",
+    "backbones": ["resnet18-bn-he"],
+    "scaled": False,
+    "decayed": "weights",
+    "schedule_by": "pass",
+}
 DANCE: dict[str, Any] = {
     "augment": "color_crop_flip_scale_rotate",
     "epochs": 1499,

@@ -30,6 +30,9 @@ RECIPES = {
     "fixed steps": SGDOptions(epochs=None, steps=9, batch=7, schedule="constant"),
     "milestones": SGDOptions(epochs=5, batch=12, schedule="milestones", milestones=(2, 4), factor=0.3),
     "images mixed, ragged batches": SGDOptions(epochs=6, batch=12, cutmix=0.5),
+    "biases and norms spared": SGDOptions(
+        epochs=5, batch=12, weight_decay=0.1, decayed="weights", schedule="cosine", schedule_by="pass", nesterov=True
+    ),
     "images always mixed": SGDOptions(epochs=4, batch=64, cutmix=1.0),
 }
 ADAM = {
@@ -39,6 +42,12 @@ ADAM = {
     "moments dropped": SGDOptions(epochs=6, batch=12, optimizer="adam", lr=1e-3),
     "decoupled decay": SGDOptions(
         epochs=6, batch=12, optimizer="adamw", lr=1e-3, weight_decay=0.3, schedule="cosine", stretch=2.0
+    ),
+    "biases and norms spared": SGDOptions(
+        epochs=6, batch=12, optimizer="adamw", lr=1e-3, weight_decay=0.3, decayed="weights", schedule="constant"
+    ),
+    "spared in the gradient": SGDOptions(
+        epochs=6, batch=12, optimizer="adam", lr=1e-3, weight_decay=0.3, decayed="weights", schedule="constant"
     ),
 }
 

@@ -55,6 +55,7 @@ CASES: list[dict[str, Any]] = [
     {"backbone": "convnet-d2-w4", "schedule": "cosine", "nesterov": True},
     {"backbone": "convnet-d2-w4", "optimizer": "adam"},
     {"backbone": "convnet-d2-w4-bn", "strategy": "none", "legacy": "crop_noise"},
+    {"backbone": "convnet-d2-w4-bn", "decayed": "weights", "weight_decay": 0.3},
     {"backbone": "convnet-d2-w4", "strategy": "none", "batch": 256},
 ]
 

@@ -99,22 +99,38 @@ def test_ftd_is_a_preset(dataset: str, ipc: int) -> None:
 
 
 def test_datm_has_its_authors_experts_as_a_preset() -> None:
-    for dataset, ipc in (("cifar10", 1), ("cifar10", 1000), ("cifar100", 10), ("cifar100", 100)):
+    for dataset, ipc in (("cifar10", 1), ("cifar10", 1000), ("cifar100", 10), ("tiny-imagenet", 50)):
         paper, ftd = (foresee(Asked("datm", dataset, ipc, preset=preset)) for preset in ("paper", "ftd"))
         assert ftd.config == {**paper.config, "rho_experts": 0.01, "alpha_experts": 0.3}
         assert (ftd.pixels, ftd.protocols) == (paper.pixels, paper.protocols)
 
 
 def test_datms_settings_are_those_of_its_authors_files() -> None:
-    def told(ipc: int) -> list[Any]:
-        config = foresee(Asked("datm", "cifar100", ipc)).config
-        names = ("inner_steps", "lr_images", "lr_labels", "first_epoch", "early_epochs", "start_epochs", "growth",
-                 "batch_syn")  # fmt: skip
+    def told(dataset: str, ipc: int) -> list[Any]:
+        config = foresee(Asked("datm", dataset, ipc)).config
+        names = ("inner_steps", "lr_images", "lr_labels", "lr_lr", "first_epoch", "early_epochs", "start_epochs",
+                 "growth", "batch_syn")  # fmt: skip
         return [config[name] for name in names]
 
-    assert told(10) == [80, 1000, 10, 0, 30, 50, 2000, 1000]
-    assert told(50) == [80, 1000, 10, 20, None, 70, 1000, 1000]
-    assert told(100) == [80, 50, 10, 30, None, 70, 1000, 1000]
+    assert told("cifar100", 10) == [80, 1000, 10, 1e-5, 0, 30, 50, 2000, 1000]
+    assert told("cifar100", 50) == [80, 1000, 10, 1e-5, 20, None, 70, 1000, 1000]
+    assert told("cifar100", 100) == [80, 50, 10, 1e-5, 30, None, 70, 1000, 1000]
+    # A batch of 1000 is named for ipc 1 too, where there are 200 images.
+    assert told("tiny-imagenet", 1) == [40, 10_000, 10, 1e-4, 0, 15, 20, 2000, None]
+    assert told("tiny-imagenet", 10) == [40, 100, 10, 1e-4, 10, None, 50, 1000, 500]
+    assert told("tiny-imagenet", 50) == [20, 100, 10, 1e-4, 40, None, 70, 1000, 1000]
+
+
+def test_datm_on_tiny_imagenet_is_whitened_and_has_four_blocks() -> None:
+    for ipc in (1, 10, 50):
+        spec = foresee(Asked("datm", "tiny-imagenet", ipc))
+        assert (spec.pixels, spec.backbone, spec.protocols) == ("zca(eps=0.1)", "convnet-d4", ("datm@1", "dsa@1"))
+        same = {name: spec.config[name] for name in ("iterations", "expert_span", "lr_network", "momentum_labels",
+                                                     "threshold", "confident", "experts")}  # fmt: skip
+        assert same == {
+            "iterations": 10_000, "expert_span": 2, "lr_network": 0.01, "momentum_labels": 0.9, "threshold": 1.0,
+            "confident": True, "experts": 100,
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,30 @@ def test_the_cosine_rises_and_falls_as_written_down() -> None:
     assert not any(step.restart for step in steps)
 
 
+def test_a_step_size_by_pass_stays_as_the_first_step_of_the_pass_has_it() -> None:
+    training: dict[str, Any] = {"epochs": 9, "batch": 4, "lr": 1e-3, "schedule": "cosine", "stretch": 2.0}
+    of_a_pass = [0.5e-3 * (1 + math.cos(math.pi * number / 10 / 2)) for number in range(10)]
+    by_pass = plan_of(10, **training, schedule_by="pass")
+    assert [step.lr for step in steps_of(by_pass)] == pytest.approx([lr for lr in of_a_pass for _ in range(3)])
+    by_step = [0.5e-3 * (1 + math.cos(math.pi * step / 30 / 2)) for step in range(30)]
+    assert [step.lr for step in steps_of(plan_of(10, **training))] == pytest.approx(by_step)
+
+
+def test_a_budget_of_images_goes_through_the_step_sizes_of_all_passes() -> None:
+    """Half as many steps as ten passes have, so that each of their step sizes holds for half as long."""
+    training: dict[str, Any] = {"epochs": 9, "batch": 5, "lr": 1.0, "schedule": "cosine", "schedule_by": "pass"}
+    steps = steps_of(plan_of(20, **training, forwards=100))
+    of_a_pass = [0.5 * (1 + math.cos(math.pi * number / 10)) for number in range(10)]
+    assert [step.lr for step in steps] == pytest.approx([lr for lr in of_a_pass for _ in range(2)])
+
+
+def test_weights_are_matrices_and_kernels_by_name_and_dimensions() -> None:
+    """As `get_parameters` of RDED's code sorts them; one-dimensional weights are those of norms."""
+    told = [("conv.weight", 4), ("in_proj_weight", 2), ("norm.weight", 1), ("conv.bias", 1), ("class_token", 3)]
+    assert [SGDOptions(decayed="weights").decays(*one) for one in told] == [True, True, False, False, False]
+    assert all(SGDOptions().decays(*one) for one in told)
+
+
 def test_long_trainings_are_drawn_in_blocks_that_join_without_a_seam() -> None:
     training = plan_of(30_000, epochs=4, batch=10_000)
     blocks = list(training.blocks([0]))
