@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from ddbench.cli.common import (
+    Folder,
     data_option,
     device_option,
     json_option,
@@ -50,6 +51,12 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="Say what is done and what is missing, and what Slurm would get; run nothing."
 )
+@click.option(
+    "--recorded",
+    type=Folder(),
+    metavar="DIR",
+    help="Leave out runs that have records with all that is asked in this leaderboard, as in --recorded leaderboards.",
+)
 @snapshots_option
 @track_option
 @device_option
@@ -66,6 +73,7 @@ def sweep(
     settings: Sequence[str],
     jobs: int | None,
     dry_run: bool,
+    recorded: Path | None,
     snapshots: int,
     track: Sequence[str],
     device: str,
@@ -112,6 +120,8 @@ def sweep(
                 'recognised. Say precision = "tf32", or another, in the file.'
             )
         tasks = tasks_of(requests, data_root, here, settled=cluster == "local")
+        if recorded is not None:
+            tasks = _without_recorded(tasks, recorded)
         states = [task.status(runs_root) for task in tasks]
         for sentence in remarks(task.resolution for task in tasks):
             note(f"Note: {sentence}")
@@ -127,6 +137,17 @@ def sweep(
         _report(outcomes, as_json, ctx)
         if any(outcome.state != "done" for outcome in outcomes):
             ctx.exit(1)
+
+
+def _without_recorded(tasks: Sequence[Task], leaderboards: Path) -> list[Task]:
+    from ddbench.leaderboard.boards import has
+
+    if not (leaderboards / "records").is_dir():
+        note(f"{leaderboards} has no records, so that no run is left out.")
+    left = [task for task in tasks if not has(leaderboards, task.resolution.spec, task.resolution.cells)]
+    if len(left) < len(tasks):
+        note(f"Left out, because {leaderboards} has their records: {len(tasks) - len(left)} of {len(tasks)}.")
+    return left
 
 
 def _here(

@@ -20,15 +20,17 @@ from ddbench.leaderboard.set_files import wrong_sets
 from ddbench.leaderboard.sheets import sheet_file, with_sheet, wrong_sheets
 from ddbench.leaderboard.statistics import summarise
 from ddbench.leaderboard.tables import Board, board, csv_of, escaped
-from ddbench.runs.record import RunRecord, json_schema, read_record, write_record
+from ddbench.runs.record import RunPart, RunRecord, json_schema, read_record, write_record
 from ddbench.runs.rundir import EVALUATIONS, RECORD, RunDir
 from ddbench.text import budget_name, safe_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from ddbench.runs.evaluating import Cell
     from ddbench.runs.retraining import Retrained
     from ddbench.runs.runner import RunOptions
+    from ddbench.runs.runspec import RunSpec
 
 EVERYTHING = Chosen()
 SCHEMA = Path("schema") / "record.v1.json"
@@ -62,7 +64,7 @@ def add(
         record = read_record(file)
         submission.refuse(file, record, allow_dirty=allow_dirty)
         record = _with_curves(file, record)
-        place = leaderboards / place_of(record)
+        place = leaderboards / place_of(record.run)
         if place.is_file():
             record = _in_place_of(file, record, place)
         if submission.alone(file) and file.resolve() != place.resolve():
@@ -107,7 +109,7 @@ def verify(
     from ddbench.runs.retraining import retrain
 
     record = read_record(record_file(path))
-    place = leaderboards / place_of(record)
+    place = leaderboards / place_of(record.run)
     if place.is_file():
         _in_place_of(path, record, place)
     found = retrain(path, options, students=students, protocols=protocols, judges=judges)
@@ -123,9 +125,17 @@ def _key(one: Retrained) -> tuple[str, str]:
     return one.evaluation.digest, one.evaluation.backbone
 
 
-def place_of(record: RunRecord) -> Path:
-    """Where a record lies inside the leaderboard: records/cifar10/ipc10/dm-convnet-d3-s0-3f2a91c4.json."""
-    run = record.run
+def has(leaderboards: Path, spec: RunSpec, cells: Sequence[Cell]) -> bool:
+    """Whether a leaderboard has a record of this run with all of these evaluations. A damaged record is none."""
+    try:
+        record = read_record(leaderboards / place_of(spec))
+    except RunError:
+        return False
+    return all(cell.in_record(record) for cell in cells)
+
+
+def place_of(run: RunPart | RunSpec) -> Path:
+    """Where the record of a run lies inside the leaderboard: records/cifar10/ipc10/dm-convnet-d3-s0-3f2a91c4.json."""
     name = f"{safe_name(run.method)}-{safe_name(run.backbone)}-s{run.seed}-{run.id}.json"
     return Path("records") / safe_name(run.dataset) / budget_name(run.ipc) / name
 

@@ -95,7 +95,7 @@ def _recorded(path: Path, leaderboards: Path) -> tuple[Path, RunRecord]:
     own = read_record(record_file(path))
     if own.imported is not None or own.run.kind == "imported":
         raise RunError(f"{path} is an imported set. Others made it, and it is theirs to publish.")
-    place = leaderboards / place_of(own)
+    place = leaderboards / place_of(own.run)
     if not place.is_file():
         raise RunError(
             f"{path} has no record in {leaderboards}, so nobody could tell where its set comes from. "
@@ -161,7 +161,7 @@ def _follow_the_rule(record: RunRecord, judged: EvaluationPart, leaderboards: Pa
 
 def _best(record: RunRecord, judged: EvaluationPart, leaderboards: Path) -> _Best:
     run = record.run
-    frame = collect(sorted((leaderboards / place_of(record)).parent.glob("*.json")))
+    frame = collect(sorted((leaderboards / place_of(record.run)).parent.glob("*.json")))
     fingerprint = frame[frame["run"] == run.id]["fingerprint"].iloc[0]
     same = {
         "method": run.method, "dataset": run.dataset, "ipc": run.ipc, "fingerprint": fingerprint,

@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ddbench.cli import root
-from ddbench.runs.record import read_record
+from ddbench.leaderboard.boards import place_of
+from ddbench.runs.record import read_record, write_record
 from ddbench.runs.rundir import RunDir
 
 SWEEP = """
@@ -87,6 +88,27 @@ def test_runs_of_a_sweep_keep_as_many_states_as_asked(place: Path) -> None:
     kept = sorted(path.stem for path in place.glob("runs/*/*/*/*/snapshots/step_*.safetensors"))
     assert [int(name.removeprefix("step_")) for name in kept] == [0, 2]  # and the result, which is the set
     assert call("sweep", "s.toml", "--snapshots", "1").exit_code == 2
+
+
+def test_runs_that_a_leaderboard_has_are_left_out(place: Path) -> None:
+    assert call("sweep", "s.toml", "--shard", "1/2", "--device", "cpu", "--quiet").exit_code == 0
+    for file in sorted((place / "runs").rglob("record.json")):
+        record = read_record(file)
+        write_record(place / "leaderboards" / place_of(record.run), record)
+    elsewhere = ("--runs", "others", "--recorded", "leaderboards")
+    assert states(*elsewhere) == ["missing"] * 2
+    said = call("sweep", "s.toml", "--dry-run", *elsewhere)
+    assert "Left out, because leaderboards has their records: 2 of 4." in said.output
+    assert call("sweep", "s.toml", "--device", "cpu", "--quiet", *elsewhere).exit_code == 0
+    assert len(list((place / "others").rglob("record.json"))) == 2
+
+    # One more student is asked for than the records have.
+    (place / "s.toml").write_text(SWEEP + "students = 3\n")
+    assert states(*elsewhere) == ["missing", "interrupted"] * 2
+    # A record that cannot be read is none.
+    (place / "s.toml").write_text(SWEEP)
+    next((place / "leaderboards").rglob("*.json")).write_text("{")
+    assert sorted(states(*elsewhere)) == ["done", "done", "missing"]
 
 
 def test_a_sweep_that_does_not_reach_its_data_says_so_before_it_begins(place: Path) -> None:

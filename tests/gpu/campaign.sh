@@ -5,8 +5,9 @@
 #
 # TASKS is a file with one task a line. Every worker goes through all of them, in order:
 #   sweep FILE        runs that are finished, or that another worker has, are left out
+#   board FILE        the same, without the runs that have records in this checkout's leaderboards
 #   once COMMAND      for the first worker that comes by; $CAMPAIGN is the state folder, $OUT what comes back
-# Without it: all of leaderboards/sweeps/board.
+# Without it: what the board lacks of leaderboards/sweeps/board.
 #
 # PARTS   a folder with datasets in parts: NAME.KofN.tar has what `ddbench data add` takes, NAME.strips.KofN.tar has strips
 #         (tests/gpu/strips.py). A dataset is added when all its parts have come, be it in several calls.
@@ -62,7 +63,7 @@ done
 tasks=${1:+$(realpath "$1")}
 if [ -z "$tasks" ]; then
     tasks=$CAMPAIGN/tasks
-    for file in "$repo"/leaderboards/sweeps/board/*.toml; do echo "sweep $file"; done >"$tasks"
+    for file in "$repo"/leaderboards/sweeps/board/*.toml; do echo "board $file"; done >"$tasks"
 fi
 mkdir -p "$CAMPAIGN/taken"
 
@@ -75,6 +76,10 @@ work() { # the number of the worker, its GPU
         if [ "$seconds" -le 5 ]; then break; fi
         case $kind in
         sweep) timeout --signal=TERM --kill-after=20 "$seconds" "$python" -m ddbench sweep "$rest" --quiet ;;
+        board)
+            timeout --signal=TERM --kill-after=20 "$seconds" \
+                "$python" -m ddbench sweep "$rest" --recorded leaderboards --quiet
+            ;;
         once)
             taken=$CAMPAIGN/taken/$(echo "$rest" | md5sum | cut -c1-12)
             mkdir "$taken" 2>/dev/null || continue
