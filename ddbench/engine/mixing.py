@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,14 +32,7 @@ def flip_crop_mix(images: Tensor, rng: Rng) -> Tensor:
 
     A whole image is not cropped: the smallest share of its area that RDED allows is all of it.
     """
-    factor = MOSAIC if min(images.shape[-2:]) >= MOSAIC_SIDE else 1
-    images = images.detach()
-    if factor > 1:
-        images = shuffle_tiles(images, factor, rng.fold("tiles"))
-        images = random_crop(images, 1 / factor, rng.fold("crop"))
-    turned = torch.rand(len(images), generator=rng.fold("flip").torch()) < 0.5
-    images = torch.where(turned.to(images.device)[:, None, None, None], images.flip(-1), images)
-    return cutmix(images, rng.fold("mix"))
+    return _mixed(images, rng, shuffle_tiles, random_crop)
 
 
 def shuffle_crop_flip_mix(images: Tensor, rng: Rng) -> Tensor:
@@ -47,11 +41,20 @@ def shuffle_crop_flip_mix(images: Tensor, rng: Rng) -> Tensor:
 
     Source: Sun et al., CVPR 2024 (arXiv 2312.03526), the authors' code.
     """
+    return _mixed(images, rng, shuffle_strips, random_resized_crop)
+
+
+def _mixed(
+    images: Tensor,
+    rng: Rng,
+    shuffle: Callable[[Tensor, int, Rng], Tensor],
+    crop: Callable[[Tensor, float, Rng], Tensor],
+) -> Tensor:
     factor = MOSAIC if min(images.shape[-2:]) >= MOSAIC_SIDE else 1
     images = images.detach()
     if factor > 1:
-        images = shuffle_strips(images, factor, rng.fold("tiles"))
-        images = random_resized_crop(images, 1 / factor, rng.fold("crop"))
+        images = shuffle(images, factor, rng.fold("tiles"))
+        images = crop(images, 1 / factor, rng.fold("crop"))
     turned = torch.rand(len(images), generator=rng.fold("flip").torch()) < 0.5
     images = torch.where(turned.to(images.device)[:, None, None, None], images.flip(-1), images)
     return cutmix(images, rng.fold("mix"))
