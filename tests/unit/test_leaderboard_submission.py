@@ -245,7 +245,7 @@ def test_more_than_the_whole_dataset_is_an_alarm(write: Write, boards: Path) -> 
     heard: list[str] = []
     with pytest.raises(RunError, match=r"more than the 8\d\.\d % of students of the whole dataset.*--force"):
         add([odd], boards, notes=heard)
-    assert not (boards / place_of(read_record(odd))).exists()
+    assert not (boards / place_of(read_record(odd).run)).exists()
     assert add([odd], boards, force=True, notes=heard)
     assert any("standard errors" in text for text in heard)
 
