@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -166,8 +166,7 @@ def run(
         options={name: _plain(value) for name, value in (options or {}).items()},
         select=select,
     )
-    where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve, track=track)
-    where = replace(where, snapshots=snapshots)
+    where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve, snapshots=snapshots, track=track)
     resolution = resolve_spec(asked, where.data_root, where.device, read_start)
     record = runner.run(resolution, where)
     return Run(where.root / resolution.spec.folder, record, where.data_root)
@@ -425,6 +424,7 @@ def _options(
     progress: bool,
     curve: bool,
     fresh: bool = False,
+    snapshots: int = SNAPSHOTS,
     track: Tracked = (),
 ) -> RunOptions:
     named = [track] if isinstance(track, str | type) else list(track)
@@ -434,6 +434,7 @@ def _options(
         device=choose_device(device),
         fresh=fresh,
         curve=curve,
+        snapshots=snapshots,
         observers=[*([Console()] if progress else []), *trackers(named, logger.warning)],
     )
 

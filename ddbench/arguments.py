@@ -32,16 +32,16 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     The function raises ConfigError for an argument of another kind, or out of range; and RunError for what the system
     does not let it read or write.
     """
-    parameters = inspect.signature(function).parameters
+    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             check = KINDS.get(f"{function.__name__}.{name}", KINDS.get(name))
-            if check is None or value is parameters[name].default:
+            if check is None or value is signature.parameters[name].default:
                 continue
-            several = parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+            several = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
             bound.arguments[name] = tuple(check(name, one) for one in value) if several else check(name, value)
         try:
             return function(*bound.args, **bound.kwargs)

@@ -21,7 +21,7 @@ from ddbench.data.catalogue import CATALOGUE, DatasetInfo
 from ddbench.data.pixels import canonical_name
 from ddbench.data.scale import largeness, left_range, scale_of
 from ddbench.data.tensors import DatasetTensors
-from ddbench.engine.decode import NONE, decode
+from ddbench.engine.decode import decode
 from ddbench.engine.decode import tiles as cut_in
 from ddbench.foreign import tiles
 from ddbench.foreign.class_folders import first_of, imagefolder_order
@@ -253,20 +253,21 @@ def diagnose(
     given = None if labels is None else hard(labels)
     count = 0 if labels is None else labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
     per_class = torch.bincount(given.clamp(min=0)) if given is not None else torch.zeros(1, dtype=torch.int64)
+    factor = _seams(found, whole, real, decode)
     findings = [
         *_of_numbers(finite, labels),
         *_of_scale(found, whole, real, pixels, guess),
         *_of_shape(shape, info),
         *_of_pixels(guess, clear, pixels, images.dtype == torch.uint8, found),
         *_of_classes(labels, info),
-        *_of_tiles(found, whole, real, decode),
+        *_of_tiles(factor),
     ]
     codes = {finding.code for finding in findings}
     if known and given is not None and not codes & {"shape", "not-finite"}:
         assumed = _family(pixels) if pixels else guess
         shown = whole / 255 if images.dtype == torch.uint8 else whole
         # Smaller images in one are no image that a classifier of real ones could name.
-        findings += _of_labels(*_decoded(found, shown, given, real, decode), real, assumed, info)
+        findings += _of_labels(*_decoded(found, shown, given, decode, factor), real, assumed, info)
     if found.doubt and not any(finding.code == "order" for finding in findings):
         findings.append(Finding("class-order", found.doubt, "--labels imagefolder"))
     return Diagnosis(
@@ -363,11 +364,15 @@ def _of_pixels(guess: Guess, clear: bool, said: str | None, stored_as_bytes: boo
             return [Finding("zca", text, f"--pixels '{flag}'")]
 
 
-def _of_tiles(found: Found, images: Tensor, real: Reference, said: str | None) -> list[Finding]:
-    """Seams where nobody says what they are. A note: an image can have an edge in its middle."""
+def _seams(found: Found, images: Tensor, real: Reference, said: str | None) -> int | None:
+    """How many smaller images a side the seams tell of, where nobody says what they are."""
     if found.ours is not None or said is not None or tiles.said_in(found) or tiles.named_by(found):
-        return []
-    factor = tiles.seen_in(images, real.images)
+        return None
+    return tiles.seen_in(images, real.images)
+
+
+def _of_tiles(factor: int | None) -> list[Finding]:
+    """A note: an image can have an edge in its middle."""
     if factor is None:
         return []
     count = f"{factor} x {factor}"
@@ -375,11 +380,11 @@ def _of_tiles(found: Found, images: Tensor, real: Reference, said: str | None) -
     return [Finding("tiles", text, f"--decode tiles:{factor}")]
 
 
-def _decoded(found: Found, images: Tensor, given: Tensor, real: Reference, said: str | None) -> tuple[Tensor, Tensor]:
-    """What students are trained on: the smaller images where it is said, or seen, that there are several in each."""
-    decoder, _ = tiles.decoder_of(found, said)
-    if decoder == NONE and found.ours is None and said is None and (factor := tiles.seen_in(images, real.images)):
-        decoder = cut_in(factor)
+def _decoded(
+    found: Found, images: Tensor, given: Tensor, said: str | None, factor: int | None
+) -> tuple[Tensor, Tensor]:
+    """The images that labels are of: the smaller ones where it is said, or seen, that there are several in each."""
+    decoder = tiles.decoder_of(found, said)[0] if factor is None else cut_in(factor)
     return decode(decoder, images, given)
 
 

@@ -279,10 +279,6 @@ def _generated(leaderboards: Path, lost: list[str] | None) -> dict[Path, str]:
     return files
 
 
-def _records(leaderboards: Path) -> list[Path]:
-    return sorted((leaderboards / "records").rglob("*.json"))
-
-
 def _boards(summary: DataFrame, numbers: DataFrame) -> list[Board]:
     return [board(summary, numbers, dataset, ipc) for dataset, ipc in _keys(summary)]
 

@@ -67,15 +67,15 @@ def refuse_other_data(records: Mapping[Path, RunRecord], committed: Iterable[Pat
 
 def impossible(committed: Iterable[Path]) -> list[str]:
     """What records of a leaderboard say that no run writes, a sentence each; damaged records are left out."""
-    found, files = [], list(committed)
-    for path, record in readable(files):
+    found, records = [], dict(readable(committed))
+    for path, record in records.items():
         for refused in (_refuse_other_names, _refuse_parts_of_images):
             try:
                 refused(path, record)
             except RunError as error:
                 found.append(str(error))
     try:
-        refuse_other_data({}, files)
+        refuse_other_data(records, ())
     except RunError as error:
         found.append(str(error))
     return found
