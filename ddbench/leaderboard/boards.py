@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddbench.errors import RunError
 from ddbench.files import sweep_dead, write_atomically
@@ -20,7 +20,7 @@ from ddbench.leaderboard.set_files import wrong_sets
 from ddbench.leaderboard.sheets import sheet_file, with_sheet, wrong_sheets
 from ddbench.leaderboard.statistics import summarise
 from ddbench.leaderboard.tables import Board, board, csv_of, escaped
-from ddbench.runs.record import RunPart, RunRecord, json_schema, read_record, write_record
+from ddbench.runs.record import CostPart, EvaluationPart, RunPart, RunRecord, json_schema, read_record, write_record
 from ddbench.runs.rundir import EVALUATIONS, RECORD, RunDir
 from ddbench.text import budget_name, safe_name
 
@@ -49,24 +49,27 @@ def add(
 ) -> list[Path]:
     """Copy the records of finished runs into the leaderboard, with pictures of their sets; returns where they now lie.
 
-    All are checked before the first is copied. A record that is there already may grow, and not lose anything. To a
-    record of an earlier version are added the learning curves in its run's folder, and a picture that is drawn from the
-    set there; `data_root` has the dataset, which a whitened set needs for that. Results that nothing here explains are
-    refused unless `force` is given. `notes` have such results, pictures that could not be drawn and records that came
-    without their run. See `submission`.
+    All are checked before the first is copied. A record that is there already may grow by students and evaluations of
+    the same set, wherever they were made, and loses nothing. To a record of an earlier version are added the learning
+    curves in its run's folder, and a picture that is drawn from the set there; `data_root` has the dataset, which a
+    whitened set needs for that. Results that nothing here explains are refused unless `force` is given. `notes` have
+    such results, pictures that could not be drawn and records that came without their run. See `submission`.
     Raises: RunError for a partial run, for a record that is not what the files of its run say, for one made by code
     that nobody has (unless `allow_dirty`), and for a record that would replace another result of the same run.
     """
     said = notes if notes is not None else []
     checked: dict[Path, tuple[Path, RunRecord]] = {}
+    joined: dict[Path, RunRecord] = {}
     for path in run_paths:
         file = record_file(path)
         record = read_record(file)
         submission.refuse(file, record, allow_dirty=allow_dirty)
         record = _with_curves(file, record)
         place = leaderboards / place_of(record.run)
-        if place.is_file():
-            record = _in_place_of(file, record, place)
+        there = joined[place] if place in joined else read_record(place) if place.is_file() else None
+        if there is not None:
+            record = _joined(file, record, there, place)
+        joined[place] = record
         if submission.alone(file) and file.resolve() != place.resolve():
             said.append(f"{file} came without its run, so nothing was there to compare it with.")
         checked[file] = (place, record)
@@ -111,7 +114,7 @@ def verify(
     record = read_record(record_file(path))
     place = leaderboards / place_of(record.run)
     if place.is_file():
-        _in_place_of(path, record, place)
+        _joined(path, record, read_record(place), place)
     found = retrain(path, options, students=students, protocols=protocols, judges=judges)
     known = read_record(place) if place.is_file() else None
     recorded = {(e.digest, e.backbone): len(e.accuracy) for e in known.evaluations} if known is not None else {}
@@ -379,26 +382,54 @@ def _with_curves(file: Path, record: RunRecord) -> RunRecord:
     return record.model_copy(update={"curves": curves})
 
 
-def _in_place_of(file: Path, record: RunRecord, place: Path) -> RunRecord:
-    """The record with the learning curves that the one in its place has and it has not, which are of the same set.
+def _joined(file: Path, record: RunRecord, there: RunRecord, place: Path) -> RunRecord:
+    """The record with what the one in its place has and it has not, which is of the same set.
 
-    Raises: RunError where it is of another set, or lacks students that are there.
+    A run whose set comes out equal everywhere, as those of coresets do, may be judged on several machines. Students of
+    an evaluation that both have must be the same, as far as both have them, so that nobody can choose.
+    Raises: RunError where it is of another set, or has other students.
     """
-    there = read_record(place)
     if there.synthetic.sha256 != record.synthetic.sha256:
         raise RunError(
             f"{file} and {place} are two results of the same run {record.run.id}: their sets differ. Choosing between "
             "them would be choosing on test data. Use another seed, or remove the old record in a commit that says why."
         )
-    new = {(e.digest, e.backbone): e.accuracy for e in record.evaluations}
-    for old in there.evaluations:
-        accuracy = new.get((old.digest, old.backbone), ())
-        if accuracy[: len(old.accuracy)] != old.accuracy:
+    judged = {(e.digest, e.backbone): e for e in there.evaluations}
+    for new in record.evaluations:
+        old = judged.setdefault((new.digest, new.backbone), new)
+        both = min(len(old.accuracy), len(new.accuracy))
+        if old.accuracy[:both] != new.accuracy[:both]:
             raise RunError(
-                f"{file} would take away or change students that {place} has ({old.protocol}, {old.backbone}). "
-                "Evaluate the run again with at least as many students, or keep the record that is there."
+                f"{file} would change students that {place} has ({old.protocol}, {old.backbone}). Choosing between "
+                "them would be choosing on test data. Judge the run by what is not there yet, or use another seed."
             )
+        if len(new.accuracy) >= len(old.accuracy):
+            judged[new.digest, new.backbone] = new
+    if judged == {(e.digest, e.backbone): e for e in record.evaluations}:
+        joined = {}
+    else:
+        joined = _of_both(there, record, tuple(judged.values()))
     drawn = {(curve.digest, curve.backbone) for curve in record.curves}
     kept = tuple(curve for curve in there.curves if (curve.digest, curve.backbone) not in drawn)
     measured = {name: getattr(record, name) or getattr(there, name) for name in ("recognised", "correlations")}
-    return record.model_copy(update={"curves": (*record.curves, *kept), **measured})
+    return record.model_copy(update={**joined, "curves": (*record.curves, *kept), **measured})
+
+
+def _of_both(there: RunRecord, record: RunRecord, evaluations: tuple[EvaluationPart, ...]) -> dict[str, Any]:
+    """What a record says that two of one set were joined to. The set has cost what it did the first time."""
+    attempts = {attempt.started: attempt for attempt in (*there.attempts, *record.attempts)}
+    costs = dict(there.cost)
+    spent = [one.cost["evaluate"] for one in (there, record) if "evaluate" in one.cost]
+    if spent:
+        peaks = {
+            name: max((peak for cost in spent if (peak := getattr(cost, name)) is not None), default=None)
+            for name in ("peak_device_bytes", "peak_host_bytes")
+        }
+        costs["evaluate"] = CostPart(seconds=sum(e.seconds for e in evaluations), **peaks)
+    return {
+        "evaluations": evaluations,
+        "attempts": tuple(attempts.values()),
+        "cost": costs,
+        "artifacts": there.artifacts,
+        "counts": there.counts,
+    }

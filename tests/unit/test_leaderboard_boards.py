@@ -68,12 +68,38 @@ def test_a_record_may_grow_and_not_shrink_or_change(write: Write, leaderboard: P
     place = add([small], leaderboard)[0]
     add([RECORDS / "dm-s0.json"], leaderboard)
     assert read_record(place) == read_record(RECORDS / "dm-s0.json")
-    with pytest.raises(RunError, match="take away or change students"):
-        add([small], leaderboard)
+    add([small], leaderboard)
+    assert read_record(place).evaluations == read_record(RECORDS / "dm-s0.json").evaluations
+    changed = write("changed.json", evaluations=lambda e: [e[0] | {"accuracy": [0.25, *e[0]["accuracy"][1:]]}])
+    with pytest.raises(RunError, match="would change students"):
+        add([changed], leaderboard)
     other = write("other.json", synthetic=lambda s: s | {"sha256": "beef" * 16})
     with pytest.raises(RunError, match="two results of the same run"):
         add([other], leaderboard)
-    assert read_record(place) == read_record(RECORDS / "dm-s0.json")
+    assert read_record(place).evaluations == read_record(RECORDS / "dm-s0.json").evaluations
+
+
+def elsewhere(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [evaluations[0] | {"protocol": "other@1", "digest": "0" * 16, "seconds": 2.5}]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_two_machines_say_of_one_set_is_joined(write: Write, leaderboard: Path, at_once: bool) -> None:
+    first = RECORDS / "dm-s0.json"
+    second = write(
+        "second.json",
+        evaluations=elsewhere,
+        attempts=lambda a: [a[0] | {"started": "2031-01-01T00:00:00Z", "device": "another"}],
+        cost=lambda c: c | {"condense": c["condense"] | {"seconds": 1e6}},
+    )
+    for group in [[first, second]] if at_once else [[first], [second]]:
+        place = add(group, leaderboard)[0]
+    one, two, both = read_record(first), read_record(second), read_record(place)
+    assert both.evaluations == (*one.evaluations, *two.evaluations)
+    assert both.attempts == (*one.attempts, *two.attempts)
+    assert both.cost["condense"] == one.cost["condense"]
+    assert both.cost["evaluate"].seconds == pytest.approx(sum(e.seconds for e in both.evaluations))
+    assert both.devices == list(dict.fromkeys([*one.devices, "another"]))
 
 
 def test_a_curve_that_is_there_stays(tmp_path: Path, leaderboard: Path) -> None:
