@@ -417,7 +417,7 @@ def _joined(file: Path, record: RunRecord, there: RunRecord, place: Path) -> Run
 
 def _of_both(there: RunRecord, record: RunRecord, evaluations: tuple[EvaluationPart, ...]) -> dict[str, Any]:
     """What a record says that two of one set were joined to. The set has cost what it did the first time."""
-    attempts = {attempt.started: attempt for attempt in (*there.attempts, *record.attempts)}
+    attempts = {(one.started, one.device, one.cpu): one for one in (*there.attempts, *record.attempts)}
     costs = dict(there.cost)
     spent = [one.cost["evaluate"] for one in (there, record) if "evaluate" in one.cost]
     if spent:
