@@ -1,4 +1,5 @@
-"""What CAFE's loops took in runs: updates of a network, epochs between two of them, loops that a cap ended, and time.
+"""What CAFE's loops took in runs, and what came of them: updates of a network, epochs between two of them, loops that a
+cap ended, time, how large pixels became beside real ones, and accuracies.
 
 python tests/gpu/measure_cafe.py --output docs/measured/cafe.json runs/cifar10/ipc*/cafe/*
 
@@ -57,6 +58,8 @@ def summary(folder: Path) -> dict[str, Any]:
         "capped": record.counts["capped loops"],
         "updates percentiles": percentiles([m["updates"] for m in lines]),
         "between percentiles": percentiles(between),
+        "scale": record.synthetic.scale,
+        "accuracy": {f"{e.protocol} {e.backbone}": e.accuracy for e in record.evaluations},
         "longest": max((m["longest"] for m in lines), default=0.0),
     }
 
