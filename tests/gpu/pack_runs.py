@@ -14,7 +14,6 @@ import click
 
 # Of a finished run these say everything but the images; so they go first, for all runs together.
 SMALL = 200_000
-LEFT_OUT = {".lock", "lock"}
 
 
 @click.command()
@@ -84,7 +83,7 @@ def is_coreset(path: Path) -> bool:
 
 
 def files_of(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in LEFT_OUT)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.endswith("lock"))
 
 
 if __name__ == "__main__":
