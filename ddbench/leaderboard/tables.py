@@ -477,7 +477,9 @@ def _fitted(table: Table, width: int | None) -> tuple[str, list[str]]:
     rows, headers = _spelled(table, RULE, _one_line), [_one_line(header) for header in table.headers]
     judges = range(3, headers.index(_COUNTS))  # the first judge stays, by which the rows are ordered
     last = [headers.index(name) for name in _EXPENDABLE if name in headers]
-    fitted = fit(headers, rows, width, [*last, *reversed(judges)])
+    # Asked for with --scores, so that they go last.
+    asked = [headers.index(name) for name in (*MEASURED.values(), *map(str.upper, SCORES)) if name in headers]
+    fitted = fit(headers, rows, width, [*last, *reversed(judges), *reversed(asked)])
     shown = [[row[k] for k in fitted.columns] for row in (headers, *rows)]
     text = _tabulate(shown[1:], shown[0], "simple", fitted.widths)
     left_out = ", ".join(fitted.left_out)
