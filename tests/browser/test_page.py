@@ -13,7 +13,7 @@ from ddbench.leaderboard.page.render import render
 pytestmark = pytest.mark.browser
 
 CIFAR = "dataset=CIFAR-10&ipc=10&protocol=dsa%401&judge=convnet-d3"
-SORTED = ("method", "accuracy", "sets", "random", "size", "time", "published")
+SORTED = ("method", "accuracy", "sets", "random", "size", "seen", "time", "published")
 
 
 def said(address: str) -> dict[str, str]:
@@ -61,7 +61,7 @@ def test_what_stands_higher_is_not_lower(browser: Any, board: Path, column: str,
         numbers: list[Any] = known if column == "method" else [float(value) for value in known]
         direction = said(browser.address)["sort"].startswith("-")
         assert numbers == sorted(numbers, reverse=direction)
-        assert len(set(numbers)) > 1
+        assert len(set(numbers)) > 1 or (column, ipc) == ("seen", "50")  # students see as many images of every set
         headers = browser.run("return [...document.querySelectorAll('#board th[aria-sort]')].map((th) => th.ariaSort)")
         assert headers == ["descending" if direction else "ascending"]
         seen.add(direction)
