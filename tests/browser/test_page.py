@@ -207,6 +207,13 @@ def test_keys_alone_sort_and_open(browser: Any, board: Path) -> None:
     assert browser.run("return document.activeElement.className") == "opener"
 
 
+@pytest.mark.parametrize("ipc", ["1", "10", "50"])
+def test_a_desk_shows_every_column(browser: Any, board: Path, ipc: str) -> None:
+    browser.open(board, CIFAR.replace("ipc=10", f"ipc={ipc}"), width=1280)
+    place = "document.querySelector('#board').parentElement"
+    assert browser.run(f"return {place}.scrollWidth - {place}.clientWidth") <= 0
+
+
 @pytest.mark.parametrize("opened", [False, True])
 def test_a_phone_scrolls_the_table_and_not_the_page(browser: Any, board: Path, *, opened: bool) -> None:
     browser.open(board, CIFAR, width=390, height=844)
