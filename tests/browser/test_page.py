@@ -1,6 +1,7 @@
 """The page as a person meets it: sorted, filtered, opened, on a phone, in the dark, without a network."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -267,6 +268,29 @@ def test_pictures_show_every_row_and_a_front_that_rises(browser: Any, board: Pat
         assert all(any(x <= cx and y <= cy for x, y in front) for cx, cy in others)
     cells = browser.run(f"return {figures}[3].querySelectorAll('td.num').length")
     assert cells == sum(row["alike"] is not None and row["mean"] is not None for row in rows_of(found, 10))
+
+
+def test_a_picture_of_one_point_has_its_axes(browser: Any, board: Path) -> None:
+    browser.open(board, "dataset=CIFAR-10&ipc=10&protocol=hard-truths-sl%401")
+    figures = "[...document.querySelectorAll('#pictures figure')].slice(0, 2)"
+    dots = browser.run(
+        f"return {figures}.flatMap((one) => [...one.querySelectorAll('.dot')].map((dot) => +dot.getAttribute('cy')))"
+    )
+    assert len(dots) == 2
+    for marks in browser.run(
+        f"return {figures}.map((one) => [...one.querySelectorAll('text')].map((text) => text.textContent))"
+    ):
+        levels = [float(text) for text in marks if re.fullmatch(r"\d+(\.\d)?", text)]
+        assert len(levels) > 2
+        assert min(levels) < 40.1 < max(levels)
+        assert [text for text in marks if re.search(r"\d{4}|\.\d\d", text)] == []
+
+
+def test_hollow_points_are_explained_where_there_are_any(browser: Any, board: Path) -> None:
+    for address, there in ((CIFAR, True), ("dataset=CIFAR-10&ipc=10&protocol=hard-truths-sl%401", False)):
+        browser.open(board, address)
+        assert bool(browser.texts("#pictures .dot.small")) == there
+        assert any("Hollow" in text for text in browser.texts("#pictures figcaption")) == there
 
 
 def test_a_point_of_a_picture_opens_its_row(browser: Any, board: Path) -> None:

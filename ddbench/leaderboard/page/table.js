@@ -5,7 +5,7 @@ const COLUMNS = [
   { key: "accuracy", name: "Accuracy, %", value: (row) => row.mean, cell: accuracyCell },
   { key: "group", name: "Group", fixed: true, cell: groupCell },
   { key: "sets", name: "Sets × students", value: (row) => row.sets * 1e6 + row.students_max, right: true, cell: setsCell },
-  { key: "random", name: "− random", value: (row) => row.gap, right: true, cell: gapCell },
+  { key: "random", name: "−\u00a0random", value: (row) => row.gap, right: true, cell: gapCell },
   { key: "size", name: "Size, images + labels", up: true, value: total, right: true, cell: sizeCell },
   { key: "seen", name: "Images seen", up: true, value: (row) => row.forwards, right: true, cell: (row) => row.seen },
   { key: "time", name: "Time", up: true, value: (row) => row.seconds, right: true, cell: timeCell },
