@@ -33,6 +33,14 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
+def counted(count: float) -> str:
+    """A large number in a narrow column: "360", "15k", "1.2M"."""
+    for unit, scale in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.1f}".removesuffix(".0") + unit
+    return f"{count:.0f}"
+
+
 def percent(fraction: float) -> str:
     """A fraction as the field prints it: % with one decimal."""
     return f"{100 * fraction:.1f}"

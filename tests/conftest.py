@@ -7,9 +7,14 @@ import os
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
+import hypothesis
 import pytest
 
 from ddbench.plugins import GROUPS, listing
+
+# How long an example takes says something of the machine and of what else it does, and nothing of the code.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_configure() -> None:

@@ -52,7 +52,32 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self.homes and not args[0].startswith("-"):
             ctx.fail(f"There is no command {args[0]!r}. {closest(args[0], list(self.homes))}".rstrip())
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            _refuse_empty(command.context_class(command, parent=ctx, info_name=name), rest)
+        return name, command, rest
+
+
+def _refuse_empty(ctx: click.Context, args: list[str]) -> None:
+    """Raises: click.UsageError for an option or an argument that was given as "".
+
+    Before values are converted: an empty path would be the folder in which we are, and an empty name the default.
+    """
+    command = ctx.command
+    try:
+        given, _, params = command.make_parser(ctx).parse_args(list(args))
+    except click.UsageError:
+        return  # said by the command itself, with the right usage
+    if any(param.is_eager and given.get(param.name or "") for param in params):
+        return  # help, which needs no values
+    for param in dict.fromkeys(params):
+        value = given.get(param.name or "")
+        if "" in (value if isinstance(value, list | tuple) else [value]):
+            optional = "" if param.required else ", or leave it out"
+            what = param.opts[0] if isinstance(param, click.Option) else param.make_metavar(ctx).strip("[].")
+            raise click.UsageError(
+                f"{what} has an empty value, as from a shell's variable that is not set. Give it one{optional}.", ctx
+            )
 
 
 class Root(Group):

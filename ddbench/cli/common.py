@@ -173,10 +173,17 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
-def print_table(rows: Iterable[Sequence[Any]], headers: Sequence[str] = (), *, expendable: Sequence[str] = ()) -> None:
+def print_table(
+    rows: Iterable[Sequence[Any]],
+    headers: Sequence[str] = (),
+    *,
+    expendable: Sequence[str] = (),
+    prose: bool = False,
+) -> None:
     """A plain table on stdout. On a terminal it fits: its last column is wrapped, or else all are, between words.
 
-    Where that is not enough, columns are left out and named, of the `expendable` ones the first first.
+    Where that is not enough, columns are left out and named, of the `expendable` ones the first first. With `prose` the
+    last column may take many lines, and no more are left out than it needs to be readable.
     """
     from tabulate import tabulate
 
@@ -187,20 +194,27 @@ def print_table(rows: Iterable[Sequence[Any]], headers: Sequence[str] = (), *, e
     head_widths: list[int] | None = None
     left_out: tuple[str, ...] = ()
     if (width := terminal_width()) is not None:
-        taken = [max(len(row[column]) for row in [list(headers), *cells] if row) for column in range(len(cells[0]) - 1)]
-        room = width - sum(taken) - 2 * len(taken) - 1
-        last = max(len(row[-1]) for row in [list(headers), *cells] if row)
-        widths[-1] = max(LAST_COLUMN, room)
-        if room < min(last, LAST_COLUMN):
-            from ddbench.leaderboard.fitting import HEAD, fit
+        from ddbench.leaderboard.fitting import HEAD, fit
 
-            heads = list(headers) or [""] * len(cells[0])
-            places = [heads.index(name) for name in expendable]
-            fitted = fit(heads, cells, width, places, whole_words=True)
-            headers = [heads[k] for k in fitted.columns] if headers else ()
+        heads = list(headers) or [""] * len(cells[0])
+        tall = [max(len(head) + HEAD if head else 0, *(len(row[k]) for row in cells)) for k, head in enumerate(heads)]
+        kept, going = list(range(len(heads))), [heads.index(name) for name in expendable]
+
+        def room() -> int:
+            return width - sum(tall[k] + 2 for k in kept[:-1]) - 1
+
+        while prose and going and room() < min(tall[-1], LAST_COLUMN):
+            kept.remove(going.pop(0))
+            left_out = tuple(heads[k] for k in range(len(heads)) if k not in kept)
+        cells, heads = [[row[k] for k in kept] for row in cells], [heads[k] for k in kept]
+        widths = [*[None] * (len(kept) - 1), max(LAST_COLUMN, room())]
+        if room() < min(tall[-1], LAST_COLUMN):
+            fitted = fit(heads, cells, width, [kept.index(k) for k in going], whole_words=True)
+            heads = [heads[k] for k in fitted.columns]
             cells = [[row[k] for k in fitted.columns] for row in cells]
-            widths, left_out = list(fitted.widths), fitted.left_out
+            widths, left_out = list(fitted.widths), (*left_out, *fitted.left_out)
             head_widths = [wide - HEAD for wide in fitted.widths] if headers else None
+        headers = heads if headers else ()
     style = "simple" if headers else "plain"
     click.echo(
         tabulate(
@@ -221,10 +235,11 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def wrapped(text: str) -> str:
-    """A paragraph as lines that fit on the terminal of stdout, where that is one."""
-    width = terminal_width()
-    return text if width is None else "\n".join(textwrap.wrap(text, width, break_on_hyphens=False))
+def wrapped(text: str, indent: str = "") -> str:
+    """A paragraph as lines that fit on the terminal of stdout, where that is one; the second line on is indented."""
+    if (width := terminal_width()) is None:
+        return text
+    return "\n".join(textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False))
 
 
 def note(text: str) -> None:

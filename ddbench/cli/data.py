@@ -144,6 +144,8 @@ def list_(data_root: Path, as_json: bool) -> None:
             for row in rows
         ),
         ("name", "title", "here", "train", "test", "origin"),
+        expendable=("test", "train", "title"),
+        prose=True,
     )
 
 

@@ -190,7 +190,10 @@ def build(ctx: click.Context, only_check: bool, html: Path | None, leaderboards:
         click.echo("\n".join(found))
     _name(lost)
     if only_check and found:
-        note(f"Error: {len(found)} files are not what the records give. `ddbench leaderboard build` makes them again.")
+        note(
+            f"Error: {len(found)} file{' is' if len(found) == 1 else 's are'} not what the records give. "
+            f"`ddbench leaderboard build` makes {'it' if len(found) == 1 else 'them'} again."
+        )
     if only_check and (found or lost):
         ctx.exit(1)
 

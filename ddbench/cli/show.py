@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import Group
-from ddbench.cli.common import data_option, json_option, print_json, print_table
+from ddbench.cli.common import data_option, json_option, print_json, print_table, wrapped
 
 if TYPE_CHECKING:
     from ddbench.config import Selection
@@ -25,11 +25,15 @@ def list_(what: str, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     elif rows:
-        print_table((list(row.values()) for row in rows), list(rows[0]))
+        names = list(rows[0])
+        print_table((list(row.values()) for row in rows), names, expendable=_EXPENDABLE.get(what, ()), prose=True)
     else:
         from ddbench.errors import PluginError
 
         raise PluginError(f"no {what} can be found: ddbench is not installed. Run: pip install -e '.[dev]'")
+
+
+_EXPENDABLE = {"datasets": ("classes", "title", "licence"), "protocols": ("digest", "students", "backbones", "labels")}
 
 
 def _methods() -> list[dict[str, Any]]:
@@ -144,8 +148,8 @@ def method(ref: str, as_json: bool) -> None:
         click.echo()
         ipc = ", ".join("any" if i == "*" else str(i) for i in setting.ipcs)
         datasets = ", ".join("any dataset" if d == "*" else d for d in setting.datasets)
-        click.echo(f"preset {setting.preset} for {datasets}, ipc {ipc}")
-        click.echo(f"  source: {setting.source}")
+        click.echo(wrapped(f"preset {setting.preset} for {datasets}, ipc {ipc}", "    "))
+        click.echo(wrapped(f"  source: {setting.source}", "    "))
         for name, value in setting.values.items():
             click.echo(f"  {name} = {value!r}")
 

@@ -335,6 +335,7 @@ _EXPLANATION = """\
   without one says so, and names the rows whose students train on more images than on the control.
 - **Bytes** are those of the images, of the labels, and of what else a receiver stores. Soft labels that the protocol
   makes and stores for a set count as its labels.
+- **Images seen** are those that one student trains on, repeats counted: what training on the set costs.
 - **A cell** is the mean over synthetic sets of the mean over freshly trained students, ± the standard
   deviation over all students of all sets (the field's habit), and the 95 % interval of the mean in brackets.
 - **The interval covers other sets and other students.** Student k starts from the same seed on every set, so

@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddbench.data.catalogue import canonical
 from ddbench.errors import RunError
 from ddbench.leaderboard.observations import collect
 from ddbench.leaderboard.references import Shelf, labelled
@@ -44,7 +45,7 @@ class Cells:
         """Whether a row of observations lies in one of them."""
         judge = str(row["judge"])
         return (
-            self.dataset in (None, row["dataset"])
+            (self.dataset is None or canonical(self.dataset) == canonical(str(row["dataset"])))
             and self.ipc in (None, row["ipc"])
             and (not self.protocols or row["protocol"] in self.protocols)
             and (not self.judges or any(judge == name or judge.startswith(f"{name}-") for name in self.judges))

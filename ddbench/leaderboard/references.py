@@ -9,12 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddbench.data.catalogue import canonical
 from ddbench.errors import ConfigError, DdbenchError, RunError, closest
 from ddbench.files import sha256_of
 from ddbench.leaderboard.observations import collect
 from ddbench.leaderboard.statistics import TABLE, VARIANT, summarise
+from ddbench.plugins import same_name
 from ddbench.runs.record import RunRecord, read_record, readable
 from ddbench.runs.rundir import RECORD, SPEC
+from ddbench.text import budget
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -53,10 +56,17 @@ class Shelf:
                 return found
         every = [record for pool in (self._local, self._committed) for record in pool.values()]
         known = sorted({record.run.method for record in every if self._fits(record)})
-        there = "there" if self.dataset or self.ipc is not None else f"in {self.runs} and {self.leaderboards}"
+        asked = [] if self.dataset is None else [self.dataset]
+        asked += [] if self.ipc is None else [budget(self.ipc)]
+        there = f"on {', '.join(asked)} " if asked else ""
+        cells = sorted({(record.run.dataset, record.run.ipc) for record in every})
+        others = f"There are results on {'; '.join(f'{name}, {budget(ipc)}' for name, ipc in cells)}."
+        if not cells:
+            others = "There are no results at all. A first one: ddbench run --method dm --dataset digits"
         raise ConfigError(
-            f"'{ref}' is no path, no id of a run, and no method or row of a board that has a result {there}. "
-            f"{closest(ref, known)}There are results of: {', '.join(known) or 'nobody'}."
+            f"'{ref}' is no path, no id of a run, and no method or row of a board that has a result {there}in "
+            f"{self.runs} or {self.leaderboards}. "
+            + (f"{closest(ref, known)}There are results of: {', '.join(known)}." if known else others)
         )
 
     def one_budget(self, ref: str) -> list[Path]:
@@ -111,14 +121,15 @@ class Shelf:
 
     def _named(self, ref: str, pool: dict[Path, RunRecord]) -> list[Path]:
         fitting = {file: record for file, record in pool.items() if self._fits(record)}
-        if found := [file for file, record in fitting.items() if record.run.method == ref]:
+        if found := [file for file, record in fitting.items() if same_name(record.run.method, ref)]:
             return found
         rows = labelled(collect(fitting))
         runs = set(rows.loc[rows["label"] == ref.rstrip("‡"), "run"])
         return [file for file, record in fitting.items() if record.run.id in runs]
 
     def _fits(self, record: RunRecord) -> bool:
-        return self.dataset in (None, record.run.dataset) and self.ipc in (None, record.run.ipc)
+        same = self.dataset is None or canonical(self.dataset) == canonical(record.run.dataset)
+        return same and self.ipc in (None, record.run.ipc)
 
     @cached_property
     def _local(self) -> dict[Path, RunRecord]:

@@ -22,6 +22,7 @@ from ddbench.data import catalogue
 from ddbench.data.dataset import Dataset
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import PROTOCOLS, judged_by, protocol
+from ddbench.leaderboard.command import Judged, judged_together
 from ddbench.leaderboard.observations import NO_STUDENT, collect
 from ddbench.leaderboard.statistics import next_set
 from ddbench.leaderboard.submission import PEERS, other_sets
@@ -35,15 +36,6 @@ from ddbench.runs.runspec import RunSpec
 from ddbench.runs.selecting import told_by_config
 from ddbench.runs.spec import Asked, find_method, foresee, resolve_spec
 from ddbench.text import percent
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Evaluations of a record that one command makes: protocols, each with all of these backbones and students."""
-
-    protocols: tuple[str, ...]
-    judges: tuple[str, ...]
-    students: int
 
 
 @dataclass(frozen=True)
@@ -75,8 +67,8 @@ class Again:
         first, *others = self.judged
         folder = str(into / self.spec.folder)
         return [
-            [*words, *_judging(first), *where],
-            *(["ddbench", "evaluate", folder, *_judging(group), *where[2:]] for group in others),
+            [*words, *first.words(), *where],
+            *(["ddbench", "evaluate", folder, *group.words(), *where[2:]] for group in others),
         ]
 
     def text(self, into: Path, data_root: Path | None = None) -> str:
@@ -293,9 +285,7 @@ def _method_of(record: RunRecord, given: str | None, file: Path) -> str:
 def _judged(record: RunRecord, protocols: Sequence[str]) -> tuple[list[Judged], list[str]]:
     """The evaluations in groups that one command makes, and what is said of those that no command can."""
     own = {(one.id, one.digest): ref for ref in protocols for one in [protocol(ref)]}
-    groups: dict[tuple[tuple[str, ...], int], list[str]] = {}
-    left_out = []
-    by_protocol: dict[str, list[EvaluationPart]] = {}
+    found, left_out = [], []
     for part in record.evaluations:
         ref = own.get((part.protocol, part.digest))
         builtin = PROTOCOLS.get(part.protocol)
@@ -311,12 +301,8 @@ def _judged(record: RunRecord, protocols: Sequence[str]) -> tuple[list[Judged], 
         elif names_code(part.backbone):
             left_out.append(f"Note: {part.protocol} with {part.backbone} is left out: that network is in a file.")
         else:
-            by_protocol.setdefault(ref, []).append(part)
-    for ref, parts in by_protocol.items():
-        for students in sorted({len(part.accuracy) for part in parts}, reverse=True):
-            judges = tuple(part.backbone for part in parts if len(part.accuracy) == students)
-            groups.setdefault((judges, students), []).append(ref)
-    return [Judged(tuple(refs), judges, students) for (judges, students), refs in groups.items()], left_out
+            found.append((ref, part))
+    return judged_together(found), left_out
 
 
 def _settled(
@@ -430,9 +416,3 @@ def _beside(file: Path) -> list[Path]:
     """The records of the same dataset and budget: of the runs beside a run, or in the folder of a committed record."""
     found = file.parent.parent.glob(f"*/{RECORD}") if file.name == RECORD else file.parent.glob("*.json")
     return [path for path in sorted(found) if path != file]
-
-
-def _judging(group: Judged) -> list[str]:
-    words = [word for ref in group.protocols for word in ("--protocol", ref)]
-    words += [word for judge in group.judges for word in ("--judge", judge)]
-    return [*words, "--students", str(group.students)]

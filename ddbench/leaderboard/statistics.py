@@ -40,10 +40,11 @@ def summarise(frame: DataFrame) -> DataFrame:
     sd² = sd_between² + sd_within² for equally many students (all with ddof 0). `ci95` is half the width of the 95 %
     interval. All are fractions. `provisional` rows rest on one set or one student. A set counts once however many
     runs made it. `rank` is by mean, equal where the printed means are equal, and 0 without a mean. `control` says which
-    rows are real images under the same labels, `forwards` how many images a student trains on, and `forwards_random`
-    and `forwards_coreset` how many times as many as on those controls. `recognised` is the mean over those sets that it
-    was measured of, which `recognised_sets` counts: the fraction of images whose class a network says that was trained
-    on real ones; `correlation` likewise the rank correlation of the method's loss and the test loss.
+    rows are real images under the same labels, `controls` which such there are for the judge of a row, `forwards` how
+    many images a student trains on, and `forwards_random` and `forwards_coreset` how many times as many as on those
+    controls. `recognised` is the mean over those sets that it was measured of, which `recognised_sets` counts: the
+    fraction of images whose class a network says that was trained on real ones; `correlation` likewise the rank
+    correlation of the method's loss and the test loss.
     """
     import pandas as pd
 
@@ -60,7 +61,7 @@ _COLUMNS = (
     *TABLE, "judge", "method", "label", *DESCRIPTION, *VARIANT, "variant", "overridden", "sets", "students_min",
     "students_max", "mean", "ci95", "sd", "sd_between", "sd_within", "provisional", "rank", "difference_random",
     "difference_random_ci95", "difference_random_provisional", "best_coreset", "difference_coreset",
-    "difference_coreset_ci95", "difference_coreset_provisional", "control", "forwards", "forwards_random",
+    "difference_coreset_ci95", "difference_coreset_provisional", "control", "controls", "forwards", "forwards_random",
     "forwards_coreset", "recognised", "recognised_sets", "correlation", "correlation_sets", "bytes", "images_bytes",
     "labels_bytes", "seconds", "cost", "failed_sets", "failed", "verified_sets",
 )  # fmt: skip
@@ -247,6 +248,7 @@ def _compare(groups: Sequence[Group], rows: Sequence[dict[str, Any]]) -> None:
         randoms = [i for i in measured if rows[i]["control"] == "random"]
         coresets = [i for i in measured if rows[i]["control"]]
         # Of several variants of random, the one that is known best, and never the one that does best.
+        roles = [role for role in ("random", "coreset") if any(rows[i]["control"] == role for i in measured)]
         random = max(randoms, key=lambda i: _known(rows[i], i), default=None)
         best = max(coresets, key=lambda i: (_printed(rows[i]), -i), default=None)
         for i in members:
@@ -262,6 +264,7 @@ def _compare(groups: Sequence[Group], rows: Sequence[dict[str, Any]]) -> None:
                     f"difference_{name}_ci95": half,
                     f"difference_{name}_provisional": provisional,
                 }
+            rows[i]["controls"] = " ".join(roles)
             rows[i]["best_coreset"] = "" if best is None else rows[best]["method"]
 
 

@@ -18,7 +18,7 @@ from ddbench.leaderboard.scores import COLUMNS as SCORE_COLUMNS
 from ddbench.leaderboard.scores import MEASURED, SCORES, about_scores
 from ddbench.leaderboard.tracks import NAMES, about_controls
 from ddbench.leaderboard.verification import trust
-from ddbench.text import budget, duration, percent, printable, size
+from ddbench.text import budget, counted, duration, percent, printable, size
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,8 +33,9 @@ CEILING_PROTOCOL = "full@1"
 RULE = "-----"
 _COUNTS = "sets × students"
 _BYTES = "bytes: images + labels"
+_SEEN = "images seen"
 # What a narrow terminal does without, first to last; then other judges.
-_EXPENDABLE = ("published", _BYTES, "cost", "− best coreset", _COUNTS, "− random")
+_EXPENDABLE = ("published", _SEEN, _BYTES, "cost", "− best coreset", _COUNTS, "− random")
 REASON_LENGTH = 48
 
 _MARKS = {
@@ -208,6 +209,7 @@ def _table(
             *(_score(judged[0], name) for name in scores),
             *(_measured(judged[0], name) for name in (MEASURED if scores else ())),
             _sizes(line[0]),
+            _seen(judged),
             "–" if line[0]["kind"] in ("ceiling", "imported") else _cost(line[0], device),
             _published_cell(line[0], ipc, numbers, sources),
         )
@@ -221,7 +223,7 @@ def _table(
         data=f"Data {first['fingerprint']}: {first['train']} training and {first['test']} test images.",
         headers=(
             "#", "method", *judges, _COUNTS, "− random", "− best coreset", *map(str.upper, scores),
-            *(MEASURED.values() if scores else ()), _BYTES, "cost", "published",
+            *(MEASURED.values() if scores else ()), _BYTES, _SEEN, "cost", "published",
         ),
         rows=body,
         ceiling=last,
@@ -256,6 +258,13 @@ def _sizes(row: Mapping[str, Any]) -> str:
     """Bytes of images and of labels, and of what else a receiver has to store."""
     rest = row["bytes"] - row["images_bytes"] - row["labels_bytes"]
     return " + ".join(size(part) for part in (row["images_bytes"], row["labels_bytes"], *([rest] if rest > 0 else [])))
+
+
+def _seen(rows: Sequence[Mapping[str, Any] | None]) -> str:
+    """How many images a student trains on, repeats counted, as one number where that of all judges is the same."""
+    texts = ["–" if row is None or math.isnan(row["forwards"]) else counted(row["forwards"]) for row in rows]
+    known = {text for text in texts if text != "–"}
+    return next(iter(known), "–") if len(known) < 2 else " / ".join(texts)
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -378,6 +387,7 @@ def _reading(judge: str, best: str, device: str, rows: Sequence[Mapping[str, Any
         f"Differences: {judge}, paired by student, ± half their 95 % interval."
         + (f" Best coreset: {best}." if best else ""),
         "Bytes: of images and of labels, then of what else a receiver stores, such as step sizes or a teacher.",
+        "Images seen: by one student while it trains, repeats counted.",
         # Of imported sets alone, no cost is known.
         *(
             [f"Cost: of condensing one set and of all that it needs, on {device} unless said otherwise."]
@@ -477,7 +487,9 @@ def _fitted(table: Table, width: int | None) -> tuple[str, list[str]]:
     rows, headers = _spelled(table, RULE, _one_line), [_one_line(header) for header in table.headers]
     judges = range(3, headers.index(_COUNTS))  # the first judge stays, by which the rows are ordered
     last = [headers.index(name) for name in _EXPENDABLE if name in headers]
-    fitted = fit(headers, rows, width, [*last, *reversed(judges)])
+    # Asked for with --scores, so that they go last.
+    asked = [headers.index(name) for name in (*MEASURED.values(), *map(str.upper, SCORES)) if name in headers]
+    fitted = fit(headers, rows, width, [*last, *reversed(judges), *reversed(asked)])
     shown = [[row[k] for k in fitted.columns] for row in (headers, *rows)]
     text = _tabulate(shown[1:], shown[0], "simple", fitted.widths)
     left_out = ", ".join(fitted.left_out)

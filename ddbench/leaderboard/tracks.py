@@ -98,11 +98,12 @@ def asked_of_the_set(protocol: Protocol) -> list[str]:
 def about_controls(rows: Sequence[Mapping[str, Any]], judges: Sequence[str]) -> Iterator[str]:
     """Sentences on the controls of a table: which are missing, and which rows had another compute than theirs.
 
-    `rows` are those of `statistics.summarise` for one table, `judges` its columns.
+    `rows` are those of `statistics.summarise` for one table, `judges` its columns. A control that is in the table and
+    not among these rows is not missing.
     """
     missing: dict[tuple[str, ...], list[str]] = {}
     for role in _ROLES:
-        having = {row["judge"] for row in rows if row["control"] == role and row["sets"]}
+        having = {row["judge"] for row in rows if role in row["controls"].split()}
         if lacking := tuple(judge for judge in judges if judge not in having):
             missing.setdefault(lacking, []).append(role)
     for lacking, roles in missing.items():

@@ -199,7 +199,7 @@ def _resolve(
     device: torch.device,
     named: Callable[[Path], str],
 ) -> tuple[RunSpec, Method[Any], tuple[Protocol, ...], Selection]:
-    preset = asked.preset or ("quick" if info.name == "digits" else "paper")
+    preset = ("quick" if info.name == "digits" else "paper") if asked.preset is None else asked.preset
     if asked.ipc < 1:
         raise ConfigError(f"ipc is {asked.ipc}; it is a number of images per class, at least 1.")
     if asked.seed < 0:
@@ -232,7 +232,7 @@ def _resolve(
     config = resolved.config.kept()
     sources |= {f"config.{name}": source for name, source in resolved.sources.items() if name in config}
     sources |= {f"config.{name}": selected_by[value] for name, (value, _) in selected.items()}
-    sources["preset"] = asked.source("preset") if asked.preset else "default"
+    sources["preset"] = asked.source("preset") if asked.preset is not None else "default"
     spec = RunSpec(
         method=loaded.name,
         provided_by=loaded.provided_by,
@@ -268,7 +268,7 @@ def _run_settings(asked: Asked, layers: Iterable[Layer], device: torch.device) -
         sources |= dict.fromkeys(layer.values, layer.source)
     given = {"pixels": asked.pixels, "backbone": asked.backbone, "precision": asked.precision}
     for name, value in {**given, "protocol": list(asked.protocols)}.items():
-        if value:
+        if value is not None and value != []:  # an empty name is nobody's, and not that of the default
             run[name] = value
             sources[name] = asked.source(name)
     return run, sources

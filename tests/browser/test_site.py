@@ -112,3 +112,10 @@ def test_a_link_of_a_method_leads_to_its_rows(browser: Any, site: str) -> None:
         assert browser.complaints() == []
         if "board.html" in address:
             assert {name.split("@")[0] for name in browser.texts("tr.head .name")} == {"dm"}
+
+
+def test_the_front_page_shows_its_picture_whole_on_a_phone(browser: Any, site: str) -> None:
+    browser.visit(site, width=390)
+    picture = "document.querySelector('article pre code')"
+    assert browser.run(f"return {picture}.textContent").startswith("real images")
+    assert browser.run(f"return {picture}.scrollWidth - {picture}.clientWidth") <= 0

@@ -47,3 +47,21 @@ def test_one_result_is_a_usage_error_and_a_wrong_name_a_sentence(where: list[str
     assert wrong.exit_code == 2
     assert "There are results of: dm, herding, idea, mtt, random, whole." in wrong.stderr
     assert "Traceback" not in wrong.output
+
+
+def test_names_are_taken_in_any_spelling_as_boards_take_them(where: list[str]) -> None:
+    asked = ["--judge", "convnet", "--protocol", "dsa", *where]
+    assert call("DM", "Herding", "--dataset", "CIFAR-10", *asked).stdout == call("dm", "herding", *asked).stdout
+
+
+@pytest.mark.parametrize("chosen", [["--dataset", "mnist"], ["--ipc", "1"], ["--dataset", "cifar10", "--ipc", "50"]])
+def test_a_choice_that_nothing_fits_says_what_there_is(where: list[str], chosen: list[str]) -> None:
+    wrong = call("dm", "herding", *chosen, *where)
+    assert wrong.exit_code == 2
+    assert "There are results on cifar10, whole dataset; cifar10, ipc 10." in wrong.stderr
+
+
+def test_where_there_is_no_result_at_all_a_first_run_is_told(tmp_path: Path) -> None:
+    wrong = call("dm", "herding", "--runs", str(tmp_path), "--leaderboards", str(tmp_path))
+    assert wrong.exit_code == 2
+    assert "There are no results at all. A first one: ddbench run" in wrong.stderr

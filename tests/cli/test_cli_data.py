@@ -160,7 +160,6 @@ def test_runs_that_were_made_from_a_dataset_are_told_before_it_goes(
         ("cifar10", "cifar10 is not in the data folder"),
         ("../precious", "is not in the data folder"),
         (".", "is not in the data folder"),
-        ("", "is not in the data folder"),
         ("miine", "Did you mean 'mine'?"),
         ("foreign", "was not made by ddbench, so it is left alone"),
     ],

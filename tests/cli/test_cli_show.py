@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ddbench.cli import root
+from ddbench.cli import common, root
 from ddbench.evaluation.protocol import PROTOCOLS
 
 FORGETFUL = """
@@ -110,3 +110,30 @@ def test_check_takes_options_and_refuses_unknown_ones() -> None:
     result = call("check", "--method", "dm", "--set", "iteration=2")
     assert result.exit_code == 2
     assert "Did you mean 'iterations'?" in result.stderr
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+@pytest.mark.parametrize(
+    "words",
+    [["list", "protocols"], ["list", "datasets"], ["list", "backbones"], ["data", "list"], ["show", "method", "dm"]],
+)
+def test_lists_fit_the_terminal(words: list[str], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [row["name"] for row in json.loads(call(*words, "--json").stdout)] if "list" in words else []
+    monkeypatch.setattr(common, "terminal_width", lambda: width)
+    result = call(*words)
+    assert max(map(len, result.stdout.splitlines())) <= width
+    assert set(names) <= set(result.stdout.split())
+
+
+def test_a_list_leaves_out_no_more_than_its_last_column_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {}
+    for width in (140, 100, 80, 60):
+        monkeypatch.setattr(common, "terminal_width", lambda width=width: width)
+        result = call("list", "protocols")
+        shown[width] = result.stdout.splitlines()[0].split()
+        said = " ".join(result.stderr.split()).partition(": ")[2].partition(". ")[0]
+        left_out = {name for name in said.split(", ") if name}
+        assert set(shown[width]) | left_out == set(shown[140])
+        assert not set(shown[width]) & left_out
+    assert shown[80] == ["name", "labels", "source"]
+    assert shown[140] == ["name", "digest", "labels", "backbones", "students", "source"]

@@ -51,6 +51,29 @@ def test_rows_are_chosen_by_what_they_are(runs: Path, chosen: Chosen, column: st
     assert set(rows[column]) == values
 
 
+@pytest.mark.parametrize("form", ["text", "md", "latex"])
+def test_a_control_that_was_not_chosen_is_not_missing(runs: Path, form: str) -> None:
+    def missing(chosen: Chosen) -> list[str]:
+        lines = local_board(runs, chosen, form=form).splitlines()
+        return [line for line in lines if "Missing control" in line]
+
+    # Of two tables with a ConvNet as judge, one has both controls and one has none.
+    part = missing(Chosen(methods=("dm",), protocols=("dsa",), judges=("convnet-d3",)))
+    assert len(part) == 1
+    assert part == missing(Chosen(protocols=("dsa",), judges=("convnet-d3",)))
+
+
+def test_a_page_of_some_rows_names_the_controls_that_the_whole_table_lacks(runs: Path) -> None:
+    def controls(chosen: Chosen) -> dict[str, dict[str, list[str]]]:
+        page = local_board(runs, chosen, form="html")
+        found = json.loads(page.partition('id="document">')[2].partition("</script>")[0])
+        return {table["fingerprint"]: table["controls"] for table in found["tables"] if table["protocol"] == "dsa@1"}
+
+    part = controls(Chosen(methods=("dm",)))
+    assert sorted(len(said["convnet-d3"]) for said in part.values()) == [0, 1]
+    assert part == controls(Chosen())
+
+
 def test_a_chosen_row_says_what_it_says_on_the_whole_board(runs: Path) -> None:
     whole = local_summary(runs)
     rows = local_summary(runs, Chosen(methods=("dm",)))

@@ -16,6 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ddbench.cli import root as root_command
+from ddbench.cli.run import _requests, _what_to_run
+from ddbench.cli.run import run as run_command
 from ddbench.errors import DdbenchError
 from ddbench.leaderboard.boards import add, committed_page, local_board
 from ddbench.leaderboard.command import commands_of, reproduction_of
@@ -25,6 +27,8 @@ from ddbench.leaderboard.page.render import page_of, render
 from ddbench.leaderboard.published import read_published
 from ddbench.leaderboard.statistics import summarise
 from ddbench.runs.record import read_record
+from ddbench.runs.runspec import RunSpec
+from ddbench.runs.spec import foresee
 from ddbench.text import percent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,8 +196,9 @@ def test_the_command_says_what_no_preset_gives(write: Callable[..., Path]) -> No
     assert command.startswith("ddbench run --method dm --dataset cifar10 --ipc 10 --seed 0 --preset paper")
     assert "--set batch=none --set keep=false --set 'labels=fixed x' --set 'name=\"1\"'" in command
     assert "--select heldout=0.1 --protocol" in command
-    assert command.endswith("--protocol dsa@1 --judge convnet-d3 --judge resnet18")
-    assert others == []
+    assert command.endswith("--protocol dsa@1 --judge convnet-d3 --students 5")
+    (other,) = others
+    assert other.endswith(" --protocol dsa@1 --judge resnet18 --students 2")
 
 
 def test_a_record_is_reproduced_by_its_id(write: Callable[..., Path]) -> None:
@@ -214,9 +219,50 @@ def test_a_record_of_a_file_is_reproduced_with_that_file(write: Callable[..., Pa
 def test_protocols_with_other_judges_are_commands_of_their_own(write: Callable[..., Path]) -> None:
     other = {"protocol": "krr@1", "digest": "ab" * 8, "backbone": "convnet-d3", "accuracy": [0.5], "seconds": 1.0}
     path = write("record.json", evaluations=lambda evaluations: [*evaluations, other | {"device": "cpu"}])
-    _, command = commands_of(read_record(path))
+    *_, command = commands_of(read_record(path))
     folder = "runs/cifar10/ipc10/dm/convnet-d3-s0-00000d00"
-    assert command == f"ddbench evaluate {folder} --protocol krr@1 --judge convnet-d3"
+    assert command == f"ddbench evaluate {folder} --protocol krr@1 --judge convnet-d3 --students 1"
+
+
+def test_other_numbers_of_students_are_commands_of_their_own_and_failed_judges_are_left_out(
+    write: Callable[..., Path],
+) -> None:
+    def judged(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        more, none = ({**evaluations[0], "backbone": name} for name in ("mlp", "lenet"))
+        return [*evaluations, more | {"accuracy": [0.5] * 7}, none | {"accuracy": []}]
+
+    commands = commands_of(read_record(write("record.json", evaluations=judged)))
+    ends = [command.partition(" --protocol ")[2] for command in commands]
+    assert ends == [
+        "dsa@1 --judge mlp --students 7", "dsa@1 --judge convnet-d3 --students 5", "dsa@1 --judge resnet18 --students 2"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("select", [None, "on", "none", "heldout=0.2", "heldout=0.2,every=7,students=3"])
+@pytest.mark.parametrize("method", ["dm", "mtt", "ld", "soft-labels"])
+def test_the_command_selects_as_the_record_did(write: Callable[..., Path], method: str, select: str | None) -> None:
+    def asked(words: list[str]) -> RunSpec:
+        known = run_command.make_context("run", words)
+        names = {option.name for option in _what_to_run(lambda: None).__click_params__}  # type: ignore[attr-defined]
+        judging = {"protocols": (), "judges": (), "students": None}
+        (one,) = _requests(**{name: value for name, value in known.params.items() if name in names}, **judging)
+        return foresee(one)
+
+    chosen = [] if select is None else ["--select", select]
+    spec = asked(["--method", method, "--dataset", "cifar10", "--ipc", "1", *chosen])
+    sources = {name: spec.sources[f"config.{name}"] for name in spec.config}
+    own = {"method": method, "provided_by": spec.provided_by, "ipc": 1, "backbone": spec.backbone}
+    record = read_record(
+        write(
+            "record.json",
+            run=lambda run: run | own,
+            config=lambda _: {"values": dict(spec.config), "sources": sources},
+        )
+    )
+    command, *_ = commands_of(record)
+    words = shlex.split(command.partition(" --protocol ")[0])[2:]
+    assert "--set" not in words
+    assert asked(words).config == spec.config
 
 
 def test_the_command_of_a_run_means_that_run(made: Path) -> None:

@@ -112,7 +112,7 @@ function costPart(row, run) {
     ["one set", row.kind === "imported" ? "not known: others made it" : cost],
     ...run.artifacts.filter(([, seconds]) => seconds).map(([kind, seconds]) => [`of that, ${kind}`, duration(seconds)]),
     ["most device memory", known(run.peak_device_bytes) ? bytes(run.peak_device_bytes) : ""],
-    ["one student", known(row.forwards) ? `${large(row.forwards)} images seen` : ""]]));
+    ["one student", known(row.forwards) ? `${row.seen} images seen` : ""]]));
 }
 
 function originPart(row, run) {

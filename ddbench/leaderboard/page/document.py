@@ -24,7 +24,7 @@ from ddbench.leaderboard.sheets import read_sheet
 from ddbench.leaderboard.statistics import TABLE, Group, groups_of, summarise, to_records
 from ddbench.leaderboard.tracks import about_controls
 from ddbench.runs.record import CurvePart, EvaluationPart, RunRecord, read_record
-from ddbench.text import percent
+from ddbench.text import counted, percent
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -217,6 +217,7 @@ def _row(row: dict[str, Any], known: _Known, alike: str | None) -> dict[str, Any
             "beside": cost.beside_bytes,
         },
         "forwards": cost.student_forwards,
+        "seen": "–" if cost.student_forwards is None else counted(cost.student_forwards),
         "seconds": None if row["kind"] in ("ceiling", "imported") else row["seconds"],
         "cost": row["cost"],
         "published": [_published(number) for number in said],

@@ -37,13 +37,6 @@ function duration(seconds) {
   return `${Math.floor(whole / 3600)} h ${two(Math.floor((whole % 3600) / 60))} min`;
 }
 
-function large(count) {
-  for (const [unit, scale] of [["billion", 1e9], ["million", 1e6], ["thousand", 1e3]]) {
-    if (count >= scale) return `${(count / scale).toFixed(1)} ${unit}`;
-  }
-  return String(count);
-}
-
 const budget = (ipc) => (ipc ? `ipc ${ipc}` : "whole dataset");
 const total = (row) => row.bytes.images + row.bytes.labels + row.bytes.other + row.bytes.beside;
 const marks = (row) =>

@@ -12,10 +12,11 @@ function drawPictures() {
   const place = document.getElementById("pictures");
   const columns = Math.max(1, Math.floor((place.clientWidth + 56) / (416 + 56)));
   const room = (place.clientWidth - 56 * (Math.min(columns, 2) - 1)) / Math.min(columns, 2);
+  const hollow = rows.some((row) => row.alike === null) ? " Hollow: other settings of a method." : "";
   const said = `${state.protocol}, ${TRACKS[state.track]}, ${state.judge}`;
   place.replaceChildren(
-    figure("Accuracy against bytes", `All budgets, ${said}. Dashed: nothing smaller does better.`, scatter(rows, total, round, room, "bytes of images, labels and all else")),
-    figure("Accuracy against device time", `All budgets, ${said}. Dashed: nothing faster does better. Devices differ where the table says so.`, scatter(cost, (row) => row.seconds, time, room, "time for one set", TIMES)),
+    figure("Accuracy against bytes", `All budgets, ${said}. Dashed: nothing smaller does better.${hollow}`, scatter(rows, total, round, room, "bytes of images, labels and all else")),
+    figure("Accuracy against device time", `All budgets, ${said}. Dashed: nothing faster does better. Devices differ where the table says so.${hollow}`, scatter(cost, (row) => row.seconds, time, room, "time for one set", TIMES)),
     figure("Accuracy over images per class", `${said}; whiskers are 95 % intervals.`, overBudgets(rows.filter((row) => row.alike !== null), room)),
     figure("Other architectures", `${budget(state.table.ipc)}, ${state.protocol}: the same sets under every judge, in %.`, heat()));
 }
@@ -34,7 +35,9 @@ function rounded(low, high, count = 5) {
 }
 
 function verticalAxis(rows, room) {
-  const at = rounded(Math.max(0, Math.min(...rows.map((row) => row.mean - (row.bar ?? 0)))), Math.min(1, Math.max(...rows.map((row) => row.mean + (row.bar ?? 0)))));
+  const bottom = Math.min(...rows.map((row) => row.mean - (row.bar ?? 0))), top = Math.max(...rows.map((row) => row.mean + (row.bar ?? 0)));
+  const spare = Math.max(0, 0.02 - (top - bottom)) / 2;  // one row, or equal ones, lie in the middle of two points
+  const at = rounded(Math.max(0, bottom - spare), Math.min(1, top + spare));
   const [low, high] = [at[0], at.at(-1)];
   const y = (share) => HEIGHT - MARGIN.bottom - (HEIGHT - MARGIN.top - MARGIN.bottom) * (share - low) / (high - low);
   const lines = at.map((share) => [svg("line", { class: "axis", x1: MARGIN.left, x2: room - MARGIN.right, y1: y(share), y2: y(share) }),
@@ -77,7 +80,8 @@ function pointTitle(row) {
 }
 
 const TIMES = [0.1, 1, 10, 60, 600, 3600, 36000, 360000];
-const time = (seconds) => ({ 60: "1 min", 600: "10 min" })[seconds] ?? (seconds < 60 ? `${seconds} s` : `${seconds / 3600} h`);
+const time = (seconds) => ({ 60: "1 min", 600: "10 min" })[seconds] ??
+  (seconds >= 3600 && seconds % 3600 === 0 ? `${seconds / 3600} h` : duration(seconds));
 const round = (count) => bytes(count).replace(".0", "");
 
 const go = (row) => () => show({ ipc: String(row.of.ipc), open: row.id, set: "" });

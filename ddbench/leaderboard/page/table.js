@@ -5,8 +5,9 @@ const COLUMNS = [
   { key: "accuracy", name: "Accuracy, %", value: (row) => row.mean, cell: accuracyCell },
   { key: "group", name: "Group", fixed: true, cell: groupCell },
   { key: "sets", name: "Sets × students", value: (row) => row.sets * 1e6 + row.students_max, right: true, cell: setsCell },
-  { key: "random", name: "− random", value: (row) => row.gap, right: true, cell: gapCell },
+  { key: "random", name: "−\u00a0random", value: (row) => row.gap, right: true, cell: gapCell },
   { key: "size", name: "Size, images + labels", up: true, value: total, right: true, cell: sizeCell },
+  { key: "seen", name: "Images seen", up: true, value: (row) => row.forwards, right: true, cell: (row) => row.seen },
   { key: "time", name: "Time", up: true, value: (row) => row.seconds, right: true, cell: timeCell },
   { key: "published", name: "Published, %", value: (row) => row.published[0]?.value, cell: publishedCell, wide: true },
 ];
@@ -93,7 +94,7 @@ function breakable(setting) {
 function ceilingRow(row, scale) {
   return el("tr", {}, el("th", { scope: "row" }, row.title, small(`all ${row.of.train} images, ${row.of.recipe}`)),
     COLUMNS.slice(1).map((column) => el("td", { class: column.right ? "right num" : null },
-      ["accuracy", "sets", "size", "published"].includes(column.key) ? column.cell(row, null) : "–")));
+      ["accuracy", "sets", "size", "seen", "published"].includes(column.key) ? column.cell(row, null) : "–")));
 }
 
 // From the lowest to the highest end of an interval, so that all whiskers of a view share one scale.
