@@ -209,7 +209,7 @@ def _table(
             *(_measured(judged[0], name) for name in (MEASURED if scores else ())),
             _sizes(line[0]),
             "–" if line[0]["kind"] in ("ceiling", "imported") else _cost(line[0], device),
-            _published_cell(line[0], ipc, numbers, sources),
+            _published_cell(line[0], ipc, judges[0], numbers, sources),
         )
 
     body = tuple(cells(line, _rank_cell(line, lines, judges), _said_name(line[0]), first["ipc"]) for line in lines)
@@ -349,11 +349,14 @@ def _cost(row: Mapping[str, Any], usual: str) -> str:
     )
 
 
-def _published_cell(ours: Mapping[str, Any], ipc: int, numbers: Sequence[Mapping[str, Any]], sources: list[str]) -> str:
-    """The published numbers beside ours; `sources` grows by what is cited."""
+def _published_cell(
+    ours: Mapping[str, Any], ipc: int, judge: str, numbers: Sequence[Mapping[str, Any]], sources: list[str]
+) -> str:
+    """The published numbers beside ours, of the network `judge` where there are some; `sources` grows by what is
+    cited."""
     texts = []
     there = [row for row in numbers if row["ipc"] == ipc]
-    for row in beside(ours["method"], ours["protocol"], json.loads(ours["config"]), there):
+    for row in beside(ours["method"], ours["protocol"], json.loads(ours["config"]), there, judge):
         if row["source"] not in sources:
             sources.append(row["source"])
         variant = "" if row["method"] == ours["method"] else f"{row['method']}: "
