@@ -19,6 +19,7 @@ from ddbench import synthetic
 from ddbench.cli import root as command_line
 from ddbench.errors import ConfigError, DivergedError, RunError
 from ddbench.evaluation.protocol import Protocol, protocol
+from ddbench.foreign.published_sets import read_index
 from ddbench.leaderboard.comparison import holm
 from ddbench.runs import evaluating
 from ddbench.runs.evaluating import Judging
@@ -497,6 +498,17 @@ def test_the_grids_of_the_campaigns_can_be_asked_for() -> None:
             found = read_grid(path)
             assert found.base is not None
             assert len(found.recipes(found.base)) > 8
+
+
+def test_the_campaign_on_cifar10_judges_every_published_set() -> None:
+    tasks = (ROOT / "leaderboards" / "sweeps" / "sensitivity" / "cifar10.tasks").read_text(encoding="utf-8")
+    commands = [line.split() for line in tasks.splitlines() if " evaluate " in line]
+    index = read_index(str(ROOT / "leaderboards" / "sets"), Path())
+    published = {entry.name for entry in index.sets if "/cifar10/" in entry.name}
+    assert commands
+    assert published
+    for words in commands:
+        assert {word for word in words if word in published} == published
 
 
 def test_the_schema_is_committed() -> None:
