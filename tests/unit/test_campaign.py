@@ -14,7 +14,7 @@ from ddbench.data import catalogue, sources
 from ddbench.evaluation.forwards import legacy_strategy
 from ddbench.evaluation.protocol import protocol
 from ddbench.runs.evaluating import cells
-from ddbench.runs.spec import foresee
+from ddbench.runs.resolving import foresee
 from ddbench.sweep.grid import read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from ddbench.leaderboard.published import (
 from ddbench.leaderboard.published import (
     FORMS as FORMS_OF_METHODS,
 )
-from ddbench.runs.spec import find_method
+from ddbench.runs.resolving import find_method
 
 CHECKOUT = Path(__file__).resolve().parents[2] / "leaderboards" / "published.csv"
 ELSEWHERE = {"imagenet-1k", "imagenet-10"}

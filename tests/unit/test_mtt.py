@@ -17,7 +17,7 @@ from ddbench.errors import ConfigError, DataError, DivergedError
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.plugins import GROUPS, load_object
 from ddbench.rng import Rng
-from ddbench.runs.spec import QUICK, Asked, foresee
+from ddbench.runs.resolving import QUICK, Asked, foresee
 from ddbench.testing.contract import problem_for_checks
 
 MTT = load_object(GROUPS["method"], "mtt")

@@ -322,7 +322,7 @@ def _said(row: Mapping[str, Any]) -> dict[str, str]:
 
 def _papers(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Where the methods that come with ddbench are from, by name; nothing of others, whose names may be anybody's."""
-    from ddbench.runs.spec import find_method
+    from ddbench.runs.resolving import find_method
 
     found = {}
     for method in sorted({row["method"] for row in rows if row["package"] == "ddbench"}):
