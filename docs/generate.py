@@ -431,10 +431,10 @@ def sensitivity(name: str) -> str:
     """The tables of a measured grid, a section each, from docs/measured."""
     from ddbench.sensitivity.tables import headers, rows, sentences, title
 
-    parts = []
-    for section in _grid(name).sections:
+    parts, found = [], _grid(name)
+    for section in found.sections:
         parts.append(f"### {title(section)}\n\n{_table(headers(section), rows(section))}")
-        parts.append("\n".join(f"- {text}" for text in sentences(section)))
+        parts.append("\n".join(f"- {text}" for text in sentences(section, found.recipes)))
     return "\n\n".join(parts)
 
 

@@ -100,7 +100,7 @@ class Member:
         spec, own = self.folder.spec, self.synthetic
         return SetPart(
             row=row, method=spec.method, run=spec.id, seed=spec.seed, sha256=self.sha256, published=self.published,
-            images=self.images, soft=own.soft, pixels=own.pixels or spec.pixels,
+            images=self.images, soft=own.more_than_classes, pixels=own.pixels or spec.pixels,
         )  # fmt: skip
 
 
@@ -309,7 +309,7 @@ def _says_nothing(recipe: GridRecipe, base: Protocol, members: Sequence[Member])
     steps = [(full_step(recipe.protocol, n, classes), full_step(base, n, classes)) for n in counts]
     if "batch" in changed and all(one == other for one, other in steps):
         return f"sets of {' or '.join(map(str, counts))} images are trained on in the same steps either way"
-    if changed.get("labels") == "soft" and not any(member.synthetic.soft for member in members):
+    if changed.get("labels") == "soft" and not any(member.synthetic.more_than_classes for member in members):
         return "no set has soft labels of its own, so that hard ones would take their place"
     return ""
 
