@@ -16,7 +16,7 @@ from ddbench.leaderboard.fitting import HEAD, fit
 from ddbench.leaderboard.published import ZCA, as_printed, beside, printed
 from ddbench.leaderboard.scores import COLUMNS as SCORE_COLUMNS
 from ddbench.leaderboard.scores import MEASURED, SCORES, about_scores
-from ddbench.leaderboard.tracks import NAMES, about_controls
+from ddbench.leaderboard.tracks import NAMES, NOT_DEFINED, about_controls
 from ddbench.leaderboard.verification import trust
 from ddbench.text import budget, duration, percent, printable, size
 
@@ -28,7 +28,6 @@ PROVISIONAL = "†"
 IMPORTED = "‡"
 VERIFIED = "✓"
 CONTROL = "§"
-NOT_DEFINED = "not defined"
 CEILING_PROTOCOL = "full@1"
 RULE = "-----"
 _COUNTS = "sets × students"
