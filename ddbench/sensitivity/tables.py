@@ -57,7 +57,7 @@ def sentences(section: SectionPart, recipes: Sequence[RecipePart]) -> Iterator[s
     own = [one.name for one in recipes if _takes_own_labels(one) and one.name not in section.left_out]
     if own and soft and classes:
         yield (
-            f"Under {_listed(own)} students of {_listed(classes)} learn classes, which is all that these sets have, and "
+            f"Under {_listed(own)} students of {_listed(classes)} learn classes, as they have no other labels, and "
             f"those of {_listed(soft)} soft labels: two tracks in one row, of which boards make two tables."
         )
     for recipe, why in section.left_out.items():

@@ -140,8 +140,8 @@ class MTT(Method[MTTState]):
         learns=("images", "step size"),
         native="mtt@1",
         advice="The step size lr is learned and must stay positive; log_lr is its logarithm. "
-        "Smaller values usually help: --set lr_lr=..., --set lr_images=...; and so does --set threshold=1.2, with which "
-        "inner loops that diverge change nothing",
+        "Smaller values usually help: --set lr_lr=..., --set lr_images=...; and so does --set threshold=1.2, by which "
+        "inner loops that diverge are left out",
         memory_advice="--set grad=adjoint needs the memory of one inner step, --set batch_syn=100 that of 100 images",
     )
     Config = MTTConfig
