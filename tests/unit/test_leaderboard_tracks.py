@@ -233,8 +233,7 @@ def test_a_control_with_another_compute_is_said(write: Write) -> None:
     assert not any("times as many" in note for note in notes(table_of(equal, random)))
     said = [note for note in notes(table_of(longer, random)) if "times as many" in note]
     assert said == [
-        "dm, convnet-d3: a student trains on 4 times as many images, repeats counted, as one of random real images "
-        "and a coreset."
+        "dm, convnet-d3: a student trains on 4 times as many images, repeats counted, as one of random real images."
     ]
     (row,) = (r for r in summarise(collect([longer, random])).to_dict("records") if r["method"] == "dm")
     assert row["forwards_random"] == pytest.approx(4.0)
