@@ -39,9 +39,9 @@ from ddbench.runs.devices import choose_device
 from ddbench.runs.loaded import LoadedSet
 from ddbench.runs.observers import Console
 from ddbench.runs.record import RunRecord
+from ddbench.runs.resolving import Asked, asked_ref, judged_with, resolve_spec
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions
-from ddbench.runs.spec import Asked, asked_ref, judged_with, resolve_spec
 from ddbench.runs.trackers import trackers
 from ddbench.sensitivity import tables
 from ddbench.sensitivity.asked import USUAL_GRID, AskedGrid, read_grid

@@ -52,6 +52,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "ddbench.leaderboard.render": ("ddbench.leaderboard.tables",),
     "ddbench.runs.judging": ("ddbench.runs.evaluating",),
     "ddbench.runs.sharing": ("ddbench.foreign.importing",),
+    "ddbench.runs.spec": ("ddbench.runs.resolving", "ddbench.runs.runspec"),
 }
 
 

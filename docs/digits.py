@@ -17,7 +17,7 @@ def missing() -> list[str]:
     """The methods that come with ddbench, condense or choose, and have no record among those of the digits."""
     from ddbench.plugins import GROUPS, listing
     from ddbench.runs.record import read_record
-    from ddbench.runs.spec import find_method
+    from ddbench.runs.resolving import find_method
 
     there = {read_record(path).run.method for path in DIGITS.glob("*.json")}
     ours = [plugin.name for plugin in listing(GROUPS["method"]) if plugin.package == "ddbench"]

@@ -224,7 +224,7 @@ def links_of(method: str, board: str, source: str, records: Path = RECORDS) -> s
 
 def source_of(method: str) -> Path:
     """The file that a method which comes with ddbench is written in."""
-    from ddbench.runs.spec import find_method
+    from ddbench.runs.resolving import find_method
 
     file = inspect.getsourcefile(find_method(f"ddbench/{method}")[1])
     assert file is not None  # it was imported from one

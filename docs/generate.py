@@ -69,7 +69,7 @@ def render(page: Path) -> str:
 def options(name: str) -> str:
     """The options of a method."""
     from ddbench.config import option_table
-    from ddbench.runs.spec import find_method
+    from ddbench.runs.resolving import find_method
 
     rows = option_table(find_method(name)[1].Config)
     if not rows:
@@ -83,8 +83,8 @@ def options(name: str) -> str:
 
 def presets(name: str) -> str:
     """The presets of a method, each with its source."""
-    from ddbench.runs.spec import find_method
-    from ddbench.runs.spec import presets as presets_of
+    from ddbench.runs.resolving import find_method
+    from ddbench.runs.resolving import presets as presets_of
 
     def everything(values: Sequence[Any], word: str) -> str:
         return ", ".join(word if value == "*" else str(value) for value in values)
@@ -108,7 +108,7 @@ def presets(name: str) -> str:
 def methods() -> str:
     """The methods that come with ddbench, with links from the folder of the pages to theirs."""
     from ddbench.plugins import GROUPS, listing
-    from ddbench.runs.spec import find_method
+    from ddbench.runs.resolving import find_method
 
     rows, pages = [], sorted((DOCS / "pages" / "methods").glob("*.md"))
     for plugin in listing(GROUPS["method"]):
@@ -431,10 +431,10 @@ def sensitivity(name: str) -> str:
     """The tables of a measured grid, a section each, from docs/measured."""
     from ddbench.sensitivity.tables import headers, rows, sentences, title
 
-    parts = []
-    for section in _grid(name).sections:
+    parts, found = [], _grid(name)
+    for section in found.sections:
         parts.append(f"### {title(section)}\n\n{_table(headers(section), rows(section))}")
-        parts.append("\n".join(f"- {text}" for text in sentences(section)))
+        parts.append("\n".join(f"- {text}" for text in sentences(section, found.recipes)))
     return "\n\n".join(parts)
 
 

@@ -65,7 +65,7 @@ class Backbone:
             for key, tensor in chain.named_buffers()
         }
         self._set(name, chain, shape, classes, chain.taps, buffers)
-        self._draws = initialisers.plan(chain, initialiser)
+        self._draws = initialisers.draws_of(chain, initialiser)
 
     def _set(
         self,

@@ -54,7 +54,7 @@ class ForeignBackbone(Backbone):
         ends = ("embed", "logits") if self._head is not None else ("logits",)
         taps = dict.fromkeys((*(tap for tap in found.taps if tap not in ends), *ends))
         self._own_draws = initialiser is None
-        self._draws = initialisers.plan(module, initialiser) if initialiser is not None else {}
+        self._draws = initialisers.draws_of(module, initialiser) if initialiser is not None else {}
         self._set(name, modules.without_numbers(module, name), shape, classes, taps, first.buffers)
         self.parameters = first.numel
         if not known:

@@ -24,7 +24,7 @@ class Draw(NamedTuple):
     scale: float
 
 
-def plan(module: nn.Module, initialiser: Initialiser) -> dict[str, Draw]:
+def draws_of(module: nn.Module, initialiser: Initialiser) -> dict[str, Draw]:
     """What each parameter of a module is drawn from.
 
     Raises: ConfigError for a layer whose initialisation is not known here.

@@ -108,7 +108,7 @@ def bench(
 
     Times of students are kept in the folder of the runs, where `ddbench run --dry-run` finds them.
     """
-    from ddbench.costs.bench import PROTOCOL, USUAL, Asked, compare, kind_of, measure, read_bench, save_latest
+    from ddbench.costs.bench import PROTOCOL, USUAL, AskedBench, compare, kind_of, measure, read_bench, save_latest
     from ddbench.engine.precision import names_on
     from ddbench.files import write_json
     from ddbench.runs.devices import choose_device
@@ -117,7 +117,7 @@ def bench(
     chosen = choose_device(device)
     kind = kind_of(chosen)
     found = measure(
-        Asked(
+        AskedBench(
             device=chosen,
             loops=loops or USUAL,
             ipcs=tuple(dict.fromkeys(ipcs)) or IPCS[kind],

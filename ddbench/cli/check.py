@@ -15,7 +15,7 @@ from ddbench.cli.common import json_option, print_json, set_option
 def check(ctx: click.Context, ref: str, assignments: tuple[str, ...], as_json: bool) -> None:
     """Try a method against the contract: seeds, resume, export, metrics. Needs no dataset."""
     from ddbench.config import parse_assignments
-    from ddbench.runs.spec import find_method
+    from ddbench.runs.resolving import find_method
     from ddbench.sweep.grid import distribute
     from ddbench.testing import contract
 

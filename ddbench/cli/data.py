@@ -165,7 +165,7 @@ def rm(
     from ddbench.data.catalogue import CATALOGUE
     from ddbench.errors import DataError
     from ddbench.runs.listing import Wanted, list_runs, usage
-    from ddbench.runs.removal import Piece, Plan
+    from ddbench.runs.removal import Piece, Removal
 
     known, paths, manifest = sources.removable(name, data_root)
     title = "damaged" if manifest is None else manifest["title"]
@@ -176,7 +176,7 @@ def rm(
         for path in paths
     ]  # fmt: skip
     sizes = [0 if path.is_symlink() else usage(path)[0] for path in paths]
-    plan = Plan(tuple(Piece(path, what, count) for path, what, count in zip(paths, whats, sizes, strict=True)))
+    plan = Removal(tuple(Piece(path, what, count) for path, what, count in zip(paths, whats, sizes, strict=True)))
     made = [
         run
         for run in list_runs(runs_root, Wanted(datasets=(known,)))

@@ -13,7 +13,7 @@ from ddbench.cli.progress import Progress
 from ddbench.text import size
 
 if TYPE_CHECKING:
-    from ddbench.runs.removal import Piece, Plan
+    from ddbench.runs.removal import Piece, Removal
 
 yes_option = click.option("--yes", is_flag=True, help="Delete without a question, also where no terminal can ask.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Name what would go, and delete nothing.")
@@ -37,7 +37,7 @@ def at_a_terminal() -> bool:
 
 def carry_out(
     ctx: click.Context,
-    plan: Plan,
+    plan: Removal,
     removing: Iterator[Piece | str],
     *,
     yes: bool,

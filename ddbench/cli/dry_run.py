@@ -15,7 +15,7 @@ from ddbench.costs.estimate import Estimate, estimate
 from ddbench.errors import DataError
 from ddbench.foreign.starting import read_start
 from ddbench.runs.batch import resolve_all, status_in
-from ddbench.runs.spec import DEFAULTS_USED, Asked, Resolution, RunSpec, foresee, remarks
+from ddbench.runs.resolving import DEFAULTS_USED, Asked, Resolution, RunSpec, foresee, remarks
 from ddbench.text import budget, duration, size
 
 
@@ -58,8 +58,8 @@ def _estimates(resolutions: Sequence[Resolution], runs_root: Path, device: torch
     keys = [dataclasses.replace(r.spec, seed=0).id for r in resolutions]
     different = dict(zip(keys, resolutions, strict=True))
     # A dry run stays short, however many runs it is about.
-    budget = max(1.0, 8.0 / len(different))
-    found = {key: estimate(r, root=runs_root, device=device, budget=budget) for key, r in different.items()}
+    limit = max(1.0, 8.0 / len(different))
+    found = {key: estimate(r, root=runs_root, device=device, limit=limit) for key, r in different.items()}
     return [found[key] for key in keys]
 
 

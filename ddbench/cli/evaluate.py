@@ -226,9 +226,9 @@ def _judge(
     dataset: str | None,
 ) -> _JudgedRun:
     from ddbench.runs.evaluating import cells
+    from ddbench.runs.resolving import judged_with
     from ddbench.runs.rundir import RunDir
     from ddbench.runs.runner import evaluate_run
-    from ddbench.runs.spec import judged_with
     from ddbench.runs.states import lost_cells, nothing_judged
 
     spec = RunDir.at(folder).spec
@@ -295,7 +295,7 @@ def _bring_in(
     from ddbench.evaluation.protocol import protocol
     from ddbench.foreign.importing import Import, bring_in, dataset_of, found_in
     from ddbench.foreign.terms import Said
-    from ddbench.runs.spec import asked_ref
+    from ddbench.runs.resolving import asked_ref
 
     said = Said(pixels, labels, lr, augment, decode, size)
     protocols = tuple(asked_ref(protocol(ref), ref) for ref in refs if ref != "native")

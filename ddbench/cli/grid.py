@@ -69,7 +69,7 @@ def _print(results: Any) -> None:
     for section in results.sections:
         click.echo(title(section))
         print_table(rows(section), headers(section))
-        for text in sentences(section):
+        for text in sentences(section, results.recipes):
             click.echo(text)
         click.echo()
     click.echo("Accuracy, % ± half the 95 % interval (rank); tau: of the order to that of the first row, with 95 %.")

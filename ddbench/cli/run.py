@@ -32,7 +32,7 @@ from ddbench.cli.common import (
 if TYPE_CHECKING:
     from ddbench.runs.batch import Outcome
     from ddbench.runs.record import RunRecord
-    from ddbench.runs.spec import Asked
+    from ddbench.runs.resolving import Asked
 
 
 def _what_to_run(command: F) -> F:
@@ -145,7 +145,7 @@ def run(
     from ddbench.cli.curves import with_curves
     from ddbench.foreign.starting import read_start
     from ddbench.runs.batch import resolve_all, run_all
-    from ddbench.runs.spec import remarks
+    from ddbench.runs.resolving import remarks
 
     options = run_options(
         runs_root, data_root, device, quiet=quiet, track=track, fresh=fresh, curve=curve, snapshots=snapshots

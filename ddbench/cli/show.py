@@ -113,7 +113,7 @@ def show() -> None:
 def method(ref: str, as_json: bool) -> None:
     """A method: what it learns, its options with types, defaults and ranges, its presets with their sources."""
     from ddbench.config import option_table
-    from ddbench.runs.spec import find_method, presets
+    from ddbench.runs.resolving import find_method, presets
 
     loaded, kind = find_method(ref)
     info, options = kind.info, option_table(kind.Config)

@@ -97,7 +97,7 @@ def sweep(
     with started_ahead(places, runs_root / "jobs" / file.stem) as ahead:
         from ddbench.config import parse_assignments
         from ddbench.runs.devices import choose_device, visible_devices
-        from ddbench.runs.spec import remarks
+        from ddbench.runs.resolving import remarks
         from ddbench.sweep.grid import read_sweep, shard
         from ddbench.sweep.tasks import Beside, tasks_of
 

@@ -42,8 +42,8 @@ from ddbench.problem import Problem
 from ddbench.rng import Rng
 from ddbench.runs import provenance
 from ddbench.runs.record import read_document
+from ddbench.runs.resolving import find_method
 from ddbench.runs.runner import build_problem
-from ddbench.runs.spec import find_method
 from ddbench.synthetic import SyntheticSet
 from ddbench.training import lockstep
 from ddbench.training.experts import EXPERT_BATCH, ExpertTrajectories
@@ -141,7 +141,7 @@ class Bench(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class AskedBench:
     """What to measure. Methods use the first of the backbones."""
 
     device: torch.device
@@ -183,7 +183,7 @@ class Timing:
         return {"ms": 1000 * self.median, "spread_ms": spread, "repeats": len(self.seconds), "calls": self.calls}
 
 
-def measure(asked: Asked, say: Callable[[str], None] = lambda _: None) -> Bench:
+def measure(asked: AskedBench, say: Callable[[str], None] = lambda _: None) -> Bench:
     """Time the loops one after another; `say` is told which comes next.
 
     Raises: PluginError, ConfigError for methods and backbones that cannot be timed, and for a precision that the device
@@ -264,7 +264,7 @@ def _latest(root: Path, device: str) -> Path:
     return root / "artifacts" / "bench" / f"{slug}.json"
 
 
-def _results(asked: Asked, say: Callable[[str], None]) -> Iterator[Result]:
+def _results(asked: AskedBench, say: Callable[[str], None]) -> Iterator[Result]:
     data = _dataset(PER_CLASS)
     ceilings: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="ddbench-bench-") as folder:
@@ -320,7 +320,7 @@ def _dataset(per_class: int) -> Dataset:
     return Dataset.in_memory(replace(known, train=len(train), test=len(test)), train, test, origin="random")
 
 
-def _ceilings(asked: Asked) -> Iterator[Result]:
+def _ceilings(asked: AskedBench) -> Iterator[Result]:
     """Square products in each precision, and a copy on the device."""
     device, kind = asked.device, kind_of(asked.device)
     side, rng = PRODUCT_SIDE[kind], Rng(0, ("bench", "ceiling"))
@@ -340,7 +340,7 @@ def _ceilings(asked: Asked) -> Iterator[Result]:
     yield Result(loop="ceiling", name="copy", precision="any", gigabytes_per_second=rate, **timing.fields())
 
 
-def _method(ref: str, problem: Problem, asked: Asked) -> Result:
+def _method(ref: str, problem: Problem, asked: AskedBench) -> Result:
     """Steps of a method under its preset for CIFAR-10, prepared as its preset `timing` says, if it has one."""
     _, kind = find_method(ref)
     layers, _ = preset_layers(kind.settings(), "timing", problem.info.name, problem.ipc)
@@ -385,7 +385,7 @@ def _experts(problem: Problem) -> Result:
     )
 
 
-def _students(problem: Problem, data: Dataset, asked: Asked) -> Result:
+def _students(problem: Problem, data: Dataset, asked: AskedBench) -> Result:
     """Students under dsa@1, by the path that a run takes: `scores`."""
     synthetic = SyntheticSet(
         real_images(problem, problem.rng.fold("bench")).cpu(), problem.class_labels(), pixels=problem.pixels.name
@@ -489,7 +489,7 @@ class _Stopwatch:
     """
 
     device: torch.device
-    budget: float
+    limit: float
     steps: int
     students: int
     first: float = 0.0
@@ -515,12 +515,12 @@ class _Stopwatch:
         if not self._stretch:
             each = (now - self.first) / (self._taken - 1)
             most = (self.steps - self._taken) // REPEATS
-            self._stretch = max(1, min(int(self.budget / REPEATS / each), most))
+            self._stretch = max(1, min(int(self.limit / REPEATS / each), most))
         self._marks.append(now)
         self._next += self._stretch
         if len(self._marks) > REPEATS:
             self._next = -1
-            if self.students * self.steps * self.timing().median > WORTH_FINISHING * self.budget:
+            if self.students * self.steps * self.timing().median > WORTH_FINISHING * self.limit:
                 raise _EnoughError
 
     def timing(self) -> Timing:

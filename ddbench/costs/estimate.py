@@ -39,8 +39,8 @@ from ddbench.loop import drive, export
 from ddbench.problem import Problem
 from ddbench.runs import provenance
 from ddbench.runs.evaluating import Cell
+from ddbench.runs.resolving import Resolution
 from ddbench.runs.runner import build_problem
-from ddbench.runs.spec import Resolution
 from ddbench.synthetic import SyntheticSet
 from ddbench.text import duration
 
@@ -83,17 +83,17 @@ class Estimate:
         return all(phase.seconds is not None for phase in self.phases)
 
 
-def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget: float = 8.0) -> Estimate:
+def estimate(resolution: Resolution, *, root: Path, device: torch.device, limit: float = 8.0) -> Estimate:
     """Measure the first steps of a run, and of a student of each judge, and extrapolate.
 
     `root` is the runs folder; artefacts in it are used, others made in a temporary one. So are the times of students
-    that `ddbench bench` measured on this device. Takes about `budget` seconds.
+    that `ddbench bench` measured on this device. Takes about `limit` seconds.
     Raises: ConfigError, DataError where the run itself would.
     """
     forget_peak(device)
     with tempfile.TemporaryDirectory(prefix="ddbench-estimate-") as folder:
-        problem, phases = _problem(resolution, root, Path(folder), device, budget / 4)
-        condensing, made = _condense(resolution, problem, budget / 4)
+        problem, phases = _problem(resolution, root, Path(folder), device, limit / 4)
+        condensing, made = _condense(resolution, problem, limit / 4)
         phases += condensing
         known = latest(root, device)
         # Real images, as many as there will be, where nothing was made.
@@ -104,7 +104,7 @@ def estimate(resolution: Resolution, *, root: Path, device: torch.device, budget
         # In the set's own space, which may be that of a part of the images.
         space = problem.pixels if synthetic.pixels == problem.pixels.name else _space(synthetic.pixels, problem)
         problem = dataclasses.replace(problem, pixels=space)
-        share = budget / 2 / max(1, len(resolution.cells) + (choices > 0))
+        share = limit / 2 / max(1, len(resolution.cells) + (choices > 0))
         if choices:
             phases.append(_choosing(resolution, choices, synthetic, problem, share, known))
         phases += [
@@ -136,7 +136,7 @@ class _Scratch(ArtifactCache):
 
 
 def _problem(
-    resolution: Resolution, root: Path, scratch: Path, device: torch.device, budget: float
+    resolution: Resolution, root: Path, scratch: Path, device: torch.device, limit: float
 ) -> tuple[Problem, list[Phase]]:
     spec = resolution.spec
 
@@ -155,9 +155,9 @@ def _problem(
 
     # Not begun, because a decomposition cannot be interrupted.
     if is_quick(spec.pixels, resolution.dataset.train, root / "artifacts" / "pixels", device):
-        with contextlib.suppress(_TimeIsUpError), _at_most(budget):
+        with contextlib.suppress(_TimeIsUpError), _at_most(limit):
             return made(spec.pixels), []
-    unknown = Phase("pixels", None, f"fitting {spec.pixels} takes more than {budget:.2g} s, once for this dataset")
+    unknown = Phase("pixels", None, f"fitting {spec.pixels} takes more than {limit:.2g} s, once for this dataset")
     return made("standard"), [unknown]
 
 
@@ -166,7 +166,7 @@ def _space(name: str, problem: Problem) -> PixelSpace:
     return fit_pixels(name, problem.train, problem.info, store, device=problem.device).to(problem.device)
 
 
-def _condense(resolution: Resolution, problem: Problem, budget: float) -> tuple[list[Phase], SyntheticSet | None]:
+def _condense(resolution: Resolution, problem: Problem, limit: float) -> tuple[list[Phase], SyntheticSet | None]:
     """The phases, and the method's set where it got so far."""
     method, selection = resolution.method, resolution.selection
     times: list[float] = []
@@ -174,7 +174,7 @@ def _condense(resolution: Resolution, problem: Problem, budget: float) -> tuple[
     phases: list[Phase] = []
     synthetic = None
     try:
-        with problem.precision.active(problem.device), _at_most(budget):
+        with problem.precision.active(problem.device), _at_most(limit):
             # Not before: setting torch's flags can import parts of it that were not needed until now.
             started = time.perf_counter()
             if selection.on:
@@ -188,19 +188,19 @@ def _condense(resolution: Resolution, problem: Problem, budget: float) -> tuple[
                 if doing == "start":
                     synthetic, doing = export(method, problem, state), "step"
                     times[-1] = time.perf_counter()
-                elif len(times) > STEPS or times[-1] - times[0] > budget / 2:
+                elif len(times) > STEPS or times[-1] - times[0] > limit / 2:
                     break
     except _TimeIsUpError:
         pass
     made = " and ".join(sorted({entry["kind"] for entry in problem.artifacts.used.values()}))
     if doing == "prepare":
-        phases.append(Phase("prepare", None, f"takes more than {budget:.2g} s; what it makes is kept and shared"))
+        phases.append(Phase("prepare", None, f"takes more than {limit:.2g} s; what it makes is kept and shared"))
         phases.append(Phase("condense", None, "cannot be told before `ddbench prepare` has run"))
     else:
         if made:
             phases[0] = dataclasses.replace(phases[0], basis=f"measured: {made}")
         start = times[0] - started - (phases[0].seconds or 0.0) if times else None
-        phases.append(_steps(method.total_steps(problem), times, start, budget))
+        phases.append(_steps(method.total_steps(problem), times, start, limit))
     return phases, synthetic
 
 
@@ -211,13 +211,13 @@ def _choices(resolution: Resolution, problem: Problem) -> int:
     return math.ceil(resolution.method.total_steps(selector.problem) / selector.steps)
 
 
-def _steps(total: int, times: list[float], start: float | None, budget: float) -> Phase:
+def _steps(total: int, times: list[float], start: float | None, limit: float) -> Phase:
     if start is None:
-        return Phase("condense", None, f"its start takes more than {budget:.2g} s")
+        return Phase("condense", None, f"its start takes more than {limit:.2g} s")
     durations = [b - a for a, b in itertools.pairwise(times)]
     if not durations and total:
-        least = total * budget
-        basis = f"one of its {total} steps takes more than {budget:.2g} s: over {duration(least)} in all"
+        least = total * limit
+        basis = f"one of its {total} steps takes more than {limit:.2g} s: over {duration(least)} in all"
         return Phase("condense", None, basis, least)
     # The first step also pays for what is done once: memory, the choice of kernels.
     each = statistics.median(durations[1:] or durations) if durations else 0.0
@@ -228,26 +228,26 @@ def _steps(total: int, times: list[float], start: float | None, budget: float) -
 
 
 def _choosing(
-    resolution: Resolution, choices: int, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None
+    resolution: Resolution, choices: int, synthetic: SyntheticSet, problem: Problem, limit: float, known: Bench | None
 ) -> Phase:
     students, by = resolution.selection.students, protocol(resolution.method.native)
     trainer, name = trainer_of(synthetic, by, problem), f"choose by {by.id}"
-    return _trained(trainer, name, choices * students, budget, known, stand_in=False, at_once=students)
+    return _trained(trainer, name, choices * students, limit, known, stand_in=False, at_once=students)
 
 
 def _students(
-    cell: Cell, synthetic: SyntheticSet, problem: Problem, budget: float, known: Bench | None, *, stand_in: bool
+    cell: Cell, synthetic: SyntheticSet, problem: Problem, limit: float, known: Bench | None, *, stand_in: bool
 ) -> Phase:
     trainer = trainer_of(synthetic, cell.protocol, problem.with_backbone(cell.backbone))
     name = f"evaluate {cell.protocol.id} {judged_by(cell.protocol.id, cell.backbone)}"
-    return _trained(trainer, name, cell.students, budget, known, stand_in=stand_in)
+    return _trained(trainer, name, cell.students, limit, known, stand_in=stand_in)
 
 
 def _trained(
     trainer: Trainer,
     name: str,
     students: int,
-    budget: float,
+    limit: float,
     known: Bench | None,
     *,
     stand_in: bool,
@@ -256,7 +256,7 @@ def _trained(
     """What so many students of a trainer take, tests included; `at_once` of them are trained together."""
     problem = trainer.problem
     try:
-        with problem.precision.active(problem.device), _at_most(budget):
+        with problem.precision.active(problem.device), _at_most(limit):
             total = trainer.steps
             if _length_is_found(trainer):
                 return Phase(name, None, "cannot be told before the set says how long to train on it")
@@ -264,7 +264,7 @@ def _trained(
             students, trials = (1, 0) if single else (students, trainer.trials)
             group = list(range(min(students, at_once or trainer.together)))
     except _TimeIsUpError:
-        return Phase(name, None, f"getting ready for a student takes more than {budget:.2g} s")
+        return Phase(name, None, f"getting ready for a student takes more than {limit:.2g} s")
     except ConfigError as error:
         if stand_in:
             return Phase(name, None, "cannot be told before there is a set, which brings how it is trained on")
@@ -275,7 +275,7 @@ def _trained(
     if found is not None and found.student is not None:
         setup, one = found.setup_seconds or 0.0, found.student.seconds
         basis = f"ddbench bench: {networks} x {total} steps of {found.ms:.3g} ms"
-        return _tested(name, basis, setup + trained * one, students, _testing(problem, _untrained(problem), budget))
+        return _tested(name, basis, setup + trained * one, students, _testing(problem, _untrained(problem), limit))
     taken = [(time.perf_counter(), 0)]
 
     def tick(steps: int) -> None:
@@ -285,24 +285,24 @@ def _trained(
             raise _TimeIsUpError
 
     predict = None
-    with problem.precision.active(problem.device), contextlib.suppress(_TimeIsUpError), _at_most(budget):
+    with problem.precision.active(problem.device), contextlib.suppress(_TimeIsUpError), _at_most(limit):
         trainer.choose(tick)
         predict = trainer.train(group, tick)
         wait_for(problem.device)
     if predict is not None:
         training = (time.perf_counter() - taken[0][0]) / (len(group) + trials) * trained
         basis = f"{networks} x {total} steps, {len(group) + trials} trained to the end"
-        testing = _testing(problem, predict, budget)
+        testing = _testing(problem, predict, limit)
         return _tested(name, "its predictions" if single else basis, training, students / len(group), testing)
     if len(taken) == 1:
-        least = trained * total * budget
-        slow = f"one of {total} training steps takes more than {budget:.2g} s: over {duration(least)} without tests"
+        least = trained * total * limit
+        slow = f"one of {total} training steps takes more than {limit:.2g} s: over {duration(least)} without tests"
         return Phase(name, None, slow, least)
     # The first step also pays for what is done once, such as drawing the order of the images.
     counted = taken[1:] if len(taken) > 2 else taken
     each = (counted[-1][0] - counted[0][0]) / sum(steps for _, steps in counted[1:])
     basis = f"{networks} x {total} steps of {1000 * each:.3g} ms, {len(counted) - 1} measured"
-    return _tested(name, basis, trained * total * each, students, _testing(problem, _untrained(problem), budget))
+    return _tested(name, basis, trained * total * each, students, _testing(problem, _untrained(problem), limit))
 
 
 def _length_is_found(trainer: Trainer) -> bool:
@@ -326,9 +326,9 @@ def _untrained(problem: Problem) -> Predictor:
     return lambda x: problem.backbone(variables, x, train=False)[0]
 
 
-def _testing(problem: Problem, predict: Predictor, budget: float) -> float | None:
+def _testing(problem: Problem, predict: Predictor, limit: float) -> float | None:
     """Seconds to predict as many images as the test set has, by ever larger batches of training images; None where one
-    takes longer than the budget.
+    takes longer than the limit.
 
     Test data is not read for an estimate.
     """
@@ -337,7 +337,7 @@ def _testing(problem: Problem, predict: Predictor, budget: float) -> float | Non
         Precision("fp32").active(problem.device),
         torch.inference_mode(),
         contextlib.suppress(_TimeIsUpError),
-        _at_most(budget),
+        _at_most(limit),
     ):
         for size in (1, 10, 100, tested_together(problem.shape)):
             raw = problem.train.images[:size].to(problem.device)

@@ -57,7 +57,7 @@ _OF_A_RECIPE = ("name", "trainer", "options", "augment", "labels")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class GridRecipe:
     """A protocol of a grid: which factors have which value, and how many times the grid's budget it is given."""
 
     protocol: Protocol
@@ -69,7 +69,7 @@ class Recipe:
         """As tables print it: base, optimizer=adam, or several of them."""
         return ", ".join(f"{factor}={value}" if factor else value for factor, value in self.changes) or BASE
 
-    def budget(self, forwards: int) -> int:
+    def forwards_of(self, forwards: int) -> int:
         """Images that a student trains on where the grid's budget is `forwards`: to the nearest one, at least one."""
         return max(1, round(self.times * forwards))
 
@@ -79,7 +79,7 @@ class Recipe:
         It is the variant itself where that says so by its own epochs or steps, so that the cell is one of any other
         evaluation by it; else the variant with a budget of images, whose students have the same seeds.
         """
-        wanted = self.budget(forwards)
+        wanted = self.forwards_of(forwards)
         if expected_forwards(self.protocol, backbone, dataset, images) == wanted:
             return self.protocol
         options = self.protocol.options.model_copy(update={"forwards": wanted})
@@ -92,7 +92,7 @@ def recipes_of(
     own: Sequence[Mapping[str, Any]] = (),
     *,
     product: bool = False,
-) -> list[Recipe]:
+) -> list[GridRecipe]:
     """The base, then its variants with one factor changed each, or with `product` all combinations; then one's own.
 
     Values of a factor that the base has anyway make no variant. A recipe of one's own is a table with a name and any of
@@ -113,9 +113,9 @@ def recipes_of(
         changed = [{n: v for n, v in zip(values, one, strict=True) if v is not None} for one in choices]
     else:
         changed = [{}, *({name: value} for name in values for value in values[name])]
-    first: dict[tuple[str, Fraction], Recipe] = {}
+    first: dict[tuple[str, Fraction], GridRecipe] = {}
     for one in [*(_variant(base, change) for change in changed), *(_own(base, table) for table in own)]:
-        recipe = Recipe(base) if _is_base(one, base) else one
+        recipe = GridRecipe(base) if _is_base(one, base) else one
         first.setdefault((recipe.protocol.digest, recipe.times), recipe)
     return list(first.values())
 
@@ -135,7 +135,7 @@ def parse_factors(texts: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def budget_of(base: Protocol, *, backbone: str, dataset: str, images: int) -> int:
+def base_forwards(base: Protocol, *, backbone: str, dataset: str, images: int) -> int:
     """Images that a student of the base trains on, of a set of so many. Raises: ConfigError where that is left open."""
     found = expected_forwards(base, backbone, dataset, images)
     if not found:
@@ -195,7 +195,7 @@ def _share(given: Any) -> Fraction:
     )
 
 
-def _variant(base: Protocol, change: Mapping[str, Any]) -> Recipe:
+def _variant(base: Protocol, change: Mapping[str, Any]) -> GridRecipe:
     """The base with some factors at other values."""
     fields: dict[str, Any] = {"trainer": base.trainer, "augment": base.augment, "labels": base.labels}
     options: dict[str, Any] = {}
@@ -217,10 +217,10 @@ def _variant(base: Protocol, change: Mapping[str, Any]) -> Recipe:
                 options |= table.get("options", {})
     name = "-".join([base.name, *(f"{factor}-{_in_a_name(value)}" for factor, value in change.items())])
     changes = tuple((factor, str(value)) for factor, value in change.items())
-    return Recipe(_made(base, name, fields, options), changes, change.get("epochs", Fraction(1)))
+    return GridRecipe(_made(base, name, fields, options), changes, change.get("epochs", Fraction(1)))
 
 
-def _own(base: Protocol, table: Mapping[str, Any]) -> Recipe:
+def _own(base: Protocol, table: Mapping[str, Any]) -> GridRecipe:
     for key in table:
         if key not in _OF_A_RECIPE:
             hint = closest(key, _OF_A_RECIPE)
@@ -238,7 +238,7 @@ def _own(base: Protocol, table: Mapping[str, Any]) -> Recipe:
     fields = {key: table.get(key, getattr(base, key)) for key in ("trainer", "augment", "labels")}
     if fields["trainer"] not in ("sgd", "distill"):
         raise ConfigError(f"recipe {name} has the trainer {fields['trainer']!r}; in a grid it is sgd or distill.")
-    return Recipe(_made(base, f"{base.name}-{name}", fields, options), (("", name),))
+    return GridRecipe(_made(base, f"{base.name}-{name}", fields, options), (("", name),))
 
 
 def _made(base: Protocol, name: str, fields: Mapping[str, Any], options: Mapping[str, Any]) -> Protocol:
@@ -256,7 +256,7 @@ def _made(base: Protocol, name: str, fields: Mapping[str, Any], options: Mapping
         raise ConfigError(explain(shown, error)) from None
 
 
-def _is_base(recipe: Recipe, base: Protocol) -> bool:
+def _is_base(recipe: GridRecipe, base: Protocol) -> bool:
     """Whether a recipe differs from the base in its name alone. A multiple of its training is more than that."""
     same = recipe.protocol.model_copy(update={"name": base.name})
     return same.digest == base.digest and recipe.times == 1

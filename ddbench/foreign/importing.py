@@ -35,9 +35,9 @@ from ddbench.runs.finishing import describe, finish
 from ddbench.runs.loaded import LoadedSet, pixels_of
 from ddbench.runs.preview import preview
 from ddbench.runs.record import ImportedPart, as_a_record, read_record
+from ddbench.runs.resolving import NAME, RunSpec
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions, build_problem
-from ddbench.runs.spec import NAME, RunSpec
 from ddbench.synthetic import SyntheticSet, origin
 from ddbench.text import MOST_COUNT, MOST_LINE, MOST_NAME, printable
 

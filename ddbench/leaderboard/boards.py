@@ -351,7 +351,8 @@ _EXPLANATION = """\
   by `ddbench leaderboard verify`; `verified/` says who has run what. A row with neither ✓ nor ‡ is claimed: it is what
   the records of its runs say. The CSV has the word, and how many sets were verified.
 - **Differences** to random images and to the best coreset are of means, paired by student. The best coreset
-  is the one with the highest mean in the same table; choosing it favours it a little.
+  is the one with the highest mean in the same table, random images among them where there is another one; choosing it
+  favours it a little.
 - **Ranks** follow the printed means and tie where those are equal. They say nothing about significance:
   intervals do.
 - **Cost** is the condensation itself and everything made for it, such as expert networks, even where it came

@@ -19,6 +19,14 @@ COLUMNS = (
 )  # fmt: skip
 Number = TypeVar("Number", bound=Mapping[str, Any])
 PRINTED_MARKS = ("V", "C")
+# What papers count as one more method and is one here with options at these values; True is any that turns it on.
+# Records leave out options that came later and are at their default, so that one that is missing is off.
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ftd": ("mtt", {"rho_experts": True, "ema": True}),
+    "tesla": ("mtt", {"grad": "tesla"}),
+    "ncfm minimax": ("ncfm", {"learned_frequencies": True}),
+    "ncfm minimax table 1": ("ncfm", {"learned_frequencies": True}),
+}
 ZCA = "ZCA"
 KERNEL = "krr"
 
@@ -68,7 +76,9 @@ def printed(frame: DataFrame) -> DataFrame:
 
 
 def belongs(label: str, method: str) -> bool:
-    """Whether a published label is the method or a variant of it: "kip-fc1 krr" is kip's, "cafe+dsa" is cafe's."""
+    """Whether a published label is the method or a form of it: "kip-fc1 krr" is kip's, "cafe+dsa" is cafe's."""
+    if label in FORMS:
+        return FORMS[label][0] == method
     rest = label.removeprefix(method)
     return label.startswith(method) and not rest[:1].isalnum()
 
@@ -82,8 +92,9 @@ def under(protocol: str, numbers: Iterable[Number]) -> list[Number]:
 def of_options(method: str, config: Mapping[str, Any], numbers: Iterable[Number]) -> list[Number]:
     """The numbers of a method and its variants that were published of these options.
 
-    Papers count a method with an option on as one more method: "cafe+dsa" is cafe with `dsa`. Beside a run with `dsa`
-    stands that number and not cafe's, and beside one without it cafe's alone. Other variants stay.
+    Papers count a method with an option on as one more method: "cafe+dsa" is cafe with `dsa`, "ftd" is mtt with `ema`
+    and `rho_experts`. Beside a run with `dsa` stands that number and not cafe's, and beside one without it cafe's
+    alone; beside one with `ema` alone stands none. Other variants stay.
     """
     known = [(row, _options_of(row["method"], method, config)) for row in numbers if belongs(row["method"], method)]
     on = _turned_on(config, (options for _, options in known))
@@ -92,30 +103,47 @@ def of_options(method: str, config: Mapping[str, Any], numbers: Iterable[Number]
 
 def called(method: str, config: Mapping[str, Any], labels: Iterable[str]) -> str:
     """What papers call a method with these options, by their labels of it: "cafe+dsa" is cafe with `dsa`."""
-    kin = (_options_of(label, method, config) for label in labels if belongs(label, method))
-    return "+".join([method, *sorted(_turned_on(config, kin))])
+    kin = {label: _options_of(label, method, config) for label in sorted(labels) if belongs(label, method)}
+    on = _turned_on(config, kin.values())
+    form = next((label for label, options in kin.items() if label in FORMS and options == on), "")
+    return form or "+".join([method, *sorted(option for option, _ in on)])
 
 
-def _turned_on(config: Mapping[str, Any], counted: Iterable[set[str]]) -> set[str]:
+Options = frozenset[tuple[str, Any]]
+"""Options and their values; True is any that turns one on."""
+
+
+def _turned_on(config: Mapping[str, Any], counted: Iterable[Options]) -> Options:
     """The options that are on, of those by which papers count one more method."""
-    return {option for options in counted for option in options if config[option]}
+    every = {one for options in counted for one in options}
+    return frozenset((name, value) for name, value in every if _is(config.get(name), value))
 
 
-def _options_of(label: str, method: str, config: Mapping[str, Any]) -> set[str]:
-    return set(label.removeprefix(method).split("+")[1:]) & config.keys()
+def _is(found: Any, value: Any) -> bool:
+    return bool(found) if value is True else bool(found == value)
 
 
-def beside(method: str, protocol: str, config: Mapping[str, Any], numbers: Iterable[Number]) -> list[Number]:
+def _options_of(label: str, method: str, config: Mapping[str, Any]) -> Options:
+    if label in FORMS:
+        return frozenset(FORMS[label][1].items())
+    named = set(label.removeprefix(method).split("+")[1:]) & config.keys()
+    return frozenset((name, True) for name in named)
+
+
+def beside(
+    method: str, protocol: str, config: Mapping[str, Any], numbers: Iterable[Number], judge: str = ""
+) -> list[Number]:
     """The first number of a method and of each of its variants, the method's own first, from numbers of one ipc.
 
-    `config` are the method's options, by which some of them are told apart.
+    `config` are the method's options, by which some of them are told apart. Of the network `judge` where one was
+    published of it, else of the one that comes first.
 
     Numbers under other recipes where nobody published one under this; but a kernel that predicts is no network.
     """
     known = of_options(method, config, numbers)
     kin = [row for row in known if row["protocol"].startswith(KERNEL) == protocol.startswith(KERNEL)]
     first: dict[str, Number] = {}
-    for row in under(protocol, known) or kin:
+    for row in sorted(under(protocol, known) or kin, key=lambda row: row.get("test_backbone") != judge):
         first.setdefault(row["method"], row)
     return [first[label] for label in sorted(first, key=lambda name: (name != method, name))]
 

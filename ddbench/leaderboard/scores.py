@@ -108,7 +108,8 @@ def _about_measured(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         without = ("ceiling", "coreset", "imported") if name == "correlation" else ("ceiling",)
         missing = [row["label"] for row in rows if not row[f"{name}_sets"] and row["kind"] not in without]
         if missing:
-            said += f". Not measured of {', '.join(dict.fromkeys(missing))}: ddbench measure {name} RUN"
+            where = " (of a method that logs a loss)" if name == "correlation" else ""
+            said += f". Not measured of {', '.join(dict.fromkeys(missing))}: ddbench measure {name} RUN{where}"
         yield f"{said}."
 
 

@@ -247,6 +247,8 @@ def _compare(groups: Sequence[Group], rows: Sequence[dict[str, Any]]) -> None:
             rows[i]["control"] = control_of(rows[i])
         randoms = [i for i in measured if rows[i]["control"] == "random"]
         coresets = [i for i in measured if rows[i]["control"]]
+        if len(coresets) == len(randoms):  # random images alone are the other control, and no coreset that was chosen
+            coresets = []
         # Of several variants of random, the one that is known best, and never the one that does best.
         roles = [role for role in ("random", "coreset") if any(rows[i]["control"] == role for i in measured)]
         random = max(randoms, key=lambda i: _known(rows[i], i), default=None)

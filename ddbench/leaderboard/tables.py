@@ -16,7 +16,7 @@ from ddbench.leaderboard.fitting import HEAD, fit
 from ddbench.leaderboard.published import ZCA, as_printed, beside, printed
 from ddbench.leaderboard.scores import COLUMNS as SCORE_COLUMNS
 from ddbench.leaderboard.scores import MEASURED, SCORES, about_scores
-from ddbench.leaderboard.tracks import NAMES, about_controls
+from ddbench.leaderboard.tracks import NAMES, NOT_DEFINED, about_controls
 from ddbench.leaderboard.verification import trust
 from ddbench.text import budget, counted, duration, percent, printable, size
 
@@ -28,7 +28,6 @@ PROVISIONAL = "†"
 IMPORTED = "‡"
 VERIFIED = "✓"
 CONTROL = "§"
-NOT_DEFINED = "not defined"
 CEILING_PROTOCOL = "full@1"
 RULE = "-----"
 _COUNTS = "sets × students"
@@ -211,7 +210,7 @@ def _table(
             _sizes(line[0]),
             _seen(judged),
             "–" if line[0]["kind"] in ("ceiling", "imported") else _cost(line[0], device),
-            _published_cell(line[0], ipc, numbers, sources),
+            _published_cell(line[0], ipc, judges[0], numbers, sources),
         )
 
     body = tuple(cells(line, _rank_cell(line, lines, judges), _said_name(line[0]), first["ipc"]) for line in lines)
@@ -358,11 +357,14 @@ def _cost(row: Mapping[str, Any], usual: str) -> str:
     )
 
 
-def _published_cell(ours: Mapping[str, Any], ipc: int, numbers: Sequence[Mapping[str, Any]], sources: list[str]) -> str:
-    """The published numbers beside ours; `sources` grows by what is cited."""
+def _published_cell(
+    ours: Mapping[str, Any], ipc: int, judge: str, numbers: Sequence[Mapping[str, Any]], sources: list[str]
+) -> str:
+    """The published numbers beside ours, of the network `judge` where there are some; `sources` grows by what is
+    cited."""
     texts = []
     there = [row for row in numbers if row["ipc"] == ipc]
-    for row in beside(ours["method"], ours["protocol"], json.loads(ours["config"]), there):
+    for row in beside(ours["method"], ours["protocol"], json.loads(ours["config"]), there, judge):
         if row["source"] not in sources:
             sources.append(row["source"])
         variant = "" if row["method"] == ours["method"] else f"{row['method']}: "

@@ -16,6 +16,8 @@ from ddbench.runs.record import EvaluationPart, RunRecord
 from ddbench.training.options import SGDOptions
 
 UNKNOWN = "unknown"
+# How the reason of a cell begins that has no meaning, as against one that went wrong.
+NOT_DEFINED = "not defined"
 # As boards print them.
 NAMES = {
     "hard": "hard labels",
@@ -101,13 +103,19 @@ def about_controls(rows: Sequence[Mapping[str, Any]], judges: Sequence[str]) -> 
     `rows` are those of `statistics.summarise` for one table, `judges` its columns. A control that is in the table and
     not among these rows is not missing.
     """
-    missing: dict[tuple[str, ...], list[str]] = {}
+    missing: dict[tuple[tuple[str, ...], bool], list[str]] = {}
     for role in _ROLES:
         having = {row["judge"] for row in rows if role in row["controls"].split()}
-        if lacking := tuple(judge for judge in judges if judge not in having):
-            missing.setdefault(lacking, []).append(role)
-    for lacking, roles in missing.items():
-        yield _missing(rows[0], roles, "" if len(lacking) == len(judges) else f", judged by {', '.join(lacking)}")
+        # Trying again what a protocol refuses would only be refused again.
+        failed = [row for row in rows if row["control"] == role and row["failed"].startswith(NOT_DEFINED)]
+        refused = {row["judge"] for row in failed} - having
+        for tried in (True, False):
+            lacking = tuple(judge for judge in judges if judge not in having and (judge in refused) == tried)
+            if lacking:
+                missing.setdefault((lacking, tried), []).append(role)
+    for (lacking, tried), roles in missing.items():
+        where = "" if len(lacking) == len(judges) else f", judged by {', '.join(lacking)}"
+        yield _missing(rows[0], roles, where, tried=tried)
     for row in rows:
         if not row["control"] and row["kind"] != "ceiling":
             yield from _other_compute(row)
@@ -116,12 +124,14 @@ def about_controls(rows: Sequence[Mapping[str, Any]], judges: Sequence[str]) -> 
 _ROLES = {"random": "random real images", "coreset": "a coreset"}
 
 
-def _missing(row: Mapping[str, Any], roles: Sequence[str], where: str) -> str:
+def _missing(row: Mapping[str, Any], roles: Sequence[str], where: str, *, tried: bool) -> str:
     protocol = row["protocol"]
     named = " and ".join(_ROLES[role] for role in roles)
     said = f"Missing {'control' if len(roles) == 1 else 'controls'}: {named} with {NAMES[row['track']]}{where}."
     if asked := asked_of_the_set(PROTOCOLS[protocol]) if protocol in PROTOCOLS else []:
         return f"{said} {protocol} takes {' and '.join(asked)} from the set, and real images bring none."
+    if tried:
+        return f"{said} Under {protocol} they are not defined, as is told of each."
     return f"{said} To make {'it' if len(roles) == 1 else 'them'}: {'; '.join(_command(row, role) for role in roles)}."
 
 

@@ -12,9 +12,9 @@ from ddbench.data.scale import left_range
 from ddbench.errors import DdbenchError, RunError
 from ddbench.runs.evaluating import require_networks
 from ddbench.runs.record import RunRecord
+from ddbench.runs.resolving import CPU, Asked, Reader, Resolution, RunSpec, resolve_spec
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, run
-from ddbench.runs.spec import CPU, Asked, Reader, Resolution, RunSpec, resolve_spec
 from ddbench.runs.states import RunState, Status, judged, status_of
 
 

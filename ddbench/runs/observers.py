@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from ddbench.runs.record import RunRecord
+    from ddbench.runs.resolving import RunSpec
     from ddbench.runs.rundir import RunDir
-    from ddbench.runs.spec import RunSpec
 
 T = TypeVar("T")
 

@@ -57,7 +57,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Removal:
     """What would go, and what stays."""
 
     pieces: tuple[Piece, ...] = ()
@@ -69,7 +69,7 @@ class Plan:
         return _sum(self.pieces)
 
 
-def plan_deletion(root: Path, runs: Sequence[Listed]) -> Plan:
+def plan_deletion(root: Path, runs: Sequence[Listed]) -> Removal:
     """Whole runs. Raises: RunError for a run that a process works on, and for one outside the runs folder."""
     for run in runs:
         if run.state == "running":
@@ -77,10 +77,10 @@ def plan_deletion(root: Path, runs: Sequence[Listed]) -> Plan:
                 f"run {run.id} is being worked on {run.why}, so it is not deleted. Wait for it, or stop that process."
             )
         _refuse_outside(run.folder, root)
-    return Plan(tuple(Piece(run.folder, f"{run.state} run", run.bytes, run.folder) for run in runs))
+    return Removal(tuple(Piece(run.folder, f"{run.state} run", run.bytes, run.folder) for run in runs))
 
 
-def delete(root: Path, plan: Plan) -> Iterator[Piece | str]:
+def delete(root: Path, plan: Removal) -> Iterator[Piece | str]:
     """Delete whole runs, one after another: yields each that is gone, or a sentence on one that is not."""
     for piece in plan.pieces:
         try:
@@ -93,7 +93,7 @@ def delete(root: Path, plan: Plan) -> Iterator[Piece | str]:
             yield str(error)
 
 
-def plan_cleaning(root: Path, *, snapshots: bool = False, artifacts: bool = False) -> Plan:
+def plan_cleaning(root: Path, *, snapshots: bool = False, artifacts: bool = False) -> Removal:
     """What runs that are condensed no longer need, half-written files, and on demand snapshots and artefacts.
 
     `snapshots` takes those of condensed runs too, after which no learning curve can be drawn of them. `artifacts` takes
@@ -127,10 +127,10 @@ def plan_cleaning(root: Path, *, snapshots: bool = False, artifacts: bool = Fals
             kept.append(
                 Kept("artefacts that no unfinished run needs", _sum(free), "they took time; --artifacts takes them")
             )
-    return Plan(tuple(pieces), tuple(kept))
+    return Removal(tuple(pieces), tuple(kept))
 
 
-def clean(root: Path, plan: Plan) -> Iterator[Piece | str]:
+def clean(root: Path, plan: Removal) -> Iterator[Piece | str]:
     """Remove what `plan_cleaning` has found; looks again before each piece. Yields as `delete` does."""
     for piece in plan.pieces:
         try:

@@ -15,10 +15,10 @@ from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.evaluation.trainer import Trainer, trainer_of
 from ddbench.runs import provenance
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record
+from ddbench.runs.resolving import protocols_of
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, build_problem, dataset_of, session
 from ddbench.runs.signals import Stop
-from ddbench.runs.spec import protocols_of
 from ddbench.text import percent
 
 CONFIDENCE = 0.99

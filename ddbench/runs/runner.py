@@ -41,10 +41,10 @@ from ddbench.runs.finishing import describe, finish
 from ddbench.runs.ledger import Ledger
 from ddbench.runs.observers import Observer
 from ddbench.runs.record import CostPart, RunRecord, read_record, write_record
+from ddbench.runs.resolving import Resolution
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runspec import RunSpec
 from ddbench.runs.signals import Interrupted, Stop
-from ddbench.runs.spec import Resolution
 from ddbench.runs.states import kept_failure
 from ddbench.synthetic import SyntheticSet
 from ddbench.text import budget

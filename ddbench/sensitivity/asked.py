@@ -11,7 +11,7 @@ from ddbench.arguments import MOST_STUDENTS, Whole
 from ddbench.config import read_toml
 from ddbench.errors import ConfigError, closest
 from ddbench.evaluation.protocol import Protocol, protocol
-from ddbench.evaluation.recipes import USUAL, Recipe, parse_factors, recipes_of
+from ddbench.evaluation.recipes import USUAL, GridRecipe, parse_factors, recipes_of
 from ddbench.foreign.published_sets import is_name
 from ddbench.text import MOST_COUNT
 
@@ -38,7 +38,7 @@ class AskedGrid:
             if value is not None:
                 Whole(1, most)(name, value)
 
-    def recipes(self, base: Protocol) -> list[Recipe]:
+    def recipes(self, base: Protocol) -> list[GridRecipe]:
         """The recipes of the grid. Raises: ConfigError for what is no factor, no value and no recipe."""
         return recipes_of(base, self.factors, self.own, product=self.product)
 

@@ -21,7 +21,7 @@ from ddbench.data.dataset import Dataset
 from ddbench.engine.decode import decode
 from ddbench.errors import ConfigError, DataError, RunError, mistyped
 from ddbench.evaluation.protocol import OWN, Protocol
-from ddbench.evaluation.recipes import Recipe, budget_of, full_step
+from ddbench.evaluation.recipes import GridRecipe, base_forwards, full_step
 from ddbench.files import locked, require_locks
 from ddbench.foreign.importing import Import, bring_in, found_in
 from ddbench.foreign.importing import dataset_of as dataset_of_file
@@ -29,9 +29,9 @@ from ddbench.foreign.published_sets import place_of_sets, take
 from ddbench.foreign.terms import Said
 from ddbench.runs import provenance
 from ddbench.runs.evaluating import Cell, Judging, cells, read_evaluation, require_networks
+from ddbench.runs.resolving import protocols_of
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions, dataset_of, finished_record, problems, session
-from ddbench.runs.spec import protocols_of
 from ddbench.sensitivity.asked import AskedGrid, is_published
 from ddbench.sensitivity.order import order_of
 from ddbench.sensitivity.results import (
@@ -100,7 +100,7 @@ class Member:
         spec, own = self.folder.spec, self.synthetic
         return SetPart(
             row=row, method=spec.method, run=spec.id, seed=spec.seed, sha256=self.sha256, published=self.published,
-            images=self.images, soft=own.soft, pixels=own.pixels or spec.pixels,
+            images=self.images, soft=own.more_than_classes, pixels=own.pixels or spec.pixels,
         )  # fmt: skip
 
 
@@ -112,10 +112,10 @@ class Section:
     judge: str
     students: int
     forwards: int
-    recipes: tuple[Recipe, ...]
+    recipes: tuple[GridRecipe, ...]
     left_out: dict[str, str]
 
-    def protocol(self, recipe: Recipe, member: Member) -> Protocol:
+    def protocol(self, recipe: GridRecipe, member: Member) -> Protocol:
         """What a set is judged by under a recipe."""
         dataset = member.folder.spec.dataset
         return recipe.at(self.forwards, backbone=self.judge, dataset=dataset, images=member.images)
@@ -126,7 +126,7 @@ class ResolvedGrid:
     """A grid with its sets found and its recipes made; `place` is the file of its results."""
 
     base: Protocol
-    recipes: tuple[Recipe, ...]
+    recipes: tuple[GridRecipe, ...]
     sections: tuple[Section, ...]
     place: Path
 
@@ -135,19 +135,19 @@ class ResolvedGrid:
         cell = self.place.with_name(self.place.name + CELLS) / member.sha256[:16] / protocol.digest
         return replace(member.folder, path=cell)
 
-    def cells(self) -> Iterator[tuple[Section, Recipe, Member]]:
+    def cells(self) -> Iterator[tuple[Section, GridRecipe, Member]]:
         """All of them, section by section and recipe by recipe."""
         for section in self.sections:
             for recipe in section.recipes:
                 for member in section.members:
                     yield section, recipe, member
 
-    def file(self, section: Section, recipe: Recipe, member: Member) -> Path:
+    def file(self, section: Section, recipe: GridRecipe, member: Member) -> Path:
         """That of a cell."""
         protocol = section.protocol(recipe, member)
         return self.folder(member, protocol).evaluation(protocol, section.judge)
 
-    def found(self, section: Section, recipe: Recipe, member: Member) -> CellPart | None:
+    def found(self, section: Section, recipe: GridRecipe, member: Member) -> CellPart | None:
         """A cell that came to an end, be it as a failure; None where it is not there, or has too few students."""
         protocol, path = section.protocol(recipe, member), self.file(section, recipe, member)
         if not path.is_file():
@@ -285,10 +285,12 @@ def _judges(asked: AskedGrid, base: Protocol, column: Sequence[Member]) -> list[
     return found
 
 
-def _section_of(members: tuple[Member, ...], cell: Cell, recipes: Sequence[Recipe], forwards: int | None) -> Section:
+def _section_of(
+    members: tuple[Member, ...], cell: Cell, recipes: Sequence[GridRecipe], forwards: int | None
+) -> Section:
     spec, base = members[0].folder.spec, recipes[0].protocol
     images = spec.ipc * len(members[0].dataset.train.classes) or members[0].images
-    forwards = forwards or budget_of(base, backbone=cell.backbone, dataset=spec.dataset, images=images)
+    forwards = forwards or base_forwards(base, backbone=cell.backbone, dataset=spec.dataset, images=images)
     why = {recipe.name: _says_nothing(recipe, base, members) for recipe in recipes}
     return Section(
         members=members,
@@ -300,14 +302,14 @@ def _section_of(members: tuple[Member, ...], cell: Cell, recipes: Sequence[Recip
     )
 
 
-def _says_nothing(recipe: Recipe, base: Protocol, members: Sequence[Member]) -> str:
+def _says_nothing(recipe: GridRecipe, base: Protocol, members: Sequence[Member]) -> str:
     """Why a recipe would be another one once more, under other seeds; "" where it is one of its own."""
     changed = dict(recipe.changes)
     counts, classes = sorted({member.images for member in members}), len(members[0].dataset.train.classes)
     steps = [(full_step(recipe.protocol, n, classes), full_step(base, n, classes)) for n in counts]
     if "batch" in changed and all(one == other for one, other in steps):
         return f"sets of {' or '.join(map(str, counts))} images are trained on in the same steps either way"
-    if changed.get("labels") == "soft" and not any(member.synthetic.soft for member in members):
+    if changed.get("labels") == "soft" and not any(member.synthetic.more_than_classes for member in members):
         return "no set has soft labels of its own, so that hard ones would take their place"
     return ""
 
@@ -328,7 +330,7 @@ def _judge_all(grid: ResolvedGrid, options: RunOptions, stop: Stop, tell: Observ
 def _judge(
     grid: ResolvedGrid,
     section: Section,
-    recipe: Recipe,
+    recipe: GridRecipe,
     member: Member,
     judging: Judging,
     failed: set[Path],
@@ -388,7 +390,7 @@ def _replaced(grid: ResolvedGrid) -> str:
     return f"{lost[0]} and {len(lost) - 1} more" if len(lost) > 1 else "".join(lost)
 
 
-def _recipe_part(recipe: Recipe) -> RecipePart:
+def _recipe_part(recipe: GridRecipe) -> RecipePart:
     return RecipePart(
         name=recipe.name,
         protocol=recipe.protocol.id,

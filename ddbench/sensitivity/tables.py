@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from ddbench.sensitivity.results import AgreementPart, OrderPart, Results, ScorePart, SectionPart
+from ddbench.sensitivity.results import AgreementPart, OrderPart, RecipePart, Results, ScorePart, SectionPart
 from ddbench.text import budget, percent
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ def rows(section: SectionPart) -> list[list[str]]:
     ]
 
 
-def sentences(section: SectionPart) -> Iterator[str]:
-    """What a section says in words: W, pairs that change places, and what was left out or failed."""
+def sentences(section: SectionPart, recipes: Sequence[RecipePart]) -> Iterator[str]:
+    """What a section says in words: W, pairs that change places, two tracks of labels in one row, and what was left out
+    or failed. `recipes` are those of all results."""
     order = section.order
     if order is None:
         yield "Not all of it is there yet; the same command goes on."
@@ -52,6 +53,13 @@ def sentences(section: SectionPart) -> Iterator[str]:
     if order.w is not None:
         yield f"Kendall's W of all recipes: {order.w:.2f}{_interval(order.w_low, order.w_high)}."
     yield from _changes(order)
+    soft, classes = _with_own_labels(section)
+    own = [one.name for one in recipes if _takes_own_labels(one) and one.name not in section.left_out]
+    if own and soft and classes:
+        yield (
+            f"Under {_listed(own)} students of {_listed(classes)} learn classes, as they have no other labels, and "
+            f"those of {_listed(soft)} soft labels: two tracks in one row, of which boards make two tables."
+        )
     for recipe, why in section.left_out.items():
         yield f"{recipe} is left out: {why}."
     if alone := [row.row for row in order.rows if row.sets == 1]:
@@ -69,7 +77,7 @@ def text(results: Results) -> str:
     parts = []
     for section in results.sections:
         table = tabulate(rows(section), headers(section), tablefmt="simple", disable_numparse=True)
-        parts.append("\n".join([title(section), table, *sentences(section)]))
+        parts.append("\n".join([title(section), table, *sentences(section, results.recipes)]))
     return "\n\n".join(parts)
 
 
@@ -88,13 +96,15 @@ def _records(results: Results) -> Iterator[dict[str, Any]]:
     known = {recipe.name: recipe for recipe in results.recipes}
     for section in results.sections:
         agreement = {} if section.order is None else {one.recipe: one for one in section.order.agreement}
+        _, classes = _with_own_labels(section)
         for row in () if section.order is None else section.order.rows:
             for score in row.scores:
                 recipe, one = known[score.recipe], agreement.get(score.recipe)
                 low, high = (one.low, one.high) if one is not None else (None, None)
                 yield {
                     "dataset": section.dataset, "ipc": section.ipc, "judge": section.judge, "recipe": recipe.name,
-                    "protocol": recipe.protocol, "track": recipe.track,
+                    "protocol": recipe.protocol,
+                    "track": "hard" if row.row in classes and _takes_own_labels(recipe) else recipe.track,
                     "forwards": max(1, round(Fraction(recipe.times) * section.forwards)), "method": row.row,
                     "sets": row.sets, "students": section.students, "mean": score.mean, "ci95": score.ci95,
                     "rank": score.rank, "tau": one and one.tau, "tau_low": low, "tau_high": high,
@@ -103,6 +113,18 @@ def _records(results: Results) -> Iterator[dict[str, Any]]:
 
 def _names(section: SectionPart) -> list[str]:
     return list(dict.fromkeys(part.row for part in section.sets))
+
+
+def _takes_own_labels(recipe: RecipePart) -> bool:
+    """Whether students learn a set's own labels as they are, which are classes where it has no others."""
+    return recipe.track == "soft" and recipe.fields["trainer"] == "sgd"
+
+
+def _with_own_labels(section: SectionPart) -> tuple[list[str], list[str]]:
+    """The methods whose sets have soft labels of their own, and those whose sets have classes alone."""
+    soft = {part.row for part in section.sets if part.soft}
+    names = _names(section)
+    return [name for name in names if name in soft], [name for name in names if name not in soft]
 
 
 def _images(section: SectionPart, recipe: str) -> str:

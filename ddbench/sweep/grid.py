@@ -16,8 +16,8 @@ from ddbench.arguments import MOST_IPC, MOST_STUDENTS
 from ddbench.config import parse_assignments, parse_selection, read_toml
 from ddbench.errors import ConfigError, closest
 from ddbench.plugins import same_name
+from ddbench.runs.resolving import Asked, find_method
 from ddbench.runs.selecting import old_names
-from ddbench.runs.spec import Asked, find_method
 from ddbench.text import MOST_COUNT
 
 T = TypeVar("T")

@@ -21,8 +21,8 @@ from ddbench.foreign.starting import read_start
 from ddbench.runs.batch import Outcome
 from ddbench.runs.devices import choose_device, visible_devices
 from ddbench.runs.places import place_of
+from ddbench.runs.resolving import Asked, resolve_spec
 from ddbench.runs.signals import AGAIN, Interrupted
-from ddbench.runs.spec import Asked, resolve_spec
 from ddbench.runs.states import Status, read_failure, write_failure
 from ddbench.sweep.grid import asked_from_json, asked_to_json
 from ddbench.sweep.pool import Pool

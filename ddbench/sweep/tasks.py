@@ -16,8 +16,8 @@ from ddbench.foreign.starting import read_start
 from ddbench.runs.batch import Outcome, resolve_whole, what_is_done
 from ddbench.runs.condensing import SNAPSHOTS
 from ddbench.runs.record import read_record
+from ddbench.runs.resolving import CPU, Asked, Resolution
 from ddbench.runs.rundir import RECORD
-from ddbench.runs.spec import CPU, Asked, Resolution
 from ddbench.runs.states import Status, status_of
 
 

@@ -51,7 +51,7 @@ def main() -> int:
     from ddbench.errors import DdbenchError
     from ddbench.foreign.starting import read_start
     from ddbench.runs.batch import run_one
-    from ddbench.runs.spec import resolve_spec
+    from ddbench.runs.resolving import resolve_spec
     from ddbench.runs.states import write_failure
     from ddbench.sweep.grid import asked_from_json
 

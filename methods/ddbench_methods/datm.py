@@ -4,7 +4,6 @@ Guo, Wang, Cazenavette, Li, Zhang and You, "Towards Lossless Dataset Distillatio
 Matching", ICLR 2024, arXiv 2310.05773.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -12,14 +11,13 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, optim
+from torch import Tensor
 
-from ddbench import MethodInfo, Metrics, Problem, Rng, SyntheticSet, Variables
+from ddbench import MethodInfo, Problem, Rng, SyntheticSet, Variables
 from ddbench.config import later
-from ddbench.engine.augment import Draw
 from ddbench.initial import starting_images
 from ddbench.training.experts import Trajectories, expert_of, logits_of
-from ddbench_methods.mtt import MTT, MTTConfig, MTTState, mismatch
+from ddbench_methods.mtt import MTT, MTTConfig, MTTState
 
 
 class DATMConfig(MTTConfig):
@@ -93,18 +91,6 @@ class DATM(MTT):
             logits=logits, averages=[*state.averages, logits.detach().clone()] if state.averages else [],
         )  # fmt: skip
 
-    def update(
-        self, problem: Problem, state: MTTState, start: Tensor, target: Tensor, rows: Tensor, view: Draw | None
-    ) -> Metrics:
-        loss = mismatch(state, start, target, rows, view, self.sizes(len(state.images)))
-        state.optimizer.zero_grad()
-        loss.backward()
-        near = loss.detach() <= (math.inf if self.config.threshold is None else self.config.threshold)
-        step_where(near, state.optimizer)
-        state.average(self.config.ema)
-        lr = state.lr.detach().clone()
-        return {"loss": loss.detach(), "lr": lr, "log_lr": lr.log(), "taken": near.float()}
-
     def export(self, problem: Problem, state: MTTState) -> SyntheticSet:
         """Raises: DivergedError where the step size is not positive."""
         assert isinstance(state, DATMState)
@@ -154,16 +140,3 @@ def seen_rightly(problem: Problem, networks: Sequence[Variables], label: int, rn
         right = (logits_of(problem, network, problem.real.take(left)).argmax(dim=1) == label).cpu()
         chosen, left = torch.cat([chosen, left[right]]), left[~right]
     return torch.cat([chosen, left])[: problem.ipc]
-
-
-@torch.no_grad()
-def step_where(wanted: Tensor, optimizer: optim.Optimizer) -> None:
-    """Take a step of SGD with momentum if the scalar `wanted` says so; nothing waits for the device to know."""
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    momentum = [optimizer.state[param].get("momentum_buffer") for param in params]
-    before = [(param.clone(), None if v is None else v.clone()) for param, v in zip(params, momentum, strict=True)]
-    optimizer.step()
-    for param, (value, velocity) in zip(params, before, strict=True):
-        param.copy_(torch.where(wanted, param, value))
-        moved = optimizer.state[param]["momentum_buffer"]
-        moved.copy_(torch.where(wanted, moved, torch.zeros_like(moved) if velocity is None else velocity))

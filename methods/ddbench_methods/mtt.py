@@ -75,6 +75,9 @@ class MTTConfig(MethodConfig):
         lt=1,
         description="Decay of the moving average of the images that becomes the set (FTD). 0: the last.",
     )
+    threshold: float | None = later(
+        None, gt=0, description="An iteration whose loss is above this one changes nothing (DATM: 1). none: all do."
+    )
     teacher_labels: bool = later(
         False,
         description="Whether each iteration gives images the labels that the expert gives them where the student has "
@@ -137,7 +140,8 @@ class MTT(Method[MTTState]):
         learns=("images", "step size"),
         native="mtt@1",
         advice="The step size lr is learned and must stay positive; log_lr is its logarithm. "
-        "Smaller values usually help: --set lr_lr=..., --set lr_images=...",
+        "Smaller values usually help: --set lr_lr=..., --set lr_images=...; and so does --set threshold=1.2, by which "
+        "inner loops that diverge are left out",
         memory_advice="--set grad=adjoint needs the memory of one inner step, --set batch_syn=100 that of 100 images",
     )
     Config = MTTConfig
@@ -196,11 +200,17 @@ class MTT(Method[MTTState]):
         loss = mismatch(state, start, target, rows, view, self.sizes(len(state.images)))
         state.optimizer.zero_grad()
         loss.backward()
-        state.optimizer.step()
+        told = {}
+        if self.config.threshold is None:
+            state.optimizer.step()
+        else:
+            near = loss.detach() <= self.config.threshold
+            step_where(near, state.optimizer)
+            told["taken"] = near.float()
         state.average(self.config.ema)
         lr = state.lr.detach().clone()
         # Not a number where the step size is not positive, which stops the run.
-        return {"loss": loss.detach(), "lr": lr, "log_lr": lr.log()}
+        return {"loss": loss.detach(), "lr": lr, "log_lr": lr.log(), **told}
 
     def export(self, problem: Problem, state: MTTState) -> SyntheticSet:
         """Raises: DivergedError where the step size is not positive."""
@@ -276,3 +286,18 @@ def seen(images: Tensor, rows: Tensor, view: Draw | None) -> Tensor:
     """[n, C, H, W] -> [N, B, C, H, W]: what each student step sees."""
     x = images.index_select(0, rows.flatten()).unflatten(0, rows.shape)
     return x if view is None else view(x)
+
+
+@torch.no_grad()
+def step_where(wanted: Tensor, optimizer: optim.Optimizer) -> None:
+    """Take a step of SGD if the scalar `wanted` says so, else leave parameters and momenta as they are; nothing waits
+    for the device to know."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    momentum = [optimizer.state[param].get("momentum_buffer") for param in params]
+    before = [(param.clone(), None if v is None else v.clone()) for param, v in zip(params, momentum, strict=True)]
+    optimizer.step()
+    for param, (value, velocity) in zip(params, before, strict=True):
+        param.copy_(torch.where(wanted, param, value))
+        moved = optimizer.state[param].get("momentum_buffer")
+        if moved is not None:  # there is none without momentum
+            moved.copy_(torch.where(wanted, moved, torch.zeros_like(moved) if velocity is None else velocity))

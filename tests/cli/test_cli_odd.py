@@ -26,7 +26,7 @@ from ddbench.data.tensors import DatasetTensors
 from ddbench.errors import ConfigError, PluginError, RunError
 from ddbench.files import locked
 from ddbench.plugins import GROUPS, load
-from ddbench.runs.spec import Asked, find_method, resolve_spec
+from ddbench.runs.resolving import Asked, find_method, resolve_spec
 
 
 @pytest.mark.parametrize(

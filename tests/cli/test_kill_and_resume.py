@@ -45,7 +45,7 @@ import torch
 
 from ddbench.errors import DdbenchError
 from ddbench.runs.runner import Interrupted, RunOptions, run
-from ddbench.runs.spec import Asked, resolve_spec
+from ddbench.runs.resolving import Asked, resolve_spec
 
 def work(order):
     options = {"iterations": order["iterations"], "batch_real": 4}

@@ -27,7 +27,7 @@ from ddbench.config import Layer, parse_assignments, read_settings, resolve
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.data.sources import load
 from ddbench.evaluation.protocol import PROTOCOLS, protocol
-from ddbench.runs.spec import find_method, foresee
+from ddbench.runs.resolving import find_method, foresee
 from ddbench.sweep.grid import expand, read_sweep
 from ddbench.testing import contract
 

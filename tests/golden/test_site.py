@@ -15,7 +15,7 @@ from ddbench.leaderboard import boards
 from ddbench.leaderboard.sheets import wrong_sheets
 from ddbench.plugins import GROUPS, listing
 from ddbench.runs.record import read_record
-from ddbench.runs.spec import find_method
+from ddbench.runs.resolving import find_method
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

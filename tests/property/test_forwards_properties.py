@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ddbench import Protocol, Rng
 from ddbench.evaluation.forwards import expected_forwards
 from ddbench.evaluation.plan import counted
-from ddbench.evaluation.recipes import Recipe, budget_of, recipes_of
+from ddbench.evaluation.recipes import GridRecipe, base_forwards, recipes_of
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import TrainingPlan
 
@@ -54,12 +54,12 @@ def test_all_recipes_train_on_equally_many_images_of_sets_of_any_size(
 ) -> None:
     length_of = {"epochs": None, "steps": length} if by_steps else {"epochs": length}
     base = Protocol(name="tiny", options=SGDOptions(batch=base_batch, **length_of), backbones=("mlp",))
-    budget = budget_of(base, images=n, **WHERE)
+    budget = base_forwards(base, images=n, **WHERE)
     for recipe in recipes_of(base, FACTORS | {"batch": [batch]}):
         for images in (n, n * tiles):
             protocol = recipe.at(budget, images=images, **WHERE)
             found = seen(plan_of(images, protocol.options))
-            wanted = recipe.budget(budget)
+            wanted = recipe.forwards_of(budget)
             step = min(protocol.options.batch, images)
             assert abs(found - wanted) <= step / 2 or plan_of(images, protocol.options).steps == 1
             assert found == expected_forwards(protocol, "mlp", "digits", images)
@@ -84,5 +84,5 @@ def test_the_step_size_falls_as_far_into_a_budget_as_into_the_epochs(
 
 
 def test_a_budget_is_a_multiple_to_the_nearest_image() -> None:
-    recipe = Recipe(Protocol(name="tiny"), times=Fraction(1, 3))
-    assert [recipe.budget(n) for n in (1, 2, 300)] == [1, 1, 100]
+    recipe = GridRecipe(Protocol(name="tiny"), times=Fraction(1, 3))
+    assert [recipe.forwards_of(n) for n in (1, 2, 300)] == [1, 1, 100]

@@ -17,8 +17,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with one finished run, DM on the digits; to be copied, not changed."""
     import torch
 
+    from ddbench.runs.resolving import Asked, resolve_spec
     from ddbench.runs.runner import RunOptions, run
-    from ddbench.runs.spec import Asked, resolve_spec
 
     place = tmp_path_factory.mktemp("made")
     (place / "tiny.toml").write_text(PROTOCOL)

@@ -15,7 +15,7 @@ from ddbench.backbones.names import build
 from ddbench.backbones.variables import Variables
 from ddbench.costs import bench
 from ddbench.costs.bench import (
-    Asked,
+    AskedBench,
     Bench,
     Result,
     StudentPart,
@@ -36,8 +36,7 @@ from ddbench.errors import ConfigError, RunError
 from ddbench.evaluation.protocol import Protocol
 from ddbench.files import write_json
 from ddbench.rng import Rng
-from ddbench.runs.spec import Asked as AskedRun
-from ddbench.runs.spec import Resolution, resolve_spec
+from ddbench.runs.resolving import Asked, Resolution, resolve_spec
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import TrainingPlan
 from ddbench.training.students import train_students
@@ -116,7 +115,7 @@ def test_a_bench_of_every_loop_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     short = Protocol(name="short", options=SGDOptions(epochs=None, steps=8))
     monkeypatch.setattr(bench, "PROTOCOL", short)
     monkeypatch.setattr(bench, "TEST_IMAGES", 100)
-    asked = Asked(device=CPU, backbones=("convnet-w8",), ipcs=(1,), students=2, seconds=0.1)
+    asked = AskedBench(device=CPU, backbones=("convnet-w8",), ipcs=(1,), students=2, seconds=0.1)
     said: list[str] = []
     found = measure(asked, said.append)
     product, copy, method, student = found.results
@@ -138,7 +137,7 @@ def test_a_bench_of_every_loop_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_experts_are_timed_by_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bench.EXPERT_PER_CLASS, "cpu", 64)
-    (found,) = measure(Asked(device=CPU, backbones=["convnet-d1-w8"], loops=["experts"])).results
+    (found,) = measure(AskedBench(device=CPU, backbones=["convnet-d1-w8"], loops=["experts"])).results
     assert found.name == "expert epoch convnet-d1-w8, 640 images"
     assert found.images_per_second == pytest.approx(640 / found.ms * 1000)
     assert found.setup_seconds is not None
@@ -146,14 +145,16 @@ def test_experts_are_timed_by_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_method_that_trains_experts_is_timed_with_few_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "PER_CLASS", 64)
-    asked = Asked(device=CPU, backbones=["convnet-d1-w8"], loops=["methods"], methods=["mtt"], ipcs=[1], seconds=0.1)
+    asked = AskedBench(
+        device=CPU, backbones=["convnet-d1-w8"], loops=["methods"], methods=["mtt"], ipcs=[1], seconds=0.1
+    )
     (found,) = measure(asked).results
     assert found.name == "mtt ipc1 convnet-d1-w8"
 
 
 def test_a_method_without_steps_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="random takes 0 steps"):
-        measure(Asked(device=CPU, methods=("random",), backbones=("convnet-w8",), ipcs=(1,), loops=("methods",)))
+        measure(AskedBench(device=CPU, methods=("random",), backbones=("convnet-w8",), ipcs=(1,), loops=("methods",)))
 
 
 def test_a_difference_within_the_spread_is_marked() -> None:
@@ -208,12 +209,12 @@ def test_only_times_of_this_very_machine_are_used(tmp_path: Path) -> None:
 
 def digits(folder: Path) -> Resolution:
     (folder / "tiny.toml").write_text('name = "tiny"\nbackbones = ["mlp"]\nstudents = 4\n[options]\nsteps = 400\n')
-    asked = AskedRun("random", "digits", ipc=2, protocols=(str(folder / "tiny.toml"),))
+    asked = Asked("random", "digits", ipc=2, protocols=(str(folder / "tiny.toml"),))
     return resolve_spec(asked, folder)
 
 
 def judging(asked: Resolution, root: Path) -> Phase:
-    return next(p for p in estimate(asked, root=root, device=CPU, budget=1.0).phases if "evaluate" in p.name)
+    return next(p for p in estimate(asked, root=root, device=CPU, limit=1.0).phases if "evaluate" in p.name)
 
 
 @pytest.mark.parametrize(("change", "used"), [({}, True), ({"backbone": "lenet"}, False), ({"images": 10}, False)])

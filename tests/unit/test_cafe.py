@@ -22,8 +22,8 @@ from ddbench.loop import condense
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs.observers import read_log
 from ddbench.runs.record import read_record
+from ddbench.runs.resolving import QUICK, Asked, resolve_spec
 from ddbench.runs.runner import RunOptions, run
-from ddbench.runs.spec import QUICK, Asked, resolve_spec
 from ddbench.testing.contract import problem_for_checks
 from ddbench_methods.cafe import Rounds, Watch, aligned_taps
 

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ddbench.data import sources
-from ddbench.runs.spec import foresee
+from ddbench.data import catalogue, sources
+from ddbench.evaluation.forwards import legacy_strategy
+from ddbench.evaluation.protocol import protocol
+from ddbench.runs.evaluating import cells
+from ddbench.runs.resolving import foresee
 from ddbench.sweep.grid import read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +37,19 @@ def test_every_run_of_the_campaign_can_be_resolved_and_says_its_precision(path: 
     assert all(asked.precision for asked in requests)
     # Settings that no paper has would be resolved to defaults without a word; other presets are refused there.
     assert {foresee(asked).preset for asked in requests} <= {"paper", "ftd", "tesla", "authors", "minimax"}
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=[path.stem for path in SWEEPS])
+def test_no_run_of_the_campaign_asks_for_a_reading_that_its_dataset_refuses(path: Path) -> None:
+    # Such a judge would say so when the set is made, which may have taken an hour of a GPU.
+    for asked in read_sweep(path):
+        spec = foresee(asked)
+        judged = cells(
+            map(protocol, spec.protocols), spec.judges, None, catalogue.info(spec.dataset).shape, own=spec.backbone
+        )
+        for cell in judged:
+            if cell.protocol.augment == "dc":
+                assert legacy_strategy(cell.backbone, spec.dataset) == "none", (cell.protocol.id, spec.dataset)
 
 
 def test_a_precision_is_accepted_by_forty_pairs_whose_interval_lies_inside_the_bound() -> None:

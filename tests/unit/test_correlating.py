@@ -26,8 +26,8 @@ from ddbench.runs.correlating import correlate, correlation, logged_before, spea
 from ddbench.runs.evaluating import Curve
 from ddbench.runs.observers import MetricLog, read_log
 from ddbench.runs.record import CurvePoint, read_record
+from ddbench.runs.resolving import Asked, resolve_spec
 from ddbench.runs.runner import RunOptions, run
-from ddbench.runs.spec import Asked, resolve_spec
 from ddbench.testing.contract import problem_for_checks
 
 Points = st.lists(st.integers(-50, 50), min_size=4, max_size=12, unique=True)

@@ -19,9 +19,9 @@ from ddbench.leaderboard import boards
 from ddbench.runs.evaluating import read_evaluation
 from ddbench.runs.ledger import Ledger
 from ddbench.runs.record import RunRecord, read_record
+from ddbench.runs.resolving import Asked, Resolution, resolve_spec
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, evaluate_run, run
-from ddbench.runs.spec import Asked, Resolution, resolve_spec
 from ddbench.training.options import SGDOptions
 
 TINY = Protocol(name="tiny", augment="none", backbones=("mlp",), students=1, options=SGDOptions(epochs=0, batch=4))

@@ -16,7 +16,7 @@ from ddbench.engine.augment import OPS
 from ddbench.errors import ConfigError
 from ddbench.loop import condense
 from ddbench.plugins import GROUPS, load_object
-from ddbench.runs.spec import QUICK
+from ddbench.runs.resolving import QUICK
 from ddbench.testing.contract import problem_for_checks
 
 DC, DSA = (load_object(GROUPS["method"], name) for name in ("dc", "dsa"))

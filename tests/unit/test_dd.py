@@ -15,7 +15,7 @@ from ddbench.config import preset_layers, resolve
 from ddbench.errors import ConfigError
 from ddbench.loop import condense
 from ddbench.plugins import GROUPS, load_object
-from ddbench.runs.spec import QUICK, Asked, foresee
+from ddbench.runs.resolving import QUICK, Asked, foresee
 from ddbench.synthetic import load, save
 from ddbench.testing import contract
 from ddbench.testing.contract import problem_for_checks

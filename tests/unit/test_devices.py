@@ -31,7 +31,7 @@ from ddbench.plugins import GROUPS, load_object
 from ddbench.rng import Rng
 from ddbench.runs.devices import choose_device, visible_devices
 from ddbench.runs.places import likely_devices, place_of
-from ddbench.runs.spec import Asked, foresee
+from ddbench.runs.resolving import Asked, foresee
 from ddbench.synthetic import Recipe, SyntheticSet
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.students import students_together

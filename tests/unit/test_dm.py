@@ -13,7 +13,7 @@ from ddbench.backbones.names import build
 from ddbench.config import preset_layers, resolve
 from ddbench.loop import condense
 from ddbench.plugins import GROUPS, load_object
-from ddbench.runs.spec import QUICK
+from ddbench.runs.resolving import QUICK
 from ddbench.testing.contract import problem_for_checks
 
 DM = load_object(GROUPS["method"], "dm")

@@ -13,12 +13,12 @@ from ddbench.costs.estimate import Estimate, estimate
 from ddbench.evaluation.krr import KRRTrainer
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.evaluation.trainer import Predictor
+from ddbench.runs.resolving import Asked, Resolution, resolve_spec
 from ddbench.runs.runner import RunOptions, prepare, run
-from ddbench.runs.spec import Asked, Resolution, resolve_spec
 from ddbench_methods.dm import DM
 
 CPU = torch.device("cpu")
-# A budget that no machine exceeds, be it busy: what is measured is bounded by its number of steps.
+# A limit that no machine exceeds, be it busy: what is measured is bounded by its number of steps.
 PLENTY = 1000.0
 
 
@@ -61,7 +61,7 @@ class Work:
 def test_a_run_takes_as_long_as_was_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = resolution("dm", tmp_path, "iterations=30", "batch_real=16")
     Work(monkeypatch)
-    found = estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY)
+    found = estimate(asked, root=tmp_path / "runs", device=CPU, limit=PLENTY)
     record = run(asked, RunOptions(root=tmp_path / "runs", data_root=tmp_path, device=CPU))
     told = phases(found)
     assert told["condense"][0] == pytest.approx(record.cost["condense"].seconds) == 15
@@ -92,7 +92,7 @@ def test_what_only_the_set_tells_is_not_told_before_there_is_one(tmp_path: Path)
     assignments = ("experts=40", "start_epochs=3", "expert_span=1")
     options = {"protocols": ("mtt",), "judges": ("mlp",), "options": parse_assignments(assignments)}
     asked = resolve_spec(Asked("mtt", "digits", ipc=1, **options), tmp_path)  # type: ignore[arg-type]
-    found = estimate(asked, root=tmp_path / "runs", device=CPU, budget=0.5)
+    found = estimate(asked, root=tmp_path / "runs", device=CPU, limit=0.5)
     assert not found.complete
     told = phases(found)
     assert told["prepare"][0] is None
@@ -107,7 +107,7 @@ def test_the_test_images_are_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
     asked = resolution("random", tmp_path)
     monkeypatch.setattr(type(asked.dataset.test), "load", forbidden)
-    assert estimate(asked, root=tmp_path / "runs", device=CPU, budget=1.0).complete
+    assert estimate(asked, root=tmp_path / "runs", device=CPU, limit=1.0).complete
 
 
 def test_a_large_whitening_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,16 +115,16 @@ def test_a_large_whitening_is_not_begun(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("ddbench.data.pixels.SMALL_WHITENING", 1)
     asked = resolve_spec(Asked("random", "digits", ipc=1, pixels="zca", protocols=("quick",)), tmp_path)
     runs = tmp_path / "runs"
-    found = estimate(asked, root=runs, device=CPU, budget=1.0)
+    found = estimate(asked, root=runs, device=CPU, limit=1.0)
     assert phases(found)["pixels"] == (None, "fitting zca(eps=0.1) takes more than 0.25 s, once for this dataset")
     assert not runs.exists()
     prepare(asked, RunOptions(root=runs, data_root=tmp_path, device=CPU))
-    assert "pixels" not in phases(estimate(asked, root=runs, device=CPU, budget=1.0))
+    assert "pixels" not in phases(estimate(asked, root=runs, device=CPU, limit=1.0))
 
 
 def test_getting_ready_for_a_student_has_a_limit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddbench.evaluation.sgd.SGDTrainer.steps", property(lambda self: time.sleep(30)))
-    found = estimate(resolution("random", tmp_path), root=tmp_path / "runs", device=CPU, budget=1.0)
+    found = estimate(resolution("random", tmp_path), root=tmp_path / "runs", device=CPU, limit=1.0)
     assert phases(found)["evaluate tiny@1 mlp"] == (None, "getting ready for a student takes more than 0.5 s")
 
 
@@ -142,7 +142,7 @@ def test_kernel_regression_is_timed_by_its_own_predictions(tmp_path: Path, monke
         return wait
 
     monkeypatch.setattr(KRRTrainer, "train", slow)
-    found = estimate(asked, root=tmp_path, device=CPU, budget=PLENTY)
+    found = estimate(asked, root=tmp_path, device=CPU, limit=PLENTY)
     seconds, basis = phases(found)["evaluate krr-fc1@1 fc1 kernel"]
     # Of students that are all alike there is one.
     assert seconds == pytest.approx(0.002 * asked.dataset.manifest["test"]["images"])
@@ -154,7 +154,7 @@ def test_networks_that_choose_are_counted(tmp_path: Path) -> None:
     asked = resolve_spec(
         Asked("mtt", "digits", ipc=1, backbone="mlp", options=parse_assignments(assignments)), tmp_path
     )
-    seconds, basis = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY))["choose by mtt@1"]
+    seconds, basis = phases(estimate(asked, root=tmp_path / "runs", device=CPU, limit=PLENTY))["choose by mtt@1"]
     assert seconds is not None
     assert basis.startswith("6 students x 1001 steps")
 
@@ -163,7 +163,7 @@ def test_networks_by_which_a_step_size_is_chosen_are_counted(tmp_path: Path) -> 
     native = 'name = "tiny-kip"\ntrainer = "finite-width"\nlabels = "soft"\nbackbones = ["mlp"]\nstudents = 2\n'
     (tmp_path / "kip.toml").write_text(native + "[options]\nsteps = 1000\nlr_factors = [1.0, 0.1, 0.01]\n")
     asked = resolve_spec(Asked("random", "digits", ipc=1, protocols=(str(tmp_path / "kip.toml"),)), tmp_path)
-    _, basis = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY))["evaluate tiny-kip@1 mlp"]
+    _, basis = phases(estimate(asked, root=tmp_path / "runs", device=CPU, limit=PLENTY))["evaluate tiny-kip@1 mlp"]
     assert basis.startswith("2 students and 3 to choose by x 1000 steps")
 
 
@@ -173,7 +173,7 @@ def test_choosing_is_a_phase_of_its_own_where_there_are_steps(
 ) -> None:
     small = {"experts": 1, "start_epochs": 1, "expert_span": 1, "inner_steps": 1, "iterations": iterations}
     asked = resolve_spec(Asked("mtt", "digits", ipc=1, backbone="mlp", options=small, select={"every": 1}), tmp_path)
-    told = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY))
+    told = phases(estimate(asked, root=tmp_path / "runs", device=CPU, limit=PLENTY))
     assert ("choose by mtt@1" in told) == (students is not None)
     assert students is None or told["choose by mtt@1"][1].startswith(students)
 
@@ -188,14 +188,14 @@ def test_choosing_is_a_phase_of_its_own_where_there_are_steps(
 def test_a_set_is_judged_in_its_own_space(tmp_path: Path, method: str, assignments: tuple[str, ...]) -> None:
     options: dict[str, Any] = {"pixels": "zca", "backbone": "mlp", "protocols": ("quick",), "judges": ("mlp",)}
     asked = resolve_spec(Asked(method, "digits", ipc=1, options=parse_assignments(assignments), **options), tmp_path)
-    told = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY))
+    told = phases(estimate(asked, root=tmp_path / "runs", device=CPU, limit=PLENTY))
     assert told["evaluate quick@1 mlp"][0] is not None
     assert any(name.startswith("choose by ") for name in told)
 
 
 def test_a_length_that_is_found_while_condensing_is_not_told(tmp_path: Path) -> None:
     asked = resolve_spec(Asked("ld", "digits", ipc=1, protocols=("ld", "quick"), judges=("mlp",)), tmp_path)
-    told = phases(estimate(asked, root=tmp_path / "runs", device=CPU, budget=PLENTY))
+    told = phases(estimate(asked, root=tmp_path / "runs", device=CPU, limit=PLENTY))
     unknown = (None, "cannot be told before the set says how long to train on it")
     assert told["choose by ld@1"] == told["evaluate ld@1 mlp"] == unknown
     assert told["evaluate quick@1 mlp"][0] is not None
@@ -204,5 +204,5 @@ def test_a_length_that_is_found_while_condensing_is_not_told(tmp_path: Path) -> 
 def test_a_prediction_that_takes_too_long_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = resolve_spec(Asked("random", "digits", ipc=2, protocols=("krr-fc1",), judges=("mlp",)), tmp_path)
     monkeypatch.setattr(KRRTrainer, "train", lambda *_: lambda x: time.sleep(30))
-    seconds, basis = phases(estimate(asked, root=tmp_path, device=CPU, budget=1.0))["evaluate krr-fc1@1 fc1 kernel"]
+    seconds, basis = phases(estimate(asked, root=tmp_path, device=CPU, limit=1.0))["evaluate krr-fc1@1 fc1 kernel"]
     assert (seconds, basis) == (None, "predicting one image takes too long to be measured")

@@ -15,7 +15,7 @@ from ddbench.backbones import build
 from ddbench.engine.augment import draw_many
 from ddbench.engine.mixing import Mix
 from ddbench.errors import ConfigError, DivergedError
-from ddbench.runs.spec import Asked, foresee
+from ddbench.runs.resolving import Asked, foresee
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.experts import ExpertEnds, ExpertTrajectories, Trajectories, flatten
 from ddbench_methods.dance import DANCE, DANCEConfig

@@ -6,7 +6,7 @@ import pytest
 
 from ddbench.errors import PluginError
 from ddbench.plugins import GROUPS, TRAINERS, load
-from ddbench.runs.spec import find_method
+from ddbench.runs.resolving import find_method
 
 METHOD = """
 from ddbench import Method, MethodConfig, MethodInfo, State

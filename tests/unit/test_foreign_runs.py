@@ -10,9 +10,9 @@ import pytest
 from ddbench.backbones import names as backbones
 from ddbench.errors import ConfigError, DdbenchError, RunError
 from ddbench.files import write_json
+from ddbench.runs.resolving import protocols_of
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runspec import SCHEMA, RunSpec
-from ddbench.runs.spec import protocols_of
 
 SPEC = RunSpec(
     method="dm", provided_by="ddbench 0.1.0", method_sha256=None, dataset="toy", data_fingerprint="b2:00", ipc=1,

@@ -28,8 +28,8 @@ from ddbench.ntk.architectures import architecture
 from ddbench.ntk.kernel import kernel
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs.evaluating import cells
+from ddbench.runs.resolving import QUICK, Asked, resolve_spec
 from ddbench.runs.runner import RunOptions, run
-from ddbench.runs.spec import QUICK, Asked, resolve_spec
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.plan import TrainingPlan
 from ddbench_methods.kip import moved

@@ -17,7 +17,7 @@ from ddbench.data.tensors import RealImages
 from ddbench.engine.precision import Precision
 from ddbench.errors import ConfigError
 from ddbench.plugins import GROUPS, load_object
-from ddbench.runs.spec import QUICK, Asked, foresee
+from ddbench.runs.resolving import QUICK, Asked, foresee
 from ddbench.testing import contract
 from ddbench.testing.contract import problem_for_checks
 

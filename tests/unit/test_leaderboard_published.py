@@ -14,6 +14,10 @@ from ddbench.leaderboard.published import (
     published_file,
     read_published,
 )
+from ddbench.leaderboard.published import (
+    FORMS as FORMS_OF_METHODS,
+)
+from ddbench.runs.resolving import find_method
 
 CHECKOUT = Path(__file__).resolve().parents[2] / "leaderboards" / "published.csv"
 ELSEWHERE = {"imagenet-1k", "imagenet-10"}
@@ -128,3 +132,62 @@ def test_a_number_stands_beside_the_options_that_it_was_published_of() -> None:
     # Under the recipe of its other variant too, cafe has its own number.
     assert [row["method"] for row in beside("cafe", "dsa@1", {"dsa": False}, numbers)] == ["cafe", "cafe+others"]
     assert [row["method"] for row in beside("cafe", "cafe@1", {"dsa": True}, numbers)] == ["cafe+dsa"]
+
+
+MTT = {"grad": "auto", "experts": 100}  # as records have it: what came later and is at its default is left out
+FORMS = ("mtt", "ftd", "tesla", "ncfm", "ncfm minimax", "ncfm minimax table 1")
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "expected"),
+    [
+        ("mtt", MTT, ["mtt"]),
+        ("mtt", MTT | {"rho_experts": 0.01, "ema": 0.9995}, ["ftd"]),
+        # One of FTD's two factors was published by nobody.
+        ("mtt", MTT | {"rho_experts": 0.01}, []),
+        ("mtt", MTT | {"ema": 0.9995}, []),
+        ("mtt", MTT | {"grad": "tesla"}, ["tesla"]),
+        ("ncfm", {}, ["ncfm"]),
+        ("ncfm", {"learned_frequencies": True}, ["ncfm minimax", "ncfm minimax table 1"]),
+    ],
+)
+def test_what_papers_count_as_a_method_stands_beside_the_options_that_make_it(
+    method: str, config: dict[str, object], expected: list[str]
+) -> None:
+    numbers = [{"method": label, "protocol": "own"} for label in FORMS]
+    assert [row["method"] for row in of_options(method, config, numbers)] == expected
+    if expected:
+        assert called(method, config, FORMS) == expected[0]
+
+
+def test_each_form_is_told_by_options_that_its_method_has() -> None:
+    labels = set(read_published()["method"])
+    for label, (method, options) in FORMS_OF_METHODS.items():
+        assert label in labels
+        fields = find_method(method)[1].Config.model_fields
+        assert options.keys() <= fields.keys()
+        # A run with the method's defaults is none of them.
+        assert not any(bool(fields[name].default) for name, value in options.items() if value is True)
+
+
+def test_of_several_networks_the_number_of_the_judge_stands_beside_it() -> None:
+    of = read_published()
+    numbers = of[(of["dataset"] == "cifar10") & (of["ipc"] == 10)].to_dict("records")
+    found = {
+        judge: [row["accuracy"] for row in beside("rded", "rded@2", {}, numbers, judge)]
+        for judge in ("resnet18-bn-he", "convnet-d3-bn", "mlp")
+    }
+    assert found == {"resnet18-bn-he": ["37.1"], "convnet-d3-bn": ["50.2"], "mlp": ["37.1"]}
+
+
+def test_hard_labels_of_hard_truths_are_the_numbers_of_dc_bench() -> None:
+    # As both print them: a column of maxima over augmentations, beside one of soft labels under a recipe of its own.
+    of = read_published()
+    for method, there in (("random", "random"), ("k-center", "k-means"), ("dc", "dc"), ("dm", "dm"), ("mtt", "mtt")):
+        for ipc in (10, 50):
+            cell = of[(of["dataset"] == "cifar100") & (of["ipc"] == ipc)]
+            printed_by = [
+                cell[(cell["method"] == name) & (cell["protocol"] == protocol)]["accuracy"].item()
+                for name, protocol in ((method, "hard-truths-hl"), (there, "dcbench-best"))
+            ]
+            assert printed_by[0] == printed_by[1]

@@ -205,6 +205,26 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(write: Write) ->
     assert said.endswith("mtt@1 takes a step size from the set, and real images bring none.")
 
 
+def test_a_control_that_the_protocol_refuses_is_not_asked_for_again(write: Write) -> None:
+    refused = {"accuracy": [], "failed": "not defined: protocol dc@1 is kept for what was measured under it"}
+    own = write("dc.json", evaluations=judged("dc@1"))
+    random = write("random.json", like="random-s0.json", evaluations=judged("dc@1", **refused))
+    tried, missing = notes(table_of(own, random))
+    assert tried == (
+        "Missing control: random real images with hard labels. Under dc@1 they are not defined, as is told of each."
+    )
+    assert missing.startswith("Missing control: a coreset with hard labels. To make it: ddbench run --method herding")
+
+
+def test_random_images_alone_are_no_best_coreset(write: Write) -> None:
+    own = write("dm.json", evaluations=judged("dsa@1"))
+    random = write("random.json", like="random-s0.json", evaluations=judged("dsa@1"))
+    rows = {row["method"]: row for row in summarise(collect([own, random])).to_dict("records")}
+    assert rows["dm"]["best_coreset"] == ""
+    assert math.isnan(rows["dm"]["difference_coreset"])
+    assert not math.isnan(rows["dm"]["difference_random"])
+
+
 def test_a_control_with_another_compute_is_said(write: Write) -> None:
     random = write("random.json", like="random-s0.json", evaluations=judged("dsa@1"))
     equal = write("equal.json", evaluations=judged("dsa@1"))
@@ -213,8 +233,7 @@ def test_a_control_with_another_compute_is_said(write: Write) -> None:
     assert not any("times as many" in note for note in notes(table_of(equal, random)))
     said = [note for note in notes(table_of(longer, random)) if "times as many" in note]
     assert said == [
-        "dm, convnet-d3: a student trains on 4 times as many images, repeats counted, as one of random real images "
-        "and a coreset."
+        "dm, convnet-d3: a student trains on 4 times as many images, repeats counted, as one of random real images."
     ]
     (row,) = (r for r in summarise(collect([longer, random])).to_dict("records") if r["method"] == "dm")
     assert row["forwards_random"] == pytest.approx(4.0)

@@ -17,7 +17,7 @@ from ddbench.errors import ConfigError, DataError, DivergedError
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.plugins import GROUPS, load_object
 from ddbench.rng import Rng
-from ddbench.runs.spec import QUICK, Asked, foresee
+from ddbench.runs.resolving import QUICK, Asked, foresee
 from ddbench.testing.contract import problem_for_checks
 
 MTT = load_object(GROUPS["method"], "mtt")
@@ -159,6 +159,32 @@ def test_a_set_with_an_experts_labels_is_judged_by_them(tmp_path: Path) -> None:
     assert made.label_kind == "probability"
     assert torch.allclose(made.labels.sum(dim=1), torch.ones(len(made)))
     assert made.labels.max() < 1
+
+
+def test_an_iteration_above_the_threshold_changes_neither_images_nor_step_size(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    plain = [float(metrics["loss"]) for _, metrics in drive(mtt(iterations=6), problem) if metrics]
+    between = (min(plain) + max(plain)) / 2
+    before, taken = None, []
+    for state, metrics in drive(mtt(iterations=6, threshold=between), problem):
+        now = [value.detach().clone() for value in (state.images, state.lr)]
+        if metrics:
+            assert bool(metrics["taken"]) == (float(metrics["loss"]) <= between)
+            taken.append(bool(metrics["taken"]))
+            assert all(torch.equal(a, b) != taken[-1] for a, b in zip(before, now, strict=True))
+        before = now
+    assert {True, False} == set(taken)
+
+
+def test_a_threshold_that_nothing_reaches_leaves_the_run_as_it_is(tmp_path: Path) -> None:
+    problem = problem_for_checks(tmp_path)
+    *_, (without, told) = drive(mtt(), problem)
+    *_, (with_one, _) = drive(mtt(threshold=1e9), problem)
+    assert torch.equal(without.images, with_one.images)
+    assert torch.equal(without.lr, with_one.lr)
+    assert "taken" not in told
+    # So runs of before there was one keep their ids.
+    assert "threshold" not in mtt().config.kept()
 
 
 def test_an_average_that_is_interrupted_goes_on(tmp_path: Path) -> None:

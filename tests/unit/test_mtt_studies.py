@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from ddbench.runs.spec import foresee
+from ddbench.runs.resolving import foresee
 from ddbench.sweep.grid import read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import torch
 
 from ddbench.engine.precision import Precision, usual
 from ddbench.errors import ConfigError
-from ddbench.runs.spec import Asked, foresee
+from ddbench.runs.resolving import Asked, foresee
 
 CPU = torch.device("cpu")
 

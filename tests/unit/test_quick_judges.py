@@ -21,7 +21,7 @@ from ddbench.errors import ConfigError
 from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.evaluation.trainer import Trainer, trainer_of
-from ddbench.runs.spec import Asked, foresee
+from ddbench.runs.resolving import Asked, foresee
 from ddbench.training.lockstep import Lockstep
 
 # The step size is at its highest after 30 steps; photographs of Imagenette made an MLP infinite by step 65 of 300.

@@ -7,7 +7,7 @@ import pytest
 
 from ddbench.errors import ConfigError
 from ddbench.evaluation.protocol import PROTOCOLS, DistillOptions, protocol
-from ddbench.evaluation.recipes import USUAL, budget_of, full_step, parse_factors, recipes_of
+from ddbench.evaluation.recipes import USUAL, base_forwards, full_step, parse_factors, recipes_of
 
 DSA = PROTOCOLS["dsa@1"]
 
@@ -61,13 +61,13 @@ def test_a_recipe_of_ones_own_is_laid_over_the_base() -> None:
 
 def test_a_set_of_the_usual_size_is_judged_by_the_variant_itself_and_another_one_with_the_same_seeds() -> None:
     where = {"backbone": "convnet-d3", "dataset": "cifar10"}
-    budget = budget_of(DSA, images=100, **where)
+    budget = base_forwards(DSA, images=100, **where)
     assert budget == 1001 * 100
     for recipe in recipes_of(DSA, USUAL):
         usual, tiled = (recipe.at(budget, images=n, **where) for n in (100, 500))
         if recipe.times == 1:
             assert usual is recipe.protocol
-        assert tiled.options.forwards == recipe.budget(budget)
+        assert tiled.options.forwards == recipe.forwards_of(budget)
         assert tiled.digest != recipe.protocol.digest
         assert tiled.seeds == usual.seeds == recipe.protocol.digest
 
@@ -82,7 +82,7 @@ def test_augmentations_one_after_another_are_a_value_too(augment: str) -> None:
 def test_the_epochs_of_dcs_augmentation_are_a_budget_like_any_other() -> None:
     base = protocol("dc@2")
     where = {"backbone": "convnet-d3", "dataset": "mnist", "images": 10}
-    budget = budget_of(base, **where)
+    budget = base_forwards(base, **where)
     assert budget == 1001 * 10
     (plain,) = [r for r in recipes_of(base, {"augment": ["none"]}) if r.name == "augment=none"]
     assert plain.at(budget, **where).options.forwards == budget  # by itself it would train 301 epochs
@@ -147,7 +147,7 @@ def test_a_base_that_trains_no_network_by_minibatches_is_refused() -> None:
         with pytest.raises(ConfigError, match="changes how students are trained by minibatches"):
             recipes_of(PROTOCOLS[name], {})
     with pytest.raises(ConfigError, match="--forwards 100000"):
-        budget_of(PROTOCOLS["ld@1"], backbone="mlp", dataset="digits", images=10)
+        base_forwards(PROTOCOLS["ld@1"], backbone="mlp", dataset="digits", images=10)
 
 
 def test_words_of_the_command_line() -> None:

@@ -14,8 +14,8 @@ from ddbench.leaderboard.published import read_published
 from ddbench.leaderboard.statistics import summarise
 from ddbench.leaderboard.tables import board
 from ddbench.runs.record import read_record
+from ddbench.runs.resolving import Asked, find_method, foresee, unpublished
 from ddbench.runs.runspec import RunSpec
-from ddbench.runs.spec import Asked, find_method, foresee, unpublished
 
 OWN = """
 from ddbench_methods.dm import DM

@@ -17,7 +17,7 @@ from ddbench.errors import RunError
 from ddbench.files import read_json, write_json
 from ddbench.runs import removal, rundir
 from ddbench.runs.listing import Listed, list_runs, listed
-from ddbench.runs.removal import Piece, Plan, clean, delete, plan_cleaning, plan_deletion
+from ddbench.runs.removal import Piece, Removal, clean, delete, plan_cleaning, plan_deletion
 from ddbench.runs.rundir import RunDir
 from ddbench.training.networks import TrainedNetwork
 
@@ -29,7 +29,7 @@ def only(root: Path) -> Listed:
     return found
 
 
-def names(plan: Plan) -> set[str]:
+def names(plan: Removal) -> set[str]:
     return {piece.path.name for piece in plan.pieces}
 
 

@@ -22,9 +22,9 @@ from ddbench.initial import real_images
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs import finishing, runner
 from ddbench.runs.evaluating import read_curve
+from ddbench.runs.resolving import Resolution, RunSpec
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, evaluate_run, run
-from ddbench.runs.spec import Resolution, RunSpec
 from ddbench.synthetic import load, save
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.students import train_students

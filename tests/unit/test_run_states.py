@@ -12,9 +12,9 @@ from ddbench.errors import DataError, DivergedError, RunError
 from ddbench.files import SEAL
 from ddbench.runs import runner
 from ddbench.runs.batch import run_one, status_in
+from ddbench.runs.resolving import Asked, Resolution, resolve_spec
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions
-from ddbench.runs.spec import Asked, Resolution, resolve_spec
 from ddbench.runs.states import read_failure, status_of, write_failure
 
 PROTOCOL = 'name = "tiny"\nbackbones = ["mlp"]\nstudents = 1\n[options]\nsteps = 2\nbatch = 16\n'

@@ -33,9 +33,9 @@ from ddbench.runs.checkpoint import Checkpoint
 from ddbench.runs.ledger import Clock
 from ddbench.runs.observers import Console, MetricLog, Started, read_log
 from ddbench.runs.preview import preview
+from ddbench.runs.resolving import RunSpec
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.signals import SAME_REQUEST, Interrupted, Stop
-from ddbench.runs.spec import RunSpec
 from ddbench.synthetic import SyntheticSet
 from ddbench.text import duration
 

@@ -36,9 +36,9 @@ from ddbench.runs.condensing import snapshot_steps
 from ddbench.runs.evaluating import read_curve, read_evaluation
 from ddbench.runs.observers import Observer, read_log
 from ddbench.runs.record import read_record
+from ddbench.runs.resolving import Resolution, RunSpec
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import Interrupted, RunOptions, build_problem, evaluate_run, prepare, run
-from ddbench.runs.spec import Resolution, RunSpec
 from ddbench.synthetic import Choice, SyntheticSet
 from ddbench.training.options import SGDOptions
 

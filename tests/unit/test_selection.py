@@ -19,9 +19,9 @@ from ddbench.evaluation.selection import VALIDATION, Selector
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.plugins import GROUPS, load_object
 from ddbench.runs.record import read_record
+from ddbench.runs.resolving import Asked, Resolution, resolve_spec
 from ddbench.runs.runner import RunOptions, prepare, run
 from ddbench.runs.signals import Interrupted
-from ddbench.runs.spec import Asked, Resolution, resolve_spec
 from ddbench.sweep.grid import asked_from_json, asked_to_json, distribute
 from ddbench.synthetic import load
 from ddbench.testing.contract import problem_for_checks

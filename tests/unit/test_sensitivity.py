@@ -19,6 +19,7 @@ from ddbench import synthetic
 from ddbench.cli import root as command_line
 from ddbench.errors import ConfigError, DivergedError, RunError
 from ddbench.evaluation.protocol import Protocol, protocol
+from ddbench.foreign.published_sets import read_index
 from ddbench.leaderboard.comparison import holm
 from ddbench.runs import evaluating
 from ddbench.runs.evaluating import Judging
@@ -217,12 +218,13 @@ def test_sets_of_other_budgets_are_in_a_section_of_their_own(place: Path) -> Non
 
 def test_a_recipe_that_does_not_fit_is_a_cell_that_says_why(place: Path) -> None:
     learned = {"name": "learned", "options": {"lr": "learned"}}
-    (section,) = grid(place, factors={}, recipes=[learned]).results.sections
+    results = grid(place, factors={}, recipes=[learned]).results
+    (section,) = results.sections
     failed = [cell for cell in section.cells if cell.failed]
     assert len(failed) == 3
     assert all("this set has none" in cell.failed and not cell.accuracy for cell in failed)
     assert rows(section)[1][2:] == ["–", "–", ""]
-    assert any("learned: not defined" in text for text in sentences(section))
+    assert any("learned: not defined" in text for text in sentences(section, results.recipes))
 
 
 def test_a_cell_that_failed_is_tried_once_by_every_command(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,13 +349,38 @@ def test_one_set_and_unlike_devices_are_said() -> None:
         dataset="digits", title="Digits", fingerprint="b2:0", ipc=1, judge="mlp", students=5, forwards=100,
         sets=tuple(sets), cells=tuple(cells), order=order_of(sets, cells, ["base"], resamples=10),
     )  # fmt: skip
-    said = list(sentences(section))
+    said = list(sentences(section, ()))
     assert "No two methods are shown to change places." in said
     assert any(text.startswith("Of a and b there is one set") for text in said)
     assert "Not all students were trained alike: there are some of a GPU in tf32 and cpu in fp32." in said
     waiting = section.model_copy(update={"order": None})
     assert rows(waiting) == []
-    assert list(sentences(waiting)) == ["Not all of it is there yet; the same command goes on."]
+    assert list(sentences(waiting, ())) == ["Not all of it is there yet; the same command goes on."]
+
+
+def test_a_row_of_two_tracks_is_called_that(place: Path) -> None:
+    """Sets with classes beside one with soft labels, under a recipe that takes the labels as they are."""
+    soft = ddbench.run(
+        "soft-labels", "digits", ipc=1, preset="quick", protocol=str(place / "tiny.toml"), device="cpu", data=place,
+        runs=place / "runs", options={"epoch": 1}, backbone="mlp",
+    )  # fmt: skip
+    found = grid(place, sets=[*sorted((place / "runs" / "digits" / "ipc1").glob("*/*"))], factors={"labels": ["soft"]})
+    (section,) = found.results.sections
+    names = {part.row for part in section.sets}
+    classes = names - {"soft-labels"}
+    assert len(classes) == 2
+    (said,) = [text for text in sentences(section, found.results.recipes) if "two tracks" in text]
+    assert said.startswith("Under labels=soft students of ")
+    assert all(name in said for name in names)
+    tracks = found.frame.groupby(["recipe", "method"])["track"].first().to_dict()
+    assert tracks == {
+        (recipe, name): "soft" if (recipe, name) == ("labels=soft", "soft-labels") else "hard"
+        for recipe in ("base", "labels=soft")
+        for name in names
+    }
+    # With soft labels alone, or classes alone, a row has one track.
+    alone = grid(place, sets=[soft.folder], factors={"labels": ["soft"]}, output=place / "alone.json").results
+    assert not any("two tracks" in text for text in sentences(alone.sections[0], alone.recipes))
 
 
 def test_a_flip_needs_both_sides_to_be_shown() -> None:
@@ -497,6 +524,17 @@ def test_the_grids_of_the_campaigns_can_be_asked_for() -> None:
             found = read_grid(path)
             assert found.base is not None
             assert len(found.recipes(found.base)) > 8
+
+
+def test_the_campaign_on_cifar10_judges_every_published_set() -> None:
+    tasks = (ROOT / "leaderboards" / "sweeps" / "sensitivity" / "cifar10.tasks").read_text(encoding="utf-8")
+    commands = [line.split() for line in tasks.splitlines() if " evaluate " in line]
+    index = read_index(str(ROOT / "leaderboards" / "sets"), Path())
+    published = {entry.name for entry in index.sets if "/cifar10/" in entry.name}
+    assert commands
+    assert published
+    for words in commands:
+        assert {word for word in words if word in published} == published
 
 
 def test_the_schema_is_committed() -> None:

@@ -16,7 +16,7 @@ from ddbench.evaluation.protocol import protocol
 from ddbench.foreign.importing import found_in
 from ddbench.plugins import GROUPS, load
 from ddbench.runs.listing import Wanted
-from ddbench.runs.spec import Asked, find_method, resolve_spec
+from ddbench.runs.resolving import Asked, find_method, resolve_spec
 from ddbench.sweep.grid import distribute
 
 FASHION = ("fashion-mnist", "FashionMNIST", "fmnist", "Fashion-MNIST", "fashion_mnist", "Fashion MNIST", " FMNIST ")

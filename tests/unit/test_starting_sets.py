@@ -18,7 +18,7 @@ from ddbench.errors import ConfigError
 from ddbench.foreign.starting import read_start
 from ddbench.initial import StartingSet, keep, starting_images
 from ddbench.rng import Rng
-from ddbench.runs.spec import Asked, find_method, foresee, resolve_spec
+from ddbench.runs.resolving import Asked, find_method, foresee, resolve_spec
 from ddbench.sweep.grid import asked_from_json, asked_to_json
 from ddbench.sweep.tasks import tasks_of
 from ddbench.testing.contract import problem_for_checks

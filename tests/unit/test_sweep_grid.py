@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ddbench.config import parse_assignments
 from ddbench.errors import ConfigError, PluginError
-from ddbench.runs.spec import Asked
+from ddbench.runs.resolving import Asked
 from ddbench.sweep.grid import asked_from_json, asked_to_json, distribute, expand, read_sweep, shard
 
 

@@ -18,8 +18,8 @@ from ddbench.runs import spec
 from ddbench.runs.batch import resolve_all
 from ddbench.runs.devices import choose_device, visible_devices
 from ddbench.runs.places import likely_devices, place_of
+from ddbench.runs.resolving import Asked
 from ddbench.runs.rundir import RunDir
-from ddbench.runs.spec import Asked
 from ddbench.runs.states import Status
 from ddbench.sweep.grid import asked_from_json, asked_to_json, read_sweep
 from ddbench.sweep.pool import Pool

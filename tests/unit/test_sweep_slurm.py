@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ddbench.errors import DataError
+from ddbench.runs.resolving import Asked, Reader, resolve_spec
 from ddbench.runs.signals import AGAIN
-from ddbench.runs.spec import Asked, Reader, resolve_spec
 from ddbench.runs.states import status_of
 from ddbench.sweep import slurm
 from ddbench.sweep.grid import asked_to_json

@@ -16,8 +16,8 @@ from ddbench.cli import root as program
 from ddbench.errors import ConfigError, PluginError
 from ddbench.runs.observers import Observer, read_log
 from ddbench.runs.record import RunRecord
+from ddbench.runs.resolving import Asked, resolve_spec
 from ddbench.runs.runner import RunOptions, run
-from ddbench.runs.spec import Asked, resolve_spec
 from ddbench.runs.trackers import KEPT, TrackedRun, Tracker, trackers
 
 PROTOCOL = 'name = "tiny"\nbackbones = ["mlp"]\nstudents = 2\n[options]\nsteps = 2\nbatch = 16\n'

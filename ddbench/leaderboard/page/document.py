@@ -192,7 +192,7 @@ def _row(row: dict[str, Any], known: _Known, alike: str | None) -> dict[str, Any
     """`alike` are the letters of a row that stands for its method; None folds it under that one."""
     group, runs = known.groups[_key(row)], known.runs[_key(row)]
     numbers = [n for n in known.numbers if (n["dataset"], n["ipc"]) == (row["dataset"], row["ipc"])]
-    said = beside(row["method"], row["protocol"], row["config"], numbers)
+    said = beside(row["method"], row["protocol"], row["config"], numbers, row["judge"])
     sets = [(known.records[run], name) for name, run in sorted(runs.items())]
     sets.sort(key=lambda entry: (entry[0].run.seed, entry[1]))
     evaluations = [_evaluation(record, row) for record, _ in sets]
@@ -323,7 +323,7 @@ def _said(row: Mapping[str, Any]) -> dict[str, str]:
 
 def _papers(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Where the methods that come with ddbench are from, by name; nothing of others, whose names may be anybody's."""
-    from ddbench.runs.spec import find_method
+    from ddbench.runs.resolving import find_method
 
     found = {}
     for method in sorted({row["method"] for row in rows if row["package"] == "ddbench"}):
