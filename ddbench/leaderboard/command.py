@@ -106,7 +106,7 @@ def _selection(record: RunRecord, kind: type[Method[Any]] | None, said: set[str]
 
 def _kind(record: RunRecord) -> type[Method[Any]] | None:
     """The record's method; None for one that is not here, or was given by its file."""
-    from ddbench.runs.spec import find_method
+    from ddbench.runs.resolving import find_method
 
     if record.run.method_sha256 is not None:
         return None

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from ddbench.cli import root
 from ddbench.errors import ConfigError
-from ddbench.runs.spec import Asked, foresee
+from ddbench.runs.resolving import Asked, foresee
 
 
 def _values(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, list[str]]]:

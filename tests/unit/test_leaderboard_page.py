@@ -27,8 +27,8 @@ from ddbench.leaderboard.page.render import page_of, render
 from ddbench.leaderboard.published import read_published
 from ddbench.leaderboard.statistics import summarise
 from ddbench.runs.record import read_record
+from ddbench.runs.resolving import foresee
 from ddbench.runs.runspec import RunSpec
-from ddbench.runs.spec import foresee
 from ddbench.text import percent
 
 ROOT = Path(__file__).resolve().parents[2]

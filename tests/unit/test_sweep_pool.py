@@ -14,7 +14,7 @@ import torch
 
 from ddbench.errors import ConfigError, RunError
 from ddbench.files import read_json
-from ddbench.runs import spec
+from ddbench.runs import resolving
 from ddbench.runs.batch import resolve_all
 from ddbench.runs.devices import choose_device, visible_devices
 from ddbench.runs.places import likely_devices, place_of
@@ -101,7 +101,7 @@ def test_methods_without_a_budget_answer_every_ipc_with_one_run(tmp_path: Path) 
 
 
 def test_workers_on_unlike_devices_make_the_same_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spec, "usual", lambda device: "tf32" if device.index == 0 else "fp32")
+    monkeypatch.setattr(resolving, "usual", lambda device: "tf32" if device.index == 0 else "fp32")
     requests = [Asked("random", "digits"), Asked("random", "digits", precision="bf16")]
     there = [task.asked for task in tasks_of(requests, tmp_path, torch.device("cuda:0"), settled=True)]
     assert [asked.precision for asked in there] == ["tf32", "bf16"]
