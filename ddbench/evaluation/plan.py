@@ -196,18 +196,18 @@ def _augment(protocol: Protocol, problem: Problem) -> tuple[str, str]:
         return "none", protocol.augment
     if protocol.augment not in LEGACY:
         return resolve_strategy(protocol.augment, problem.info.digits), "none"
-    found = legacy_strategy(problem.backbone.name, problem.info.name)
-    if protocol.augment == "dc":
-        _refuse_what_was_mistaken(protocol, problem.backbone, found)
-    return "none", found
+    refuse_what_was_mistaken(protocol, problem.backbone, problem.info.name)
+    return "none", legacy_strategy(problem.backbone.name, problem.info.name)
 
 
-def _refuse_what_was_mistaken(protocol: Protocol, net: Backbone, found: str) -> None:
+def refuse_what_was_mistaken(protocol: Protocol, net: Backbone, dataset: str) -> None:
     """Rule "dc" took every ConvNet with batch norm for ConvNetBN, and put scaled images of MNIST beside their place.
 
-    Raises: ConfigError where it would train otherwise than "dc@2".
+    Raises: ConfigError where the protocol has that rule, and it would train otherwise than "dc@2".
     """
-    what = ""
+    if protocol.augment != "dc":
+        return
+    found, what = legacy_strategy(net.name, dataset), ""
     if net.name.startswith("convnet") and not net.per_sample and found != "crop_noise":
         what = f"{net.name} was augmented, and in DC's code only {CONVNET_BN} is"
     elif found == "crop_scale_rotate":

@@ -10,7 +10,7 @@ import torch
 
 from ddbench.data.scale import left_range
 from ddbench.errors import DdbenchError, RunError
-from ddbench.runs.evaluating import require_networks
+from ddbench.runs.evaluating import require_judges
 from ddbench.runs.record import RunRecord
 from ddbench.runs.resolving import CPU, Asked, Reader, Resolution, RunSpec, resolve_spec
 from ddbench.runs.rundir import RunDir
@@ -45,9 +45,9 @@ def resolve_all(
 
 
 def resolve_whole(asked: Asked, data_root: Path, device: torch.device = CPU, read: Reader | None = None) -> Resolution:
-    """What is asked for, once all its judges are known to exist. Raises: as `resolve_spec` and `require_networks`."""
+    """What is asked for, once all its judges are known to exist. Raises: as `resolve_spec` and `require_judges`."""
     resolution = resolve_spec(asked, data_root, device, read)
-    require_networks(resolution.cells, resolution.dataset.info)
+    require_judges(resolution.cells, resolution.dataset.info)
     return resolution
 
 

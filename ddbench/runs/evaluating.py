@@ -13,11 +13,13 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 
 from ddbench.backbones import names as backbones
+from ddbench.backbones.backbone import Backbone
 from ddbench.config import explain
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.dataset import Dataset
 from ddbench.errors import ConfigError, DataError, DdbenchError, DivergedError, PluginError, RunError
 from ddbench.evaluation.evaluate import Score, SealedTest, scores
+from ddbench.evaluation.plan import refuse_what_was_mistaken
 from ddbench.evaluation.protocol import OWN, Protocol
 from ddbench.evaluation.trainer import Trainer, trainer_class, trainer_of
 from ddbench.fields import Count, Line, Number, Seconds, Sha256, Share
@@ -76,25 +78,28 @@ def cells(
     return found
 
 
-def require_networks(asked: Iterable[Cell], info: DatasetInfo) -> None:
+def require_judges(asked: Iterable[Cell], info: DatasetInfo) -> None:
     """Make the network of every judge once, before anything is spent or recorded.
 
-    Raises: ConfigError or PluginError for one that does not exist, or does not take the images.
+    Raises: ConfigError or PluginError for one that does not exist or does not take the images, ConfigError for a
+    protocol that is refused with it on this dataset, whatever the set.
     """
-    errors: list[DdbenchError] = []
-    for backbone in dict.fromkeys(cell.backbone for cell in asked):
+    errors: dict[str, DdbenchError] = {}
+    for cell in asked:
         try:
-            _make(backbone, info.shape, info.classes)
+            network = _make(cell.backbone, info.shape, info.classes)
+            refuse_what_was_mistaken(cell.protocol, network, info.name)
         except (ConfigError, PluginError) as error:
-            errors.append(error)
+            errors.setdefault(str(error), error)
     if errors:
-        raise type(errors[0])("\n".join(map(str, errors))) from errors[0]
+        first = next(iter(errors.values()))
+        raise type(first)("\n".join(errors)) from first
 
 
 @functools.cache
-def _make(backbone: str, shape: tuple[int, int, int], classes: int) -> None:
+def _make(backbone: str, shape: tuple[int, int, int], classes: int) -> Backbone:
     # A sweep asks for the same few networks for every one of its runs.
-    backbones.build(backbone, shape, classes)
+    return backbones.build(backbone, shape, classes)
 
 
 class StudentScore(Part):

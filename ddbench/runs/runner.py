@@ -35,7 +35,7 @@ from ddbench.runs.evaluating import (
     curve_is_drawn,
     evaluations,
     recorded_curves,
-    require_networks,
+    require_judges,
 )
 from ddbench.runs.finishing import describe, finish
 from ddbench.runs.ledger import Ledger
@@ -109,7 +109,7 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
         told.on_end()
         return record
     # Before the folder is made: of a run that cannot be judged nothing is left.
-    require_networks(resolution.cells, dataset.info)
+    require_judges(resolution.cells, dataset.info)
     folder = RunDir.open(options.root, spec)
     with session(options) as (stop, tell), folder.lock(), kept_failure(folder), _explained(options):
         if options.fresh:
@@ -156,7 +156,7 @@ def evaluate_run(
     Precision(folder.spec.precision).require(options.device)  # type: ignore[arg-type]
     dataset = dataset_of(folder, options.data_root, dataset_ref)
     asked = cells(protocols, judges, students, dataset.info.shape, own=folder.spec.backbone)
-    require_networks(asked, dataset.info)
+    require_judges(asked, dataset.info)
     with session(options) as (stop, tell), folder.lock():
         before = finished_record(folder)
         folder.set_sha256()

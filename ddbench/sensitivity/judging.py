@@ -28,7 +28,7 @@ from ddbench.foreign.importing import dataset_of as dataset_of_file
 from ddbench.foreign.published_sets import place_of_sets, take
 from ddbench.foreign.terms import Said
 from ddbench.runs import provenance
-from ddbench.runs.evaluating import Cell, Judging, cells, read_evaluation, require_networks
+from ddbench.runs.evaluating import Cell, Judging, cells, read_evaluation, require_judges
 from ddbench.runs.resolving import protocols_of
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions, dataset_of, finished_record, problems, session
@@ -281,7 +281,7 @@ def _judges(asked: AskedGrid, base: Protocol, column: Sequence[Member]) -> list[
         )
     info = column[0].dataset.info
     found = cells([base], asked.judges, asked.students, info.shape, own=OWN)
-    require_networks(found, info)
+    require_judges(found, info)
     return found
 
 

@@ -334,6 +334,20 @@ def test_a_cell_that_cannot_be_judged_stops_nothing_else(tmp_path: Path) -> None
     assert run(resolution, options(tmp_path)) == record
 
 
+def test_a_protocol_that_no_set_could_have_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
+    older = TINY.model_copy(update={"name": "older", "augment": "dc"})
+    method = Drift(DriftConfig())
+    with pytest.raises(ConfigError, match=r"older@1 is kept .* convnet-d2-w4-bn was augmented.*Use augment"):
+        run(asked(method, protocols=(TINY, older), judges=("mlp", "convnet-d2-w4-bn")), options(tmp_path))
+    assert method.started == 0
+    assert not any(tmp_path.iterdir())
+    run(asked(), options(tmp_path))
+    folder = folder_of(tmp_path, asked())
+    with pytest.raises(ConfigError, match="older@1 is kept"):
+        evaluate_run(folder.path, [older], ["convnet-d2-w4-bn"], 1, options(tmp_path))
+    assert [part.protocol for part in read_record(folder.record).evaluations] == ["tiny@1"]
+
+
 def test_a_failure_is_tried_again_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> Problem:
         raise ConfigError("not today")
