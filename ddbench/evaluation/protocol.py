@@ -158,6 +158,12 @@ class Protocol(BaseModel):
         return {**values, "options": model(**options)}
 
     @property
+    def takes_step_size(self) -> bool:
+        """Whether students are trained with a step size that the set brings."""
+        options = self.options
+        return isinstance(options, SGDOptions) and options.lr is None and not isinstance(options, FiniteWidthOptions)
+
+    @property
     def id(self) -> str:
         """As printed: dsa@1."""
         return f"{self.name}@{self.version}"

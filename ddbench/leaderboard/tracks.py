@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from ddbench.evaluation.protocol import PROTOCOLS, FiniteWidthOptions, Protocol, ReplayOptions, RidgeHeadOptions
+from ddbench.evaluation.protocol import PROTOCOLS, Protocol, ReplayOptions, RidgeHeadOptions
 from ddbench.runs.record import EvaluationPart, RunRecord
 from ddbench.training.options import SGDOptions
 
@@ -90,7 +90,7 @@ def asked_of_the_set(protocol: Protocol) -> list[str]:
     if not isinstance(options, SGDOptions):
         return []
     wanted = {
-        "a step size": options.lr is None and not isinstance(options, FiniteWidthOptions),
+        "a step size": protocol.takes_step_size,
         "a number of steps": options.epochs is None and options.steps is None,
         "a batch size": options.batch is None and options.batch_by == "set",
     }

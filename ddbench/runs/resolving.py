@@ -330,15 +330,27 @@ def unpublished(specs: Iterable[RunSpec]) -> list[str]:
 
 
 def remarks(resolutions: Iterable[Resolution]) -> list[str]:
-    """Sentences that a person should read before the runs: of settings that no paper has, and of an unused network."""
+    """Sentences that a person should read before the runs: of settings that no paper has, of an unused network, and of
+    protocols that want a step size of sets that will have none."""
     there = list(resolutions)
     unused = {
         (r.spec.method, r.spec.backbone): None
         for r in there
         if not r.method.uses_backbone and not r.spec.sources["backbone"].startswith(("default", "preset"))
     }
+    stepless = {
+        (r.spec.method, cell.protocol.id): None
+        for r in there
+        for cell in r.cells
+        if cell.protocol.takes_step_size and not any("step size" in what for what in r.method.info.learns)
+    }
     return [
         *unpublished(r.spec for r in there),
+        *(
+            f"{protocol} takes a step size from the set, and those of {method} bring none: under it there will be no "
+            "accuracy. Use a protocol with a step size of its own, such as dsa."
+            for method, protocol in stepless
+        ),
         *(
             f"{method} uses no backbone: {backbone} changes nothing in its set and is only part of the run's name. "
             f"`ddbench show method {method}` lists what it has instead."

@@ -139,3 +139,16 @@ def test_a_whitening_that_is_too_large_is_refused_before_a_run(method: str, tmp_
     assert dry.stderr.splitlines()[-1] == run.stderr.splitlines()[-1]
     # Before the folder of the run is there, and before experts are made.
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "protocol", "said"),
+    [("dm", "mtt", True), ("random", "mtt", True), ("mtt", "mtt", False), ("dd", "mtt", False), ("dm", "dsa", False)],
+)
+def test_a_protocol_that_wants_a_step_size_of_sets_without_one_is_told_before_the_run(
+    method: str, protocol: str, said: bool
+) -> None:
+    asked = ("run", "--method", method, "--dataset", "digits", "--ipc", "1", "--protocol", protocol, "--dry-run")
+    found = command(*asked)
+    assert found.exit_code == 0, found.output
+    assert ("takes a step size from the set" in found.output) == said
