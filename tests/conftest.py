@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,15 @@ def pytest_configure() -> None:
     if not any(plugin.package == "ddbench" for plugin in listing(GROUPS["method"])):
         reason = "ddbench is not installed, so no method can be found. Run: pip install -e '.[dev]'"
         pytest.exit(reason, returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each worker has a part of the files in their order, and takes from another's when it is done: what a file or a
+    worker makes once is seldom made twice, and none waits for the last one's long tests."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
 @pytest.fixture(scope="session")
