@@ -66,7 +66,6 @@ def _is_open(number: int) -> bool:
 def serve(path: str) -> None:
     """Import, listen, and fork for everyone who comes."""
     _import_everything()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # What the terminal sends to everyone is for those who started the processes.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -83,7 +82,20 @@ def serve(path: str) -> None:
                 sys.executable = os.path.join(os.path.dirname(path), "python")  # noqa: PTH118, PTH120
                 _attend(connection)
             connection.close()
+        _reap()
+    _reap()
     os._exit(0)  # taking down the interpreter would only take time
+
+
+def _reap() -> None:
+    """Processes that have ended; the time that they took is then counted as this one's."""
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
 
 
 def _import_everything() -> None:
@@ -112,7 +124,6 @@ def _import_everything() -> None:
 
 def _attend(connection: socket.socket) -> None:
     """Fork once more, for the process itself, and stay to tell how it ends; whoever asked may end before it."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     head, received, _, _ = socket.recv_fds(connection, 16, 3)
     files = dict(zip(json.loads(head), received, strict=True))
     order = json.loads(connection.makefile("r").readline())
