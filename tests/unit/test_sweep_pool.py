@@ -187,7 +187,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def ready_workers(forked_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers that have imported everything; a sweep that is stopped, below, starts real ones."""
+    """Workers that have imported everything; tests/cli/test_cli_sweep.py has a sweep with real ones."""
     monkeypatch.setattr(sys, "executable", forked_python)
 
 
@@ -317,9 +317,10 @@ def saved_steps(place: Path) -> list[int]:
     ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
 def test_a_sweep_that_is_stopped_has_saved_every_run_and_left_no_worker(
-    place: Path, number: signal.Signals, code: int
+    place: Path, number: signal.Signals, code: int, forked_python: str
 ) -> None:
-    process = started(place)
+    # The slow one starts real processes.
+    process = started(place, forked_python if number == signal.SIGTERM else sys.executable)
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == code, err
