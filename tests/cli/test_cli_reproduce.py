@@ -3,7 +3,7 @@
 import json
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from ddbench.cli import root
+from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.files import write_json
 from ddbench.leaderboard.reproduction import Again, again_of
 from ddbench.leaderboard.statistics import next_set
@@ -27,8 +28,18 @@ def call(*arguments: str) -> Result:
     return done
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _short_look() -> Iterator[None]:
+    """quick@1 with few steps: what is made again here is equal or not, however well it does."""
+    quick = PROTOCOLS["quick@1"]
+    shortened = quick.model_copy(update={"options": quick.options.model_copy(update={"steps": 30})})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PROTOCOLS, "quick@1", shortened)  # type: ignore[misc]
+        yield
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, _short_look: None) -> Path:
     """A runs folder with one short run that was judged in two ways; to be copied, not changed."""
     place = tmp_path_factory.mktemp("made")
     where = ["--device", "cpu", "--data", str(place), "--quiet"]

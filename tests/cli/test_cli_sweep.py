@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def ready_workers(forked_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that have imported everything; `test_workers_side_by_side_finish_every_run_once` starts real ones."""
+    monkeypatch.setattr(sys, "executable", forked_python)
+
+
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(root, list(arguments))
 
@@ -40,7 +47,7 @@ def states(*arguments: str) -> list[str]:
     return [row["state"] for row in json.loads(result.stdout)]
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("place", "ready_workers")
 def test_a_sweep_is_done_in_parts_and_shown_on_the_board() -> None:
     assert states() == ["missing"] * 4
     part = call("sweep", "s.toml", "--shard", "2/2", "--device", "cpu", "--quiet")
@@ -56,6 +63,7 @@ def test_a_sweep_is_done_in_parts_and_shown_on_the_board() -> None:
     assert {(row["method"], row["ipc"]) for row in rows} == {(m, k) for m in ("random", "dm") for k in (1, 2)}
 
 
+@pytest.mark.usefixtures("ready_workers")
 def test_a_run_that_another_process_works_on_is_left_to_it(place: Path) -> None:
     assert call("sweep", "s.toml", "--shard", "1/4", "--device", "cpu", "--quiet").exit_code == 0
     (folder,) = (place / "runs" / "digits" / "ipc1" / "random").iterdir()
@@ -82,6 +90,7 @@ def test_workers_side_by_side_finish_every_run_once(place: Path) -> None:
     assert "done after" not in again.stderr
 
 
+@pytest.mark.usefixtures("ready_workers")
 def test_runs_of_a_sweep_keep_as_many_states_as_asked(place: Path) -> None:
     (place / "s.toml").write_text(SWEEP.replace('["random", "dm"]', '"dm"').replace("= 1 }", "= 8 }"))
     assert call("sweep", "s.toml", "--shard", "1/2", "--device", "cpu", "--quiet", "--snapshots", "3").exit_code == 0
@@ -90,6 +99,7 @@ def test_runs_of_a_sweep_keep_as_many_states_as_asked(place: Path) -> None:
     assert call("sweep", "s.toml", "--snapshots", "1").exit_code == 2
 
 
+@pytest.mark.usefixtures("ready_workers")
 def test_runs_that_a_leaderboard_has_are_left_out(place: Path) -> None:
     assert call("sweep", "s.toml", "--shard", "1/2", "--device", "cpu", "--quiet").exit_code == 0
     for file in sorted((place / "runs").rglob("record.json")):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddbench import Problem, Rng, SyntheticSet, condense
 from ddbench.config import Selection
+from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.initial import StartingSet, keep, real_indices
 from ddbench.loop import drive
 from ddbench.testing.contract import problem_for_checks
@@ -92,7 +93,10 @@ def test_images_can_be_those_of_a_saved_set(problem: Problem) -> None:
     assert torch.allclose(made.labels.double(), scores.softmax(1), atol=1e-5)
 
 
-def test_an_epoch_is_selected_on_held_out_images(problem: Problem) -> None:
+def test_an_epoch_is_selected_on_held_out_images(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = PROTOCOLS["soft-labels@1"]
+    short = native.options.model_copy(update={"epochs": 30})
+    monkeypatch.setitem(PROTOCOLS, "soft-labels@1", native.model_copy(update={"options": short}))  # type: ignore[misc]
     looked = method(epoch=4)
     made = condense(looked, problem, Selection(on=True, heldout=0.2, every=2, students=1))
     assert made.choice is not None

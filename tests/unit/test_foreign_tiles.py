@@ -202,12 +202,15 @@ def natural(count: int, factor: int, noise: float, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
-def test_seams_are_seen_and_images_without_have_none(noise: float) -> None:
+def test_seams_are_seen_and_images_without_have_none(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
     def codes(factor: int, seed: int, said: str | None = None) -> frozenset[str]:
         images = natural(100, factor, noise, seed)
         found = Found(images, torch.arange(100) % 10, None, "pt", "0", (Path("set.pt"),))
         return diagnose(found, pixels="standard", decode=said).codes
 
+    # What images are held against is the same each time, and takes longer to be whitened than all the rest.
+    natural_images = Reference.natural((3, 32, 32))
+    monkeypatch.setattr(Reference, "natural", lambda shape: {(3, 32, 32): natural_images}[shape])
     for factor in (2, 3):
         assert sum("tiles" in codes(factor, seed) for seed in range(10)) >= 9
     assert not any("tiles" in codes(1, seed) for seed in range(20))

@@ -368,7 +368,12 @@ def test_batch_norm_is_refused(tmp_path: Path) -> None:
         condense(mtt(), problem)
 
 
-def test_experts_whitening_and_first_images_are_without_what_is_held_out(tmp_path: Path) -> None:
+def test_experts_whitening_and_first_images_are_without_what_is_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = PROTOCOLS["mtt@1"]
+    short = native.options.model_copy(update={"epochs": 2})
+    monkeypatch.setitem(PROTOCOLS, "mtt@1", native.model_copy(update={"options": short}))  # type: ignore[misc]
     problem = problem_for_checks(tmp_path)
     problem = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info))
     rule = Selection(on=True, heldout=0.25, every=2)

@@ -185,6 +185,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def ready_workers(forked_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that have imported everything; tests/cli/test_cli_sweep.py has a sweep with real ones."""
+    monkeypatch.setattr(sys, "executable", forked_python)
+
+
 def pool_of(place: Path, text: str, devices: list[str], every_seconds: float = 30.0) -> Pool:
     (place / "s.toml").write_text(text)
     tasks = tasks_of(read_sweep(place / "s.toml"), place)
@@ -196,6 +202,7 @@ def pool_of(place: Path, text: str, devices: list[str], every_seconds: float = 3
     return Pool(tasks, places, place / "runs", place, place / "runs" / "jobs" / "s", board)
 
 
+@pytest.mark.usefixtures("ready_workers")
 def test_each_worker_really_gets_the_environment_of_its_gpu(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More jobs than GPUs too: four workers on two of the three that are there."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
@@ -207,6 +214,7 @@ def test_each_worker_really_gets_the_environment_of_its_gpu(place: Path, monkeyp
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
 
 
+@pytest.mark.usefixtures("ready_workers")
 def test_a_worker_that_breaks_down_is_reported_in_its_own_words_and_the_others_go_on(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +233,7 @@ def test_a_worker_that_breaks_down_is_reported_in_its_own_words_and_the_others_g
     assert "failed after" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("ready_workers")
 def test_workers_that_cannot_start_are_a_sentence(place: Path) -> None:
     pool = pool_of(place, witness("[0, 1]"), ["cpu"])
     object.__setattr__(pool.places[0], "device", "cuda:9")
@@ -234,6 +243,7 @@ def test_workers_that_cannot_start_are_a_sentence(place: Path) -> None:
         pool.work()
 
 
+@pytest.mark.usefixtures("ready_workers")
 def test_a_run_that_is_locked_is_left_to_its_process_and_others_can_be_left_out(place: Path) -> None:
     pool = pool_of(place, witness("[0, 1, 2]"), ["cpu"])
     pool.skip = lambda task: Status("failed", "elsewhere") if task.resolution.spec.seed == 1 else None
@@ -244,6 +254,7 @@ def test_a_run_that_is_locked_is_left_to_its_process_and_others_can_be_left_out(
     assert not (place / "runs" / pool.tasks[1].resolution.spec.folder).exists()
 
 
+@pytest.mark.usefixtures("ready_workers")
 def test_a_worker_can_start_before_its_runs_are_known_and_one_too_many_is_sent_away(place: Path) -> None:
     pool = pool_of(place, witness("[0]"), ["cpu"])
     with started_ahead([pool.places[0], place_of("cuda:3")], pool.logs) as ahead:
@@ -255,6 +266,7 @@ def test_a_worker_can_start_before_its_runs_are_known_and_one_too_many_is_sent_a
     assert left.popen.returncode is not None
 
 
+@pytest.mark.usefixtures("ready_workers")
 def test_progress_is_said_in_plain_lines(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool_of(place, witness("[0, 1]", "long", 40), ["cpu"], every_seconds=0.2).work()
     lines = capsys.readouterr().err.splitlines()
@@ -274,10 +286,10 @@ def test_the_last_sentence_of_a_log(tmp_path: Path, text: str, last: str) -> Non
     assert last_sentence(log, len("an earlier worker's\n")) == last
 
 
-def started(place: Path, *prefix: str) -> subprocess.Popen[str]:
+def started(place: Path, python: str = sys.executable) -> subprocess.Popen[str]:
     """A sweep of two long runs on two workers, at work, with a session of its own."""
     (place / "s.toml").write_text(witness("[0, 1]", "long", 100_000))
-    command = [*prefix, sys.executable, "-m", "ddbench", "sweep", "s.toml", "--device", "cpu", "--jobs", "2"]
+    command = [python, "-m", "ddbench", "sweep", "s.toml", "--device", "cpu", "--jobs", "2"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -305,9 +317,10 @@ def saved_steps(place: Path) -> list[int]:
     ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
 def test_a_sweep_that_is_stopped_has_saved_every_run_and_left_no_worker(
-    place: Path, number: signal.Signals, code: int
+    place: Path, number: signal.Signals, code: int, forked_python: str
 ) -> None:
-    process = started(place)
+    # The slow one starts real processes.
+    process = started(place, forked_python if number == signal.SIGTERM else sys.executable)
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == code, err
@@ -317,20 +330,20 @@ def test_a_sweep_that_is_stopped_has_saved_every_run_and_left_no_worker(
     assert all(step > 0 for step in saved_steps(place))
 
 
-def test_no_worker_outlives_a_sweep_that_was_killed(place: Path) -> None:
-    process = started(place)
+def test_no_worker_outlives_a_sweep_that_was_killed(place: Path, forked_python: str) -> None:
+    process = started(place, forked_python)
     process.kill()
     process.communicate()
     wait_for(lambda: nobody_holds(place))
     assert all(step > 0 for step in saved_steps(place))
 
 
-def test_no_worker_outlives_the_terminal_whose_shell_was_killed(place: Path) -> None:
+def test_no_worker_outlives_the_terminal_whose_shell_was_killed(place: Path, forked_python: str) -> None:
     """The kernel hangs up on everyone in front when a terminal's shell dies, of SIGKILL too."""
     import pty
 
     (place / "s.toml").write_text(witness("[0, 1]", "long", 100_000))
-    sweep = f"{sys.executable} -m ddbench sweep s.toml --device cpu --jobs 2; true"
+    sweep = f"{forked_python} -m ddbench sweep s.toml --device cpu --jobs 2; true"
     shell, terminal = pty.fork()
     if shell == 0:
         os.execvp("bash", ["bash", "-c", sweep])

@@ -250,8 +250,9 @@ def test_a_tracker_of_ones_own_is_named_by_its_file(place: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_workers_of_a_sweep_track(place: Path) -> None:
+def test_the_workers_of_a_sweep_track(place: Path, forked_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
+    monkeypatch.setattr(sys, "executable", forked_python)
     (place / "sweep.toml").write_text(
         f'[grid]\nmethod = "dm"\ndataset = "digits"\nipc = 1\nprotocol = "{place / "tiny.toml"}"\n'
         f"set = {{ iterations = {STEPS} }}\n"
