@@ -106,8 +106,8 @@ def _import_everything() -> None:
 
     import torch
 
+    from ddbench.runs.resolving import Asked, resolve_spec
     from ddbench.runs.runner import RunOptions, run
-    from ddbench.runs.spec import Asked, resolve_spec
 
     torch.set_num_threads(1)
     # Torch says this to itself on the first forward-mode derivative of a process.

@@ -23,6 +23,7 @@ from ddbench.errors import RunError
 from ddbench.runs.observers import read_log
 from ddbench.runs.record import RunRecord, read_record
 from ddbench.runs.rundir import RunDir
+from ddbench.runs.signals import SAME_REQUEST
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
@@ -222,12 +223,14 @@ def test_a_step_that_does_not_end_is_left_behind(server: Server, whole: tuple[Ru
 
 def test_a_second_ctrl_c_does_not_wait(server: Server, tmp_path: Path) -> None:
     asleep = tmp_path / "asleep"
-    pid = server.start(tmp_path / "runs", sleep=str(asleep))
+    pid = server.start(tmp_path / "runs", sleep=str(asleep), grace=60.0)
     wait_for(asleep)
     os.kill(pid, signal.SIGINT)
-    time.sleep(0.1)
+    time.sleep(SAME_REQUEST + 0.1)
     os.kill(pid, signal.SIGINT)
     assert server.wait() == 130
+    # Had it waited, the step would have ended after half a minute and been saved.
+    assert [p.name for p in only(tmp_path / "runs").checkpoints.iterdir()] == ["step_000003.pt"]
 
 
 def test_a_second_process_is_refused_while_the_first_works(server: Server, tmp_path: Path) -> None:
