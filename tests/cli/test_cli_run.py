@@ -139,7 +139,9 @@ def test_a_protocol_that_does_not_fit_is_a_note_beside_the_result_of_another(pla
     result = run(place, "--method", "random", "--protocol", "mtt", "--judge", "mlp", ipc="3")
     assert result.exit_code == 0
     assert "trains with the set's own step size, and this set has none" in result.stderr
-    assert result.stderr.startswith("Note: mtt@1 with mlp: ")
+    # Before the run and after it.
+    assert result.stderr.startswith("Note: mtt@1 takes a step size from the set, and those of random bring none")
+    assert "\nNote: mtt@1 with mlp: " in result.stderr
     assert "tiny@1" in result.stdout
 
 
@@ -147,7 +149,7 @@ def test_a_run_without_any_result_fails_the_command(place: Path) -> None:
     arguments = ["--method", "random", "--dataset", "digits", "--protocol", "mtt", "--judge", "mlp", "--ipc", "4"]
     result = call(place, "run", *arguments, "--quiet", "--device", "cpu")
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: mtt@1 with mlp: ")
+    assert "\nError: mtt@1 with mlp: " in result.stderr
 
 
 def test_a_run_that_another_process_works_on_is_refused(place: Path, first: Result) -> None:
