@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ddbench.errors import RunError
 from ddbench.files import sweep_dead, write_atomically
@@ -59,25 +59,23 @@ def add(
     """
     said = notes if notes is not None else []
     checked: dict[Path, tuple[Path, RunRecord]] = {}
-    joined: dict[Path, RunRecord] = {}
+    by_place: dict[Path, RunRecord] = {}
     for path in run_paths:
         file = record_file(path)
         record = read_record(file)
         submission.refuse(file, record, allow_dirty=allow_dirty)
         record = _with_curves(file, record)
         place = leaderboards / place_of(record.run)
-        there = joined[place] if place in joined else read_record(place) if place.is_file() else None
-        if there is not None:
-            record = _joined(file, record, there, place)
-        joined[place] = record
+        if place in by_place or place.is_file():
+            record = _joined(file, record, by_place.get(place) or read_record(place), place)
+        by_place[place] = record
         if submission.alone(file) and file.resolve() != place.resolve():
             said.append(f"{file} came without its run, so nothing was there to compare it with.")
         checked[file] = (place, record)
     records = {file: record for file, (_, record) in checked.items()}
-    places = {place for place, _ in checked.values()}
     known = submission.committed_records(leaderboards, {record.run.dataset for record in records.values()})
     known = [path for path in known if path not in records]
-    submission.refuse_other_data(records, [path for path in known if path not in places])
+    submission.refuse_other_data(records, [path for path in known if path not in by_place])
     too_good = submission.alarms(records, known)
     if too_good and not force:
         raise RunError(
@@ -407,18 +405,16 @@ def _joined(file: Path, record: RunRecord, there: RunRecord, place: Path) -> Run
             )
         if len(new.accuracy) >= len(old.accuracy):
             judged[new.digest, new.backbone] = new
-    if judged == {(e.digest, e.backbone): e for e in record.evaluations}:
-        joined = {}
-    else:
-        joined = _of_both(there, record, tuple(judged.values()))
+    if judged != {(e.digest, e.backbone): e for e in record.evaluations}:
+        record = _of_both(there, record, tuple(judged.values()))
     drawn = {(curve.digest, curve.backbone) for curve in record.curves}
     kept = tuple(curve for curve in there.curves if (curve.digest, curve.backbone) not in drawn)
     measured = {name: getattr(record, name) or getattr(there, name) for name in ("recognised", "correlations")}
-    return record.model_copy(update={**joined, "curves": (*record.curves, *kept), **measured})
+    return record.model_copy(update={"curves": (*record.curves, *kept), **measured})
 
 
-def _of_both(there: RunRecord, record: RunRecord, evaluations: tuple[EvaluationPart, ...]) -> dict[str, Any]:
-    """What a record says that two of one set were joined to. The set has cost what it did the first time."""
+def _of_both(there: RunRecord, record: RunRecord, evaluations: tuple[EvaluationPart, ...]) -> RunRecord:
+    """The record with the evaluations and attempts of both. The set has cost what it did the first time."""
     attempts = {(one.started, one.device, one.cpu): one for one in (*there.attempts, *record.attempts)}
     costs = dict(there.cost)
     spent = [one.cost["evaluate"] for one in (there, record) if "evaluate" in one.cost]
@@ -428,10 +424,12 @@ def _of_both(there: RunRecord, record: RunRecord, evaluations: tuple[EvaluationP
             for name in ("peak_device_bytes", "peak_host_bytes")
         }
         costs["evaluate"] = CostPart(seconds=sum(e.seconds for e in evaluations), **peaks)
-    return {
-        "evaluations": evaluations,
-        "attempts": tuple(attempts.values()),
-        "cost": costs,
-        "artifacts": there.artifacts,
-        "counts": there.counts,
-    }
+    return record.model_copy(
+        update={
+            "evaluations": evaluations,
+            "attempts": tuple(attempts.values()),
+            "cost": costs,
+            "artifacts": there.artifacts,
+            "counts": there.counts,
+        }
+    )
