@@ -18,9 +18,10 @@ import click
 import numpy as np
 from PIL import Image
 
+from ddbench.data.catalogue import CIFAR10_CLASSES
+
 PER_STRIP = 100
 PARTS = ("train", "test")
-CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 # Beyond this effort a strip takes a hundred times as long and loses one hundredth of its size.
 EFFORT = {"lossless": True, "method": 4, "quality": 50}
 
@@ -36,7 +37,7 @@ def main() -> None:
 def original(package: Path, arrays: Path) -> None:
     """Write the original CIFAR-10, from pictures of 10 000 images each, an image a row, and two lists of labels."""
     Image.MAX_IMAGE_PIXELS = None
-    content: dict[str, np.ndarray] = {"class_names": np.array(CIFAR10)}
+    content: dict[str, np.ndarray] = {"class_names": np.array(CIFAR10_CLASSES)}
     for part, names in (("train", [f"data_batch_{k}" for k in range(1, 6)]), ("test", ["test_batch"])):
         pictures = [np.asarray(Image.open(package / f"{name}.png").convert("RGB")) for name in names]
         content[f"x_{part}"] = np.concatenate([picture.reshape(-1, 32, 32, 3) for picture in pictures])
