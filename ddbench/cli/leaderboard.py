@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,12 +200,12 @@ def build(ctx: click.Context, only_check: bool, html: Path | None, leaderboards:
 
 
 @click.command(short_help="Train students of finished runs again, and compare.")
-@click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("refs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
 @click.option(
     "--students", type=click.IntRange(1, MOST_STUDENTS), default=1, show_default=True, metavar="N", help="How many."
 )
 @click.option("--all", "everyone", is_flag=True, help="All students of each record.")
-@click.option("--protocol", "protocols", multiple=True, metavar="NAME", help="Only under this one. Repeatable.")
+@click.option("--protocol", "protocols", multiple=True, metavar="NAME|FILE", help="Only under this one. Repeatable.")
 @click.option("--judge", "judges", multiple=True, metavar="NAME", help="Only with this backbone. Repeatable.")
 @tables_option
 @device_option
@@ -214,7 +215,7 @@ def build(ctx: click.Context, only_check: bool, html: Path | None, leaderboards:
 @click.pass_context
 def verify(
     ctx: click.Context,
-    paths: Sequence[Path],
+    refs: Sequence[str],
     students: int,
     everyone: bool,
     protocols: Sequence[str],
@@ -227,29 +228,47 @@ def verify(
 ) -> None:
     """Train students of finished runs again, from the set in the run's folder, and compare with the record.
 
+    RUN is the folder of a run, or the name of a set that is published beside the records, as in dance/cifar10/ipc10,
+    which needs no folder. With a committed record of the same set, it is that record which is compared, wherever the
+    set was made again.
+
     What agrees is entered beside the committed record, whose row is then verified. Equal accuracies are expected on the
     same kind of machine and software; elsewhere the means have to lie as near as two students of that set do.
     """
     from ddbench.evaluation.protocol import protocol
+    from ddbench.foreign.published_sets import is_name
     from ddbench.leaderboard import boards
     from ddbench.leaderboard.observations import record_file
     from ddbench.runs.rundir import RunDir
 
-    ids = [protocol(ref).id for ref in protocols]
-    count = None if everyone else students
+    asked: dict[str, Any] = {
+        "students": None if everyone else students,
+        "protocols": [protocol(ref) for ref in protocols],
+        "judges": judges,
+    }
     rows: list[dict[str, Any]] = []
-    for path in paths:
-        run = record_file(path).parent
-        options = run_options(RunDir.at(run).root, data_root, device, quiet=quiet)
-        found, kept = boards.verify(run, leaderboards, options, students=count, protocols=ids, judges=judges)
-        rows += [_row(run, one) for one in found]
+    for ref in refs:
+        notes: list[str] = []
+        if is_name(ref) and not Path(ref).exists():
+            with tempfile.TemporaryDirectory() as nowhere:
+                options = run_options(Path(nowhere), data_root, device, quiet=quiet)
+                found, kept = boards.verify_published(ref, leaderboards, options, **asked)
+            shown, where = ref, {"folder": None, "set": ref}
+        else:
+            run = record_file(Path(ref)).parent
+            options = run_options(RunDir.at(run).root, data_root, device, quiet=quiet)
+            found, kept = boards.verify(run, leaderboards, options, **asked, notes=notes)
+            shown, where = run.name, {"folder": str(run), "set": None}
+        rows += [{**where, **_row(one)} for one in found]
         if not as_json:
-            click.echo("\n".join(f"{run.name}: {one}" for one in found))
+            click.echo("\n".join(f"{shown}: {one}" for one in found))
         if kept is not None:
             note(f"Entered in {kept}. `ddbench leaderboard build` marks the row.")
         elif any(one.agrees for one in found):
             why = f"{leaderboards} has no record of this, so nothing was entered"
-            note(f"{why}; `ddbench leaderboard add {run}` adds it.")
+            note(f"{why}; `ddbench leaderboard add {ref}` adds it.")
+        for text in notes:
+            note(f"Note: {text}")
     if as_json:
         print_json(rows)
     wrong = [row for row in rows if not row["agrees"]]
@@ -258,9 +277,8 @@ def verify(
         ctx.exit(1)
 
 
-def _row(run: Path, one: Retrained) -> dict[str, Any]:
+def _row(one: Retrained) -> dict[str, Any]:
     return {
-        "folder": str(run),
         "protocol": one.evaluation.protocol,
         "judge": one.evaluation.backbone,
         "students": list(one.students),

@@ -27,6 +27,7 @@ from ddbench.text import budget_name, safe_name
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from ddbench.evaluation.protocol import Protocol
     from ddbench.runs.evaluating import Cell
     from ddbench.runs.retraining import Retrained
     from ddbench.runs.runner import RunOptions
@@ -99,27 +100,80 @@ def verify(
     options: RunOptions,
     *,
     students: int | None = 1,
-    protocols: Sequence[str] = (),
+    protocols: Sequence[Protocol] = (),
     judges: Sequence[str] = (),
+    notes: list[str] | None = None,
 ) -> tuple[list[Retrained], Path | None]:
-    """Train students of a run's record again, and enter what agrees beside the committed record, if there is one.
+    """Train students on the set of a run again, and enter what agrees beside the committed record, if there is one.
 
-    The arguments are those of `runs.retraining.retrain`. Returns what came out, and where it was entered.
+    They are compared with the committed record, whatever students the run's own folder has: a set that comes out equal
+    on another machine verifies the record from there. A committed record without a picture gets one of the set that
+    was checked. `protocols` and the other arguments are for `runs.retraining.retrain`, where recipes among the former
+    need not be known otherwise. `notes` have what was done beside.
+    Returns what came out, and where it was entered.
     Raises: RunError where the committed record is of another set, or nothing can be trained.
     """
-    from ddbench.runs.retraining import retrain
+    from ddbench.runs.retraining import of_run, retrain
 
-    record = read_record(record_file(path))
-    place = leaderboards / place_of(record.run)
-    if place.is_file():
-        _joined(path, record, read_record(place), place)
-    found = retrain(path, options, students=students, protocols=protocols, judges=judges)
-    known = read_record(place) if place.is_file() else None
-    recorded = {(e.digest, e.backbone): len(e.accuracy) for e in known.evaluations} if known is not None else {}
-    # What the leaderboard does not have is nobody's claim.
-    held = [one for one in found if recorded.get(_key(one), 0) > max(one.students)]
-    kept = verification.keep(leaderboards, place, record, held) if held else None
+    own = read_record(record_file(path))
+    place = leaderboards / place_of(own.run)
+    committed = read_record(place) if place.is_file() else None
+    subject = of_run(path, options.data_root, committed).knowing(protocols)
+    found = retrain(subject, options, students=students, protocols=[one.id for one in protocols], judges=judges)
+    kept = _entered(leaderboards, place, committed, found)
+    if kept is not None and committed is not None:
+        _draw(place, committed, record_file(path), options.data_root, [] if notes is None else notes)
     return found, kept
+
+
+def verify_published(
+    name: str,
+    leaderboards: Path,
+    options: RunOptions,
+    *,
+    students: int | None = 1,
+    protocols: Sequence[Protocol] = (),
+    judges: Sequence[str] = (),
+) -> tuple[list[Retrained], Path | None]:
+    """Train students again on a published set of the leaderboard, as its file has it, and enter what agrees.
+
+    As `verify`, for those who do not have the run's folder. The file may keep images with less precision than the run's
+    own set, which the check names.
+    Raises: DataError where there is no such set, RunError where its record is gone or of another set.
+    """
+    from ddbench.runs.retraining import of_file, retrain
+
+    folder = str(leaderboards / published_sets.FOLDER.name)
+    entry = published_sets.read_index(folder, options.data_root).entry(name, folder)
+    file = published_sets.take(name, folder, options.data_root)
+    place = leaderboards / entry.record
+    if not place.is_file() or (committed := read_record(place)).synthetic.sha256 != entry.set:
+        raise RunError(f"{name} is of no record: {place} is not there, or of another set.")
+    subject = of_file(file, committed, options.data_root, shown=name).knowing(protocols)
+    found = retrain(subject, options, students=students, protocols=[one.id for one in protocols], judges=judges)
+    return found, _entered(leaderboards, place, committed, found, entry.sha256)
+
+
+def _entered(
+    leaderboards: Path, place: Path, committed: RunRecord | None, found: Sequence[Retrained], file: str | None = None
+) -> Path | None:
+    """Where the checks that agree were entered; None where the leaderboard claims nothing that was checked."""
+    if committed is None:
+        return None
+    recorded = {(e.digest, e.backbone): len(e.accuracy) for e in committed.evaluations}
+    held = [one for one in found if recorded.get(_key(one), 0) > max(one.students)]
+    return verification.keep(leaderboards, place, committed, held, file)
+
+
+def _draw(place: Path, committed: RunRecord, run: Path, data_root: Path, notes: list[str]) -> None:
+    """Give a committed record that has no picture one of its set, from a run's folder."""
+    if committed.sheet is not None:
+        return
+    record, picture = with_sheet(run, committed, data_root, notes)
+    if picture is not None:
+        write_atomically(sheet_file(place), picture)
+        write_record(place, record)
+        notes.append(f"{place} had no picture of its set, and has one now.")
 
 
 def _key(one: Retrained) -> tuple[str, str]:
@@ -345,9 +399,9 @@ _EXPLANATION = """\
   two methods with one set each cannot be told apart by their intervals. **\\*** marks sets in a whitened pixel space.
 - **‡** marks imported sets: others condensed them, ddbench only judged them. Their cost is not known; what
   their makers claim is in the record, apart from what was measured.
-- **✓** marks verified results: a student of every set was trained again from the set itself and agreed with the record,
-  by `ddbench leaderboard verify`; `verified/` says who has run what. A row with neither ✓ nor ‡ is claimed: it is what
-  the records of its runs say. The CSV has the word, and how many sets were verified.
+- **✓** marks verified results: a student of every set was trained again on the set, or on its published file, and
+  agreed with the record, by `ddbench leaderboard verify`; `verified/` says what was run where. A row with neither ✓ nor
+  ‡ is claimed: it is what the records of its runs say. The CSV has the word, and how many sets were verified.
 - **Differences** to random images and to the best coreset are of means, paired by student. The best coreset
   is the one with the highest mean in the same table, random images among them where there is another one; choosing it
   favours it a little.

@@ -43,7 +43,7 @@ _MARKS = {
     "alone; or from one student a set",
     IMPORTED: "imported: condensed by others, and here only judged; what its maker claims is in the record",
     CONTROL: "control: real images, under the same labels and recipe; what a method adds is its distance to them",
-    VERIFIED: "verified: a student of every set of the row was trained again from the set, and agrees with the record",
+    VERIFIED: "verified: a student of every set of the row was trained again on the set, and agrees with the record",
 }
 _TRUST = ("trust", "verified_sets")
 _SIZES = ("bytes", "images_bytes", "labels_bytes")

@@ -1,4 +1,4 @@
-"""Which rows somebody has checked: a student was trained again on the set itself, and reached what the record says.
+"""Which rows somebody has checked: a student was trained again on the set, and reached what the record says.
 
 The checks lie beside the records, in verified/DATASET/ipcK/, and not in them: what a submitter sends does not say who
 has looked at it. A row is verified, imported (others made its set), or claimed.
@@ -40,6 +40,9 @@ class Check(Part):
     within: Share = Field(description="How far the means may lie apart; see runs.retraining.tolerance.")
     started: Line
     device: Line
+    file: Sha256 | None = Field(
+        default=None, description="Of the published file whose set was trained on, if it was not the run's own file."
+    )
     git: PlainDict | None
     packages: dict[Line, Line]
 
@@ -68,10 +71,13 @@ def file_of(leaderboards: Path, record_place: Path) -> Path:
     return leaderboards / FOLDER / record_place.relative_to(leaderboards / "records")
 
 
-def keep(leaderboards: Path, record_place: Path, record: RunRecord, found: Iterable[Retrained]) -> Path | None:
+def keep(
+    leaderboards: Path, record_place: Path, record: RunRecord, found: Iterable[Retrained], file: str | None = None
+) -> Path | None:
     """Enter the checks that agree beside a committed record; returns where, or None where none does.
 
-    A later check of the same evaluation takes the place of an earlier one with no more students.
+    A later check of the same evaluation takes the place of an earlier one with no more students. `file` is the hash of
+    the published file that was trained on, if it was one.
     """
     path = file_of(leaderboards, record_place)
     checks = {(c.digest, c.backbone): c for c in (_read(path).checks if path.is_file() else ())}
@@ -79,7 +85,7 @@ def keep(leaderboards: Path, record_place: Path, record: RunRecord, found: Itera
     for one in agreed:
         key = (one.evaluation.digest, one.evaluation.backbone)
         if key not in checks or len(checks[key].students) <= len(one.students):
-            checks[key] = _check(one)
+            checks[key] = _check(one, file)
     if not agreed:
         return None
     kept = Verification(run=record.run.id, synthetic=record.synthetic.sha256, checks=tuple(checks.values()))
@@ -130,7 +136,7 @@ def _read(path: Path) -> Verification:
     return read_document(path, Verification, SCHEMA, "is no file of checks")
 
 
-def _check(one: Retrained) -> Check:
+def _check(one: Retrained, file: str | None) -> Check:
     from ddbench.runs import provenance
 
     part = one.evaluation
@@ -144,6 +150,7 @@ def _check(one: Retrained) -> Check:
         within=one.within,
         started=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         device=one.device,
+        file=file,
         git=provenance.git(),
         packages=provenance.packages(),
     )

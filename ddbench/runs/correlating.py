@@ -21,7 +21,7 @@ from ddbench.runs.ledger import Ledger
 from ddbench.runs.measures import Measures
 from ddbench.runs.observers import read_log
 from ddbench.runs.record import CorrelationPart, CostPart, EvaluationPart, RunRecord, write_record
-from ddbench.runs.retraining import protocol_of, with_accuracies
+from ddbench.runs.retraining import protocol_of, recipes_of, with_accuracies
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, dataset_of, finished_record, problems, session
 from ddbench.training.options import SGDOptions
@@ -161,7 +161,8 @@ def _wanted(
     """The evaluations that are meant, with their recipes."""
     having = with_accuracies(record)
     meant = with_accuracies(record, protocols, judges)
-    found = [(part, protocol_of(part, RunDir.at(path))) for part in meant]
+    recipes = recipes_of(RunDir.at(path))
+    found = [(part, protocol_of(part, recipes)) for part in meant]
     logits = [(part, recipe) for part, recipe in found if _has_logits(recipe)]
     if not logits:
         there = ", ".join(f"{part.protocol} with {part.backbone}" for part in having) or "none"

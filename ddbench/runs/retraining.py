@@ -1,15 +1,18 @@
-"""Students of a record trained a second time, on the set in the run's folder, and what the two accuracies say."""
+"""Students of a record trained a second time on its set, and what the two accuracies say."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
 from ddbench import synthetic as sets
-from ddbench.errors import ConfigError, DdbenchError, RunError, mistyped
+from ddbench.data.dataset import Dataset
+from ddbench.data.sources import load
+from ddbench.errors import ConfigError, DataError, DdbenchError, RunError, mistyped
 from ddbench.evaluation.evaluate import SealedTest, scores
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.evaluation.trainer import Trainer, trainer_of
@@ -19,6 +22,7 @@ from ddbench.runs.resolving import protocols_of
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, build_problem, dataset_of, session
 from ddbench.runs.signals import Stop
+from ddbench.synthetic import SyntheticSet
 from ddbench.text import percent
 
 CONFIDENCE = 0.99
@@ -91,31 +95,87 @@ def tolerance(accuracy: Sequence[float], again: int, test_images: int) -> float:
     return min(MOST, max(quantile * spread * math.sqrt(2 / again), 2 / max(1, test_images)))
 
 
-def retrain(
-    path: Path,
-    options: RunOptions,
-    *,
-    students: int | None = 1,
-    protocols: Sequence[str] = (),
-    judges: Sequence[str] = (),
-) -> list[Retrained]:
-    """Train the first `students` (None: all) of each evaluation of a run's record again, and write nothing.
+@dataclass(frozen=True)
+class Subject:
+    """A set that students are trained on again, and the record that says what they reached.
 
-    `protocols` and `judges` are those of the evaluations that are meant, all without any.
-    Raises: RunError where the run has no set, another set than its record says, or no such evaluation; DataError where
-    its dataset is another one here.
+    `shown` is what messages call it; `recipes` are protocols beside those that are built in.
+    """
+
+    shown: str
+    record: RunRecord
+    synthetic: SyntheticSet
+    dataset: Dataset
+    recipes: tuple[Protocol, ...] = ()
+
+    def knowing(self, recipes: Iterable[Protocol]) -> Subject:
+        """The same with more recipes, as those of somebody's own files."""
+        return replace(self, recipes=(*self.recipes, *recipes))
+
+
+def of_run(path: Path, data_root: Path, committed: RunRecord | None = None) -> Subject:
+    """The set in a run's folder, and the folder's record; or a committed one of the same run, if one is given.
+
+    The committed one wins where both have an evaluation: what came out in this folder may have other rounding, and is
+    nobody's claim.
+    Raises: RunError where the run has no set, another set than its record says, or another than the committed record
+    is of; DataError where its dataset is another one here.
     """
     folder = RunDir.at(path)
     if not (folder.record.is_file() and folder.synthetic.is_file()):
         raise RunError(f"{path} has no set and record, so no student of it can be trained again.")
     record = read_record(folder.record)
     folder.set_sha256()
+    if committed is not None:
+        require_same_set(path, record, committed)
+        said = {(e.digest, e.backbone) for e in committed.evaluations}
+        own = tuple(e for e in record.evaluations if (e.digest, e.backbone) not in said)
+        record = committed.model_copy(update={"evaluations": (*committed.evaluations, *own)})
+    return Subject(str(path), record, sets.load(folder.synthetic), dataset_of(folder, data_root), recipes_of(folder))
+
+
+def require_same_set(path: Path, record: RunRecord, committed: RunRecord) -> None:
+    """Raises: RunError where a run's own record and the committed one of the same run are of two sets."""
+    if record.synthetic.sha256 != committed.synthetic.sha256:
+        raise RunError(
+            f"{path} and the committed record of the run {committed.run.id} are two results: their sets differ. So "
+            "nothing that is trained here says anything of the record; the set of the run that it is of would."
+        )
+
+
+def of_file(file: Path, record: RunRecord, data_root: Path, *, shown: str) -> Subject:
+    """The set in a file of ddbench, which is that of a record, perhaps with images of less precision.
+
+    Raises: DataError where the file is none, or the record's dataset is another one here.
+    """
+    dataset = load(record.run.dataset, data_root)
+    if dataset.fingerprint != record.data.fingerprint:
+        raise DataError(
+            f"{shown} was made from {record.data.title} with fingerprint {record.data.fingerprint}, and the one in the "
+            f"data folder has {dataset.fingerprint}. Point --data at the folder with the other one."
+        )
+    return Subject(shown, record, sets.load(file), dataset)
+
+
+def retrain(
+    subject: Subject,
+    options: RunOptions,
+    *,
+    students: int | None = 1,
+    protocols: Sequence[str] = (),
+    judges: Sequence[str] = (),
+) -> list[Retrained]:
+    """Train the first `students` (None: all) of each evaluation of a record again, and write nothing.
+
+    `protocols` and `judges` are those of the evaluations that are meant, all without any.
+    Raises: RunError where there is no such evaluation.
+    """
+    record, synthetic = subject.record, subject.synthetic
     wanted = with_accuracies(record, protocols, judges)
     if not wanted:
         there = ", ".join(f"{e.protocol} with {e.backbone}" for e in record.evaluations if e.accuracy) or "none"
-        raise mistyped(RunError(f"{path} has no such evaluation; it has {there}."))
-    dataset = dataset_of(folder, options.data_root)
-    test, synthetic, found = SealedTest(dataset.test), sets.load(folder.synthetic), []
+        raise mistyped(RunError(f"{subject.shown} has no such evaluation; it has {there}."))
+    test, found = SealedTest(subject.dataset.test), []
     with session(options) as (stop, _):
         for part in wanted:
             count = len(part.accuracy) if students is None else min(students, len(part.accuracy))
@@ -124,16 +184,17 @@ def retrain(
             failed = ""
             try:
                 problem = build_problem(
-                    dataset,
+                    subject.dataset,
                     backbone=part.backbone,
                     pixels=synthetic.pixels,
-                    ipc=folder.spec.ipc,
-                    seed=folder.spec.seed,
+                    ipc=record.run.ipc,
+                    seed=record.run.seed,
                     device=options.device,
                     precision=_precision(part, record),
                     artifacts_root=options.artifacts,
                 )
-                trainer = trainer_of(synthetic, protocol_of(part, folder), problem, students=count, chosen=part.chose)
+                recipe = protocol_of(part, subject.recipes)
+                trainer = trainer_of(synthetic, recipe, problem, students=count, chosen=part.chose)
                 again = _accuracies(trainer, test, numbers, stop)
             except DdbenchError as error:
                 failed = str(error)
@@ -168,15 +229,22 @@ def with_accuracies(
     ]
 
 
-def protocol_of(part: EvaluationPart, folder: RunDir) -> Protocol:
-    """The protocol of an evaluation, by its digest: of the run's folder, or built in."""
-    for known in (lambda: protocols_of(folder.spec), lambda: [protocol(part.protocol)]):
-        try:
-            found = [one for one in known() if one.digest == part.digest]
-        except ConfigError:
-            continue
-        if found:
-            return found[0]
+def recipes_of(folder: RunDir) -> tuple[Protocol, ...]:
+    """The protocols that a run's folder names; none where one cannot be had, as evaluations under it then say."""
+    try:
+        return tuple(protocols_of(folder.spec))
+    except ConfigError:
+        return ()
+
+
+def protocol_of(part: EvaluationPart, recipes: Iterable[Protocol]) -> Protocol:
+    """The protocol of an evaluation, by its digest: one of these recipes, or built in."""
+    known = list(recipes)
+    with contextlib.suppress(ConfigError):
+        known.append(protocol(part.protocol))
+    for one in known:
+        if one.digest == part.digest:
+            return one
     raise RunError(
         f"the recipe of {part.protocol} that the record names ({part.digest}) is not known here: it was in a file that "
         "is not where it was, or another version of ddbench has it."

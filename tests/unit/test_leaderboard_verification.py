@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,12 @@ from scipy import stats
 
 from ddbench.cli import root as program
 from ddbench.errors import RunError
-from ddbench.files import write_json
+from ddbench.evaluation.protocol import protocol
+from ddbench.files import sha256_of, write_json
 from ddbench.leaderboard import boards, verification
+from ddbench.leaderboard.publishing import publish
 from ddbench.runs.record import read_record
-from ddbench.runs.retraining import Retrained, retrain, tolerance
+from ddbench.runs.retraining import Retrained, of_run, retrain, tolerance
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions
 
@@ -36,7 +40,15 @@ def options(finished: Path) -> RunOptions:
     return RunOptions(root=RunDir.at(finished).root, data_root=finished, device=torch.device("cpu"))
 
 
-def call(finished: Path, leaderboards: Path, *more: str) -> tuple[int, str, str]:
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """The protocol that the run was judged by, in a file."""
+    path = tmp_path / "tiny.toml"
+    path.write_text('name = "tiny"\nbackbones = ["mlp"]\nstudents = 2\n[options]\nsteps = 2\nbatch = 16\n')
+    return path
+
+
+def call(finished: Path | str, leaderboards: Path, *more: str) -> tuple[int, str, str]:
     where = ["--leaderboards", str(leaderboards), "--data", str(leaderboards), "--device", "cpu"]
     done = CliRunner().invoke(program, ["leaderboard", "verify", str(finished), *where, *more])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
@@ -67,7 +79,7 @@ def forge(finished: Path, by: float) -> None:
 
 def test_students_come_out_equal_here_and_nothing_is_written(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*.json")}
-    (one,) = retrain(finished, options(finished), students=None)
+    (one,) = retrain(of_run(finished, finished), options(finished), students=None)
     assert one.students == (0, 1)
     assert one.accuracy == read_record(finished / "record.json").evaluations[0].accuracy
     assert (one.equal, one.agrees, one.failed) == (True, True, "")
@@ -151,14 +163,83 @@ def test_a_protocol_that_is_gone_is_said_and_not_checked(finished: Path, leaderb
 def test_a_run_without_its_set_is_refused(finished: Path, leaderboards: Path) -> None:
     (finished / "synthetic.safetensors").unlink()
     with pytest.raises(RunError, match="no student of it can be trained again"):
-        retrain(finished, options(finished))
+        retrain(of_run(finished, finished), options(finished))
     code, _, noted = call(finished, leaderboards)
     assert (code, "Traceback" in noted) == (1, False)
 
 
 def test_an_evaluation_that_is_not_there_is_a_sentence(finished: Path) -> None:
     with pytest.raises(RunError, match="no such evaluation; it has tiny@1 with mlp"):
-        retrain(finished, options(finished), judges=["resnet18"])
+        retrain(of_run(finished, finished), options(finished), judges=["resnet18"])
+
+
+def test_a_set_that_was_made_again_verifies_the_committed_record(finished: Path, leaderboards: Path) -> None:
+    forge(finished, 0.2)  # as if students on another machine had come out otherwise
+    (place,) = (leaderboards / "records").rglob("*.json")
+    committed = place.read_bytes()
+    code, said, _ = call(finished, leaderboards)
+    assert (code, said.rstrip().endswith("equal.")) == (0, True)
+    assert place.read_bytes() == committed
+    assert len(verification.verified(leaderboards, [place])) == 1
+
+
+def test_another_set_of_the_same_run_verifies_nothing(finished: Path, leaderboards: Path) -> None:
+    (place,) = (leaderboards / "records").rglob("*.json")
+    reseal(place, lambda value: value["synthetic"].update(sha256="0" * 64))
+    code, _, noted = call(finished, leaderboards)
+    assert code == 1
+    assert "their sets differ" in noted
+    assert not (leaderboards / "verified").exists()
+
+
+def test_a_record_without_a_picture_gets_that_of_the_set(finished: Path, leaderboards: Path) -> None:
+    (place,) = (leaderboards / "records").rglob("*.json")
+    picture, drawn = place.with_suffix(".webp"), read_record(place).sheet
+    assert drawn is not None
+    picture.unlink()
+    reseal(place, lambda value: value.update(sheet=None))
+    _, _, noted = call(finished, leaderboards)
+    assert "had no picture of its set, and has one now" in noted
+    assert read_record(place).sheet == drawn
+    boards.build(leaderboards)
+    assert boards.check(leaderboards) == []
+    assert "picture" not in call(finished, leaderboards)[2]
+
+
+def test_a_published_set_needs_no_folder(finished: Path, leaderboards: Path, recipe: Path) -> None:
+    publish(finished, leaderboards, protocol=protocol(str(recipe)), why="a test")
+    shutil.rmtree(finished)
+    code, said, noted = call("dm/digits/ipc1", leaderboards, "--protocol", str(recipe), "--all")
+    assert code == 0, noted
+    assert "dm/digits/ipc1: tiny@1 with mlp, 2 students: recorded" in said
+    (path,) = (leaderboards / "verified").rglob("*.json")
+    (check,) = json.loads(path.read_text())["checks"]
+    assert check["file"] == sha256_of(leaderboards / "sets" / "dm-digits-ipc1.safetensors")
+    boards.build(leaderboards)
+    assert boards.check(leaderboards) == []
+    assert call("dm/digits/ipc10", leaderboards)[0] == 2
+    # Without the file of the recipe nobody knows it.
+    assert "could not be trained again" in call("dm/digits/ipc1", leaderboards)[1]
+
+
+@pytest.mark.parametrize("lost", ["record", "another set"])
+def test_a_published_set_of_no_record_is_refused(finished: Path, leaderboards: Path, recipe: Path, lost: str) -> None:
+    publish(finished, leaderboards, protocol=protocol(str(recipe)), why="a test")
+    (place,) = (leaderboards / "records").rglob("*.json")
+    if lost == "record":
+        place.unlink()
+    else:
+        reseal(place, lambda value: value["synthetic"].update(sha256="0" * 64))
+    code, _, noted = call("dm/digits/ipc1", leaderboards)
+    assert code == 1
+    assert "is of no record" in noted
+
+
+def reseal(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    value = json.loads(path.read_text())
+    del value["checksum"]
+    change(value)
+    write_json(path, value, sealed=True)
 
 
 def test_the_tolerance_by_hand() -> None:
