@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import AfterValidator
 from torch import Tensor
 
 from ddbench.config import MethodConfig
 from ddbench.data.pixels import canonical_name
-from ddbench.engine.decode import NONE
+from ddbench.engine.decode import NONE, assembled
 from ddbench.errors import ConfigError, DataError
 from ddbench.problem import Problem
 from ddbench.rng import Rng
@@ -24,14 +25,16 @@ SAVED = re.compile(r"[^/\\]+@(?:[0-9a-f]{12}|unknown)")
 NO_LIMIT = "Or start from noise, which needs no real images, where the method has that: --set initial=noise."
 
 
-def check_budget(problem: Problem, instead: str = "") -> None:
-    """Raises: DataError when a class has fewer than ipc images to choose from; `instead` is what else can be done."""
-    smallest = int(problem.train.counts.min())
-    if smallest < problem.ipc:
-        name = problem.train.classes[int(problem.train.counts.argmin())]
+def check_budget(problem: Problem, instead: str = "", *, count: int | None = None) -> None:
+    """Raises: DataError when a class has fewer images to choose from than `count`, a multiple of ipc and by default ipc
+    itself; `instead` is what else can be done."""
+    smallest, wanted = int(problem.train.counts.min()), count or problem.ipc
+    if smallest < wanted:
+        each, name = wanted // problem.ipc, problem.train.classes[int(problem.train.counts.argmin())]
+        most = f"Choose an ipc of at most {smallest // each}" if smallest >= each else "Choose a smaller factor"
         raise DataError(
-            f"ipc is {problem.ipc}, and class {name!r} of {problem.info.name} has {smallest} training images. "
-            f"Choose an ipc of at most {smallest}.{' ' if instead else ''}{instead}"
+            f"ipc is {problem.ipc}{f' with {each} real images in each' if each > 1 else ''}, and class {name!r} of "
+            f"{problem.info.name} has {smallest} training images. {most}.{' ' if instead else ''}{instead}"
         )
 
 
@@ -47,6 +50,17 @@ def real_indices(problem: Problem, rng: Rng) -> Tensor:
 def real_images(problem: Problem, rng: Rng) -> Tensor:
     """[K * ipc, C, H, W] random real images in the pixel space, class by class."""
     return problem.real.take(real_indices(problem, rng)).flatten(0, 1)
+
+
+def mosaics(images: Tensor, factor: int) -> Tensor:
+    """[N * F * F, C, H, W] -> [N, C, H, W] of the same type: F x F smaller images in one, row by row, of whose pixels
+    every F-th is left.
+
+    Source: the starting images of Kim et al., ICML 2022 (arXiv 2205.14959), as their released code has them.
+    """
+    height, width = images.shape[2:]
+    size = (-(-height // factor), -(-width // factor))
+    return assembled(F.interpolate(images, size=size, mode="nearest"), factor)[..., :height, :width].contiguous()
 
 
 def noise_images(problem: Problem, rng: Rng) -> Tensor:

@@ -50,11 +50,22 @@ def decode(name: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         raise DataError(f"there is no decoder {name!r}; known are 'none' and 'tiles(factor=F)'.")
     factor = int(match[1])
     height, width = images.shape[-2:]
-    if factor > min(height, width):
-        raise DataError(f"images of {height} x {width} cannot hold {factor} x {factor} smaller ones.")
+    check_factor(factor, height, width)
     # Sizes that the factor does not divide are padded right and below with 0.5, as in the paper's code.
     padded = F.pad(images, (0, -width % factor, 0, -height % factor), value=0.5)
     cut = padded.unflatten(3, (factor, -1)).unflatten(2, (factor, -1))  # [N, C, F, h, F, w]
     cut = cut.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
     full = F.interpolate(cut, size=(height, width), mode="bilinear", align_corners=False)
     return full, labels.repeat_interleave(factor * factor, dim=0)
+
+
+def check_factor(factor: int, height: int, width: int) -> None:
+    """Raises: DataError for more tiles a side than pixels."""
+    if factor > min(height, width):
+        raise DataError(f"images of {height} x {width} cannot hold {factor} x {factor} smaller ones.")
+
+
+def assembled(parts: Tensor, factor: int) -> Tensor:
+    """[N * F * F, C, h, w] -> [N, C, F * h, F * w]: F x F parts in an image, row by row."""
+    grid = parts.unflatten(0, (-1, factor, factor)).permute(0, 3, 1, 4, 2, 5)  # [N, C, F, h, F, w]
+    return grid.flatten(4, 5).flatten(2, 3)

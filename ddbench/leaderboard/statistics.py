@@ -249,12 +249,10 @@ def _compare(groups: Sequence[Group], rows: Sequence[dict[str, Any]]) -> None:
         coresets = [i for i in measured if rows[i]["control"]]
         if len(coresets) == len(randoms):  # random images alone are the other control, and no coreset that was chosen
             coresets = []
-        # Of several variants of random, the one that is known best, and never the one that does best.
         roles = [role for role in ("random", "coreset") if any(rows[i]["control"] == role for i in measured)]
-        random = max(randoms, key=lambda i: _known(rows[i], i), default=None)
         best = max(coresets, key=lambda i: (_printed(rows[i]), -i), default=None)
         for i in members:
-            for name, other in (("random", random), ("coreset", best)):
+            for name, other in (("random", _random_of(rows, i, randoms)), ("coreset", best)):
                 gap, half, provisional = math.nan, math.nan, False
                 if other not in (None, i) and i in measured and rows[i]["kind"] != "ceiling":
                     gap, interval = groups[i].difference(groups[other])
@@ -268,6 +266,17 @@ def _compare(groups: Sequence[Group], rows: Sequence[dict[str, Any]]) -> None:
                 }
             rows[i]["controls"] = " ".join(roles)
             rows[i]["best_coreset"] = "" if best is None else rows[best]["method"]
+
+
+def _random_of(rows: Sequence[Mapping[str, Any]], i: int, randoms: Sequence[int]) -> int | None:
+    """Which of several variants of random a row is held against: the one that is known best, and never the one that
+    does best. For what is no control itself, one whose students train on as many images comes before the others."""
+    same = [j for j in randoms if not rows[i]["control"] and _alike(rows[i]["forwards"], rows[j]["forwards"])]
+    return max(same or randoms, key=lambda j: _known(rows[j], j), default=None)
+
+
+def _alike(forwards: float, others: float) -> bool:
+    return abs(forwards - others) <= 0.005 * others
 
 
 def _known(row: Mapping[str, Any], place: int) -> tuple[int, int, int, int]:

@@ -69,8 +69,7 @@ def control_of(row: Mapping[str, Any]) -> Control:
     if row["kind"] == "coreset":
         return "coreset"
     config = json.loads(row["config"])
-    own = row["track"] == "soft" and not _brings_labels(row["protocol"])
-    if not own or row["method"] != LABELLED or config.get("initial", "real") != "real":
+    if not _own_labels(row) or row["method"] != LABELLED or config.get("initial", "real") != "real":
         return ""
     return "random" if config.get("chosen", "random") == "random" else "coreset"
 
@@ -142,14 +141,28 @@ def _other_compute(row: Mapping[str, Any]) -> Iterator[str]:
         controls = " and ".join(_ROLES[role] for role, other in told.items() if other == ratio)
         yield (
             f"{row['label']}, {row['judge']}: a student trains on {ratio:.3g} times as many images, repeats counted, "
-            f"as one of {controls}."
+            f"as one of {controls}.{_as_many(row, ratio) if 'random' in told else ''}"
         )
 
 
-def _command(row: Mapping[str, Any], role: str) -> str:
+def _as_many(row: Mapping[str, Any], ratio: float) -> str:
+    """How random images are made that students train on as often, where sets store several images in one."""
+    factor = round(math.sqrt(ratio))
+    stored_so = json.loads(row["config"]).get("decode") == f"tiles(factor={factor})" and round(ratio, 2) == factor**2
+    if not stored_so or _own_labels(row):
+        return ""
+    return f" As many in as many bytes: {_command(row, 'random', f' --set factor={factor}')}."
+
+
+def _own_labels(row: Mapping[str, Any]) -> bool:
+    """Whether sets bring soft labels of their own, so that real images without any are no control."""
+    return bool(row["track"] == "soft" and not _brings_labels(row["protocol"]))
+
+
+def _command(row: Mapping[str, Any], role: str, options: str = "") -> str:
     """The command that makes a control of a table."""
-    method, options = ("random" if role == "random" else CORESET), ""
-    if row["track"] == "soft" and not _brings_labels(row["protocol"]):
+    method = "random" if role == "random" else CORESET
+    if _own_labels(row):
         method, options = LABELLED, "" if role == "random" else f" --set chosen={CORESET}"
     ref = row["protocol"] if row["protocol"] in PROTOCOLS else "FILE"
     return f"ddbench run --method {method} --dataset {row['dataset']} --ipc {row['ipc']}{options} --protocol {ref}"

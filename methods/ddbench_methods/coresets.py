@@ -3,6 +3,10 @@
 Herding: Welling, "Herding dynamical weights to learn", ICML 2009. k-center: Sener and Savarese, "Active learning for
 convolutional neural networks: a core-set approach", ICLR 2018, the greedy form. All three of herding, k-center and
 k-means choose inside each class, in the embedding of a ConvNet that was trained on the training images.
+
+With a `factor` above 1 each stored image is a mosaic of F x F real ones at a smaller size, which students see enlarged
+(Kim et al., "Dataset condensation via efficient synthetic-data parameterization", ICML 2022): the controls of methods
+that store their sets so, with as many bytes and as many training images.
 """
 
 from abc import abstractmethod
@@ -13,7 +17,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet
-from ddbench.initial import check_budget, real_indices
+from ddbench.config import later
+from ddbench.engine.decode import check_factor, tiles
+from ddbench.initial import check_budget, mosaics
 from ddbench.training.networks import TrainedNetwork
 
 
@@ -47,7 +53,33 @@ class Coreset(Method[Chosen]):
         )
 
 
-class Random(Coreset):
+class TiledConfig(MethodConfig):
+    """Options of the methods that choose ipc images of each class, or what fills so many mosaics."""
+
+    factor: int = later(1, ge=1, description="An image is a mosaic of F x F smaller ones, which students see enlarged.")
+
+
+class Tiled(Coreset):
+    """A method whose sets can be mosaics of what it has chosen."""
+
+    Config = TiledConfig
+    config: TiledConfig
+
+    def chosen_of_a_class(self, problem: Problem) -> int:
+        """How many images of a class are chosen. Raises: DataError when a class has fewer, or an image fewer pixels."""
+        check_factor(self.config.factor, *problem.shape[1:])
+        count = problem.ipc * self.config.factor**2
+        check_budget(problem, count=count)
+        return count
+
+    def export(self, problem: Problem, state: Chosen) -> SyntheticSet:
+        if self.config.factor == 1:
+            return super().export(problem, state)
+        images = mosaics(problem.train.images[state.indices.cpu()], self.config.factor)
+        return SyntheticSet(images, problem.class_labels().cpu(), decode=tiles(self.config.factor))
+
+
+class Random(Tiled):
     """Random training images, ipc of each class."""
 
     name = "random"
@@ -55,7 +87,7 @@ class Random(Coreset):
     uses_backbone = False
 
     def choose(self, problem: Problem, rng: Rng) -> Tensor:
-        return real_indices(problem, rng).flatten()
+        return problem.real.class_indices(self.chosen_of_a_class(problem), rng).flatten()
 
 
 class Whole(Coreset):
@@ -69,14 +101,14 @@ class Whole(Coreset):
         return torch.arange(len(problem.train.labels))
 
 
-class EmbeddedConfig(MethodConfig):
+class EmbeddedConfig(TiledConfig):
     """Options of the methods that choose in an embedding."""
 
     epochs: int = Field(20, ge=0, description="Epochs that the embedding ConvNet is trained on real data; 0: random.")
     lr_network: float = Field(0.02, gt=0, description="Largest step size of that training (cosine schedule).")
 
 
-class Embedded(Coreset):
+class Embedded(Tiled):
     """Chooses inside each class, in the embedding of a trained network."""
 
     Config = EmbeddedConfig
@@ -87,11 +119,11 @@ class Embedded(Coreset):
         return TrainedNetwork.of(problem, epochs=self.config.epochs, lr=self.config.lr_network, seed=problem.rng.seed)
 
     def prepare(self, problem: Problem) -> None:
-        check_budget(problem)  # before minutes of training
+        self.chosen_of_a_class(problem)  # before minutes of training
         problem.artifacts.get(self._network(problem), problem)
 
     def choose(self, problem: Problem, rng: Rng) -> Tensor:
-        check_budget(problem)
+        wanted = self.chosen_of_a_class(problem)
         network = problem.artifacts.get(self._network(problem), problem).to(problem.device)
         chosen = []
         for k, offset, count in zip(
@@ -102,7 +134,7 @@ class Embedded(Coreset):
                 points = torch.cat(
                     [problem.backbone.embed(network, problem.real.take(part), train=False) for part in rows.split(500)]
                 )
-            chosen.append(rows[self.among(points, problem.ipc, rng.fold("class", k)).cpu()])
+            chosen.append(rows[self.among(points, wanted, rng.fold("class", k)).cpu()])
         return torch.cat(chosen)
 
     @abstractmethod

@@ -33,7 +33,7 @@ from ddbench.engine.decode import decode
 from ddbench.engine.distance import class_mean_distance
 from ddbench.engine.program import channels_last, fusible
 from ddbench.errors import ConfigError
-from ddbench.initial import check_budget
+from ddbench.initial import check_budget, mosaics
 from ddbench.training.experts import ExpertEnds, ExpertTrajectories, Trajectories, unflatten
 
 # As for DM: what a network of width 128 takes in 9 GB.
@@ -121,7 +121,7 @@ class DANCE(Method[DANCEState]):
         self.trained(problem)
 
     def start(self, problem: Problem) -> DANCEState:
-        images = mosaics(problem, self.config.factor, problem.rng.fold("start"))
+        images = tiled(problem, self.config.factor, problem.rng.fold("start"))
         rate = 0.01 * problem.ipc if self.config.lr_images is None else self.config.lr_images
         lr = torch.tensor(rate, device=problem.device)
         network = problem.backbone.init(Rng(0), problem.device)
@@ -277,14 +277,10 @@ def cross_entropies(backbone: Backbone, network: Variables, views: Views, images
     return F.cross_entropy(logits.float(), classes, reduction="sum") / images.shape[1]
 
 
-def mosaics(problem: Problem, factor: int, rng: Rng) -> Tensor:
-    """[K * ipc, C, H, W] in [0, 1], class by class: each of F x F tiles a random real image, of whose pixels every F-th
-    is left. Classes with fewer images than tiles show some again."""
+def tiled(problem: Problem, factor: int, rng: Rng) -> Tensor:
+    """[K * ipc, C, H, W] in [0, 1], class by class: mosaics of random real images. Classes with fewer images than tiles
+    show some again."""
     wanted = problem.ipc * factor**2
     rows = problem.real.class_indices(wanted, rng)
     rows = rows[:, torch.arange(wanted) % rows.shape[1]]
-    height, width = problem.shape[1:]
-    size = (-(-height // factor), -(-width // factor))
-    tiles = F.interpolate(problem.train.images[rows.flatten()].float() / 255, size=size, mode="nearest")
-    grid = tiles.unflatten(0, (-1, factor, factor)).permute(0, 3, 1, 4, 2, 5)  # [N, C, F, h, F, w]
-    return grid.flatten(4, 5).flatten(2, 3)[..., :height, :width].to(problem.device).contiguous()
+    return (mosaics(problem.train.images[rows.flatten()], factor).float() / 255).to(problem.device)

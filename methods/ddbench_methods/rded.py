@@ -18,6 +18,7 @@ from torchvision.transforms.functional import resized_crop
 
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Recipe, Rng, State, SyntheticSet
 from ddbench.backbones import names
+from ddbench.engine.decode import assembled
 from ddbench.engine.mixing import MOSAIC, MOSAIC_SIDE
 from ddbench.training.networks import TrainedNetwork, as_seen
 
@@ -142,8 +143,7 @@ def random_crops(images: Tensor, size: tuple[int, int], rng: Rng) -> Tensor:
 
 def mosaic(crops: Tensor, factor: int, shape: tuple[int, int]) -> Tensor:
     """[N * F * F, C, h, w] -> [N, C, H, W]: F x F crops in an image, row by row. What they leave free is black."""
-    tiles = crops.unflatten(0, (-1, factor, factor)).permute(0, 3, 1, 4, 2, 5)  # [N, C, F, h, F, w]
-    whole = tiles.flatten(4, 5).flatten(2, 3)
+    whole = assembled(crops, factor)
     return F.pad(whole, (0, shape[1] - whole.shape[3], 0, shape[0] - whole.shape[2]))
 
 

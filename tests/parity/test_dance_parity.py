@@ -16,7 +16,7 @@ from ddbench.errors import ConfigError, RunError
 from ddbench.loop import condense
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.experts import unflatten
-from ddbench_methods.dance import DANCE, DANCEConfig, DANCEState, mosaics
+from ddbench_methods.dance import DANCE, DANCEConfig, DANCEState, tiled
 from ddbench_methods.ncfm import NCFM, LearnedState, NCFMConfig, characteristic_distance, first_sampler
 
 SMALL: dict[str, Any] = {"networks": 2, "epochs": 3, "lr_networks": 0.3, "batch_real": 5}
@@ -249,7 +249,7 @@ def test_ncfm_can_take_the_same_real_images_in_all_iterations(problem: Problem) 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
 def test_mosaics_are_real_images_with_every_fth_pixel(problem: Problem, factor: int) -> None:
-    images = mosaics(problem, factor, problem.rng)
+    images = tiled(problem, factor, problem.rng)
     assert images.shape == (problem.classes * problem.ipc, *problem.shape)
     rows = problem.real.class_indices(problem.ipc * factor**2, problem.rng)
     side = -(-problem.shape[1] // factor)
