@@ -314,6 +314,7 @@ def _name(row: Mapping[str, Any], kin: Sequence[Mapping[str, Any]], *, say_prese
     values = json.loads(row["config"])
     alike = [json.loads(other["config"]) for other in kin if other["preset"] == row["preset"]]
     shown = {key for key in values if any(other.get(key) != values[key] for other in alike)} | set(row["overridden"])
+    shown -= {"decode"} if "factor" in shown else set()  # which says the same
     options = [f"{key}={_short(values.get(key))}" for key in sorted(shown)]
     return name + (f" [{', '.join(options)}]" if options else "")
 

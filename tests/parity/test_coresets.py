@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 
 from ddbench import Problem, Rng, Variables
 from ddbench.errors import DataError
+from ddbench.initial import mosaics
 from ddbench.loop import condense
 from ddbench.plugins import GROUPS, load_object
 from ddbench.testing.contract import problem_for_checks
-from ddbench_methods.coresets import herding, k_center, k_means
+from ddbench_methods.coresets import KCenter, Random, herding, k_center, k_means
 
 Points = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -188,3 +189,49 @@ def test_random_rows_are_uniform_inside_their_class(tmp_path: Path) -> None:
 def test_the_whole_dataset_is_everything_in_its_order(tmp_path: Path) -> None:
     problem = problem_for_checks(tmp_path, per_class=(9, 5, 7))
     assert chosen_by("whole", problem).tolist() == list(range(21))
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_a_mosaic_is_of_images_that_were_chosen_with_every_fth_pixel(tmp_path: Path, factor: int) -> None:
+    problem = problem_for_checks(tmp_path, ipc=2)
+    plain, made = Random(Random.Config()), Random(Random.Config(factor=factor))
+    state = made.start(problem)
+    found = made.export(problem, state)
+    assert found.decode == f"tiles(factor={factor})"
+    assert (found.images.dtype, found.images.shape) == (torch.uint8, (problem.classes * 2, *problem.shape))
+    assert found.labels.tolist() == [k for k in range(problem.classes) for _ in range(2)]
+    height, width = problem.shape[1:]
+    side = -(-height // factor)
+    for n, image in enumerate(found.images):
+        for row in range(height):
+            for column in range(width):
+                tile = n * factor**2 + row // side * factor + column // side
+                source = state.indices[tile]
+                assert problem.train.labels[source] == found.labels[n]
+                real = problem.train.images[source]
+                top, left = (min(place % side * height // side, height - 1) for place in (row, column))
+                assert image[:, row, column].tolist() == real[:, top, left].tolist()
+    assert len(set(state.indices.tolist())) == len(state.indices)
+    # Nothing of it is in the name of runs without.
+    assert plain.config.kept() == {}
+    assert plain.export(problem, plain.start(problem)).decode == "none"
+
+
+@pytest.mark.parametrize("method", [Random, KCenter])
+def test_a_mosaic_needs_so_many_images_and_pixels(tmp_path: Path, method: type[Random | KCenter]) -> None:
+    problem = problem_for_checks(tmp_path, ipc=2, per_class=(60, 20, 40))
+    for factor, least in ((4, "Choose an ipc of at most 1"), (5, "Choose a smaller factor")):
+        with pytest.raises(DataError, match=f"ipc is 2 with {factor**2} real images in each.* 20 training .*{least}"):
+            method(method.Config(factor=factor)).start(problem)
+    with pytest.raises(DataError, match="images of 8 x 8 cannot hold 9 x 9"):
+        method(method.Config(factor=9)).start(problem)
+
+
+@given(n=st.integers(1, 3), factor=st.integers(1, 3), height=st.integers(3, 9), width=st.integers(3, 9))
+def test_mosaics_of_one_image_are_that_image_and_keep_its_type(n: int, factor: int, height: int, width: int) -> None:
+    images = torch.arange(n * factor**2 * height * width, dtype=torch.float64).reshape(-1, 1, height, width)
+    made = mosaics(images, factor)
+    assert (made.shape, made.dtype) == ((n, 1, height, width), torch.float64)
+    assert torch.equal(made[:, :, 0, 0], images[:: factor**2, :, 0, 0])
+    if factor == 1:
+        assert torch.equal(made, images)

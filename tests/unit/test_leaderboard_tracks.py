@@ -239,6 +239,43 @@ def test_a_control_with_another_compute_is_said(write: Write) -> None:
     assert row["forwards_random"] == pytest.approx(4.0)
 
 
+def tiled(write: Write, name: str, **about: Any) -> Path:
+    """A record of a set that stores four images in one, of which a pass is four times as long."""
+    return write(
+        name, evaluations=judged("dsa@1", student_forwards=4 * 1001 * 100),
+        synthetic=lambda part: part | {"decode": "tiles(factor=2)"}, **about,
+    )  # fmt: skip
+
+
+def test_mosaics_are_held_against_random_images_that_are_seen_as_often(write: Write) -> None:
+    random = write("random.json", like="random-s0.json", evaluations=judged("dsa@1"))
+    dm = write("dm.json", evaluations=judged("dsa@1"))
+    dance = tiled(write, "dance.json", run=lambda part: part | {"method": "dance", "id": "da" * 4})
+    (said,) = (note for note in notes(table_of(dance, random)) if "times as many" in note)
+    made = "ddbench run --method random --dataset cifar10 --ipc 10 --set factor=2 --protocol dsa@1"
+    assert said.endswith(f"as one of random real images. As many in as many bytes: {made}.")
+    mosaics = tiled(
+        write, "mosaics.json", like="random-s0.json", run=lambda part: part | {"id": "ab" * 4},
+        config=lambda part: {"values": {"factor": 2}, "sources": {"factor": "--set"}},
+    )  # fmt: skip
+    paths = [random, dm, dance, mosaics]
+    rows = {row["label"].split(" ")[0]: row for row in summarise(collect([*paths[:3]])).to_dict("records")}
+    assert rows["dance"]["forwards_random"] == pytest.approx(4.0)
+    summary = summarise(collect(paths)).to_dict("records")
+    by_label = {row["label"]: row for row in summary}
+    (plain,) = (row for label, row in by_label.items() if row["method"] == "random" and "factor" not in label)
+    (other,) = (row for label, row in by_label.items() if label.endswith("[factor=2]"))
+    (ours,) = (row for row in summary if row["method"] == "dance")
+    (usual,) = (row for row in summary if row["method"] == "dm")
+    assert (plain["control"], other["control"]) == ("random", "random")
+    assert ours["forwards_random"] == usual["forwards_random"] == pytest.approx(1.0)
+    assert ours["difference_random"] == pytest.approx(ours["mean"] - other["mean"])
+    assert usual["difference_random"] == pytest.approx(usual["mean"] - plain["mean"])
+    # Of controls themselves, the plain one is the reference.
+    assert other["difference_random"] == pytest.approx(other["mean"] - plain["mean"])
+    assert not any("times as many" in note for note in notes(table_of(*paths)))
+
+
 def test_bytes_of_labels_stand_beside_those_of_images_in_every_form(write: Write) -> None:
     soft = write(
         "soft.json", evaluations=judged("dsa-soft@1"),

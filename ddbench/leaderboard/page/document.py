@@ -166,7 +166,13 @@ def _table(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first = rows[0]
     judges = sorted({row["judge"] for row in rows}, key=lambda name: (not name.startswith("convnet"), name))
     copied = {name: first[name] for name in (*TABLE, "original", "train", "test")}
-    told = [row | {name: _number(row[name]) for name in ("forwards_random", "forwards_coreset")} for row in rows]
+    # As summarise has them, whose rows these were.
+    told = [
+        row
+        | {name: _number(row[name]) for name in ("forwards_random", "forwards_coreset")}
+        | {"config": json.dumps(row["config"])}
+        for row in rows
+    ]
     said = {judge: list(about_controls([row for row in told if row["judge"] == judge], [judge])) for judge in judges}
     return copied | {"judges": judges, "common": _common(rows), "controls": said}
 
