@@ -194,7 +194,10 @@ def side_by_side(dataset: str, title: str, protocol: str, judge: str, records: P
         _column(dataset, title, protocol, judge, records),
         key=lambda row: (len(row["overridden"]), -row["sets"], row["variant"]),
     ):
-        by_method.setdefault(called(row["method"], row["config"], labels), {}).setdefault(row["ipc"], row)
+        name = called(row["method"], row["config"], labels)
+        if row["control"] and row["config"].get("factor", 1) > 1:  # another control, not another setting of this one
+            name += " mosaics"
+        by_method.setdefault(name, {}).setdefault(row["ipc"], row)
     return _by_budget({_code(method): of for method, of in by_method.items()}, say_options=True)
 
 
@@ -205,8 +208,11 @@ def _column(dataset: str, title: str, protocol: str, judge: str, records: Path) 
 
 
 def _by_budget(named: dict[str, dict[int, dict[str, Any]]], *, say_options: bool = False) -> str:
-    """A row a name, a column an ipc; best first at the ipc that most rows have, then at the next."""
-    budgets = sorted({ipc for of in named.values() for ipc in of})
+    """A row a name, a column an ipc; best first at the ipc that most rows have, then at the next. The whole dataset,
+    which has none, comes last and stands in every column."""
+    budgets = sorted({ipc for of in named.values() for ipc in of if ipc})
+    whole = {name: dict.fromkeys(budgets, of[0]) for name, of in named.items() if 0 in of}
+    named = {name: of for name, of in named.items() if name not in whole}
     usual = sorted(budgets, key=lambda ipc: -sum(ipc in of for of in named.values()))
 
     def text(row: dict[str, Any]) -> str:
@@ -215,9 +221,10 @@ def _by_budget(named: dict[str, dict[int, dict[str, Any]]], *, say_options: bool
         return f"{100 * row['mean']:.1f} ± {100 * row['sd']:.1f}{note}"
 
     order = sorted(named, key=lambda name: [-named[name].get(ipc, {"mean": 0.0})["mean"] for ipc in usual])
+    lines = [(name, named[name]) for name in order] + sorted(whole.items())
     return _table(
         ("method", *(f"ipc {ipc}" for ipc in budgets)),
-        ((name, *(text(named[name][ipc]) if ipc in named[name] else "–" for ipc in budgets)) for name in order),
+        ((name, *(text(of[ipc]) if ipc in of else "–" for ipc in budgets)) for name, of in lines),
     )
 
 

@@ -94,8 +94,10 @@ def of_options(method: str, config: Mapping[str, Any], numbers: Iterable[Number]
 
     Papers count a method with an option on as one more method: "cafe+dsa" is cafe with `dsa`, "ftd" is mtt with `ema`
     and `rho_experts`. Beside a run with `dsa` stands that number and not cafe's, and beside one without it cafe's
-    alone; beside one with `ema` alone stands none. Other variants stay.
+    alone; beside one with `ema` alone stands none. Other variants stay. Nobody has published real images in mosaics.
     """
+    if method in CORESETS and config.get("factor", 1) != 1:
+        return []
     known = [(row, _options_of(row["method"], method, config)) for row in numbers if belongs(row["method"], method)]
     on = _turned_on(config, (options for _, options in known))
     return [row for row, options in known if options == on]
@@ -108,6 +110,8 @@ def called(method: str, config: Mapping[str, Any], labels: Iterable[str]) -> str
     form = next((label for label, options in kin.items() if label in FORMS and options == on), "")
     return form or "+".join([method, *sorted(option for option, _ in on)])
 
+
+CORESETS = frozenset({"random", "herding", "k-center", "k-means"})
 
 Options = frozenset[tuple[str, Any]]
 """Options and their values; True is any that turns one on."""

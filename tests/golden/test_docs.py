@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -168,6 +168,27 @@ def test_side_by_side_a_method_has_one_row_of_the_fewest_options_set_by_hand(
         path.unlink()
     alone = generate.side_by_side("cifar10", "CIFAR-10,_JPEG_copy", "dsa@1", "convnet-d3", tmp_path)
     assert "| `dm` | 40.3 ± 0.2 (`iterations=100`) |" in alone
+
+
+def test_side_by_side_the_whole_dataset_stands_last_and_in_every_column(generate: ModuleType, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "tests" / "golden" / "records", tmp_path / "cifar10")
+
+    def more(name: str, like: str, change: Callable[[dict[str, Any]], None]) -> None:
+        record = json.loads((tmp_path / "cifar10" / f"{like}.json").read_text())
+        record.pop("checksum", None)
+        change(record)
+        (tmp_path / "cifar10" / f"{name}.json").write_text(json.dumps(record))
+
+    common = json.loads((tmp_path / "cifar10" / "random-s0.json").read_text())["evaluations"][0]
+    more("ceiling", "whole", lambda r: r["evaluations"][0].update(protocol="dsa@1", digest=common["digest"]))
+    mosaics = {"values": {"factor": 2}, "sources": {"factor": "--set"}}
+    more("mosaics", "random-s0", lambda r: r.update(config=mosaics, run=r["run"] | {"id": "0" * 8}))
+    table = generate.side_by_side("cifar10", "CIFAR-10,_JPEG_copy", "dsa@1", "convnet-d3", tmp_path)
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    assert rows[0] == ["method", "ipc 10"]
+    assert [row[0] for row in rows[2:]][-1] == "`whole`"
+    assert rows[-1][1] != "–"
+    assert {"`random`", "`random mosaics`"} <= {row[0] for row in rows}
 
 
 def test_a_block_that_was_edited_is_made_anew(generate: ModuleType, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_picture_says_what_it_is_of(hooks: ModuleType) -> None:
     assert not record.config.values["dsa"], "of two records that of the defaults, however well the other does"
     assert f"ddbench reproduce {record.run.id}" in figures.picture_of("cafe", "cafe.webp", file, record)
     with pytest.raises(ValueError, match=r"python docs/digits\.py whole"):
-        figures.pictured("whole")
+        figures.pictured("whole", ROOT / "nowhere")
 
 
 def test_curves_are_drawn_for_both_palettes_and_the_same_each_time(hooks: ModuleType) -> None:

@@ -3,11 +3,13 @@ cap ended, time, how large pixels became beside real ones, and accuracies.
 
 python tests/gpu/measure_cafe.py --output docs/measured/cafe.json runs/cifar10/ipc*/cafe/*
 
-Totals are from records. Percentiles are from logs, whose lines are means over the networks of about a second.
+Runs that the output has from before stay in it. Totals are from records. Percentiles are from logs, whose lines are
+means over the networks of about a second.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ PERCENTILES = (10, 50, 90)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(runs: tuple[Path, ...], output: Path) -> None:
     """Summarise finished runs of CAFE."""
-    rows = sorted((summary(folder) for folder in runs), key=lambda row: (row["dataset"], row["ipc"], row["run"]))
+    before = json.loads(output.read_text())["runs"] if output.is_file() else []
+    rows_by_run = {row["run"]: row for row in before} | {row["run"]: row for row in map(summary, runs)}
+    rows = sorted(rows_by_run.values(), key=lambda row: (row["dataset"], row["ipc"], row["run"]))
     write_json(output, {"schema": "ddbench.cafe-loops/1", "runs": rows})
     for row in rows:
         click.echo(

@@ -160,6 +160,13 @@ def test_what_papers_count_as_a_method_stands_beside_the_options_that_make_it(
         assert called(method, config, FORMS) == expected[0]
 
 
+def test_nobody_has_published_mosaics_of_real_images() -> None:
+    numbers = printed(read_published()).to_dict("records")
+    assert of_options("random", {}, numbers)
+    assert of_options("random", {"factor": 2, "decode": "tiles(factor=2)"}, numbers) == []
+    assert of_options("dance", {"factor": 2, "decode": "tiles(factor=2)"}, numbers)
+
+
 def test_each_form_is_told_by_options_that_its_method_has() -> None:
     labels = set(read_published()["method"])
     for label, (method, options) in FORMS_OF_METHODS.items():
