@@ -14,9 +14,10 @@
 #         (tests/gpu/strips.py). A dataset is added when all its parts have come, be it in several calls.
 # WHEELS  packages that the machine lacks, ddbench's own among them, without its code: that is this checkout's.
 # PACKS   what an earlier call has packed.
-# LIMIT   seconds for everything but packing; WORKERS processes a GPU (1: three were no faster together, and each took three
-#         times as long by the clock; under NVIDIA's multi-process service they were 1.3 times as fast, and the seconds
-#         that records have were longer all the same); GPUS, as in "0 1", or "cpu cpu" without one.
+# LIMIT   seconds for everything but packing; GPUS, as in "0 1", or "cpu cpu" without one.
+# WORKERS processes a GPU, 1 by default. Three did 1.2 to 1.3 times as much together, under NVIDIA's multi-process service,
+#         which is started for them where it is installed; without it they were no faster. Each run takes the longer for it,
+#         and so do the seconds in its record.
 # CAMPAIGN is where all that lies between calls (/tmp/ddbench-campaign), OUT where packs go.
 set -u
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -94,6 +95,11 @@ work() { # the number of the worker, its GPU
     done 3<"$tasks" >>"$logs/worker-$1.log" 2>&1
 }
 
+if [ "$workers" -gt 1 ] && command -v nvidia-cuda-mps-control >/dev/null; then
+    export CUDA_MPS_PIPE_DIRECTORY=${CUDA_MPS_PIPE_DIRECTORY:-$CAMPAIGN/mps} CUDA_MPS_LOG_DIRECTORY=$logs/mps
+    mkdir -p "$CUDA_MPS_PIPE_DIRECTORY" "$CUDA_MPS_LOG_DIRECTORY"
+    nvidia-cuda-mps-control -d && say "workers share the GPU under the multi-process service"
+fi
 gpus=${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader | tr '\n' ' ')}
 number=0
 for ((w = 0; w < workers; w++)); do
@@ -111,6 +117,7 @@ for job in $(jobs -p); do
     if [ "$job" != "${watcher:-}" ]; then wait "$job"; fi
 done
 if [ -n "${watcher:-}" ]; then kill "$watcher"; fi
+if [ -n "${CUDA_MPS_PIPE_DIRECTORY:-}" ]; then echo quit | nvidia-cuda-mps-control >/dev/null 2>&1; fi
 say "workers have ended"
 
 "$python" "$repo/tests/gpu/pack_runs.py" "$runs" "$OUT"

@@ -1,6 +1,9 @@
 """What carries the board's campaign: its sweeps can be resolved, and data and runs travel whole."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from types import ModuleType
@@ -85,6 +88,29 @@ def test_strips_bring_a_dataset_over_whole(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
     prints = [sources.add("mine", path, tmp_path / path.stem)["fingerprint"] for path in (before, after)]
     assert prints[0] == prints[1]
+
+
+def test_a_campaign_that_has_ended_is_not_waited_for_and_its_logs_come_back(tmp_path: Path) -> None:
+    campaign, out = tmp_path / "campaign", tmp_path / "out"
+    for folder in (campaign / "runs", campaign / "logs", out):
+        folder.mkdir(parents=True)
+    (campaign / "said").write_text("0 s: 1 workers on GPUs 0, 60 s left\n9 s: done\n")
+    (campaign / "logs" / "worker-0.log").write_text("== sweep FILE: 0 after 8 s\n")
+    given = os.environ | {"CAMPAIGN": str(campaign), "OUT": str(out), "PYTHON": sys.executable}
+    done = subprocess.run(
+        [ROOT / "tests" / "gpu" / "follow.sh", "600"],
+        env=given,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "9 s: done" in done.stdout
+    assert "== sweep FILE: 0 after 8 s" in done.stdout
+    assert "0 records" in done.stdout
+    with tarfile.open(out / "logs.tar.xz") as logs:
+        assert "logs/worker-0.log" in logs.getnames()
 
 
 def test_packs_hold_records_first_and_the_last_checkpoint_of_what_was_interrupted(tmp_path: Path) -> None:
