@@ -187,6 +187,7 @@ def side_by_side(dataset: str, title: str, protocol: str, judge: str, records: P
     never one by its accuracy.
     """
     from ddbench.leaderboard.published import called, read_published
+    from ddbench.leaderboard.tracks import name_of
 
     labels = set(read_published()["method"])
     by_method: dict[str, dict[int, dict[str, Any]]] = {}
@@ -194,9 +195,7 @@ def side_by_side(dataset: str, title: str, protocol: str, judge: str, records: P
         _column(dataset, title, protocol, judge, records),
         key=lambda row: (len(row["overridden"]), -row["sets"], row["variant"]),
     ):
-        name = called(row["method"], row["config"], labels)
-        if row["control"] and row["config"].get("factor", 1) > 1:  # another control, not another setting of this one
-            name += " mosaics"
+        name = name_of(called(row["method"], row["config"], labels), row["control"], row["config"])
         by_method.setdefault(name, {}).setdefault(row["ipc"], row)
     return _by_budget({_code(method): of for method, of in by_method.items()}, say_options=True)
 

@@ -402,9 +402,9 @@ _EXPLANATION = """\
 - **✓** marks verified results: a student of every set was trained again on the set, or on its published file, and
   agreed with the record, by `ddbench leaderboard verify`; `verified/` says what was run where. A row with neither ✓ nor
   ‡ is claimed: it is what the records of its runs say. The CSV has the word, and how many sets were verified.
-- **Differences** to random images and to the best coreset are of means, paired by student. The best coreset
-  is the one with the highest mean in the same table, random images among them where there is another one; choosing it
-  favours it a little.
+- **Differences** to random images and to the best coreset are of means, paired by student. Of several rows of random
+  images it is to those that students train on as often, if there are such. The best coreset is the one with the highest
+  mean in the same table, random images among them where there is another one; choosing it favours it a little.
 - **Ranks** follow the printed means and tie where those are equal. They say nothing about significance:
   intervals do.
 - **Cost** is the condensation itself and everything made for it, such as expert networks, even where it came

@@ -74,6 +74,12 @@ def control_of(row: Mapping[str, Any]) -> Control:
     return "random" if config.get("chosen", "random") == "random" else "coreset"
 
 
+def name_of(method: str, control: str, config: Mapping[str, Any]) -> str:
+    """What a method is called beside others, once a method: "random mosaics" are another control than "random", and not
+    another setting of it."""
+    return f"{method} mosaics" if control and config.get("factor", 1) != 1 else method
+
+
 def _brings_labels(protocol: str) -> bool:
     known = PROTOCOLS.get(protocol)
     return known is not None and known.brings_labels

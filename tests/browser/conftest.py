@@ -41,6 +41,11 @@ class Browser:
         for kind in ("browser", "performance"):
             self.driver.get_log(kind)
         self.driver.get(url)
+        # Where the machine is busy, the driver has been seen to go on before the page was there.
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        there = "return document.readyState === 'complete' && document.URL.split('#')[0] === arguments[0]"
+        WebDriverWait(self.driver, 60).until(lambda _: self.run(there, url.partition("#")[0]))
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What a script returns."""

@@ -86,7 +86,7 @@ def test_letters_begin_at_the_top_under_every_protocol_and_judge(browser: Any, b
         browser.open(board, urlencode(wanted))
         means = [float(value) for value in browser.values("accuracy") if value is not None]
         assert means == sorted(means, reverse=True)
-        assert means
+        assert means, (wanted, browser.complaints())
         rows = {row["id"]: row for row in found["rows"] if (row["table"], row["judge"]) == (place, judge)}
         shown = browser.run("return [...document.querySelectorAll('tr.head')].map((row) => row.dataset.row)")
         letters = "".join(rows[name]["alike"] for name in shown)
@@ -181,6 +181,12 @@ def test_other_settings_fold_out_under_their_method(browser: Any, board: Path) -
     assert means == sorted(means, reverse=True)
     browser.click("[data-row^=kip-] .fold")
     assert browser.texts("tr.folded") == []
+
+
+def test_mosaics_of_real_images_stand_apart_from_single_ones(browser: Any, board: Path) -> None:
+    browser.open(board, "dataset=cifar10&ipc=10&protocol=dance@2")
+    names = browser.run("return [...document.querySelectorAll('tr.head .name')].map((one) => one.textContent)")
+    assert {"random§", "random mosaics§"} <= set(names)
 
 
 def test_an_address_unfolds_what_it_opens(browser: Any, board: Path) -> None:

@@ -274,6 +274,13 @@ def test_mosaics_are_held_against_random_images_that_are_seen_as_often(write: Wr
     # Of controls themselves, the plain one is the reference.
     assert other["difference_random"] == pytest.approx(other["mean"] - plain["mean"])
     assert not any("times as many" in note for note in notes(table_of(*paths)))
+    # On the page they are a control of their own, and not folded under single images.
+    shown = {row["name"]: row for row in document(paths, read_published())["rows"]}
+    assert {"random", "random mosaics", "dance", "dm"} <= shown.keys()
+    assert all(shown[name]["alike"] is not None for name in ("random", "random mosaics"))
+    assert shown["random mosaics"]["method"] == "random"
+    assert shown["random mosaics"]["published"] == []
+    assert shown["dance"]["gap"] == pytest.approx(ours["difference_random"])
 
 
 def test_bytes_of_labels_stand_beside_those_of_images_in_every_form(write: Write) -> None:

@@ -102,12 +102,12 @@ function drawChoices() {
 function families() {
   const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
   const fits = (row) => {
-    const text = `${row.method} ${row.title} ${row.setting}`.toLowerCase();
+    const text = `${row.name} ${row.title} ${row.setting}`.toLowerCase();
     return (!state.labels || row.labels === state.labels) && words.every((word) => text.includes(word));
   };
   const rows = rowsOf(state.table).filter((row) => row.judge === state.judge && row.kind !== "ceiling");
   return rows.filter((row) => row.alike !== null).map((head) => {
-    const others = rows.filter((row) => row.alike === null && row.method === head.method && row.family === head.family);
+    const others = rows.filter((row) => row.alike === null && row.family === head.family);
     return { head, others: others.filter(fits), fits: fits(head), asked: words.length > 0 };
   }).filter((family) => family.fits || family.others.length);
 }

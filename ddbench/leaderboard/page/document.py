@@ -22,7 +22,7 @@ from ddbench.leaderboard.published import ZCA, as_printed, belongs, beside, prin
 from ddbench.leaderboard.scores import MEASURED, SCORES, with_scores
 from ddbench.leaderboard.sheets import read_sheet
 from ddbench.leaderboard.statistics import TABLE, Group, groups_of, summarise, to_records
-from ddbench.leaderboard.tracks import about_controls
+from ddbench.leaderboard.tracks import about_controls, name_of
 from ddbench.runs.record import CurvePart, EvaluationPart, RunRecord, read_record
 from ddbench.text import counted, percent
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _NOTE = re.compile(r"\(([^()]*)\)")
-_METHOD = ("package", "method_sha256", "method", "kind")
+_METHOD = ("package", "method_sha256", "method", "kind", "name")
 
 
 def document(
@@ -51,8 +51,8 @@ def document(
     files = list(paths)
     frame = collect(files, lost)
     summary = with_scores(summarise(frame))
-    found = to_records(summary)
-    shown = found if chosen is None else to_records(chosen(summary))
+    found = _named(to_records(summary))
+    shown = found if chosen is None else _named(to_records(chosen(summary)))
     records, sheets = _records(files)
     known = _Known.of(frame, records, published)
     alike = _letters(found, known)
@@ -86,6 +86,11 @@ class _Known:
             groups[key], runs[key] = group, dict(zip(by_set["set"], by_set["run"], strict=True))
         numbers = [{str(name): value for name, value in row.items()} for row in printed(published).to_dict("records")]
         return cls(groups, runs, records, numbers)
+
+
+def _named(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With what the page calls the method of each."""
+    return [row | {"name": name_of(row["method"], row["control"], row["config"])} for row in rows]
 
 
 def _letters(found: Sequence[dict[str, Any]], known: _Known) -> dict[tuple[Any, ...], str]:
@@ -240,7 +245,7 @@ def _row(row: dict[str, Any], known: _Known, alike: str | None) -> dict[str, Any
 
 
 _COPIED = (
-    "judge", "method", "title", "kind", "labels", "mean", "ci95", "sd", "sets", "students_min", "students_max",
+    "judge", "method", "name", "title", "kind", "labels", "mean", "ci95", "sd", "sets", "students_min", "students_max",
     "provisional", "failed_sets", "failed", "control",
 )  # fmt: skip
 

@@ -76,7 +76,7 @@ function placeLabels(points) {
 }
 
 function pointTitle(row) {
-  return `${row.method} ${row.setting}`.trim() + `, ${budget(row.of.ipc)}: ${row.said.mean} %, ${bytes(total(row))}` + (known(row.seconds) ? `, ${duration(row.seconds)}` : "");
+  return `${row.name} ${row.setting}`.trim() + `, ${budget(row.of.ipc)}: ${row.said.mean} %, ${bytes(total(row))}` + (known(row.seconds) ? `, ${duration(row.seconds)}` : "");
 }
 
 const TIMES = [0.1, 1, 10, 60, 600, 3600, 36000, 360000];
@@ -95,13 +95,13 @@ function scatter(rows, cost, said, room, axis, marksAt) {
     if (!front.length || row.mean > front.at(-1).mean) front.push(row);
   }
   const steps = front.map((row, k) => (k ? `H${x(cost(row))}V${y(row.mean)}` : `M${x(cost(row))},${y(row.mean)}`)).join("");
-  const points = rows.map((row) => ({ row, x: x(cost(row)), y: y(row.mean), method: row.method, best: front.includes(row),
-    text: `${row.method} ${row.of.ipc}` })).sort((a, b) => b.best - a.best || (b.row.alike !== null) - (a.row.alike !== null) || b.row.mean - a.row.mean);
+  const points = rows.map((row) => ({ row, x: x(cost(row)), y: y(row.mean), method: row.name, best: front.includes(row),
+    text: `${row.name} ${row.of.ipc}` })).sort((a, b) => b.best - a.best || (b.row.alike !== null) - (a.row.alike !== null) || b.row.mean - a.row.mean);
   return svg("svg", { width: room, height: HEIGHT, role: "img", "aria-label": `Accuracy in percent against ${axis}, with the Pareto front` },
     levels, lines, svg("text", { x: room - MARGIN.right, y: HEIGHT, "text-anchor": "end" }, axis),
     svg("path", { class: "front", d: steps }),
     [...points].reverse().map(({ row, best, ...point }) => svg("circle", { class: `dot${best ? " best" : ""}${row.alike === null ? " small" : ""}`,
-      cx: point.x, cy: point.y, r: row.alike === null ? 3 : 4.5, "data-method": row.method, onclick: go(row) }, title(pointTitle(row)))),
+      cx: point.x, cy: point.y, r: row.alike === null ? 3 : 4.5, "data-method": row.name, onclick: go(row) }, title(pointTitle(row)))),
     placeLabels(points));
 }
 
@@ -111,16 +111,16 @@ function overBudgets(rows, room) {
   const { y, lines: levels } = verticalAxis([...rows.map((row) => ({ mean: row.mean, bar: row.ci95 })), ...top], room);
   const ipcs = distinct(rows.map((row) => row.of.ipc)).sort((a, b) => a - b);
   const { x, lines } = logAxis(ipcs, String, room, ipcs);
-  const methods = distinct(rows.map((row) => `${row.method} ${row.family}`)).map((name) =>
-    rows.filter((row) => `${row.method} ${row.family}` === name).sort((a, b) => a.of.ipc - b.of.ipc));
-  const ends = methods.map((line) => ({ method: line[0].method, x: x(line.at(-1).of.ipc), at: y(line.at(-1).mean) }));
+  const methods = distinct(rows.map((row) => `${row.name} ${row.family}`)).map((name) =>
+    rows.filter((row) => `${row.name} ${row.family}` === name).sort((a, b) => a.of.ipc - b.of.ipc));
+  const ends = methods.map((line) => ({ method: line[0].name, x: x(line.at(-1).of.ipc), at: y(line.at(-1).mean) }));
   for (const ipc of ipcs) moveApart(ends.filter((end) => end.x === x(ipc)));
   const bar = (row) => known(row.ci95) ? svg("line", { class: "bar", x1: x(row.of.ipc), x2: x(row.of.ipc), y1: y(Math.min(1, row.mean + row.ci95)), y2: y(Math.max(0, row.mean - row.ci95)) }) : null;
   return svg("svg", { width: room, height: HEIGHT, role: "img", "aria-label": "Accuracy in percent over images per class, a line a method" },
     levels, lines, svg("text", { x: room - MARGIN.right, y: HEIGHT, "text-anchor": "end" }, "images per class"),
     top.map((row) => [svg("line", { class: "ceiling", x1: MARGIN.left, x2: room - MARGIN.right, y1: y(row.mean), y2: y(row.mean) }),
       svg("text", { x: room - MARGIN.right + 6, y: y(row.mean) + 4 }, "all images")]),
-    methods.map((line) => svg("g", { "data-method": line[0].method },
+    methods.map((line) => svg("g", { "data-method": line[0].name },
       svg("path", { class: "path", d: line.map((row, k) => `${k ? "L" : "M"}${x(row.of.ipc)},${y(row.mean)}`).join("") }),
       line.map(bar),
       line.map((row) => svg("circle", { class: "dot", cx: x(row.of.ipc), cy: y(row.mean), r: 4, onclick: go(row) }, title(pointTitle(row)))))),
@@ -148,15 +148,15 @@ function heat() {
   const cells = rowsOf(state.table).filter((row) => row.alike !== null && known(row.mean));
   const low = Math.min(...cells.map((row) => row.mean)), high = Math.max(...cells.map((row) => row.mean));
   const cell = (head, judge) => {
-    const row = cells.find((candidate) => candidate.judge === judge && candidate.method === head.method && candidate.family === head.family);
+    const row = cells.find((candidate) => candidate.judge === judge && candidate.family === head.family);
     if (!row) return el("td", { class: "none" }, "–");
-    const made = el("td", { class: "num", title: `${row.method}, ${judge}` }, row.said.mean + (row.provisional ? "†" : ""));
+    const made = el("td", { class: "num", title: `${row.name}, ${judge}` }, row.said.mean + (row.provisional ? "†" : ""));
     made.style.setProperty("--share", (row.mean - low) / (high - low || 1));
     return made;
   };
   return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Accuracy by method and architecture" },
     el("table", { class: "heat" }, el("thead", {}, el("tr", {}, el("td", { class: "none" }), judges.map((judge) => el("th", { scope: "col" }, judge)))),
-      el("tbody", {}, heads.map((head) => el("tr", { "data-method": head.method }, el("th", { scope: "row" }, head.method), judges.map((judge) => cell(head, judge)))))));
+      el("tbody", {}, heads.map((head) => el("tr", { "data-method": head.name }, el("th", { scope: "row" }, head.name), judges.map((judge) => cell(head, judge)))))));
 }
 
 function curvePicture(curve) {

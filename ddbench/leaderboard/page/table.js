@@ -1,7 +1,7 @@
 // The table: one row a method, its other settings folded under it, the whole dataset below.
 
 const COLUMNS = [
-  { key: "method", name: "Method", up: true, value: (row) => `${row.method} ${row.setting}`, cell: null },
+  { key: "method", name: "Method", up: true, value: (row) => `${row.name} ${row.setting}`, cell: null },
   { key: "accuracy", name: "Accuracy, %", value: (row) => row.mean, cell: accuracyCell },
   { key: "group", name: "Group", fixed: true, cell: groupCell },
   { key: "sets", name: "Sets × students", value: (row) => row.sets * 1e6 + row.students_max, right: true, cell: setsCell },
@@ -67,7 +67,7 @@ function tableRows(row, scale, sorted, others, unfoldedNow) {
   const opener = el("button", { type: "button", class: "opener", id: `row-${row.id}`, "aria-expanded": String(open),
     "aria-controls": open ? `details-${row.id}` : null,
     onclick: () => { show({ open: open ? "" : row.id, set: "" }); document.getElementById(`row-${row.id}`)?.focus(); } },
-    el("span", {}, el("span", { class: "name" }, folds ? breakable(row.setting) || "as published" : row.method + marks(row)),
+    el("span", {}, el("span", { class: "name" }, folds ? breakable(row.setting) || "as published" : row.name + marks(row)),
       folds || !row.setting ? null : small(breakable(row.setting))));
   const fold = others ? el("button", { type: "button", class: "fold", "aria-expanded": String(unfoldedNow),
     "data-fold": row.id, onclick: () => {
@@ -80,7 +80,7 @@ function tableRows(row, scale, sorted, others, unfoldedNow) {
   const cells = COLUMNS.slice(1).map((column) => el("td", {
     class: [column.right ? "right num" : "", column.wide ? "wide" : ""].join(" ").trim() || null,
     "data-column": column.key, "data-value": column.value?.(row) }, column.cell(row, scale)));
-  const line = el("tr", { class: [folds ? "folded" : "head", open ? "open" : ""].join(" ").trim(), "data-method": row.method,
+  const line = el("tr", { class: [folds ? "folded" : "head", open ? "open" : ""].join(" ").trim(), "data-method": row.name,
     "data-row": row.id }, el("th", { scope: "row", "data-column": "method", "data-value": COLUMNS[0].value(row) }, opener, fold), cells);
   return open ? [line, el("tr", { class: "details", id: `details-${row.id}` },
     el("td", { colspan: COLUMNS.length }, details(row)))] : [line];
@@ -102,7 +102,8 @@ function whiskerScale(shown) {
   const rows = shown.flatMap(({ head, others }) => [head, ...others]).filter((row) => known(row.mean));
   const low = Math.min(...rows.map((row) => row.mean - (row.ci95 ?? 0)), 1);
   const high = Math.max(...rows.map((row) => row.mean + (row.ci95 ?? 0)), 0);
-  const random = rows.find((row) => row.control === "random")?.mean;
+  const randoms = rows.filter((row) => row.control === "random");
+  const random = (randoms.find((row) => row.name === row.method) ?? randoms[0])?.mean;
   const at = (share) => 4 + 112 * Math.min(1, Math.max(0, (share - low) / (high - low || 1)));
   return { at, random };
 }
