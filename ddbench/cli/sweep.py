@@ -139,14 +139,33 @@ def sweep(
             ctx.exit(1)
 
 
+SHOWN = 5  # runs of a note
+
+
 def _without_recorded(tasks: Sequence[Task], leaderboards: Path) -> list[Task]:
-    from ddbench.leaderboard.boards import has
+    from ddbench.leaderboard.boards import has, place_of
 
     if not (leaderboards / "records").is_dir():
         note(f"{leaderboards} has no records, so that no run is left out.")
     left = [task for task in tasks if not has(leaderboards, task.resolution.spec, task.resolution.cells)]
     if len(left) < len(tasks):
         note(f"Left out, because {leaderboards} has their records: {len(tasks) - len(left)} of {len(tasks)}.")
+    # Images that are chosen without a network are the same everywhere.
+    partly = sorted(
+        {
+            task.name
+            for task in left
+            if (task.resolution.method.info.kind == "condensation" or task.resolution.method.uses_backbone)
+            and (leaderboards / place_of(task.resolution.spec)).is_file()
+        }
+    )
+    if partly:
+        shown = ", ".join(partly[:SHOWN]) + (", …" if len(partly) > SHOWN else "")
+        note(
+            f"{len(partly)} of the others have a record without all that is asked: {shown}. What is judged now can be "
+            "added to it only if the set comes out equal bit by bit, which sets from a GPU seldom do. Other seeds are "
+            "sure."
+        )
     return left
 
 

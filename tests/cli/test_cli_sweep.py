@@ -115,6 +115,10 @@ def test_runs_that_a_leaderboard_has_are_left_out(place: Path) -> None:
     # One more student is asked for than the records have.
     (place / "s.toml").write_text(SWEEP + "students = 3\n")
     assert states(*elsewhere) == ["missing", "interrupted"] * 2
+    (said,) = (
+        line for line in call("sweep", "s.toml", "--dry-run", *elsewhere).stderr.splitlines() if "Other seeds" in line
+    )
+    assert said.startswith("1 of the others have a record without all that is asked: digits ipc 1 dm seed 0.")
     # A record that cannot be read is none.
     (place / "s.toml").write_text(SWEEP)
     next((place / "leaderboards").rglob("*.json")).write_text("{")
