@@ -327,6 +327,27 @@ def datasets() -> str:
     )
 
 
+def published_sets() -> str:
+    """The sets of `leaderboards/sets`, with the accuracy in the record and, where it was measured, of the file."""
+    from ddbench.foreign.published_sets import read_index
+
+    return _table(
+        ("set", "images are kept as", "kB", "protocol", "judge", "accuracy", "of the file"),
+        (
+            (
+                _code(entry.name),
+                entry.kept + ("" if entry.rounding else ", exactly"),
+                f"{entry.bytes / 1000:,.0f}".replace(",", " "),
+                _code(entry.protocol),
+                _code(entry.judge),
+                _accuracy([100 * value for value in entry.accuracy]),
+                _accuracy([100 * value for value in entry.accuracy_of_file]) if entry.accuracy_of_file else "–",
+            )
+            for entry in read_index(str(ROOT / "leaderboards" / "sets"), ROOT).sets
+        ),
+    )
+
+
 def copies() -> str:
     """Copies of datasets that are known by their images."""
     from ddbench.data.catalogue import CATALOGUE
@@ -538,6 +559,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "side-by-side": side_by_side,
     "curves": curves,
     "copies": copies,
+    "published-sets": published_sets,
     "statistics": statistics,
     "backbones": backbones,
     "command-line": command_line,
