@@ -14,6 +14,7 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean, pstdev
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +28,8 @@ from ddbench.config import Layer, parse_assignments, read_settings, resolve
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.data.sources import load
 from ddbench.evaluation.protocol import PROTOCOLS, protocol
+from ddbench.leaderboard.published import read_published
+from ddbench.plugins import GROUPS, listing
 from ddbench.runs.resolving import find_method, foresee
 from ddbench.sweep.grid import expand, read_sweep
 from ddbench.testing import contract
@@ -134,6 +137,68 @@ def test_cafe_with_dsa_stands_beside_its_own_numbers(generate: ModuleType, tmp_p
     assert rows["`cafe [dsa=true]`"][7:9] == ["50.9 ± 0.5", "`dsa`"]
     table = generate.side_by_side("cifar10", "CIFAR-10,_JPEG_copy", "dsa@1", "convnet-d3", tmp_path)
     assert {line.split("|")[1].strip() for line in table.splitlines()[2:]} == {"`cafe`", "`cafe+dsa`"}
+
+
+def test_methods_that_the_readme_says_have_no_record_have_none(generate: ModuleType) -> None:
+    (said,) = re.findall(r"not yet on the board, ([^.]*)\.", (ROOT / "README.md").read_text(encoding="utf-8"))
+    ours = {plugin.name for plugin in listing(GROUPS["method"]) if plugin.package == "ddbench"}
+    recorded = {json.loads(path.read_text())["run"]["method"] for path in generate.RECORDS.rglob("*.json")}
+    assert {name.lower() for name in re.split(r", | and ", said)} == ours - recorded
+
+
+def test_differences_of_more_than_two_deviations_are_explained(generate: ModuleType) -> None:
+    """Each row of the table has an item that names its method, and its budget or its judge."""
+    page = (DOCS / "pages" / "reference" / "fidelity.md").read_text(encoding="utf-8")
+    items = page.partition("## Where a difference exceeds two standard deviations")[2].split("\n- ")[1:]
+    for line in generate.fidelity("cifar10").splitlines()[2:]:
+        method, ipc, _, judge, *_, deviations = [cell.strip(" `") for cell in line.strip("|").split("|")]
+        if deviations == "–" or float(deviations) <= 2:
+            continue
+        name = method.split()[0]
+        about = re.compile(rf"ipc\s{ipc}\b|`{judge}`" if ipc != "all" else "")
+        assert any(about.search(item) for item in items if item.startswith(f"`{name}`")), line
+
+
+# Accuracies in the prose that no record and no file of docs/measured has: of the digits, and standard errors.
+ELSEWHERE = {
+    "mtt.md": {"88.7 ± 1.9", "68.5 ± 4.1"},
+    "ncfm.md": {"14.8 ± 2.1", "15.3 ± 2.3", "15.4 ± 2.5", "16.1 ± 2.5", "15.7 ± 2.3", "2.3 ± 3.1"},
+    "rded.md": {"0.03 ± 0.09"},
+    "fidelity.md": {"16.37 ± 0.07", "16.22 ± 0.07", "44.1 ± 0.25"},
+}
+MEASURED = ("## DM at its published settings, ipc 10", "## CAFE", "## Labels and the methods that lead")
+
+
+def test_accuracies_in_the_prose_are_those_of_the_records(generate: ModuleType) -> None:
+    """They move with every set that is added: a mean ± a deviation that nothing gives is stale."""
+    groups = [e["accuracy"] for path in generate.RECORDS.rglob("*.json") for e in evaluations(path) if e["accuracy"]]
+    groups += [e["accuracy"] for e in evaluations(DOCS / "measured" / "labels-h200.json")]
+    factors = json.loads((DOCS / "measured" / "cafe-factors.json").read_text())
+    groups += [accuracy for run in factors["runs"] for accuracy in run["accuracy"].values()]
+    given = [(fmean(group), pstdev(group)) for group in groups]
+    for folder in generate.RECORDS.iterdir():
+        given += [(row["mean"], row["sd"]) for row in generate._measured(folder.name, generate.RECORDS)]
+    published = read_published()
+    printed = {f"{a} ± {s}" for a, s in zip(published["accuracy"], published["spread"], strict=True)}
+    pages = {page.name: generate.BLOCK.sub("", prose(page)) for page in (DOCS / "pages" / "methods").glob("*.md")}
+    reference = DOCS / "pages" / "reference"
+    pages["fidelity.md"] = generate.BLOCK.sub("", prose(reference / "fidelity.md"))
+    sections = re.split(r"^(?=## )", prose(reference / "measured.md"), flags=re.MULTILINE)
+    pages["measured.md"] = "".join(section for section in sections if section.startswith(MEASURED))
+    assert sum(section.startswith(MEASURED) for section in sections) == len(MEASURED)
+    unknown: dict[str, set[str]] = {}
+    for name, text in pages.items():
+        for said in re.findall(r"\d+\.\d+ ± \d+\.\d+", re.sub(r"\s+", " ", text)):
+            mean, deviation = (float(part) / 100 for part in said.split(" ± "))
+            close = any(abs(mean - m) < 5.05e-4 and abs(deviation - d) < 5.05e-4 for m, d in given)
+            if not close and said not in printed:
+                unknown.setdefault(name, set()).add(said)
+    assert unknown == ELSEWHERE
+
+
+def evaluations(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["evaluations"]
+    return found
 
 
 def test_results_are_those_of_one_copy_protocol_and_judge_best_first(generate: ModuleType, tmp_path: Path) -> None:
