@@ -15,9 +15,9 @@
 # WHEELS  packages that the machine lacks, ddbench's own among them, without its code: that is this checkout's.
 # PACKS   what an earlier call has packed.
 # LIMIT   seconds for everything but packing; GPUS, as in "0 1", or "cpu cpu" without one.
-# WORKERS processes a GPU, 1 by default. Three did 1.2 to 1.3 times as much together, under NVIDIA's multi-process service,
-#         which is started for them where it is installed; without it they were no faster. Each run takes the longer for it,
-#         and so do the seconds in its record.
+# WORKERS processes a GPU, 1 by default. Three did 1.2 times as much together under NVIDIA's multi-process service, which
+#         is started for them where it is installed; without it they did less. Each run takes the longer for it, and so do
+#         the seconds in its record.
 # CAMPAIGN is where all that lies between calls (/tmp/ddbench-campaign), OUT where packs go.
 set -u
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
