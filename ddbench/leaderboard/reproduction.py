@@ -313,7 +313,7 @@ def _settled(
     """
     kind = find_method(asked.method)[1]
     options, selection = told_by_config(kind, record.config.values)
-    spec, dataset = _spec(asked, data_root, device)
+    spec, dataset = _spec(asked, record, data_root, device)
     if spec.config == record.config.values:
         return asked, spec, dataset
     usual, selected = told_by_config(kind, spec.config)
@@ -323,17 +323,18 @@ def _settled(
         options={name: value for name, value in options.items() if name in known and usual.get(name) != value},
         select=None if selection == selected else selection,
     )
-    return asked, *_spec(asked, data_root, device)
+    return asked, *_spec(asked, record, data_root, device)
 
 
-def _spec(asked: Asked, data_root: Path, device: torch.device) -> tuple[RunSpec, Dataset | None]:
+def _spec(asked: Asked, record: RunRecord, data_root: Path, device: torch.device) -> tuple[RunSpec, Dataset | None]:
     try:
         found = resolve_spec(asked, data_root, device)
         return found.spec, found.dataset
     except DataError:
         if asked.dataset not in catalogue.CATALOGUE:
             raise
-        return foresee(asked, device), None  # the command can be told without the images
+        # Commands can be told without the images, and are of the record's, after which its run's folder is named.
+        return replace(foresee(asked, device), data_fingerprint=record.data.fingerprint), None
 
 
 def _value(of: RunSpec | RunRecord, name: str) -> Any:

@@ -172,10 +172,14 @@ def test_what_cannot_be_made_again_is_a_sentence(finished: Path) -> None:
     several = call("reproduce", "random", *committed)
     assert several.exit_code == 1
     assert "has records on cifar10 ipc 1, cifar10 ipc 10, cifar10 ipc 50. Say which" in several.stderr
-    whole = call("reproduce", "whole (tf32)", *committed)
-    assert whole.exit_code == 0, whole.output
-    assert whole.stdout.count("ddbench run --method whole --dataset cifar10") == 1
-    assert "the records are of CIFAR-10 (b2:08b598556be91aaf) and of CIFAR-10, JPEG copy" in whole.stderr
+    # Of both copies of the data the same command, which is told once.
+    copies = call("reproduce", "herding", "--dataset", "cifar10", "--ipc", "50", *committed)
+    assert copies.exit_code == 0, copies.output
+    assert copies.stdout.count("ddbench run --method herding --dataset cifar10 --ipc 50 --seed 0") == 1
+    assert "the records are of CIFAR-10 (b2:08b598556be91aaf) and of CIFAR-10, JPEG copy" in copies.stderr
+    # Without the images too, judges are added to the run of the record.
+    whole = call("reproduce", "f05772ae", *committed)
+    assert "ddbench evaluate reproduced/cifar10/whole/whole/convnet-d3-s0-f05772ae --protocol dsa@1" in whole.stdout
     assert "no method or row" in call("reproduce", "nobody").stderr
 
 

@@ -68,7 +68,7 @@ def test_show_method_has_options_with_ranges_and_presets_with_sources() -> None:
 
 
 def test_show_method_says_when_there_are_no_options() -> None:
-    assert "no options" in call("show", "method", "random").stdout
+    assert "no options" in call("show", "method", "whole").stdout
 
 
 def test_show_protocol_has_its_digest_and_every_option() -> None:
