@@ -107,7 +107,7 @@ class StartingSet:
         elif tuple(one.images.shape[1:]) != tuple(shape):
             why = f"has images of {tuple(one.images.shape[1:])}, and those of {dataset} are {tuple(shape)}"
         elif one.decode != NONE:
-            why = f"stores several images in one (decode {one.decode}), which no method learns; name one without"
+            why = f"stores several images in one (decode {one.decode}), from which no method starts; name one without"
         elif counts != [ipc] * classes:
             each = f"{min(counts)} to {max(counts)}" if min(counts) != max(counts) else str(counts[0])
             why = f"has {each} images of each of {len(counts)} classes, and ipc {ipc} of {classes} is asked for"

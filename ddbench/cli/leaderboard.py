@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +27,10 @@ from ddbench.cli.common import (
     stack,
     terminal_width,
 )
+from ddbench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ddbench.evaluation.protocol import Protocol
     from ddbench.runs.retraining import Retrained
 
 tables_option = leaderboards_option("Folder of records and tables.")
@@ -235,46 +238,64 @@ def verify(
     What agrees is entered beside the committed record, whose row is then verified. Equal accuracies are expected on the
     same kind of machine and software; elsewhere the means have to lie as near as two students of that set do.
     """
-    from ddbench.evaluation.protocol import protocol
-    from ddbench.foreign.published_sets import is_name
     from ddbench.leaderboard import boards
-    from ddbench.leaderboard.observations import record_file
+    from ddbench.runs.retraining import meant
     from ddbench.runs.rundir import RunDir
 
-    asked: dict[str, Any] = {
-        "students": None if everyone else students,
-        "protocols": [protocol(ref) for ref in protocols],
-        "judges": judges,
-    }
+    asked: dict[str, Any] = {"protocols": [_recipe(ref) for ref in protocols], "judges": judges}
+    refs = list(dict.fromkeys(refs))
+    for ref in refs:  # all, before students of the first are trained
+        claim = boards.claim_of(ref, leaderboards, data_root)
+        meant(claim.subject, boards.ids_of(asked["protocols"]), judges)
     rows: list[dict[str, Any]] = []
-    for ref in refs:
-        notes: list[str] = []
-        if is_name(ref) and not Path(ref).exists():
+    try:
+        for ref in refs:
+            notes: list[str] = []
+            claim = boards.claim_of(ref, leaderboards, data_root)
+            shown = ref if claim.run is None else claim.run.name
+            where = {"folder": None, "set": ref} if claim.run is None else {"folder": str(claim.run), "set": None}
+
+            def heard(one: Retrained, shown: str = shown, where: dict[str, Any] = where) -> None:
+                rows.append({**where, **_row(one)})
+                if not as_json:
+                    click.echo(f"{shown}: {one}")
+
             with tempfile.TemporaryDirectory() as nowhere:
-                options = run_options(Path(nowhere), data_root, device, quiet=quiet)
-                found, kept = boards.verify_published(ref, leaderboards, options, **asked)
-            shown, where = ref, {"folder": None, "set": ref}
-        else:
-            run = record_file(Path(ref)).parent
-            options = run_options(RunDir.at(run).root, data_root, device, quiet=quiet)
-            found, kept = boards.verify(run, leaderboards, options, **asked, notes=notes)
-            shown, where = run.name, {"folder": str(run), "set": None}
-        rows += [{**where, **_row(one)} for one in found]
-        if not as_json:
-            click.echo("\n".join(f"{shown}: {one}" for one in found))
-        if kept is not None:
-            note(f"Entered in {kept}. `ddbench leaderboard build` marks the row.")
-        elif any(one.agrees for one in found):
-            why = f"{leaderboards} has no record of this, so nothing was entered"
-            note(f"{why}; `ddbench leaderboard add {ref}` adds it.")
-        for text in notes:
-            note(f"Note: {text}")
-    if as_json:
-        print_json(rows)
-    wrong = [row for row in rows if not row["agrees"]]
-    if wrong:
-        note(f"Error: {len(wrong)} of {len(rows)} evaluations are not what their records say.")
+                root = Path(nowhere) if claim.run is None else RunDir.at(claim.run).root
+                options = run_options(root, data_root, device, quiet=quiet)
+                count = None if everyone else students
+                found, kept = boards.verify(
+                    claim, leaderboards, options, students=count, **asked, notes=notes, heard=heard
+                )
+            if kept is not None:
+                note(f"Entered in {kept}. `ddbench leaderboard build` marks the row.")
+            elif any(one.agrees for one in found):
+                why = f"{leaderboards} has no record of this, so nothing was entered"
+                note(f"{why}; `ddbench leaderboard add {ref}` adds it.")
+            for text in notes:
+                note(f"Note: {text}")
+    finally:  # also what was checked before somebody stopped it
+        if as_json and rows:
+            print_json(rows)
+    wrong = sum(not (row["agrees"] or row["failed"]) for row in rows)
+    failed = sum(bool(row["failed"]) for row in rows)
+    said = [f"{wrong} of {len(rows)} evaluations are not what their records say"] if wrong else []
+    said += [f"{failed} of {len(rows)} evaluations could not be trained again"] if failed else []
+    if said:
+        note(f"Error: {', and '.join(said)}.")
         ctx.exit(1)
+
+
+def _recipe(ref: str) -> Protocol | str:
+    """A protocol; or the id of one that only the run itself knows, from a file that it was judged by."""
+    from ddbench.evaluation.protocol import protocol
+
+    try:
+        return protocol(ref)
+    except ConfigError:
+        if re.fullmatch(r"[a-z][a-z0-9-]*@[1-9][0-9]*", ref):
+            return ref
+        raise
 
 
 def _row(one: Retrained) -> dict[str, Any]:

@@ -130,7 +130,8 @@ def _of(part: CorrelationPart) -> tuple[str, str]:
 
 
 def _real(record: RunRecord) -> bool:
-    return record.run.kind in ("coreset", "ceiling")
+    # Mosaics are of smaller images, which no network has seen.
+    return record.run.kind in ("coreset", "ceiling") and record.synthetic.decode == "none"
 
 
 def _options(path: Path, device: str, data_root: Path, quiet: bool) -> RunOptions:

@@ -21,6 +21,7 @@ from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.manifests import digest
 from ddbench.data.tensors import HASH_CHUNK, DatasetTensors
 from ddbench.engine.capabilities import home_of_float64, in_float64
+from ddbench.engine.decode import NONE, decode
 from ddbench.errors import ConfigError, closest
 from ddbench.files import SEAL, checksum, once, sweep, write_atomically
 
@@ -138,6 +139,21 @@ class KipWhitening(PixelSpace):
 
     def back(self, images: Tensor) -> None:
         return None
+
+
+def decoded_in(pixels: PixelSpace, decoder: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`engine.decode.decode` of a set's images, of floats in a pixel space or of bytes, which come out in that space
+    where they are cut up, and otherwise stay bytes.
+
+    Raises: DataError as there.
+    """
+    if decoder == NONE or images.dtype != torch.uint8:
+        return decode(decoder, images, labels)
+    if pixels.cheap:
+        return decode(decoder, pixels.forward(images), labels)  # bytes would be rounded when they are enlarged
+    # A whitening is of images, and a mosaic is none.
+    cut, labels = decode(decoder, images / 255, labels)
+    return pixels.forward(cut), labels
 
 
 def canonical_name(text: str) -> str:

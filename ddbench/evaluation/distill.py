@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ddbench.backbones import names as backbones
 from ddbench.backbones.variables import Variables
-from ddbench.engine.decode import decode
+from ddbench.engine.decode import NONE
 from ddbench.errors import ConfigError
-from ddbench.evaluation.plan import plan, training_labels
+from ddbench.evaluation.plan import on_device, plan, training_labels
 from ddbench.evaluation.protocol import DistillOptions
 from ddbench.evaluation.sgd import SGDTrainer
 from ddbench.problem import Problem
@@ -132,9 +132,12 @@ class DistillTrainer(SGDTrainer):
     @cached_property
     def _decoded(self) -> SyntheticSet:
         """The set with the images that students see, each of which gets labels of its own."""
-        images, classes = decode(self.synthetic.decode, self.synthetic.images, self.synthetic.hard_labels)
+        own = self.synthetic
+        images, classes = own.images, own.hard_labels
+        if own.decode != NONE:  # bytes have to be brought to the pixel space for it
+            images, classes, _ = on_device(own, self.problem, lambda one: one.hard_labels)
         return replace(
-            self.synthetic, images=images, labels=classes, label_kind="class", decode="none", source_indices=None
+            own, images=images.cpu(), labels=classes.cpu(), label_kind="class", decode="none", source_indices=None
         )
 
     def _fixed(self, synthetic: SyntheticSet) -> Tensor:
@@ -166,12 +169,12 @@ def _teacher(problem: Problem, options: DistillOptions) -> Teacher:
     own = _problem(problem, options)
 
     @functools.cache
-    def on_device() -> Variables:
+    def trained() -> Variables:
         # Only when it is asked for the first time: whoever counts steps needs no teacher.
         return _weights(problem, options).to(own.device)
 
     def label(images: Tensor) -> Tensor:
-        weights = on_device()  # outside of no_grad, for it may be training
+        weights = trained()  # outside of no_grad, for it may be training
         with torch.no_grad():
             logits: Tensor = own.backbone(weights, images, train=False)[0]
         return logits

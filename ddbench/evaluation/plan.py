@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddbench.backbones.backbone import Backbone
+from ddbench.data.pixels import decoded_in
 from ddbench.engine.augment import resolve_strategy
-from ddbench.engine.decode import NONE, decode
 from ddbench.errors import ConfigError, DataError
 from ddbench.evaluation.forwards import CONVNET_BN, LEGACY, epochs_of, legacy_strategy, passes_of
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
@@ -43,9 +43,7 @@ def on_device(synthetic: SyntheticSet, problem: Problem, labels: Callable[[Synth
     """
     fit(synthetic, problem)
     stored = synthetic.images.to(problem.device)
-    if stored.dtype == torch.uint8 and synthetic.decode != NONE:
-        stored = problem.pixels.forward(stored)  # bytes would be rounded when they are enlarged
-    images, targets = decode(synthetic.decode, stored, labels(synthetic))
+    images, targets = decoded_in(problem.pixels, synthetic.decode, stored, labels(synthetic))
     if images.dtype == torch.uint8 and not problem.pixels.cheap:
         images = problem.pixels.forward(images)  # once, and not at every step
     forward = problem.pixels.forward if images.dtype == torch.uint8 else unchanged

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ddbench import synthetic as sets
 from ddbench.data.pixels import PixelSpace
+from ddbench.engine.decode import NONE
 from ddbench.errors import DataError, RunError
 from ddbench.files import disk_is_full, put_folder, read_json, unfinished, write_atomically, write_json
 from ddbench.foreign.formats import HEADER_FILE
@@ -88,7 +89,13 @@ def _as_pt(
     images, labels = tensors.pop("images"), tensors.pop("labels")
     if images.dtype == torch.uint8:
         # Everybody else expects pixels as networks see them.
-        images = pixels().to("cpu").forward(images)
+        space = pixels().to("cpu")
+        if synthetic.decode != NONE and not space.cheap:
+            raise DataError(
+                f"the pixel space {space.name} whitens the images that a mosaic holds, and not the mosaic, so that pt "
+                "cannot keep a set of mosaics of bytes in it. Use --format safetensors or npz."
+            )
+        images = space.forward(images)
     header = json.dumps(header_of(synthetic, about), sort_keys=True)
     value: dict[str, Any] = {"data": [[images, labels]], "ddbench": header, "tensors": tensors}
     if synthetic.recipe.lr is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.backbones import names as backbones
 from ddbench.data.catalogue import CATALOGUE, canonical
+from ddbench.engine.decode import NONE
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import OWN, PROTOCOLS, Protocol, judged_by
 from ddbench.files import sha256_of, write_atomically, write_json
@@ -18,6 +19,7 @@ from ddbench.leaderboard.boards import place_of
 from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.set_files import MOST_BYTES
 from ddbench.leaderboard.statistics import VARIANT, summarise
+from ddbench.leaderboard.tracks import factor_of
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record
 from ddbench.text import budget, percent, size
 
@@ -149,6 +151,11 @@ def _follow_the_rule(record: RunRecord, judged: EvaluationPart, leaderboards: Pa
             f"the rule of the index is about {run.native}, the protocol of the method's own paper. Say with --why what "
             f"speaks for {judged.protocol}; the index keeps it."
         )
+    if run.kind == "coreset" and record.synthetic.decode != NONE:
+        raise RunError(
+            f"run {run.id} has mosaics of real images, which are another control than the images of {run.method} that "
+            "its name stands for. Say with --why what speaks for them; the index keeps it."
+        )
     best = _best(record, judged, leaderboards)
     if best.run != run.id:
         raise RunError(
@@ -168,8 +175,10 @@ def _best(record: RunRecord, judged: EvaluationPart, leaderboards: Path) -> _Bes
         "digest": judged.digest, "judge": judged_by(judged.protocol, judged.backbone), "kind": run.kind,
     }  # fmt: skip
     measured = _where(frame[frame["student"] >= 0], same)
-    rows = summarise(measured).to_dict("records")
-    row: dict[Any, Any] = max(rows, key=lambda row: float(row["mean"]))
+    rows: list[dict[Any, Any]] = summarise(measured).to_dict("records")
+    if run.kind == "coreset":  # mosaics are another control, and no setting of this one
+        rows = [row for row in rows if factor_of(row) == 1]
+    row = max(rows, key=lambda row: float(row["mean"]))
     first = _where(measured, {name: row[name] for name in VARIANT}).sort_values(["seed", "run"]).iloc[0]
     return _Best(str(row["label"]), float(row["mean"]), int(row["sets"]), str(first["run"]), int(first["seed"]))
 

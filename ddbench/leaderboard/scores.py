@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol
-from ddbench.leaderboard.statistics import TABLE
-from ddbench.leaderboard.tracks import NAMES
+from ddbench.leaderboard.statistics import TABLE, best_known
+from ddbench.leaderboard.tracks import NAMES, factor_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -73,6 +73,12 @@ def with_scores(summary: DataFrame) -> DataFrame:
     return summary.assign(**{name: [row[name] for row in scored] for name in COLUMNS})
 
 
+_SINGLE = (
+    "Scores take single random images, as DD-Ranking does, also of rows whose sets store several images in one and "
+    "whose difference to random images is to such."
+)
+
+
 def about_scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Sentences for below a table: what the scores are made from, and what is missing for which rows."""
     first = rows[0]
@@ -82,6 +88,7 @@ def about_scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"is below the whole dataset, both with hard labels ({hard}; {WHOLE} where {hard} has no whole dataset).",
         "ARS, 0 to 100: half of what the row is above random images, and half of that without augmentation"
         + (f" ({plain})." if plain else "."),
+        *([_SINGLE] if any(factor_of(row) > 1 for row in rows) else []),
         f"Where the differences cancel, either score is {_scaled(0.0):.1f}. Neither has an interval.",
     ]
     for score in SCORES:
@@ -118,24 +125,20 @@ class _Board:
     """Where the accuracies of a board are found."""
 
     sets: dict[tuple[Any, ...], float]  # by data, ipc, protocol, digest, track, judge, method and variant
-    random: dict[tuple[Any, ...], float]  # by table and judge: the control of that table
+    random: dict[tuple[Any, ...], float]  # by table and judge: its control, one real image in each
     whole: dict[tuple[Any, ...], float]  # by data, protocol and judge, with hard labels
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> _Board:
         known = [row for row in rows if not math.isnan(row["mean"])]
         own = {(*_place(row), row["method"], row["variant"]): float(row["mean"]) for row in known}
-        # Of several variants the reference is the one that differences are taken to.
-        randoms = {
-            _place(row): float(row["mean"]) - float(row["difference_random"])
-            for row in known
-            if not math.isnan(row["difference_random"])
-        }
-        randoms |= {
-            _place(row): float(row["mean"])
-            for row in known
-            if row["control"] == "random" and math.isnan(row["difference_random"])
-        }
+        # DD-Ranking's random images are single ones, also where a method stores several in one. The differences of a
+        # board are to other random images there, which students train on as often.
+        single: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+        for row in known:
+            if row["control"] == "random" and factor_of(row) == 1:
+                single.setdefault(_place(row), []).append(row)
+        randoms = {place: float(best_known(some)["mean"]) for place, some in single.items()}
         whole = {
             (row["fingerprint"], row["protocol"], row["judge"]): float(row["mean"])
             for row in known
@@ -153,7 +156,7 @@ class _Board:
         whole = next((value for value in wholes if value is not None), None)
         own = self.sets.get((*_place(row, hard), row["method"], row["variant"]))
         found = {
-            "random": (f"random images with {NAMES[row['track']]} under {row['protocol']}", random),
+            "random": (f"single random images with {NAMES[row['track']]} under {row['protocol']}", random),
             "whole": (f"the whole dataset with hard labels, under {hard} or {WHOLE}", whole),
             "hard": (f"the same sets with hard labels, under {hard}", own),
         }
@@ -168,8 +171,8 @@ class _Board:
         random, random_plain = self.random.get(_place(row)), self.random.get(_place(row, plain))
         own_plain = self.sets.get((*_place(row, plain), row["method"], row["variant"]))
         found = {
-            "random": (f"random images under {row['protocol']}", random),
-            "random_plain": (f"random images under {plain}", random_plain),
+            "random": (f"single random images under {row['protocol']}", random),
+            "random_plain": (f"single random images under {plain}", random_plain),
             "own_plain": (f"the same sets under {plain}", own_plain),
         }
         return _score("ars", augmentation_robust_score, row, found)

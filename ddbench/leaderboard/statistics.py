@@ -41,17 +41,18 @@ def summarise(frame: DataFrame) -> DataFrame:
     interval. All are fractions. `provisional` rows rest on one set or one student. A set counts once however many
     runs made it. `rank` is by mean, equal where the printed means are equal, and 0 without a mean. `control` says which
     rows are real images under the same labels, `controls` which such there are for the judge of a row, `forwards` how
-    many images a student trains on, and `forwards_random` and `forwards_coreset` how many times as many as on those
-    controls. `recognised` is the mean over those sets that it was measured of, which `recognised_sets` counts: the
-    fraction of images whose class a network says that was trained on real ones; `correlation` likewise the rank
-    correlation of the method's loss and the test loss.
+    many images a student trains on, and `forwards_random` and `forwards_coreset` how many times as many as on the
+    controls that its differences are to: those that students train on as often, where there are such; `best_coreset` is
+    the label of the one. `recognised` is the mean over those sets that it was measured of, which `recognised_sets`
+    counts: the fraction of images whose class a network says that was trained on real ones; `correlation` likewise the
+    rank correlation of the method's loss and the test loss.
     """
     import pandas as pd
 
     groups = [group for group, _ in groups_of(frame)]
     rows = [group.row() for group in groups]
-    _compare(groups, rows)
     _label(rows)
+    _compare(groups, rows)
     _rank(rows)
     rows.sort(key=lambda row: [row[name] for name in (*TABLE, "judge", "label")])
     return pd.DataFrame(rows, columns=list(_COLUMNS))
@@ -246,12 +247,10 @@ def _compare(groups: Sequence[Group], rows: Sequence[dict[str, Any]]) -> None:
         for i in members:
             rows[i]["control"] = control_of(rows[i])
         randoms = [i for i in measured if rows[i]["control"] == "random"]
-        coresets = [i for i in measured if rows[i]["control"]]
-        if len(coresets) == len(randoms):  # random images alone are the other control, and no coreset that was chosen
-            coresets = []
+        controls = [i for i in measured if rows[i]["control"]]
         roles = [role for role in ("random", "coreset") if any(rows[i]["control"] == role for i in measured)]
-        best = max(coresets, key=lambda i: (_printed(rows[i]), -i), default=None)
         for i in members:
+            best = _coreset_of(rows, i, controls)
             for name, other in (("random", _random_of(rows, i, randoms)), ("coreset", best)):
                 gap, half, provisional = math.nan, math.nan, False
                 if other not in (None, i) and i in measured and rows[i]["kind"] != "ceiling":
@@ -265,18 +264,35 @@ def _compare(groups: Sequence[Group], rows: Sequence[dict[str, Any]]) -> None:
                     f"difference_{name}_provisional": provisional,
                 }
             rows[i]["controls"] = " ".join(roles)
-            rows[i]["best_coreset"] = "" if best is None else rows[best]["method"]
+            rows[i]["best_coreset"] = "" if best is None else rows[best]["label"]
 
 
 def _random_of(rows: Sequence[Mapping[str, Any]], i: int, randoms: Sequence[int]) -> int | None:
     """Which of several variants of random a row is held against: the one that is known best, and never the one that
     does best. For what is no control itself, one whose students train on as many images comes before the others."""
-    same = [j for j in randoms if not rows[i]["control"] and _alike(rows[i]["forwards"], rows[j]["forwards"])]
+    same = [] if rows[i]["control"] else _as_often(rows, i, randoms)
     return max(same or randoms, key=lambda j: _known(rows[j], j), default=None)
 
 
-def _alike(forwards: float, others: float) -> bool:
-    return abs(forwards - others) <= 0.005 * others
+def _coreset_of(rows: Sequence[Mapping[str, Any]], i: int, controls: Sequence[int]) -> int | None:
+    """The control of the highest mean, of those that students train on as often as on a row, else of all. Random images
+    alone are the other control, and no coreset that was chosen."""
+    for some in (_as_often(rows, i, controls), controls):
+        if any(rows[j]["control"] == "coreset" for j in some):
+            return max(some, key=lambda j: (_printed(rows[j]), -j))
+    return None
+
+
+def _as_often(rows: Sequence[Mapping[str, Any]], i: int, others: Sequence[int]) -> list[int]:
+    """Those of other rows whose students train on as many images, repeats counted; none where that is not known."""
+    ours = rows[i]["forwards"]
+    return [j for j in others if abs(ours - rows[j]["forwards"]) <= 0.005 * rows[j]["forwards"]]
+
+
+def best_known(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of variants of random images, one or more, that with the fewest options set by hand, then the most sets and
+    students."""
+    return max(enumerate(rows), key=lambda one: _known(one[1], one[0]))[1]
 
 
 def _known(row: Mapping[str, Any], place: int) -> tuple[int, int, int, int]:

@@ -215,7 +215,6 @@ def _table(
 
     body = tuple(cells(line, _rank_cell(line, lines, judges), _said_name(line[0]), first["ipc"]) for line in lines)
     last = tuple(cells(line, "", f"{line[0]['label']}, {line[0]['protocol']}", 0) for line in _lines(whole))
-    best = next((row["best_coreset"] for row in rows if row["judge"] == judges[0] and row["best_coreset"]), "")
     return Table(
         title=f"{first['data_title']}, {budget(first['ipc'])}, {NAMES[first['track']]}, protocol {first['protocol']}"
         + (f" ({first['digest'][:8]})" if say_digest else ""),
@@ -227,7 +226,7 @@ def _table(
         rows=body,
         ceiling=last,
         notes=(
-            *_reading(judges[0], best, device, rows),
+            *_reading(judges[0], device, rows),
             *about_controls(rows, judges),
             *(about_scores([row for row in rows if row["judge"] == judges[0]]) if scores else []),
             *_unpublished(rows),
@@ -381,13 +380,13 @@ def _published_row(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (row["method"], _as_printed(row), *rest)
 
 
-def _reading(judge: str, best: str, device: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _reading(judge: str, device: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     preset = _same_preset(rows)
     notes = [
         "Test accuracy in %: mean over sets of the mean over students ± s.d. over all students "
         "[95 % interval over sets and students].",
         f"Differences: {judge}, paired by student, ± half their 95 % interval."
-        + (f" Best coreset: {best}." if best else ""),
+        + _references([row for row in rows if row["judge"] == judge]),
         "Bytes: of images and of labels, then of what else a receiver stores, such as step sizes or a teacher.",
         "Images seen: by one student while it trains, repeats counted.",
         # Of imported sets alone, no cost is known.
@@ -400,6 +399,22 @@ def _reading(judge: str, best: str, device: str, rows: Sequence[Mapping[str, Any
     return (
         notes if preset == "paper" else [*notes, f"All settings are those of the preset {preset}, not of the papers."]
     )
+
+
+def _references(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the differences of rows of one judge are to."""
+    said = ""
+    if sum(row["control"] == "random" and not math.isnan(row["mean"]) for row in rows) > 1:
+        said += " Random images: those that students train on as often, where there are such; of controls, the usual."
+    of: dict[str, list[str]] = {}
+    for row in rows:
+        if row["best_coreset"]:
+            of.setdefault(row["best_coreset"], []).extend({row["label"]} - {row["best_coreset"]})
+    if of:
+        usual = max(of, key=lambda name: len(of[name]))
+        others = [f"; {name} for {', '.join(labels)}" for name, labels in of.items() if labels and name != usual]
+        said += f" Best coreset: {usual}{''.join(others)}."
+    return said
 
 
 def _unpublished(rows: Sequence[Mapping[str, Any]]) -> list[str]:

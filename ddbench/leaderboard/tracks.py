@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ NAMES = {
 # Real images with a network's labels: the controls of the tables in which sets bring soft labels of their own.
 LABELLED = "soft-labels"
 CORESET = "herding"
+_TILES = re.compile(r"tiles\(factor=(\d+)\)")
 
 Control = Literal["", "random", "coreset"]
 
@@ -153,13 +155,19 @@ def _other_compute(row: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def factor_of(row: Mapping[str, Any]) -> int:
+    """How many smaller images a side the sets of a row store in each; 1 of usual images."""
+    stored = _TILES.fullmatch(json.loads(row["config"]).get("decode", ""))
+    return int(stored[1]) if stored else 1
+
+
 def _as_many(row: Mapping[str, Any], ratio: float) -> str:
-    """How random images are made that students train on as often, where sets store several images in one."""
-    factor = round(math.sqrt(ratio))
-    stored_so = json.loads(row["config"]).get("decode") == f"tiles(factor={factor})" and round(ratio, 2) == factor**2
-    if not stored_so or _own_labels(row):
+    """How random images are made that students train on as often, where either sets store several images in one."""
+    factor = factor_of(row)
+    other = factor / math.sqrt(ratio)  # of the random images that are there
+    if _own_labels(row) or other == factor or round(other, 2) != max(1, round(other)):
         return ""
-    return f" As many in as many bytes: {_command(row, 'random', f' --set factor={factor}')}."
+    return f" As many in as many bytes: {_command(row, 'random', f' --set factor={factor}' if factor > 1 else '')}."
 
 
 def _own_labels(row: Mapping[str, Any]) -> bool:

@@ -80,7 +80,7 @@ def keep(
     the published file that was trained on, if it was one.
     """
     path = file_of(leaderboards, record_place)
-    checks = {(c.digest, c.backbone): c for c in (_read(path).checks if path.is_file() else ())}
+    checks = {(c.digest, c.backbone): c for c in checks_of(leaderboards, record_place)}
     agreed = [one for one in found if one.agrees]
     for one in agreed:
         key = (one.evaluation.digest, one.evaluation.backbone)
@@ -91,6 +91,12 @@ def keep(
     kept = Verification(run=record.run.id, synthetic=record.synthetic.sha256, checks=tuple(checks.values()))
     write_json(path, kept.model_dump(mode="json", by_alias=True, exclude={"checksum"}), sealed=True)
     return path
+
+
+def checks_of(leaderboards: Path, record_place: Path) -> tuple[Check, ...]:
+    """The checks beside a committed record. Raises: RunError where their file is damaged."""
+    path = file_of(leaderboards, record_place)
+    return _read(path).checks if path.is_file() else ()
 
 
 def verified(leaderboards: Path, places: Iterable[Path]) -> frozenset[Key]:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ddbench.data import catalogue
 from ddbench.data.catalogue import DatasetInfo
-from ddbench.data.pixels import PixelSpace, fit_pixels, known_pixels
+from ddbench.data.pixels import PixelSpace, decoded_in, fit_pixels, known_pixels
 from ddbench.data.sources import load as load_dataset
 from ddbench.data.transform import Transform
 from ddbench.engine.decode import NONE, decode
@@ -156,8 +156,9 @@ class LoadedSet(SyntheticSet, TorchDataset[tuple[Tensor, Tensor]]):
     @cached_property
     def _decoded(self) -> tuple[Tensor, Tensor]:
         targets = self.labels.softmax(dim=1) if self.label_kind == "logit" else self.labels
-        # Bytes would be rounded when they are enlarged.
-        return decode(self.decode, self.images if self.decode == NONE else self._seen(self.images), targets)
+        if self.decode == NONE or self.images.dtype != torch.uint8:  # so that no dataset is needed
+            return decode(self.decode, self.images, targets)
+        return decoded_in(self.space, self.decode, self.images, targets)
 
     def _seen(self, images: Tensor) -> Tensor:
         return self.space.forward(images) if images.dtype == torch.uint8 else images

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -164,17 +164,16 @@ def retrain(
     students: int | None = 1,
     protocols: Sequence[str] = (),
     judges: Sequence[str] = (),
+    heard: Callable[[Retrained], None] = lambda one: None,
 ) -> list[Retrained]:
     """Train the first `students` (None: all) of each evaluation of a record again, and write nothing.
 
-    `protocols` and `judges` are those of the evaluations that are meant, all without any.
+    `protocols` and `judges` are those of the evaluations that are meant, all without any. `heard` is called with each
+    once it is done.
     Raises: RunError where there is no such evaluation.
     """
     record, synthetic = subject.record, subject.synthetic
-    wanted = with_accuracies(record, protocols, judges)
-    if not wanted:
-        there = ", ".join(f"{e.protocol} with {e.backbone}" for e in record.evaluations if e.accuracy) or "none"
-        raise mistyped(RunError(f"{subject.shown} has no such evaluation; it has {there}."))
+    wanted = meant(subject, protocols, judges)
     test, found = SealedTest(subject.dataset.test), []
     with session(options) as (stop, _):
         for part in wanted:
@@ -193,19 +192,29 @@ def retrain(
                     precision=_precision(part, record),
                     artifacts_root=options.artifacts,
                 )
-                recipe = protocol_of(part, subject.recipes)
+                recipe = protocol_of(part, subject.recipes, " Name its file with --protocol.")
                 trainer = trainer_of(synthetic, recipe, problem, students=count, chosen=part.chose)
                 again = _accuracies(trainer, test, numbers, stop)
             except DdbenchError as error:
                 failed = str(error)
             within = tolerance(part.accuracy, count, record.data.test)
             found.append(Retrained(part, numbers, again, within, provenance.device_name(options.device), failed))
+            heard(found[-1])
     return found
+
+
+def meant(subject: Subject, protocols: Sequence[str] = (), judges: Sequence[str] = ()) -> list[EvaluationPart]:
+    """The evaluations of a subject's record that `retrain` trains again. Raises: RunError where there is none."""
+    if found := with_accuracies(subject.record, protocols, judges):
+        return found
+    parts = subject.record.evaluations
+    there = ", ".join(f"{e.protocol} with {e.backbone}" for e in parts if e.accuracy) or "none"
+    raise mistyped(RunError(f"{subject.shown} has no such evaluation; it has {there}."))
 
 
 def _accuracies(trainer: Trainer, test: SealedTest, students: Sequence[int], stop: Stop) -> tuple[float, ...]:
     def progress(_: int) -> None:
-        stop.check("while students were trained again; nothing was written")
+        stop.check("while students were trained again; what was told before that stays")
 
     label = f"{trainer.protocol.digest} "
     return tuple(score.accuracy for score in scores(trainer, test, students, label=label, progress=progress))
@@ -237,8 +246,11 @@ def recipes_of(folder: RunDir) -> tuple[Protocol, ...]:
         return ()
 
 
-def protocol_of(part: EvaluationPart, recipes: Iterable[Protocol]) -> Protocol:
-    """The protocol of an evaluation, by its digest: one of these recipes, or built in."""
+def protocol_of(part: EvaluationPart, recipes: Iterable[Protocol], advice: str = "") -> Protocol:
+    """The protocol of an evaluation, by its digest: one of these recipes, or built in.
+
+    Raises: RunError where it is neither, which ends with `advice`.
+    """
     known = list(recipes)
     with contextlib.suppress(ConfigError):
         known.append(protocol(part.protocol))
@@ -247,5 +259,5 @@ def protocol_of(part: EvaluationPart, recipes: Iterable[Protocol]) -> Protocol:
             return one
     raise RunError(
         f"the recipe of {part.protocol} that the record names ({part.digest}) is not known here: it was in a file that "
-        "is not where it was, or another version of ddbench has it."
+        f"is not where it was, or another version of ddbench has it.{advice}"
     )

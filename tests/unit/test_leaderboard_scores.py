@@ -137,10 +137,10 @@ def test_scores_take_their_accuracies_from_the_right_rows(write: Write) -> None:
 @pytest.mark.parametrize(
     ("gone", "score", "said"),
     [
-        ("control:dsa_soft", "lrs", "random images with stored soft labels under dsa-soft@1"),
+        ("control:dsa_soft", "lrs", "single random images with stored soft labels under dsa-soft@1"),
         ("whole:full", "lrs", "the whole dataset with hard labels, under dsa@1 or full@1"),
         ("dm:dsa", "lrs", "the same sets with hard labels, under dsa@1"),
-        ("control:dsa_soft_unaugmented", "ars", "random images under dsa-soft-unaugmented@1"),
+        ("control:dsa_soft_unaugmented", "ars", "single random images under dsa-soft-unaugmented@1"),
         ("dm:dsa_soft_unaugmented", "ars", "the same sets under dsa-soft-unaugmented@1"),
     ],
 )
@@ -152,6 +152,46 @@ def test_what_is_missing_is_named_and_nothing_is_put_in_its_place(
     assert row[f"{score}_missing"] == f"not judged by convnet-d3: {said}"
     other = "ars" if score == "lrs" else "lrs"
     assert math.isnan(row[other]) == (gone == "control:dsa_soft")
+
+
+def mosaics(write: Write, name: str, like: str, method: str, **accuracies: float) -> Path:
+    """A set that stores four images in one, on which students train four times as often."""
+    usual = judged(**accuracies)
+    return write(
+        f"{name}.json", like=f"{like}.json",
+        run=lambda run: run | {"method": method, "id": f"{sum(name.encode()):08x}"},
+        evaluations=lambda old: [one | {"student_forwards": 4 * 1001 * 100} for one in usual(old)],
+        synthetic=lambda part: part | {"decode": "tiles(factor=2)", "sha256": f"{sum(name.encode()):064x}"},
+        config=lambda _: {"values": {"factor": 2}, "sources": {"factor": "--set"}},
+    )  # fmt: skip
+
+
+def test_scores_take_single_random_images_also_of_mosaics_and_say_so(write: Write) -> None:
+    """The difference of the board is to those that students train on as often; DD-Ranking knows single ones alone."""
+    few = records(write)
+    many = [
+        mosaics(write, "tiled-random", "random-s0", "random", dsa=0.5, dsa_unaugmented=0.44),
+        mosaics(write, "dance", "dm-s0", "dance", dsa=0.8, dsa_unaugmented=0.66),
+    ]
+    plain = write("plain.json", like="random-s1.json", evaluations=judged(dsa=0.35, dsa_unaugmented=0.22))
+    before = scored(few)["dm", "dsa@1", "hard"]["lrs"]
+    for paths in ([*few, *many, plain], [plain, *reversed(many), *few]):
+        summary = with_scores(summarise(collect(paths)))
+        rows = {(row["label"].split(" ")[0], row["protocol"]): row for row in summary.to_dict("records")
+                if not (row["method"] == "random" and "factor" in row["label"])}  # fmt: skip
+        dance, dm = rows["dance", "dsa@1"], rows["dm", "dsa@1"]
+        assert dance["difference_random"] == pytest.approx(0.8 - 0.5)
+        assert dance["lrs"] == pytest.approx(label_robust_score(0.8, 0.35, 0.9, 0.8))
+        assert dance["ars"] == pytest.approx(augmentation_robust_score(0.8, 0.35, 0.66, 0.22))
+        assert dm["lrs"] == pytest.approx(before)
+    shown = board(summary, read_published(), "cifar10", 10)
+    (table,) = [table for table in shown.tables if "hard labels, protocol dsa@1" in table.title]
+    assert any(note.startswith("Scores take single random images") for note in table.notes)
+    # Mosaics alone are not taken for single ones.
+    alone = scored([path for path in [*few, *many] if path.name != "random.json"])["dance", "dsa@1", "hard"]
+    assert math.isnan(alone["lrs"])
+    assert "single random images with hard labels under dsa@1" in alone["lrs_missing"]
+    assert alone["difference_random"] == pytest.approx(0.8 - 0.5)
 
 
 def test_the_order_of_rows_changes_no_score(write: Write) -> None:

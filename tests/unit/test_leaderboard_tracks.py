@@ -283,6 +283,50 @@ def test_mosaics_are_held_against_random_images_that_are_seen_as_often(write: Wr
     assert shown["dance"]["gap"] == pytest.approx(ours["difference_random"])
 
 
+def coreset(write: Write, accuracy: float, id: str, tiles: bool = False) -> Path:
+    about: dict[str, Any] = {"run": lambda part: part | {"method": "k-means", "id": id * 8}}
+    if tiles:
+        about |= {
+            "config": lambda part: {"values": {"factor": 2}, "sources": {"factor": "--set"}},
+            "synthetic": lambda part: part | {"decode": "tiles(factor=2)", "sha256": id * 64},
+        }
+    students = {"accuracy": [accuracy, accuracy], "student_forwards": (4 if tiles else 1) * 1001 * 100}
+    return write(f"{id}.json", like="random-s0.json", evaluations=judged("dsa@1", **students), **about)
+
+
+def test_the_best_coreset_is_one_that_is_seen_as_often_and_is_called_by_its_label(write: Write) -> None:
+    random = write("random.json", like="random-s0.json", evaluations=judged("dsa@1"))
+    dm = write("dm.json", evaluations=judged("dsa@1"))
+    dance = tiled(write, "dance.json", run=lambda part: part | {"method": "dance", "id": "da" * 4})
+    paths = [random, dm, dance, coreset(write, 0.4, "a"), coreset(write, 0.6, "b", tiles=True)]
+    summary = summarise(collect(paths)).to_dict("records")
+    rows = {row["method"]: row for row in summary if row["method"] != "k-means"}
+    singles, mosaics = sorted(row["label"] for row in summary if row["method"] == "k-means")
+    assert mosaics == f"{singles} [factor=2]"
+    assert [rows[name]["best_coreset"] for name in ("dm", "random", "dance")] == [singles, singles, mosaics]
+    for name, best in (("dm", 0.4), ("random", 0.4), ("dance", 0.6)):
+        assert rows[name]["difference_coreset"] == pytest.approx(rows[name]["mean"] - best)
+        assert rows[name]["forwards_coreset"] == pytest.approx(1.0)
+    (said,) = (note for note in table_of(*paths).notes if note.startswith("Differences"))
+    assert f"Best coreset: {singles}; {mosaics} for dance." in said
+    # Where a row has no such coreset, it is one of those that there are, and its compute is said.
+    told = table_of(*paths[:4])
+    assert any(note.startswith("dance") and "4 times as many" in note and "a coreset" in note for note in notes(told))
+
+
+def test_single_images_are_asked_for_where_mosaics_are_the_only_random_ones(write: Write) -> None:
+    dm = write("dm.json", evaluations=judged("dsa@1"))
+    only = tiled(
+        write, "mosaics.json", like="random-s0.json",
+        config=lambda part: {"values": {"factor": 2}, "sources": {"factor": "--set"}},
+    )  # fmt: skip
+    (said,) = (note for note in notes(table_of(dm, only)) if "times as many" in note)
+    made = "ddbench run --method random --dataset cifar10 --ipc 10 --protocol dsa@1"
+    assert said.endswith(
+        f"0.25 times as many images, repeats counted, as one of random real images. As many in as many bytes: {made}."
+    )
+
+
 def test_bytes_of_labels_stand_beside_those_of_images_in_every_form(write: Write) -> None:
     soft = write(
         "soft.json", evaluations=judged("dsa-soft@1"),

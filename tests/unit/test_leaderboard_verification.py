@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,12 @@ from ddbench.evaluation.protocol import protocol
 from ddbench.files import sha256_of, write_json
 from ddbench.leaderboard import boards, verification
 from ddbench.leaderboard.publishing import publish
+from ddbench.runs import retraining
 from ddbench.runs.record import read_record
 from ddbench.runs.retraining import Retrained, of_run, retrain, tolerance
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions
+from ddbench.runs.signals import Interrupted
 
 
 @pytest.fixture
@@ -219,7 +222,10 @@ def test_a_published_set_needs_no_folder(finished: Path, leaderboards: Path, rec
     assert boards.check(leaderboards) == []
     assert call("dm/digits/ipc10", leaderboards)[0] == 2
     # Without the file of the recipe nobody knows it.
-    assert "could not be trained again" in call("dm/digits/ipc1", leaderboards)[1]
+    code, said, noted = call("dm/digits/ipc1", leaderboards)
+    assert (code, said.rstrip().endswith("Name its file with --protocol.")) == (1, True)
+    # Which says nothing against the record.
+    assert noted.rstrip().endswith("1 of 1 evaluations could not be trained again.")
 
 
 @pytest.mark.parametrize("lost", ["record", "another set"])
@@ -233,6 +239,97 @@ def test_a_published_set_of_no_record_is_refused(finished: Path, leaderboards: P
     code, _, noted = call("dm/digits/ipc1", leaderboards)
     assert code == 1
     assert "is of no record" in noted
+
+
+def test_all_that_is_named_is_looked_at_before_anything_is_trained(
+    finished: Path, leaderboards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retraining, "_accuracies", lambda *_: pytest.fail("a student was trained"))
+    for wrong in ("nowhere", "dm/digits/ipc9", str(finished.parent)):
+        code, said, noted = call(finished, leaderboards, wrong, "--json")
+        assert (code > 0, said) == (True, ""), wrong
+        assert wrong in noted
+    assert call(finished, leaderboards, "--judge", "resnet18")[0] == 2
+    assert call(finished, leaderboards, "--protocol", "other@1")[0] == 2
+    # The checks beside a record are read too: they could not be added to.
+    (place,) = (leaderboards / "records").rglob("*.json")
+    checks = verification.file_of(leaderboards, place)
+    checks.parent.mkdir(parents=True)
+    checks.write_text("{")
+    code, _, noted = call(finished, leaderboards)
+    assert code == 1
+    assert checks.name in noted
+
+
+def test_what_came_out_before_a_stop_is_told_and_entered(
+    finished: Path, leaderboards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "sent" / "digits" / "ipc1" / "dm" / finished.name
+    shutil.copytree(finished, other)
+    trained, train = [], retraining._accuracies
+
+    def once(*values: Any) -> tuple[float, ...]:
+        trained.append(1)
+        if len(trained) % 2 == 0:
+            raise Interrupted("stopped by Ctrl-C", signal.SIGINT)
+        return train(*values)
+
+    monkeypatch.setattr(retraining, "_accuracies", once)
+    code, said, _ = call(finished, leaderboards, str(other), "--json")
+    assert code == 130
+    assert [(row["folder"], row["agrees"]) for row in json.loads(said)] == [(str(finished), True)]
+    (place,) = (leaderboards / "records").rglob("*.json")
+    assert len(verification.verified(leaderboards, [place])) == 1
+    # One of several evaluations is entered before the next is trained.
+    record = read_record(finished / "record.json")
+    two = record.model_copy(update={"evaluations": record.evaluations * 2})
+    claim = boards.claim_of(str(finished), leaderboards, finished)
+    claim = replace(claim, subject=replace(claim.subject, record=two))
+    verification.file_of(leaderboards, place).unlink()
+    with pytest.raises(Interrupted):
+        boards.verify(claim, leaderboards, options(finished))
+    assert len(verification.verified(leaderboards, [place])) == 1
+
+
+def test_what_could_not_be_entered_is_told_first(
+    finished: Path, leaderboards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Path:
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr(verification, "keep", full)
+    code, said, noted = call(finished, leaderboards)
+    assert (code, said.rstrip().endswith("equal."), "the disk is full" in noted) == (1, True, True)
+    rows = json.loads(call(finished, leaderboards, "--json")[1])
+    assert [row["equal"] for row in rows] == [True]
+
+
+def test_a_name_is_no_folder_that_has_no_run(
+    finished: Path, leaderboards: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, noted = call("dm/digits/ipc1", leaderboards)
+    assert code == 2
+    assert "has no published sets" in noted
+    assert "--leaderboards" in noted
+    assert "--sets" not in noted
+    publish(finished, leaderboards, protocol=protocol(str(recipe)), why="a test")
+    monkeypatch.chdir(tmp_path)
+    Path("dm/digits/ipc1").mkdir(parents=True)
+    code, said, _ = call("dm/digits/ipc1", leaderboards, "--protocol", str(recipe))
+    assert (code, said.startswith("dm/digits/ipc1: tiny@1")) == (0, True)
+
+
+def test_a_record_alone_is_no_run(finished: Path, leaderboards: Path) -> None:
+    (place,) = (leaderboards / "records").rglob("*.json")
+    code, _, noted = call(place, leaderboards)
+    assert code == 2
+    assert "is a record without its run" in noted
+
+
+def test_a_recipe_of_a_file_may_be_called_as_the_record_calls_it(finished: Path, leaderboards: Path) -> None:
+    code, said, _ = call(finished, leaderboards, "--protocol", "tiny@1")
+    assert (code, said.rstrip().endswith("equal.")) == (0, True)
+    assert call(finished, leaderboards, "--protocol", "tiny")[0] == 2
 
 
 def reseal(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

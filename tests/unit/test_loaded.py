@@ -20,7 +20,10 @@ from ddbench import synthetic as sets
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.data.pixels import fit_pixels
 from ddbench.data.transform import HOW, Transform
+from ddbench.engine.decode import decode
 from ddbench.errors import ConfigError, DataError, RunError
+from ddbench.foreign.importing import export_run
+from ddbench.initial import mosaics
 from ddbench.runs.loaded import LoadedSet
 
 SPACES = ["standard", "zca", "kip-zca", "rat-zca", "frepo-zca", "rfad-zca"]
@@ -83,6 +86,26 @@ def test_soft_labels_are_rows_and_logits_become_probabilities(tmp_path: Path, ki
     assert torch.equal(loaded.tensors()[1], expected)
     assert torch.equal(loaded[4][1], expected[4])
     assert torch.equal(loaded.labels, rows), "what is stored stays as it is"
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_whitening_is_of_the_images_that_a_mosaic_of_bytes_holds(tmp_path: Path, space: str) -> None:
+    digits = ddbench.load_dataset("digits").train
+    stored = mosaics(digits.images[:80], 2)
+    whole = SyntheticSet(stored, torch.arange(20) // 2, pixels=space, decode="tiles(factor=2)")
+    images, _ = ddbench.load(saved(whole, tmp_path)).tensors()
+    cut, _ = decode(whole.decode, stored / 255, whole.labels)
+    assert torch.allclose(images, space_of(space).forward(cut), atol=1e-4)
+    if space == "standard":
+        export_run(tmp_path / "set.safetensors", "pt", tmp_path / "set.pt", tmp_path)
+    else:
+        with pytest.raises(DataError, match=r"whitens the images that a mosaic holds.*safetensors or npz"):
+            export_run(tmp_path / "set.safetensors", "pt", tmp_path / "set.pt", tmp_path)
+
+
+def test_floats_in_tiles_need_no_dataset(tmp_path: Path) -> None:
+    loaded = ddbench.load(saved(drawn(decode="tiles(factor=2)", pixels="zca"), tmp_path, {"dataset": "gone"}))
+    assert len(loaded.tensors()[0]) == 80
 
 
 def test_items_are_decoded_images(tmp_path: Path) -> None:

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from ddbench import Problem, Protocol, Recipe, Rng, SyntheticSet
 from ddbench.backbones.names import build
+from ddbench.data.pixels import decoded_in, fit_pixels
+from ddbench.engine.decode import decode
 from ddbench.errors import ConfigError, DataError
 from ddbench.evaluation.plan import counted, fit, plan
-from ddbench.evaluation.protocol import protocol
+from ddbench.evaluation.protocol import PROTOCOLS, protocol
 from ddbench.evaluation.trainer import trainer_of
+from ddbench.initial import mosaics
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.options import SGDOptions
 from ddbench.training.plan import Block, Step, TrainingPlan
@@ -361,3 +364,26 @@ def test_a_set_is_decoded_before_it_is_planned(tmp_path: Path) -> None:
     training = planned(problem, set_of(problem, decode="tiles(factor=2)"))
     assert training.images.shape == (24, 3, 8, 8)
     assert training.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+
+
+def bytes_in_tiles(problem: Problem) -> SyntheticSet:
+    """A set of real bytes, four in each image, and no pixel space."""
+    images = mosaics(torch.cat([problem.train.images[k * 40 : k * 40 + 8] for k in range(3)]), 2)
+    return SyntheticSet(images, problem.class_labels(), decode="tiles(factor=2)")
+
+
+@pytest.mark.parametrize("space", ["standard", "zca", "kip-zca"])
+def test_a_whitening_is_of_the_images_that_a_mosaic_holds_and_not_of_the_mosaic(tmp_path: Path, space: str) -> None:
+    problem = problem_for_checks(tmp_path, ipc=2)
+    problem = replace(problem, pixels=fit_pixels(space, problem.train, problem.info))
+    stored = bytes_in_tiles(problem)
+    enlarged, _ = decode(stored.decode, stored.images / 255, stored.labels)
+    training = planned(problem, stored)
+    seen = training.forward(training.images)
+    assert torch.allclose(seen, problem.pixels.forward(enlarged), atol=1e-4)
+    # What has labels of its own for each image is the same images.
+    assert stored.images.dtype == torch.uint8
+    fixed = trainer_of(stored, PROTOCOLS["hard-truths-sl@1"], problem, students=1).outline
+    assert torch.allclose(fixed.forward(fixed.images), seen, atol=1e-6)
+    # And so are the items of who trains on the set without ddbench.
+    assert torch.allclose(decoded_in(problem.pixels, stored.decode, stored.images, stored.labels)[0], seen, atol=1e-6)

@@ -127,6 +127,24 @@ def test_of_those_settings_the_lowest_seed_stands_however_good_another_is(run: P
     assert publish(run, board).seed == 0
 
 
+def test_mosaics_are_another_control_and_stand_for_no_single_images(run: Path, board: Path) -> None:
+    def a_control(record: dict[str, Any]) -> None:
+        record["run"].update(kind="coreset")
+
+    for path in (run / "record.json", record_of(run, board)):
+        rewrite(path, a_control)
+    sibling(run, board, "000000aa", accuracy=(1.0, 1.0), factor=2)
+    rewrite(
+        record_of(run, board).with_name("dm-000000aa.json"),
+        lambda record: record["synthetic"].update(decode="tiles(factor=2)"),
+    )
+    assert publish(run, board).seed == 0
+    rewrite(record_of(run, board), lambda record: record["synthetic"].update(decode="tiles(factor=2)"))
+    with pytest.raises(RunError, match=r"mosaics of real images, which are another control.*--why"):
+        publish(run, board)
+    assert publish(run, board, why="a mosaic").why == "a mosaic"
+
+
 def test_sets_of_others_and_of_other_budgets_are_no_rivals(run: Path, board: Path) -> None:
     sibling(run, board, "000000aa", accuracy=(1.0, 1.0), iterations=7)
     path = record_of(run, board).with_name("dm-000000aa.json")

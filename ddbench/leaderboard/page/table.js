@@ -102,10 +102,8 @@ function whiskerScale(shown) {
   const rows = shown.flatMap(({ head, others }) => [head, ...others]).filter((row) => known(row.mean));
   const low = Math.min(...rows.map((row) => row.mean - (row.ci95 ?? 0)), 1);
   const high = Math.max(...rows.map((row) => row.mean + (row.ci95 ?? 0)), 0);
-  const randoms = rows.filter((row) => row.control === "random");
-  const random = (randoms.find((row) => row.name === row.method) ?? randoms[0])?.mean;
   const at = (share) => 4 + 112 * Math.min(1, Math.max(0, (share - low) / (high - low || 1)));
-  return { at, random };
+  return { at };
 }
 
 function accuracyCell(row, scale) {
@@ -116,8 +114,10 @@ function accuracyCell(row, scale) {
   return el("div", { class: "accuracy" }, text, scale ? whisker(row, scale) : null, failed);
 }
 
-function whisker(row, { at, random }) {
+function whisker(row, { at }) {
   if (!known(row.ci95)) return null;
+  // What the row's own difference is to: a table may have several rows of random images.
+  const random = known(row.gap) ? row.mean - row.gap : row.control === "random" ? row.mean : null;
   const said = `95 % interval ${row.said.low} to ${row.said.high}`;
   return svg("svg", { class: "whisker", width: 120, height: 18, role: "img", "aria-label": said }, title(said),
     known(random) ? svg("line", { class: "random", x1: at(random), x2: at(random), y1: 1, y2: 17 }) : null,
