@@ -238,20 +238,20 @@ def verify(
     What agrees is entered beside the committed record, whose row is then verified. Equal accuracies are expected on the
     same kind of machine and software; elsewhere the means have to lie as near as two students of that set do.
     """
-    from ddbench.leaderboard import boards
+    from ddbench.leaderboard import claims
     from ddbench.runs.retraining import meant
     from ddbench.runs.rundir import RunDir
 
     asked: dict[str, Any] = {"protocols": [_recipe(ref) for ref in protocols], "judges": judges}
     refs = list(dict.fromkeys(refs))
     for ref in refs:  # all, before students of the first are trained
-        claim = boards.claim_of(ref, leaderboards, data_root)
-        meant(claim.subject, boards.ids_of(asked["protocols"]), judges)
+        claim = claims.claim_of(ref, leaderboards, data_root)
+        meant(claim.subject, claims.ids_of(asked["protocols"]), judges)
     rows: list[dict[str, Any]] = []
     try:
         for ref in refs:
             notes: list[str] = []
-            claim = boards.claim_of(ref, leaderboards, data_root)
+            claim = claims.claim_of(ref, leaderboards, data_root)
             shown = ref if claim.run is None else claim.run.name
             where = {"folder": None, "set": ref} if claim.run is None else {"folder": str(claim.run), "set": None}
 
@@ -264,7 +264,7 @@ def verify(
                 root = Path(nowhere) if claim.run is None else RunDir.at(claim.run).root
                 options = run_options(root, data_root, device, quiet=quiet)
                 count = None if everyone else students
-                found, kept = boards.verify(
+                found, kept = claims.verify(
                     claim, leaderboards, options, students=count, **asked, notes=notes, heard=heard
                 )
             if kept is not None:

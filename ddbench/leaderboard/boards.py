@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddbench.errors import DataError, RunError, mistyped
+from ddbench.errors import RunError
 from ddbench.files import sweep_dead, write_atomically
 from ddbench.foreign import published_sets
 from ddbench.leaderboard import submission, verification
@@ -28,10 +27,7 @@ from ddbench.text import budget_name, safe_name
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from ddbench.evaluation.protocol import Protocol
     from ddbench.runs.evaluating import Cell
-    from ddbench.runs.retraining import Retrained, Subject
-    from ddbench.runs.runner import RunOptions
     from ddbench.runs.runspec import RunSpec
 
 EVERYTHING = Chosen()
@@ -93,129 +89,6 @@ def add(
             record = record.model_copy(update={"sheet": read_record(place).sheet})
         write_record(place, record)
     return [place for place, _ in checked.values()]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A set whose record somebody wants to check. `place` is where the leaderboard has that record, `committed` it, if
-    it has it; `run` is the folder that the set lies in, or `file` the hash of a published file."""
-
-    subject: Subject
-    place: Path
-    committed: RunRecord | None
-    run: Path | None = None
-    file: str | None = None
-
-
-def claim_of(ref: str, leaderboards: Path, data_root: Path) -> Claim:
-    """What a reference means: the folder of a run, or else the name of a set that is published in the leaderboard.
-
-    Raises: RunError or DataError where it means nothing, or its set could not be trained on: it is damaged, of other
-    data, or of another record than the leaderboard's; or where the checks of that record are damaged.
-    """
-    from ddbench.runs.retraining import of_run
-
-    if published_sets.is_name(ref) and not (Path(ref) / RECORD).is_file():
-        return _published_claim(ref, leaderboards, data_root)
-    file = record_file(Path(ref))
-    own = read_record(file)
-    if submission.alone(file):
-        raise mistyped(
-            RunError(
-                f"{ref} is a record without its run, so there is no set to train on. Name the run's folder, or the set "
-                "as it was published, if it was: `ddbench sets list` shows the names."
-            )
-        )
-    place = leaderboards / place_of(own.run)
-    committed = read_record(place) if place.is_file() else None
-    subject = of_run(file.parent, data_root, committed)
-    if committed is not None:
-        verification.checks_of(leaderboards, place)
-    return Claim(subject, place, committed, run=file.parent)
-
-
-def _published_claim(name: str, leaderboards: Path, data_root: Path) -> Claim:
-    from ddbench.runs.retraining import of_file
-
-    folder = leaderboards / published_sets.FOLDER.name
-    if not (folder / published_sets.INDEX).is_file():
-        raise mistyped(
-            DataError(
-                f"{name} is no folder of a run, and {leaderboards} has no published sets: there is no "
-                f"{folder / published_sets.INDEX}. Name a run's folder, or another leaderboard with --leaderboards."
-            )
-        )
-    entry = published_sets.read_index(str(folder), data_root).entry(name, str(folder))
-    file = published_sets.take(name, str(folder), data_root)
-    place = leaderboards / entry.record
-    if not place.is_file() or (committed := read_record(place)).synthetic.sha256 != entry.set:
-        raise RunError(f"{name} is of no record: {place} is not there, or of another set.")
-    verification.checks_of(leaderboards, place)
-    return Claim(of_file(file, committed, data_root, shown=name), place, committed, file=entry.sha256)
-
-
-def verify(
-    claim: Claim,
-    leaderboards: Path,
-    options: RunOptions,
-    *,
-    students: int | None = 1,
-    protocols: Sequence[Protocol | str] = (),
-    judges: Sequence[str] = (),
-    notes: list[str] | None = None,
-    heard: Callable[[Retrained], None] = lambda one: None,
-) -> tuple[list[Retrained], Path | None]:
-    """Train students on a set again, and enter what agrees beside the committed record, if there is one.
-
-    They are compared with the committed record, whatever students the run's own folder has: a set that comes out equal
-    on another machine verifies the record from there. The file of a published set may keep images with less precision
-    than the run's own set; the check names it. A committed record without a picture gets one of the set that was
-    checked. `protocols`, by their ids or themselves, and the other arguments are for `runs.retraining.retrain`, where
-    recipes among the former need not be known otherwise. `notes` have what was done beside. Each evaluation is told to
-    `heard` and then entered, so that none is lost where a later one is stopped.
-    Returns what came out, and where it was entered.
-    Raises: RunError where no evaluation is meant, or what came out could not be entered.
-    """
-    from ddbench.runs.retraining import retrain
-
-    subject = claim.subject.knowing(one for one in protocols if not isinstance(one, str))
-    kept: list[Path] = []
-
-    def each(one: Retrained) -> None:
-        heard(one)
-        if (path := _entered(leaderboards, claim, one)) is not None:
-            kept.append(path)
-
-    found = retrain(subject, options, students=students, protocols=ids_of(protocols), judges=judges, heard=each)
-    if kept and claim.committed is not None and claim.run is not None:
-        _draw(claim.place, claim.committed, claim.run / RECORD, options.data_root, [] if notes is None else notes)
-    return found, kept[-1] if kept else None
-
-
-def ids_of(protocols: Iterable[Protocol | str]) -> list[str]:
-    """The ids of protocols that are meant by their ids, or are there themselves."""
-    return [one if isinstance(one, str) else one.id for one in protocols]
-
-
-def _entered(leaderboards: Path, claim: Claim, one: Retrained) -> Path | None:
-    """Where a check that agrees was entered; None where the leaderboard claims nothing that was checked."""
-    if claim.committed is None:
-        return None
-    recorded = {(e.digest, e.backbone): len(e.accuracy) for e in claim.committed.evaluations}
-    if recorded.get((one.evaluation.digest, one.evaluation.backbone), 0) <= max(one.students):
-        return None
-    return verification.keep(leaderboards, claim.place, claim.committed, [one], claim.file)
-
-
-def _draw(place: Path, committed: RunRecord, run: Path, data_root: Path, notes: list[str]) -> None:
-    """Give a committed record that has no picture one of its set, from a run's folder."""
-    if committed.sheet is not None:
-        return
-    record, picture = with_sheet(run, committed, data_root, notes)
-    if picture is not None:
-        write_atomically(sheet_file(place), picture)
-        write_record(place, record)
-        notes.append(f"{place} had no picture of its set, and has one now.")
 
 
 def has(leaderboards: Path, spec: RunSpec, cells: Sequence[Cell]) -> bool:

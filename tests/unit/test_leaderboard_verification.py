@@ -17,7 +17,7 @@ from ddbench.cli import root as program
 from ddbench.errors import RunError
 from ddbench.evaluation.protocol import protocol
 from ddbench.files import sha256_of, write_json
-from ddbench.leaderboard import boards, verification
+from ddbench.leaderboard import boards, claims, verification
 from ddbench.leaderboard.publishing import publish
 from ddbench.runs import retraining
 from ddbench.runs.record import read_record
@@ -283,11 +283,11 @@ def test_what_came_out_before_a_stop_is_told_and_entered(
     # One of several evaluations is entered before the next is trained.
     record = read_record(finished / "record.json")
     two = record.model_copy(update={"evaluations": record.evaluations * 2})
-    claim = boards.claim_of(str(finished), leaderboards, finished)
+    claim = claims.claim_of(str(finished), leaderboards, finished)
     claim = replace(claim, subject=replace(claim.subject, record=two))
     verification.file_of(leaderboards, place).unlink()
     with pytest.raises(Interrupted):
-        boards.verify(claim, leaderboards, options(finished))
+        claims.verify(claim, leaderboards, options(finished))
     assert len(verification.verified(leaderboards, [place])) == 1
 
 
