@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 MOST_COUNT = 2**53  # the largest whole number that every reader of JSON keeps
 MOST_LINE = 1000
@@ -54,6 +55,11 @@ def budget(ipc: int) -> str:
 def budget_name(ipc: int) -> str:
     """Images per class, as folders are called: "ipc10", or "whole" for 0."""
     return f"ipc{ipc}" if ipc else "whole"
+
+
+def some_of(names: Sequence[object], most: int) -> str:
+    """The first `most` names, and "…" after them where there are more: "a, b, …"."""
+    return ", ".join(map(str, names[:most])) + (", …" if len(names) > most else "")
 
 
 def safe_name(name: str) -> str:

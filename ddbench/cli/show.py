@@ -10,6 +10,7 @@ import click
 
 from ddbench.cli import Group
 from ddbench.cli.common import data_option, json_option, print_json, print_table, wrapped
+from ddbench.text import some_of
 
 if TYPE_CHECKING:
     from ddbench.config import Selection
@@ -243,7 +244,7 @@ def dataset(name: str, data_root: Path, as_json: bool) -> None:
 def _classes(count: int, names: tuple[str, ...]) -> str:
     if not names:
         return str(count)
-    return f"{count}: {', '.join(names[:10])}" + (", …" if len(names) > 10 else "")
+    return f"{count}: {some_of(names, 10)}"
 
 
 def _result(by: Selection) -> str:

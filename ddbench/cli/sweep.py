@@ -24,6 +24,7 @@ from ddbench.cli.common import (
     track_option,
     writable,
 )
+from ddbench.text import some_of
 
 if TYPE_CHECKING:
     from ddbench.runs.batch import Outcome
@@ -160,7 +161,7 @@ def _without_recorded(tasks: Sequence[Task], leaderboards: Path) -> list[Task]:
         }
     )
     if partly:
-        shown = ", ".join(partly[:SHOWN]) + (", …" if len(partly) > SHOWN else "")
+        shown = some_of(partly, SHOWN)
         note(
             f"{len(partly)} of the others have a record without all that is asked: {shown}. What is judged now can be "
             "added to it only if the set comes out equal bit by bit, which sets from a GPU seldom do. Other seeds are "

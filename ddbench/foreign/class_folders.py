@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.errors import DataError, closest
+from ddbench.text import some_of
 
 # 00000 (RDED), new000 (SRe2L, CDA, G-VBSM, EDC), 0 (D4M, and what ddbench exports), class_3.
 NUMBERED = re.compile(r"(?:new|class|cls|label|c)?[ _-]?(\d{1,6})", re.IGNORECASE)
@@ -161,7 +162,7 @@ def _left_out(names: Sequence[str], info: DatasetInfo) -> str:
 
 
 def _no_class(foreign: Sequence[str], named: Mapping[str, int], info: DatasetInfo, shown: str) -> str:
-    some = ", ".join(map(repr, foreign[:SHOWN])) + (", …" if len(foreign) > SHOWN else "")
+    some = some_of([repr(name) for name in foreign], SHOWN)
     is_no = "is no class" if len(foreign) == 1 else "are no classes"
     near = closest(foreign[0], info.class_names)
     return (

@@ -27,6 +27,7 @@ from ddbench.foreign import tiles
 from ddbench.foreign.class_folders import first_of, imagefolder_order
 from ddbench.foreign.formats import Found
 from ddbench.rng import Rng
+from ddbench.text import some_of
 
 Guess = Literal["standard", "unit", "raw", "zca", "kip-zca"]
 SAMPLE = 2000  # training images that a set is compared with, and images of the set that are
@@ -414,7 +415,7 @@ def _of_classes(labels: Tensor | None, info: DatasetInfo | None) -> list[Finding
         missing = sorted(set(range(expected)) - present)
         if missing:
             called = info.class_names if info is not None else ()
-            names = ", ".join(_called(label, called) for label in missing[:5]) + (", …" if len(missing) > 5 else "")
+            names = some_of([_called(label, called) for label in missing], 5)
             return [Finding("classes", f"{len(missing)} of {expected} classes have no image: {names}")]
     return []
 

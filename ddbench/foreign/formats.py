@@ -37,7 +37,7 @@ from ddbench.foreign.values import (
     tensor_of,
 )
 from ddbench.synthetic import SyntheticSet, origin
-from ddbench.text import printable
+from ddbench.text import printable, some_of
 
 IMAGE_KEYS = (
     "images", "image_syn", "x", "x_train", "train_images", "data", "image", "syn_images", "synthetic_images",
@@ -278,7 +278,7 @@ def _read_files(folder: Path, class_count: int) -> list[Found]:
     if len(whole) == 1:
         return whole[0]
     names = [str(place.relative_to(folder)) for place in places]
-    some = ", ".join(names[:MOST_OPENED]) + (", …" if len(names) > MOST_OPENED else "")
+    some = some_of(names, MOST_OPENED)
     which = "Say which is meant" if whole or len(places) > MOST_OPENED else "None of them is a set by itself"
     raise DataError(f"{folder} has {len(names)} files that could be sets: {some}. {which}: give its path. {READS}")
 

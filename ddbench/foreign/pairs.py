@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddbench.errors import DataError
+from ddbench.text import some_of
 
 PAIR_FILE = re.compile(
     r"(?P<before>(?:[^.]*[_-])?)(?P<what>images?|labels?)(?P<after>(?:[_-]|\d|(?<=s)).*)?\.(?P<end>pth?)"
@@ -164,7 +165,7 @@ def _require_all(folder: Path, name: str, there: set[int], wanted: range) -> Non
     missing = sorted(set(wanted) - there)
     if not missing:
         return
-    some = ", ".join(map(str, missing[:SHOWN])) + (", …" if len(missing) > SHOWN else "")
+    some = some_of(missing, SHOWN)
     which = f"shard {some} is missing" if len(missing) == 1 else f"shards {some} are missing"
     raise DataError(
         f"{folder} has {len(there)} shards of the images of {name!r}, and {which}. A part of a set is another set; "

@@ -17,7 +17,7 @@ from ddbench.leaderboard.statistics import TABLE, VARIANT, summarise
 from ddbench.plugins import same_name
 from ddbench.runs.record import RunRecord, read_record, readable
 from ddbench.runs.rundir import RECORD, SPEC
-from ddbench.text import budget
+from ddbench.text import budget, some_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -115,7 +115,7 @@ class Shelf:
         found = [file for pool in pools for file, record in pool.items() if record.run.id.startswith(ref)]
         ids = sorted({read_record(file).run.id for file in found})
         if len(ids) > 1:
-            shown = ", ".join(ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")
+            shown = some_of(ids, SHOWN)
             raise RunError(f"{len(ids)} runs have an id that begins with {ref}: {shown}. Give more digits of it.")
         return found[:1]
 

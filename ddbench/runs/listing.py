@@ -22,7 +22,7 @@ from ddbench.runs.record import EvaluationPart, RunRecord, read_record
 from ddbench.runs.rundir import ATTEMPTS, COST, FAILURE, LOCKS, RECORD, SET, SPEC, RunDir
 from ddbench.runs.runspec import RunSpec
 from ddbench.runs.states import RunState, status_from
-from ddbench.text import budget_name
+from ddbench.text import budget_name, some_of
 
 ListedState = Literal[RunState, "damaged"]
 LISTED_STATES: tuple[ListedState, ...] = ("done", "failed", "running", "interrupted", "damaged")
@@ -213,7 +213,7 @@ def find_run(root: Path, ref: str) -> Path:
     if not found:
         raise RunError(f"no run under {root} has an id that begins with {ref}. `ddbench runs` lists them.")
     if len(found) > 1:
-        shown = ", ".join(map(str, found[:_SHOWN])) + (", …" if len(found) > _SHOWN else "")
+        shown = some_of(found, _SHOWN)
         raise RunError(f"{len(found)} runs have an id that begins with {ref}: {shown}. Give more digits of it.")
     return found[0]
 

@@ -23,6 +23,7 @@ from ddbench.errors import RunError
 from ddbench.files import disk_is_full, read_json
 from ddbench.runs import rundir
 from ddbench.runs.listing import Listed, artifacts_of, list_runs, listed, usage
+from ddbench.text import duration, some_of
 
 ARTIFACTS = "artifacts"
 # Judges read these, and a network that is trained again is not quite the same on every machine.
@@ -214,14 +215,12 @@ def _artifacts(store: Path, runs: Sequence[Listed]) -> tuple[list[Piece], list[K
         return free, []
     why = "unfinished runs read them"
     if silent:
-        shown = ", ".join(silent[:5]) + (", …" if len(silent) > 5 else "")
+        shown = some_of(silent, 5)
         why = f"unfinished runs do not say yet which they read ({shown}): finish or delete those first"
     return free, [Kept("artefacts", sum(usage(folder)[0] for folder in stay), why)]
 
 
 def _took(folder: Path) -> str:
-    from ddbench.text import duration
-
     try:
         return f", {duration(float(read_json(folder / COST)['seconds']))} to make"
     except (RunError, KeyError, TypeError, ValueError):
