@@ -95,6 +95,7 @@ Seconds = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 RunId = Annotated[str, Strict(), Field(pattern=r"^[0-9a-f]{8}$")]
 Sha256 = Annotated[str, Strict(), Field(pattern=r"^[0-9a-f]{64}$")]
 Hex = Annotated[str, Strict(), Field(pattern=r"^[0-9a-f]+$", max_length=64)]
-ProtocolId = Annotated[str, Strict(), Field(pattern=r"^[a-z][a-z0-9-]*@[1-9][0-9]*$", max_length=MOST_NAME)]
+PROTOCOL_ID = r"^[a-z][a-z0-9-]*@[1-9][0-9]*$"
+ProtocolId = Annotated[str, Strict(), Field(pattern=PROTOCOL_ID, max_length=MOST_NAME)]
 Plain = Annotated[Any, AfterValidator(plain)]
 PlainDict = Annotated[dict[str, Any], AfterValidator(plain)]

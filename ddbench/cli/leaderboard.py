@@ -243,15 +243,13 @@ def verify(
     from ddbench.runs.rundir import RunDir
 
     asked: dict[str, Any] = {"protocols": [_recipe(ref) for ref in protocols], "judges": judges}
-    refs = list(dict.fromkeys(refs))
-    for ref in refs:  # all, before students of the first are trained
-        claim = claims.claim_of(ref, leaderboards, data_root)
+    wanted = {ref: claims.claim_of(ref, leaderboards, data_root) for ref in refs}
+    for claim in wanted.values():  # all, before students of the first are trained
         meant(claim.subject, claims.ids_of(asked["protocols"]), judges)
     rows: list[dict[str, Any]] = []
     try:
-        for ref in refs:
+        for ref, claim in wanted.items():
             notes: list[str] = []
-            claim = claims.claim_of(ref, leaderboards, data_root)
             shown = ref if claim.run is None else claim.run.name
             where = {"folder": None, "set": ref} if claim.run is None else {"folder": str(claim.run), "set": None}
 
@@ -289,11 +287,12 @@ def verify(
 def _recipe(ref: str) -> Protocol | str:
     """A protocol; or the id of one that only the run itself knows, from a file that it was judged by."""
     from ddbench.evaluation.protocol import protocol
+    from ddbench.fields import PROTOCOL_ID
 
     try:
         return protocol(ref)
     except ConfigError:
-        if re.fullmatch(r"[a-z][a-z0-9-]*@[1-9][0-9]*", ref):
+        if re.fullmatch(PROTOCOL_ID, ref):
             return ref
         raise
 

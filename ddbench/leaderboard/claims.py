@@ -118,8 +118,8 @@ def verify(
             kept.append(path)
 
     found = retrain(subject, options, students=students, protocols=ids_of(protocols), judges=judges, heard=each)
-    if kept and claim.committed is not None and claim.run is not None:
-        _draw(claim.place, claim.committed, claim.run / RECORD, options.data_root, [] if notes is None else notes)
+    if kept and claim.run is not None:
+        _draw(claim.place, claim.run / RECORD, options.data_root, [] if notes is None else notes)
     return found, kept[-1] if kept else None
 
 
@@ -138,8 +138,9 @@ def _entered(leaderboards: Path, claim: Claim, one: Retrained) -> Path | None:
     return verification.keep(leaderboards, claim.place, claim.committed, [one], claim.file)
 
 
-def _draw(place: Path, committed: RunRecord, run: Path, data_root: Path, notes: list[str]) -> None:
+def _draw(place: Path, run: Path, data_root: Path, notes: list[str]) -> None:
     """Give a committed record that has no picture one of its set, from a run's folder."""
+    committed = read_record(place)  # it may have grown while students were trained
     if committed.sheet is not None:
         return
     record, picture = with_sheet(run, committed, data_root, notes)

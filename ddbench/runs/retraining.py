@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from ddbench import synthetic as sets
 from ddbench.data.dataset import Dataset
 from ddbench.data.sources import load
-from ddbench.errors import ConfigError, DataError, DdbenchError, RunError, mistyped
+from ddbench.errors import ConfigError, DdbenchError, RunError, mistyped
 from ddbench.evaluation.evaluate import SealedTest, scores
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.evaluation.trainer import Trainer, trainer_of
@@ -20,7 +20,7 @@ from ddbench.runs import provenance
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record
 from ddbench.runs.resolving import protocols_of
 from ddbench.runs.rundir import RunDir
-from ddbench.runs.runner import RunOptions, build_problem, dataset_of, session
+from ddbench.runs.runner import RunOptions, build_problem, dataset_of, require_images, session
 from ddbench.runs.signals import Stop
 from ddbench.synthetic import SyntheticSet
 from ddbench.text import percent
@@ -149,11 +149,7 @@ def of_file(file: Path, record: RunRecord, data_root: Path, *, shown: str) -> Su
     Raises: DataError where the file is none, or the record's dataset is another one here.
     """
     dataset = load(record.run.dataset, data_root)
-    if dataset.fingerprint != record.data.fingerprint:
-        raise DataError(
-            f"{shown} was made from {record.data.title} with fingerprint {record.data.fingerprint}, and the one in the "
-            f"data folder has {dataset.fingerprint}. Point --data at the folder with the other one."
-        )
+    require_images(dataset, record.data.fingerprint, f"{shown} was made from {record.data.title}")
     return Subject(shown, record, sets.load(file), dataset)
 
 

@@ -185,13 +185,17 @@ def dataset_of(folder: RunDir, data_root: Path, dataset_ref: str | None = None) 
     dataset = load(dataset_ref or folder.spec.dataset, data_root)
     if dataset.info.name != folder.spec.dataset:
         raise DataError(f"run {folder.spec.id} was made from {folder.spec.dataset}, not from {dataset.info.name}.")
-    if dataset.fingerprint != folder.spec.data_fingerprint:
+    require_images(dataset, folder.spec.data_fingerprint, f"run {folder.spec.id} was made from {folder.spec.dataset}")
+    return dataset
+
+
+def require_images(dataset: Dataset, fingerprint: str, made: str) -> None:
+    """Raises: DataError where a dataset has other images than those of a fingerprint; `made` begins the sentence."""
+    if dataset.fingerprint != fingerprint:
         raise DataError(
-            f"run {folder.spec.id} was made from {folder.spec.dataset} with fingerprint "
-            f"{folder.spec.data_fingerprint}, and the one in the data folder has {dataset.fingerprint}. "
+            f"{made} with fingerprint {fingerprint}, and the one in the data folder has {dataset.fingerprint}. "
             "Point --data at the folder with the other one."
         )
-    return dataset
 
 
 def finished_record(folder: RunDir) -> RunRecord:

@@ -29,7 +29,7 @@ from ddbench import (
 )
 from ddbench.config import later
 from ddbench.engine.augment import Draw, siamese
-from ddbench.engine.decode import decode
+from ddbench.engine.decode import decode, tiles
 from ddbench.engine.distance import class_mean_distance
 from ddbench.engine.program import channels_last, fusible
 from ddbench.errors import ConfigError
@@ -241,7 +241,7 @@ class DANCE(Method[DANCEState]):
     @property
     def decoder(self) -> str:
         """What sets name as the way from stored images to those that students see."""
-        return "none" if self.config.factor == 1 else f"tiles(factor={self.config.factor})"
+        return tiles(self.config.factor)
 
     def passes(self, problem: Problem) -> list[slice]:
         """Which classes share a forward. The result is the same however it is cut."""

@@ -111,8 +111,8 @@ function overBudgets(rows, room) {
   const { y, lines: levels } = verticalAxis([...rows.map((row) => ({ mean: row.mean, bar: row.ci95 })), ...top], room);
   const ipcs = distinct(rows.map((row) => row.of.ipc)).sort((a, b) => a - b);
   const { x, lines } = logAxis(ipcs, String, room, ipcs);
-  const methods = distinct(rows.map((row) => `${row.name} ${row.family}`)).map((name) =>
-    rows.filter((row) => `${row.name} ${row.family}` === name).sort((a, b) => a.of.ipc - b.of.ipc));
+  const methods = distinct(rows.map((row) => row.family)).map((family) =>
+    rows.filter((row) => row.family === family).sort((a, b) => a.of.ipc - b.of.ipc));
   const ends = methods.map((line) => ({ method: line[0].name, x: x(line.at(-1).of.ipc), at: y(line.at(-1).mean) }));
   for (const ipc of ipcs) moveApart(ends.filter((end) => end.x === x(ipc)));
   const bar = (row) => known(row.ci95) ? svg("line", { class: "bar", x1: x(row.of.ipc), x2: x(row.of.ipc), y1: y(Math.min(1, row.mean + row.ci95)), y2: y(Math.max(0, row.mean - row.ci95)) }) : null;

@@ -102,8 +102,7 @@ function whiskerScale(shown) {
   const rows = shown.flatMap(({ head, others }) => [head, ...others]).filter((row) => known(row.mean));
   const low = Math.min(...rows.map((row) => row.mean - (row.ci95 ?? 0)), 1);
   const high = Math.max(...rows.map((row) => row.mean + (row.ci95 ?? 0)), 0);
-  const at = (share) => 4 + 112 * Math.min(1, Math.max(0, (share - low) / (high - low || 1)));
-  return { at };
+  return (share) => 4 + 112 * Math.min(1, Math.max(0, (share - low) / (high - low || 1)));
 }
 
 function accuracyCell(row, scale) {
@@ -114,7 +113,7 @@ function accuracyCell(row, scale) {
   return el("div", { class: "accuracy" }, text, scale ? whisker(row, scale) : null, failed);
 }
 
-function whisker(row, { at }) {
+function whisker(row, at) {
   if (!known(row.ci95)) return null;
   // What the row's own difference is to: a table may have several rows of random images.
   const random = known(row.gap) ? row.mean - row.gap : row.control === "random" ? row.mean : null;
