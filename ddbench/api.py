@@ -195,6 +195,7 @@ def evaluate(
     data: str | Path | None = None,
     runs: str | Path | None = None,
     curve: bool = False,
+    precision: str | None = None,
     progress: bool = False,
     track: Tracked = (),
 ) -> Run:
@@ -204,7 +205,7 @@ def evaluate(
     `protocol` and `judge` are one name or several; left out, those of the run, or of the protocol. What a downloaded
     file does not say is said here: `dataset`, `pixels`, `labels`, `lr`, `augment`, `decode` and `size` as in `load`;
     `entry` which set of several; `name` what boards call it, `ipc` its budget, `made_with` its backbone, `claims` what
-    its maker says of it. `track` is as for `run`.
+    its maker says of it. `precision` is that of students, by default of the run. `track` is as for `run`.
     Raises: DdbenchError, with a sentence that says what to do; it calls the arguments by the command line's options.
     """
     place = path.folder if isinstance(path, Run) else Path(path)
@@ -229,7 +230,7 @@ def evaluate(
         raise DataError(f"{place} is a run, whose set says itself what it is; leave out what is said of a file.")
     protocols = judged_with(RunDir.at(place).spec, refs)
     own_data = None if imported else dataset
-    record = runner.evaluate_run(place, protocols, _several(judge), students, where, curve, own_data)
+    record = runner.evaluate_run(place, protocols, _several(judge), students, where, curve, own_data, precision)
     return Run(place, record, where.data_root)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ddbench.config import MethodConfig
 from ddbench.data.pixels import canonical_name
-from ddbench.engine.decode import NONE, assembled
+from ddbench.decoders import NONE
+from ddbench.engine.decode import assembled
 from ddbench.errors import ConfigError, DataError
 from ddbench.problem import Problem
 from ddbench.rng import Rng

@@ -73,6 +73,11 @@ _said = stack(
     help="Backbone of students; default: as the protocol says. Repeatable.",
 )  # fmt: skip
 @students_option
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32", "bf16"]),
+    help="In which students are trained; default: that of the run.",
+)
 @click.option("--curve", is_flag=True, help="Judge the snapshots of a run too; in JSON they are `curves`.")
 @click.option(
     "--forget",
@@ -118,6 +123,7 @@ def evaluate(
     refs: Sequence[str],
     judges: Sequence[str],
     students: int | None,
+    precision: str | None,
     curve: bool,
     forgotten: Sequence[str],
     grid: Sequence[str],
@@ -147,7 +153,7 @@ def evaluate(
     """
     of_a_file = {"claim" if name == "claims" else name.replace("_", "-"): value for name, value in said.items()}
     of_a_grid = {"product": product, "forwards": forwards, "output": output}
-    of_one_run = {"curve": curve, "forget": forgotten, "track": track}
+    of_one_run = {"precision": precision, "curve": curve, "forget": forgotten, "track": track}
     if grid:
         others = of_one_run | {name: of_a_file[name] for name in _NOT_IN_A_GRID}
         _refuse(others, "OPTION is not for --grid; leave it out.")
@@ -163,7 +169,10 @@ def evaluate(
     _refuse(of_a_grid, "OPTION is for --grid.")
     (path,) = paths
     if forgotten:
-        others = {"protocol": refs, "judge": judges, "students": students, "curve": curve, "track": track}
+        others = {
+            "protocol": refs, "judge": judges, "students": students, "precision": precision, "curve": curve,
+            "track": track,
+        }  # fmt: skip
         _refuse(others | of_a_file, "--forget judges nothing; leave out OPTION, or say it in a second command.")
         _forget(path, forgotten, as_json)
         return
@@ -180,7 +189,7 @@ def evaluate(
         folders = [path]
     judged = []
     for folder in folders:
-        judged.append(_judge(folder, refs, judges, students, options, curve, own_data))
+        judged.append(_judge(folder, refs, judges, students, options, curve, own_data, precision))
         if not as_json:
             _show(judged[-1], curve, imported)
     if as_json:
@@ -224,6 +233,7 @@ def _judge(
     options: RunOptions,
     curve: bool,
     dataset: str | None,
+    precision: str | None,
 ) -> _JudgedRun:
     from ddbench.runs.evaluating import cells
     from ddbench.runs.resolving import judged_with
@@ -235,7 +245,7 @@ def _judge(
     if "native" in refs and spec.imported is not None:
         raise click.UsageError("an imported set has no native protocol here; name one, such as mtt.")
     protocols = judged_with(spec, refs)
-    record = evaluate_run(folder, protocols, judges, students, options, curve, dataset)
+    record = evaluate_run(folder, protocols, judges, students, options, curve, dataset, precision)
     wanted = cells(protocols, judges, students, record.data.shape, own=record.run.backbone)
     return _JudgedRun(folder, record, lost_cells(record, wanted), nothing_judged(record, wanted))
 

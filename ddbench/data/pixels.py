@@ -20,8 +20,9 @@ from torch import Tensor
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.manifests import digest
 from ddbench.data.tensors import HASH_CHUNK, DatasetTensors
+from ddbench.decoders import NONE
 from ddbench.engine.capabilities import home_of_float64, in_float64
-from ddbench.engine.decode import NONE, decode
+from ddbench.engine.decode import decode
 from ddbench.errors import ConfigError, closest
 from ddbench.files import SEAL, checksum, once, sweep, write_atomically
 

@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddbench.errors import ConfigError, DataError
-
-_TILES = re.compile(r"tiles\(factor=(\d+)\)")
-_SAID = re.compile(r"tiles(?::|\(factor=)([1-9]\d{0,2})\)?")
-NONE = "none"
-
-
-def tiles(factor: int) -> str:
-    """The decoder that cuts each image into F x F tiles, by the name that sets have it under."""
-    return NONE if factor == 1 else f"tiles(factor={factor})"
-
-
-def canonical_decoder(text: str) -> str:
-    """The one spelling of a decoder: "tiles:2" and "tiles(factor=2)" are both "tiles(factor=2)".
-
-    Raises: ConfigError where there is no such decoder.
-    """
-    said = text.strip().lower().replace(" ", "")
-    if said == NONE:
-        return NONE
-    match = _SAID.fullmatch(said)
-    if not match:
-        raise ConfigError(
-            f"no decoder is called {text!r}. Known are none, and tiles:F for sets that store F x F smaller images in "
-            "each, such as tiles:2 of IDC, DREAM, IDM, DANCE and NCFM."
-        )
-    return tiles(int(match[1]))
+from ddbench.decoders import factor_of
+from ddbench.errors import DataError
 
 
 def decode(name: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,12 +16,9 @@ def decode(name: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     image. Differentiable. Raises: DataError for an unknown decoder, and for more tiles a side than pixels.
     Source: Kim et al., ICML 2022 (arXiv 2205.14959), multi-formation.
     """
-    if name == NONE:
+    factor = factor_of(name)
+    if factor == 1:
         return images, labels
-    match = _TILES.fullmatch(name)
-    if not match or int(match[1]) < 1:
-        raise DataError(f"there is no decoder {name!r}; known are 'none' and 'tiles(factor=F)'.")
-    factor = int(match[1])
     height, width = images.shape[-2:]
     check_factor(factor, height, width)
     # Sizes that the factor does not divide are padded right and below with 0.5, as in the paper's code.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddbench.backbones import names as backbones
 from ddbench.backbones.variables import Variables
-from ddbench.engine.decode import NONE
+from ddbench.decoders import NONE
 from ddbench.errors import ConfigError
 from ddbench.evaluation.plan import on_device, plan, training_labels
 from ddbench.evaluation.protocol import DistillOptions

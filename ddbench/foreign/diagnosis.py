@@ -21,8 +21,8 @@ from ddbench.data.catalogue import CATALOGUE, DatasetInfo
 from ddbench.data.pixels import canonical_name
 from ddbench.data.scale import largeness, left_range, scale_of
 from ddbench.data.tensors import DatasetTensors
+from ddbench.decoders import tiles as cut_in
 from ddbench.engine.decode import decode
-from ddbench.engine.decode import tiles as cut_in
 from ddbench.foreign import tiles
 from ddbench.foreign.class_folders import first_of, imagefolder_order
 from ddbench.foreign.formats import Found

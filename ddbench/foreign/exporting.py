@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddbench import synthetic as sets
 from ddbench.data.pixels import PixelSpace
-from ddbench.engine.decode import NONE
+from ddbench.decoders import NONE
 from ddbench.errors import DataError, RunError
 from ddbench.files import disk_is_full, put_folder, read_json, unfinished, write_atomically, write_json
 from ddbench.foreign.formats import HEADER_FILE

@@ -21,7 +21,8 @@ from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import PixelSpace, fit_pixels
 from ddbench.data.sources import info_of, load
-from ddbench.engine.decode import NONE, canonical_decoder, decode
+from ddbench.decoders import NONE, canonical_decoder
+from ddbench.engine.decode import decode
 from ddbench.engine.precision import usual
 from ddbench.errors import ConfigError, DataError, RunError, mistyped
 from ddbench.evaluation.plan import fit

@@ -15,7 +15,7 @@ from torch import Tensor
 from ddbench.config import MOST_FLOAT
 from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.pixels import PixelSpace, canonical_name
-from ddbench.engine.decode import NONE, canonical_decoder
+from ddbench.decoders import NONE, canonical_decoder
 from ddbench.errors import ConfigError, DataError
 from ddbench.foreign.class_folders import imagefolder_order
 from ddbench.foreign.diagnosis import Diagnosis, hard, known_kind

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ddbench.engine.decode import NONE, canonical_decoder, tiles
+from ddbench.decoders import NONE, canonical_decoder, tiles
 from ddbench.errors import ConfigError
 from ddbench.foreign.formats import FOLDER, Found
 

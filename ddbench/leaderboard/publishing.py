@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.backbones import names as backbones
 from ddbench.data.catalogue import CATALOGUE, canonical
-from ddbench.engine.decode import NONE
+from ddbench.decoders import NONE
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import OWN, PROTOCOLS, Protocol, judged_by
 from ddbench.files import sha256_of, write_atomically, write_json

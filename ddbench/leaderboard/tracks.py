@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from ddbench import decoders
+from ddbench.errors import DataError
 from ddbench.evaluation.protocol import PROTOCOLS, Protocol, ReplayOptions, RidgeHeadOptions
 from ddbench.runs.record import EvaluationPart, RunRecord
 from ddbench.training.options import SGDOptions
@@ -29,7 +30,6 @@ NAMES = {
 # Real images with a network's labels: the controls of the tables in which sets bring soft labels of their own.
 LABELLED = "soft-labels"
 CORESET = "herding"
-_TILES = re.compile(r"tiles\(factor=(\d+)\)")
 
 Control = Literal["", "random", "coreset"]
 
@@ -157,8 +157,10 @@ def _other_compute(row: Mapping[str, Any]) -> Iterator[str]:
 
 def factor_of(row: Mapping[str, Any]) -> int:
     """How many smaller images a side the sets of a row store in each; 1 of usual images."""
-    stored = _TILES.fullmatch(json.loads(row["config"]).get("decode", ""))
-    return int(stored[1]) if stored else 1
+    try:
+        return decoders.factor_of(str(json.loads(row["config"]).get("decode", decoders.NONE)))
+    except DataError:  # an option that a method calls so, or a decoder of a later version
+        return 1
 
 
 def _as_many(row: Mapping[str, Any], ratio: float) -> str:

@@ -18,7 +18,8 @@ from ddbench.data.catalogue import DatasetInfo
 from ddbench.data.pixels import PixelSpace, decoded_in, fit_pixels, known_pixels
 from ddbench.data.sources import load as load_dataset
 from ddbench.data.transform import Transform
-from ddbench.engine.decode import NONE, decode
+from ddbench.decoders import NONE
+from ddbench.engine.decode import decode
 from ddbench.errors import DataError
 from ddbench.runs.preview import preview
 from ddbench.synthetic import SyntheticSet

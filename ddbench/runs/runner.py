@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,16 +144,19 @@ def evaluate_run(
     options: RunOptions,
     curve: bool = False,
     dataset_ref: str | None = None,
+    precision: str | None = None,
 ) -> RunRecord:
     """More evaluations of a finished run; rewrites its record. What failed before is tried again.
 
     No judges: the backbones of each protocol. No students: as many as each protocol says. `dataset_ref` says where the
-    dataset is that the run names, for one that is code: the folder may be somebody else's, and runs none.
+    dataset is that the run names, for one that is code: the folder may be somebody else's, and runs none. `precision`
+    is that of students, by default of the run; each evaluation says in its record which it was.
     Raises: RunError if the run is not finished; DataError if the dataset is not the one it was made from.
     """
     folder = RunDir.at(path)
     finished_record(folder)
-    Precision(folder.spec.precision).require(options.device)  # type: ignore[arg-type]
+    precision = precision or folder.spec.precision
+    Precision(precision).require(options.device)  # type: ignore[arg-type]
     dataset = dataset_of(folder, options.data_root, dataset_ref)
     asked = cells(protocols, judges, students, dataset.info.shape, own=folder.spec.backbone)
     require_judges(asked, dataset.info)
@@ -165,8 +168,9 @@ def evaluate_run(
         ledger.begin(ledger.last_step)
         synthetic = sets.load(folder.synthetic)
         _evaluate(
-            folder, synthetic, dataset, asked, options, ledger, stop, tell, retry=True, curve=curve or options.curve
-        )
+            folder, synthetic, dataset, asked, options, ledger, stop, tell,
+            retry=True, curve=curve or options.curve, precision=precision,
+        )  # fmt: skip
         record = before.model_copy(
             update={
                 "evaluations": tuple(evaluations(folder, before.synthetic.sha256)),
@@ -416,10 +420,11 @@ def _evaluate(
     *,
     retry: bool = False,
     curve: bool | None = None,
+    precision: str | None = None,
 ) -> None:
     tell.on_phase("evaluate")
     sha256 = sha256_of(folder.synthetic)
-    made = problems(folder.spec, dataset, options, tell)
+    made = problems(replace(folder.spec, precision=precision or folder.spec.precision), dataset, options, tell)
     judging = Judging(folder, synthetic, dataset, sha256, made, stop, tell, retry)
     try:
         with ledger.phase("evaluate"):

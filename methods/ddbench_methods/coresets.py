@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Rng, State, SyntheticSet
 from ddbench.config import later
-from ddbench.engine.decode import check_factor, tiles
+from ddbench.decoders import tiles
+from ddbench.engine.decode import check_factor
 from ddbench.initial import check_budget, mosaics
 from ddbench.training.networks import TrainedNetwork
 

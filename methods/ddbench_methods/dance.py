@@ -28,8 +28,9 @@ from ddbench import (
     transient,
 )
 from ddbench.config import later
+from ddbench.decoders import tiles
 from ddbench.engine.augment import Draw, siamese
-from ddbench.engine.decode import decode, tiles
+from ddbench.engine.decode import decode
 from ddbench.engine.distance import class_mean_distance
 from ddbench.engine.program import channels_last, fusible
 from ddbench.errors import ConfigError

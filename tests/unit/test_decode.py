@@ -1,11 +1,15 @@
 """Stored images become training images."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from ddbench.decoders import canonical_decoder, factor_of, tiles
 from ddbench.engine.decode import decode
 from ddbench.errors import DataError
+from ddbench.leaderboard import tracks
 
 
 def tiles_by_hand(image: torch.Tensor, factor: int) -> list[torch.Tensor]:
@@ -14,12 +18,12 @@ def tiles_by_hand(image: torch.Tensor, factor: int) -> list[torch.Tensor]:
     h, w = -(-height // factor), -(-width // factor)
     padded = torch.full((image.shape[0], h * factor, w * factor), 0.5, dtype=image.dtype)
     padded[:, :height, :width] = image
-    tiles = []
+    cut = []
     for i in range(factor):
         for j in range(factor):
             tile = padded[:, i * h : (i + 1) * h, j * w : (j + 1) * w]
-            tiles.append(F.interpolate(tile[None], size=(height, width), mode="bilinear", align_corners=False)[0])
-    return tiles
+            cut.append(F.interpolate(tile[None], size=(height, width), mode="bilinear", align_corners=False)[0])
+    return cut
 
 
 @pytest.mark.parametrize(("factor", "size"), [(1, (8, 8)), (2, (8, 8)), (2, (7, 9)), (3, (8, 8)), (3, (9, 6))])
@@ -51,3 +55,21 @@ def test_gradients_reach_the_stored_images() -> None:
 def test_an_unknown_decoder_is_refused(name: str) -> None:
     with pytest.raises(DataError, match="there is no decoder"):
         decode(name, torch.zeros(1, 1, 4, 4), torch.zeros(1))
+
+
+@pytest.mark.parametrize(("name", "factor"), [("none", 1), ("tiles(factor=2)", 2), ("tiles(factor=12)", 12)])
+def test_a_decoders_name_says_how_many_tiles(name: str, factor: int) -> None:
+    assert factor_of(name) == factor
+    assert tiles(factor) == canonical_decoder(name) == name
+
+
+@pytest.mark.parametrize("name", ["tiles", "tiles(factor=0)", "tiles(factor=2)x", "upsample"])
+def test_other_names_are_no_decoders(name: str) -> None:
+    with pytest.raises(DataError, match="known are 'none' and"):
+        factor_of(name)
+
+
+@pytest.mark.parametrize("config", [{}, {"decode": "upsample"}, {"decode": 3}, {"decode": "none"}])
+def test_a_row_without_tiles_stores_usual_images(config: dict[str, object]) -> None:
+    assert tracks.factor_of({"config": json.dumps(config)}) == 1
+    assert tracks.factor_of({"config": json.dumps(config | {"decode": "tiles(factor=2)"})}) == 2

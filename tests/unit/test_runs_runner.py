@@ -305,6 +305,18 @@ def test_evaluate_run_adds_to_the_record(tmp_path: Path) -> None:
     assert read_record(folder.record) == after
 
 
+def test_students_can_be_trained_in_another_precision(tmp_path: Path) -> None:
+    before = run(asked(), options(tmp_path))
+    folder = folder_of(tmp_path, asked())
+    other = TINY.model_copy(update={"name": "other"})
+    (short, usual) = evaluate_run(folder.path, [other], [], 1, options(tmp_path), precision="bf16").evaluations
+    assert (short.precision, usual.precision) == ("bf16", "fp32")
+    assert usual == before.evaluations[0]
+    assert folder.spec.precision == before.run.precision == "fp32"
+    with pytest.raises(ConfigError, match="there is no precision 'fp16'"):
+        evaluate_run(folder.path, [other], [], 1, options(tmp_path), precision="fp16")
+
+
 def test_evaluate_run_wants_a_finished_run(tmp_path: Path) -> None:
     with pytest.raises(CrashError):
         run(asked(crash_at(2)), options(tmp_path))
