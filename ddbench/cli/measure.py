@@ -13,11 +13,13 @@ from ddbench.cli.common import (
     data_option,
     device_option,
     json_option,
+    leaderboards_option,
     note,
     print_json,
     print_table,
     quiet_option,
     run_options,
+    runs_option,
 )
 
 if TYPE_CHECKING:
@@ -43,27 +45,47 @@ def measure() -> None:
 
 
 @click.command(short_help="How much of a set a network recognises that was trained on the real images.")
-@_runs_argument
+@click.argument("paths", metavar="RUN|SET...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--judge", "--backbone", "judges", multiple=True, metavar="NAME",
     help="Backbone of the network; default: the ConvNet that fits the images. Repeatable.",
 )  # fmt: skip
+@leaderboards_option("Of a published set: the folder with its record, which keeps what is measured.")
 @device_option
 @data_option
+@runs_option
 @json_option
 @quiet_option
 def recognised(
-    paths: Sequence[Path], judges: Sequence[str], device: str, data_root: Path, as_json: bool, quiet: bool
+    paths: Sequence[Path],
+    judges: Sequence[str],
+    leaderboards: Path,
+    device: str,
+    data_root: Path,
+    runs_root: Path,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """How much of a set a network recognises that was trained on the real images.
+
+    RUN is the folder of a run, SET the name of a published set, as in dance/cifar10/ipc10, which needs no folder.
 
     The set is a test set here: the network says a class of each image, and no test image is read. It is trained once
     for each dataset and pixel space, as the teacher of distill@1 is.
     """
+    from ddbench.foreign import published_sets
+    from ddbench.leaderboard import measuring
     from ddbench.runs.recognising import recognise
+    from ddbench.runs.rundir import SPEC
     from ddbench.text import percent
 
-    records = [recognise(path, judges, _options(path, device, data_root, quiet)) for path in paths]
+    records = []
+    for path in paths:
+        if published_sets.is_name(str(path)) and not (path / SPEC).is_file():
+            options = run_options(runs_root, data_root, device, quiet=quiet)
+            records.append(measuring.recognise(str(path), judges, leaderboards, options))
+        else:
+            records.append(recognise(path, judges, _options(path, device, data_root, quiet)))
     if as_json:
         print_json([{"run": r.run.id, **part.model_dump(mode="json")} for r in records for part in r.recognised])
         return

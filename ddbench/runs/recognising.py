@@ -44,14 +44,12 @@ def recognise(path: Path, judges: Sequence[str], options: RunOptions) -> RunReco
     folder = RunDir.at(path)
     record = finished_record(folder)
     dataset = dataset_of(folder, options.data_root)
-    own = folder.spec.backbone
-    shape = dataset.info.shape
-    names = [own if name == OWN else backbones.canonical(name, shape) for name in judges or ("convnet",)]
+    names = networks(judges, folder.spec.backbone, dataset.info.shape)
     with session(options) as (stop, tell), folder.lock():
         sha256 = folder.set_sha256()
         synthetic = sets.load(folder.synthetic)
         measures = Measures.of(folder, sha256)
-        for name in dict.fromkeys(names):
+        for name in names:
             with stop.at_once():
                 problem = problems(folder.spec, dataset, options, tell)(synthetic.pixels, name)
                 measures = measures.having(recognised(synthetic, problem))
@@ -59,6 +57,15 @@ def recognise(path: Path, judges: Sequence[str], options: RunOptions) -> RunReco
         record = record.model_copy(update={"recognised": measures.recognised})
         write_record(folder.record, record)
         return record
+
+
+def networks(judges: Sequence[str], own: str, shape: tuple[int, int, int]) -> list[str]:
+    """The backbones of the networks that are asked, each once; `own` is the run's. Without any, the ConvNet.
+
+    Raises: ConfigError for one that does not exist.
+    """
+    asked = (own if name == OWN else backbones.canonical(name, shape) for name in judges or ("convnet",))
+    return list(dict.fromkeys(asked))
 
 
 def recognised(synthetic: SyntheticSet, problem: Problem) -> RecognisedPart:

@@ -215,6 +215,11 @@ class RecognisedPart(Part):
     images: Count = Field(description="As students see them, decoded.")
     accuracy: Share = Field(description="Fraction of the images whose class the network said.")
     device: Line
+    file: Sha256 | None = Field(
+        default=None,
+        description="Of the published file that was measured, whose images may have less precision; none where it was "
+        "the run's own set. Not in earlier records.",
+    )
 
 
 class CorrelationPart(Part):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from ddbench.backbones.variables import Variables
 from ddbench.cli import root as program
 from ddbench.errors import RunError
 from ddbench.evaluation.protocol import protocol
-from ddbench.files import read_json, write_json
+from ddbench.files import read_json, sha256_of, write_json
+from ddbench.leaderboard import boards
 from ddbench.leaderboard.observations import collect
+from ddbench.leaderboard.publishing import publish
 from ddbench.leaderboard.statistics import summarise
 from ddbench.leaderboard.submission import refuse
 from ddbench.runs import recognising
@@ -154,6 +157,46 @@ def test_the_command_line_measures_and_shows(root: Path) -> None:
     assert shown.exit_code == 0, shown.output
     assert "recognised, %" in shown.stdout
     assert "Not measured of dm" in shown.stdout  # the correlation
+
+
+@pytest.fixture
+def leaderboards(root: Path, tmp_path: Path) -> Path:
+    """A leaderboard with the run's record, and its set to take away."""
+    boards.add([run_of(root)], tmp_path / "boards", allow_dirty=True)
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text('name = "tiny"\nbackbones = ["mlp"]\nstudents = 2\n[options]\nsteps = 2\nbatch = 16\n')
+    publish(run_of(root), tmp_path / "boards", protocol=protocol(str(recipe)), why="a test")
+    return tmp_path / "boards"
+
+
+def test_a_published_set_is_measured_without_its_run(root: Path, leaderboards: Path, tmp_path: Path) -> None:
+    (place,) = (leaderboards / "records").rglob("*.json")
+    before = read_record(place)
+    kept = recognise(run_of(root), ["mlp"], options(root)).recognised[0]
+    shutil.rmtree(run_of(root))
+    asked = ["dm/digits/ipc1", "--judge", "mlp", "--leaderboards", leaderboards, "--runs", tmp_path / "other"]
+    done = ddbench("measure", "recognised", *asked, "--data", root.parent, "--device", "cpu", "--json", "--quiet")
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)
+    after = read_record(place)
+    (part,) = after.recognised
+    assert (row["backbone"], row["accuracy"], row["file"]) == (part.backbone, part.accuracy, part.file)
+    # The network is the same one, and these images are kept as they are.
+    assert part.model_copy(update={"file": None}) == kept
+    assert part.file == sha256_of(leaderboards / "sets" / "dm-digits-ipc1.safetensors")
+    assert after.model_copy(update={"recognised": (), "checksum": ""}) == before.model_copy(update={"checksum": ""})
+    rows = summarise(collect([place])).to_dict("records")
+    assert [row["recognised"] for row in rows if row["judge"] == "mlp"] == [part.accuracy]
+
+
+def test_a_published_set_of_another_leaderboard_is_not_found(root: Path, leaderboards: Path) -> None:
+    for name, said in (("dc/digits/ipc1", "Did you mean 'dm/digits/ipc1'"), ("dm/digits/ipc2", "there is no set")):
+        done = ddbench(
+            "measure", "recognised", name, "--leaderboards", leaderboards, "--data", root.parent, "--runs", root,
+            "--device", "cpu",
+        )  # fmt: skip
+        assert done.exit_code == 2
+        assert said in done.output
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""Measures of published sets, which are kept in the committed records of the runs that the sets are of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddbench.leaderboard.claims import claim_of
+from ddbench.runs.measures import Measures
+from ddbench.runs.recognising import networks, recognised
+from ddbench.runs.record import RunRecord, read_record, write_record
+from ddbench.runs.runner import RunOptions, build_problem, session
+
+
+def recognise(name: str, judges: Sequence[str], leaderboards: Path, options: RunOptions) -> RunRecord:
+    """Let networks that were trained on the real images say the classes of a published set; rewrites its record.
+
+    As `runs.recognising.recognise`, for a set whose run's folder nobody has. What is kept names the file that was
+    measured, since its images may have less precision than the run's own.
+    Raises: DataError where no such set is published, or its dataset is another one here; RunError where the record that
+    it is of is not there; ConfigError for a backbone that does not exist.
+    """
+    claim = claim_of(name, leaderboards, options.data_root)
+    subject = claim.subject
+    record, synthetic, dataset = subject.record, subject.synthetic, subject.dataset
+    with session(options) as (stop, tell):
+        for backbone in networks(judges, record.run.backbone, dataset.info.shape):
+            with stop.at_once():
+                problem = build_problem(
+                    dataset,
+                    backbone=backbone,
+                    pixels=synthetic.pixels,
+                    ipc=record.run.ipc,
+                    seed=record.run.seed,
+                    device=options.device,
+                    precision=record.run.precision,
+                    artifacts_root=options.artifacts,
+                    tell=tell.on_build,
+                )
+                part = recognised(synthetic, problem).model_copy(update={"file": claim.file})
+                there = read_record(claim.place)  # it may have grown meanwhile
+                known = Measures(synthetic=there.synthetic.sha256, recognised=there.recognised).having(part)
+                record = there.model_copy(update={"recognised": known.recognised})
+                write_record(claim.place, record)
+    return record
