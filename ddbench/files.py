@@ -349,10 +349,11 @@ def not_regular(path: Path) -> str:
     return ""
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, sealed: bool = False) -> Any:
     """The value in a JSON file, without the checksum that `write_json` gave it; earlier versions gave none.
 
-    Raises: RunError if the file is missing or damaged, or cannot be read.
+    Raises: RunError if the file is missing or damaged, or cannot be read; with `sealed`, for a kind of file that was
+    never written without a checksum, also where it has none.
     """
     try:
         with open_regular(path) as file:
@@ -363,6 +364,8 @@ def read_json(path: Path) -> Any:
             del value[SEAL]
         elif isinstance(value, dict) and (name := _misnamed_seal(value)) is not None:
             raise RunError(f"{path} is damaged: its checksum is called {printable(name, 40)!r}.")
+        elif sealed and isinstance(value, dict):
+            raise RunError(f"{path} is damaged: it has no checksum, and no such file was ever written without.")
         return value
     except RecursionError:
         raise RunError(f"{path} is damaged and cannot be read as JSON: its values lie too deep.") from None

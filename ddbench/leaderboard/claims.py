@@ -42,7 +42,7 @@ def claim_of(ref: str, leaderboards: Path, data_root: Path) -> Claim:
     """What a reference means: the folder of a run, or else the name of a set that is published in the leaderboard.
 
     Raises: RunError or DataError where it means nothing, or its set could not be trained on: it is damaged, of other
-    data, or of another record than the leaderboard's; or where the checks of that record are damaged.
+    data, or of another record than the leaderboard's; or where the checks of that record are damaged, or not of it.
     """
     from ddbench.runs.retraining import of_run
 
@@ -61,7 +61,7 @@ def claim_of(ref: str, leaderboards: Path, data_root: Path) -> Claim:
     committed = read_record(place) if place.is_file() else None
     subject = of_run(file.parent, data_root, committed)
     if committed is not None:
-        verification.checks_of(leaderboards, place)
+        verification.checks_of(leaderboards, place, committed)
     return Claim(subject, place, committed, run=file.parent)
 
 
@@ -81,7 +81,7 @@ def _published_claim(name: str, leaderboards: Path, data_root: Path) -> Claim:
     place = leaderboards / entry.record
     if not place.is_file() or (committed := read_record(place)).synthetic.sha256 != entry.set:
         raise RunError(f"{name} is of no record: {place} is not there, or of another set.")
-    verification.checks_of(leaderboards, place)
+    verification.checks_of(leaderboards, place, committed)
     return Claim(of_file(file, committed, data_root, shown=name), place, committed, file=entry.sha256)
 
 

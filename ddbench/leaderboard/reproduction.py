@@ -28,9 +28,9 @@ from ddbench.leaderboard.statistics import next_set
 from ddbench.leaderboard.submission import PEERS, other_sets
 from ddbench.plugins import names_code
 from ddbench.runs import runner
+from ddbench.runs.agreement import CONFIDENCE, tolerance
 from ddbench.runs.record import Attempt, EvaluationPart, RunRecord, read_record
 from ddbench.runs.resolving import Asked, find_method, foresee, resolve_spec
-from ddbench.runs.retraining import CONFIDENCE, tolerance
 from ddbench.runs.rundir import RECORD, SET
 from ddbench.runs.runner import RunOptions
 from ddbench.runs.runspec import RunSpec

@@ -1,11 +1,14 @@
 """Which rows somebody has checked: a student was trained again on the set, and reached what the record says.
 
 The checks lie beside the records, in verified/DATASET/ipcK/, and not in them: what a submitter sends does not say who
-has looked at it. A row is verified, imported (others made its set), or claimed.
+has looked at it. A check is of all accuracies of an evaluation as the record had them: one that is changed later, of
+whichever student, is not what was checked. A row is verified, imported (others made its set), or claimed.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,14 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from ddbench.errors import RunError
 from ddbench.fields import Architecture, Count, Hex, Line, PlainDict, ProtocolId, RunId, Sha256, Share
-from ddbench.files import write_json
-from ddbench.runs.record import Part, RunRecord, read_document, readable
+from ddbench.files import locked, write_json
+from ddbench.runs.agreement import tolerance
+from ddbench.runs.record import Part, RunRecord, read_document, read_record, readable
 
 if TYPE_CHECKING:
     from ddbench.runs.retraining import Retrained
 
 FOLDER = "verified"
+LOCK = ".lock"  # of a leaderboard's folder, for what is read, added to and written again
 SCHEMA: Literal["ddbench.verification/1"] = "ddbench.verification/1"
 VERIFIED, IMPORTED, CLAIMED = "verified", "imported", "claimed"
 
@@ -37,7 +43,11 @@ class Check(Part):
     students: tuple[Count, ...] = Field(min_length=1)
     recorded: tuple[Share, ...]
     again: tuple[Share, ...]
-    within: Share = Field(description="How far the means may lie apart; see runs.retraining.tolerance.")
+    claimed: tuple[Share, ...] = Field(
+        default=(),
+        description="All accuracies of the record then, of which some were checked. Not in earlier files.",
+    )
+    within: Share = Field(description="How far the means may lie apart; see runs.agreement.tolerance.")
     started: Line
     device: Line
     file: Sha256 | None = Field(
@@ -78,25 +88,48 @@ def keep(
 
     A later check of the same evaluation takes the place of an earlier one with no more students. `file` is the hash of
     the published file that was trained on, if it was one.
+    Raises: RunError where the record at its place has become another one than `record` while students were trained, or
+    the checks beside it are not of it.
     """
-    path = file_of(leaderboards, record_place)
-    checks = {(c.digest, c.backbone): c for c in checks_of(leaderboards, record_place)}
     agreed = [one for one in found if one.agrees]
-    for one in agreed:
-        key = (one.evaluation.digest, one.evaluation.backbone)
-        if key not in checks or len(checks[key].students) <= len(one.students):
-            checks[key] = _check(one, file)
     if not agreed:
         return None
-    kept = Verification(run=record.run.id, synthetic=record.synthetic.sha256, checks=tuple(checks.values()))
-    write_json(path, kept.model_dump(mode="json", by_alias=True, exclude={"checksum"}), sealed=True)
+    path = file_of(leaderboards, record_place)
+    with locked(leaderboards / LOCK, "--leaderboards"):  # two who check one record at once would lose a check
+        now = read_record(record_place)
+        checks = {(c.digest, c.backbone): c for c in checks_of(leaderboards, record_place, now)}
+        for one in agreed:
+            key, check = (one.evaluation.digest, one.evaluation.backbone), _check(one, file)
+            if now.synthetic.sha256 != record.synthetic.sha256 or not _fits(check, now):
+                raise RunError(
+                    f"{record_place} was changed while students were trained, and does not say any more what was "
+                    "checked, so nothing was entered. Give the same command again."
+                )
+            if key not in checks or len(checks[key].students) <= len(one.students):
+                checks[key] = check
+        kept = Verification(run=now.run.id, synthetic=now.synthetic.sha256, checks=tuple(checks.values()))
+        write_json(path, kept.model_dump(mode="json", by_alias=True, exclude={"checksum"}), sealed=True)
     return path
 
 
-def checks_of(leaderboards: Path, record_place: Path) -> tuple[Check, ...]:
-    """The checks beside a committed record. Raises: RunError where their file is damaged."""
+def checks_of(leaderboards: Path, record_place: Path, record: RunRecord) -> tuple[Check, ...]:
+    """The checks beside a committed record.
+
+    Raises: RunError where their file is damaged, or is of something else than the record says: nothing can be added to
+    it then, and it is not thrown away, because it may be the record that was changed.
+    """
     path = file_of(leaderboards, record_place)
-    return _read(path).checks if path.is_file() else ()
+    if not _is_there(path):
+        return ()
+    one = _read(path)
+    for check in one.checks:
+        if not _holds(one, check, record):
+            raise RunError(
+                f"{path} has a check of {check.protocol} with {check.backbone} that is not of what {record_place} "
+                "says: one of the two was changed since. Find out which; where it is right that the record is another one, "
+                "remove the file of checks in a commit that says why."
+            )
+    return one.checks
 
 
 def verified(leaderboards: Path, places: Iterable[Path]) -> frozenset[Key]:
@@ -125,21 +158,46 @@ def out_of_date(leaderboards: Path, places: Sequence[Path]) -> list[str]:
 
 def _checks(leaderboards: Path, places: Iterable[Path]) -> Iterator[tuple[Path, Verification, Check, bool]]:
     """Every check of these records, and whether it is one: of what the record says, and within what it allows."""
-    checked = [place for place in places if file_of(leaderboards, place).is_file()]
+    checked = [place for place in places if _is_there(file_of(leaderboards, place))]
     for place, record in readable(checked):
         path = file_of(leaderboards, place)
         one = _read(path)
-        known = {(e.digest, e.backbone): e.accuracy for e in record.evaluations}
         for check in one.checks:
-            accuracy = known.get((check.digest, check.backbone), ())
-            recorded = tuple(accuracy[k] for k in check.students if k < len(accuracy))
-            same = (one.run, one.synthetic, recorded) == (record.run.id, record.synthetic.sha256, check.recorded)
-            close = len(check.again) == len(recorded) > 0 and abs(fmean(check.again) - fmean(recorded)) <= check.within
-            yield path, one, check, same and close
+            yield path, one, check, _holds(one, check, record)
+
+
+def _holds(one: Verification, check: Check, record: RunRecord) -> bool:
+    """Whether a check is of what a record says."""
+    return (one.run, one.synthetic) == (record.run.id, record.synthetic.sha256) and _fits(check, record)
+
+
+def _fits(check: Check, record: RunRecord) -> bool:
+    """Whether a check is of accuracies of a record, none of which was changed since, and within what these allow."""
+    known = {(e.digest, e.backbone): e for e in record.evaluations}
+    part = known.get((check.digest, check.backbone))
+    if part is None or part.protocol != check.protocol:
+        return False
+    accuracy, count = part.accuracy, len(check.students)
+    recorded = tuple(accuracy[k] for k in check.students if k < len(accuracy))
+    if (recorded, len(set(check.students)), len(check.again)) != (check.recorded, count, count):
+        return False
+    if accuracy[: len(check.claimed)] != check.claimed:
+        return False
+    # Where an earlier file does not say what the record was, it has some students more today, or none.
+    before = [check.claimed] if check.claimed else [accuracy[:n] for n in range(count, len(accuracy) + 1)]
+    allowed = any(math.isclose(tolerance(some, count, record.data.test), check.within, rel_tol=1e-6) for some in before)
+    return allowed and abs(fmean(check.again) - fmean(recorded)) <= check.within
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file of checks is there. Raises: RunError where its name is that of something else."""
+    if not path.is_file() and os.path.lexists(path):
+        raise RunError(f"{path} should be a file of checks, and is none. Move it away.")
+    return path.is_file()
 
 
 def _read(path: Path) -> Verification:
-    return read_document(path, Verification, SCHEMA, "is no file of checks")
+    return read_document(path, Verification, SCHEMA, "is no file of checks", sealed=True)
 
 
 def _check(one: Retrained, file: str | None) -> Check:
@@ -153,6 +211,7 @@ def _check(one: Retrained, file: str | None) -> Check:
         students=one.students,
         recorded=one.recorded,
         again=one.accuracy,
+        claimed=part.accuracy,
         within=one.within,
         started=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         device=one.device,

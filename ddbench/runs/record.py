@@ -366,12 +366,13 @@ def readable(paths: Iterable[Path]) -> Iterator[tuple[Path, RunRecord]]:
 D = TypeVar("D", bound=BaseModel)
 
 
-def read_document(path: Path, model: type[D], schema: str, foreign: str) -> D:
-    """Read a JSON document that names its schema; `foreign` is what to say of a file of another one.
+def read_document(path: Path, model: type[D], schema: str, foreign: str, *, sealed: bool = False) -> D:
+    """Read a JSON document that names its schema; `foreign` is what to say of a file of another one, and `sealed` is
+    for documents that have had a checksum from their first version on.
 
     Raises: RunError for a missing, damaged or foreign file, naming it.
     """
-    value = read_json(path)
+    value = read_json(path, sealed=sealed)
     if not isinstance(value, dict) or value.get("schema") != schema:
         found = value.get("schema") if isinstance(value, dict) else type(value).__name__
         raise RunError(f"{path} {foreign} (schema {found!r}; this version reads {schema!r}).")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from ddbench import synthetic as sets
 from ddbench.data.dataset import Dataset
@@ -17,6 +16,7 @@ from ddbench.evaluation.evaluate import SealedTest, scores
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.evaluation.trainer import Trainer, trainer_of
 from ddbench.runs import provenance
+from ddbench.runs.agreement import tolerance
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record
 from ddbench.runs.resolving import protocols_of
 from ddbench.runs.rundir import RunDir
@@ -25,15 +25,12 @@ from ddbench.runs.signals import Stop
 from ddbench.synthetic import SyntheticSet
 from ddbench.text import percent
 
-CONFIDENCE = 0.99
-MOST = 0.03  # more than students of one set lie apart, however little a few of them say of it
-
 
 @dataclass(frozen=True)
 class Retrained:
     """Some students of one evaluation, as the record has them and as they came out again; all fractions.
 
-    `within` is how far the means may lie apart, see `tolerance`. `failed` says why nothing could be trained.
+    `within` is how far the means may lie apart, see `agreement.tolerance`. `failed` says why nothing could be trained.
     """
 
     evaluation: EvaluationPart
@@ -73,26 +70,6 @@ class Retrained:
             return f"{said}: equal."
         word = "agrees" if self.agrees else "DIFFERS"
         return f"{said}: {word} ({100 * self.difference:+.2f} points, where {100 * self.within:.2f} are allowed)."
-
-
-def tolerance(accuracy: Sequence[float], again: int, test_images: int) -> float:
-    """How far the mean of students that were trained again may lie from their recorded mean, as a fraction.
-
-    With the same seed on the same machine and software it is the same accuracy. Elsewhere rounding sends training
-    another way, so that at worst a student is as far from itself as from another one: the bound is that of 99 % of the
-    differences of two means of so many students, by Student's t on the spread of all students of the record. Where the
-    record has one student, by the normal distribution on what so many test images leave to chance. It is at least two
-    images and at most three points.
-    """
-    from scipy import special
-
-    if len(accuracy) > 1:
-        spread = stdev(accuracy)
-        quantile = float(special.stdtrit(len(accuracy) - 1, (1 + CONFIDENCE) / 2))
-    else:
-        spread = math.sqrt(accuracy[0] * (1 - accuracy[0]) / max(1, test_images))
-        quantile = float(special.ndtri((1 + CONFIDENCE) / 2))
-    return min(MOST, max(quantile * spread * math.sqrt(2 / again), 2 / max(1, test_images)))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,9 @@ from ddbench.files import sha256_of, write_json
 from ddbench.leaderboard import boards, claims, verification
 from ddbench.leaderboard.publishing import publish
 from ddbench.runs import retraining
+from ddbench.runs.agreement import tolerance
 from ddbench.runs.record import read_record
-from ddbench.runs.retraining import Retrained, of_run, retrain, tolerance
+from ddbench.runs.retraining import Retrained, of_run, retrain
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions
 from ddbench.runs.signals import Interrupted
@@ -127,6 +129,107 @@ def test_a_check_is_of_the_accuracies_that_were_checked(finished: Path, leaderbo
     assert "checks another tiny@1 with mlp than its record has" in " ".join(boards.check(leaderboards))
     place.unlink()
     assert any(text.endswith("belongs to no record") and "verified" in text for text in boards.check(leaderboards))
+
+
+def edit_accuracy(value: dict[str, Any], student: int) -> None:
+    value["evaluations"][0]["accuracy"][student] = 1.0
+
+
+def test_no_student_of_a_checked_record_can_be_changed(finished: Path, leaderboards: Path) -> None:
+    call(finished, leaderboards)  # student 0 alone
+    (place,) = (leaderboards / "records").rglob("*.json")
+    assert len(verification.verified(leaderboards, [place])) == 1
+    reseal(place, lambda value: edit_accuracy(value, 1))
+    assert verification.verified(leaderboards, [place]) == frozenset()
+    assert "checks another tiny@1 with mlp than its record has" in " ".join(boards.check(leaderboards))
+    # The check says that something is wrong, and is not written over.
+    before = verification.file_of(leaderboards, place).read_bytes()
+    code, said, noted = call(finished, leaderboards)
+    assert (code, said, "one of the two was changed since" in noted) == (1, "", True)
+    assert verification.file_of(leaderboards, place).read_bytes() == before
+
+
+def test_a_record_that_grows_stays_checked(finished: Path, leaderboards: Path) -> None:
+    call(finished, leaderboards)
+    (place,) = (leaderboards / "records").rglob("*.json")
+    reseal(place, lambda value: value["evaluations"][0]["accuracy"].append(0.5))
+    assert len(verification.verified(leaderboards, [place])) == 1
+    # As checks of before they said all accuracies: how far means may lie apart still tells of what they are.
+    reseal(verification.file_of(leaderboards, place), lambda value: value["checks"][0].pop("claimed"))
+    assert len(verification.verified(leaderboards, [place])) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"within": 1.0, "again": [0.9]},
+        {"within": 1.0, "again": [0.9], "claimed": []},
+        {"students": [0, 0], "recorded": 2, "again": 2},
+        {"protocol": "dsa@1"},
+    ],
+    ids=str,
+)
+def test_a_check_that_was_changed_is_none(finished: Path, leaderboards: Path, change: dict[str, Any]) -> None:
+    call(finished, leaderboards)
+    (place,) = (leaderboards / "records").rglob("*.json")
+    path = verification.file_of(leaderboards, place)
+
+    def edit(value: dict[str, Any]) -> None:
+        (check,) = value["checks"]
+        check |= {name: check[name] * new if isinstance(new, int) else new for name, new in change.items()}
+
+    reseal(path, edit)
+    assert verification.verified(leaderboards, [place]) == frozenset()
+    assert "checks another" in " ".join(boards.check(leaderboards))
+
+
+@pytest.mark.parametrize("wrong", ["no checksum", "folder"])
+def test_a_file_of_checks_that_is_none_is_named(finished: Path, leaderboards: Path, wrong: str) -> None:
+    call(finished, leaderboards)
+    (place,) = (leaderboards / "records").rglob("*.json")
+    path = verification.file_of(leaderboards, place)
+    value = json.loads(path.read_text())
+    path.unlink()
+    if wrong == "folder":
+        path.mkdir()
+    else:
+        del value["checksum"]
+        write_json(path, value)
+    with pytest.raises(RunError, match=path.name):
+        verification.verified(leaderboards, [place])
+    code, said, noted = call(finished, leaderboards)  # before a student is trained
+    assert (code, said, path.name in noted) == (1, "", True)
+
+
+def test_two_that_check_one_record_at_once_lose_nothing(
+    finished: Path, leaderboards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place,) = (leaderboards / "records").rglob("*.json")
+    reseal(place, lambda value: value["evaluations"].append({**value["evaluations"][0], "backbone": "lenet"}))
+    record, write = read_record(place), write_json
+    first, second = (Retrained(part, (0,), part.accuracy[:1], 0.03, "cpu") for part in record.evaluations)
+    assert first.within == tolerance(first.evaluation.accuracy, 1, TEST)
+    other = threading.Thread(target=verification.keep, args=(leaderboards, place, record, [second]))
+
+    def meanwhile(*values: Any, **named: Any) -> None:
+        if other.ident is None:
+            other.start()
+            other.join(0.2)  # which would be enough for it, if it did not have to wait
+        write(*values, **named)
+
+    monkeypatch.setattr(verification, "write_json", meanwhile)
+    verification.keep(leaderboards, place, record, [first])
+    other.join()
+    assert len(verification.verified(leaderboards, [place])) == 2
+
+
+def test_a_record_that_was_changed_meanwhile_gets_no_check(finished: Path, leaderboards: Path) -> None:
+    (place,) = (leaderboards / "records").rglob("*.json")
+    claim = claims.claim_of(str(finished), leaderboards, finished)
+    reseal(place, lambda value: edit_accuracy(value, 1))
+    with pytest.raises(RunError, match="was changed while students were trained"):
+        claims.verify(claim, leaderboards, options(finished))
+    assert not (leaderboards / "verified").exists()
 
 
 def test_what_the_leaderboard_does_not_have_is_not_entered(finished: Path, tmp_path: Path) -> None:
