@@ -195,14 +195,20 @@ def take(name: str, place: str, data_root: Path, out: Path | None = None) -> Pat
     """The file of a published set: in the folder that has it, or a copy in the data folder of what an address has.
 
     With `out`, a copy of it there.
-    Raises: DataError where there is no such set, it cannot be had, or it is not what the index says.
+    Raises: DataError where there is no such set, it cannot be had, it is not what the index says, or another file is
+    at `out`, which stays as it is.
     """
-    path = _taken(read_index(place, data_root).entry(name, place), place, data_root)
+    entry = read_index(place, data_root).entry(name, place)
+    path = _taken(entry, place, data_root)
     if out is None:
         return path
     if out.is_dir():
         raise mistyped(
             DataError(f"--out {out} is a folder. Say what the file should be called, as in {out / path.name}.")
+        )
+    if out.is_file() and sha256_of(out) != entry.sha256:
+        raise mistyped(
+            DataError(f"{out} is there already and is another file, so it is left as it is. Choose another --out.")
         )
     write_atomically(out, path.read_bytes())
     return out

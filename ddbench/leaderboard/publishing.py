@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from ddbench.backbones import names as backbones
+from ddbench.config import explain
 from ddbench.data.catalogue import CATALOGUE, canonical
 from ddbench.decoders import NONE
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import OWN, PROTOCOLS, Protocol, judged_by
-from ddbench.files import sha256_of, write_atomically, write_json
+from ddbench.files import locked, sha256_of, write_atomically, write_json
 from ddbench.foreign.published_sets import FOLDER, INDEX, SetEntry, SetIndex, name_of, read_index
 from ddbench.leaderboard.boards import place_of
 from ddbench.leaderboard.observations import collect, record_file
 from ddbench.leaderboard.set_files import MOST_BYTES
 from ddbench.leaderboard.statistics import VARIANT, summarise
 from ddbench.leaderboard.tracks import factor_of
+from ddbench.leaderboard.verification import LOCK
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record
 from ddbench.text import budget, percent, size
 
@@ -49,17 +54,19 @@ def publish(
     from ddbench import synthetic as sets
     from ddbench.foreign.importing import own_set
 
+    why = why.strip()
     place, record = _recorded(path, leaderboards)
     synthetic, about = own_set(path)[1:3]
     judged = _evaluation(record, protocol, path)
     _follow_the_rule(record, judged, leaderboards, why)
     name = name_of(record.run.method, record.run.dataset, record.run.ipc)
     target = leaderboards / FOLDER.name / f"{name.replace('/', '-')}.safetensors"
-    index = read_index(str(target.parent), Path()) if (target.parent / INDEX).is_file() else SetIndex()
+    index = _index(target.parent)
     with tempfile.TemporaryDirectory() as folder:
         small = Path(folder) / target.name
         sets.save(synthetic, small, about, kept=kept)
-        entry = SetEntry(
+        entry = _entry(
+            path,
             name=name,
             file=target.name,
             sha256=sha256_of(small),
@@ -81,13 +88,29 @@ def publish(
             accuracy=judged.accuracy,
             why=why,
         )
-        _require_room(index.with_entry(entry), entry)
+        _require_place(index.with_entry(entry), entry)
         if judging is not None:
             measured = _judged_again(small, record, judged, protocol, judging)
             entry = entry.model_copy(update={"accuracy_of_file": measured})
-        write_atomically(target, small.read_bytes())
-    write_json(target.parent / INDEX, index.with_entry(entry).to_json(), sealed=True)
+        with locked(leaderboards / LOCK, "--leaderboards"):
+            index = _index(target.parent).with_entry(entry)  # it may have grown while students were trained
+            _require_place(index, entry)
+            write_atomically(target, small.read_bytes())
+            write_json(target.parent / INDEX, index.to_json(), sealed=True)
     return entry
+
+
+def _index(folder: Path) -> SetIndex:
+    """The index of a folder, or an empty one of a folder that has none."""
+    return read_index(str(folder), Path()) if os.path.lexists(folder / INDEX) else SetIndex()
+
+
+def _entry(path: Path, **values: Any) -> SetEntry:
+    """An entry of the index. Raises: DataError for what none can hold; `path` is the run that the message names."""
+    try:
+        return SetEntry(**values)
+    except ValidationError as error:
+        raise DataError(f"{explain(f'{path} cannot be published', error)}.") from None
 
 
 def _recorded(path: Path, leaderboards: Path) -> tuple[Path, RunRecord]:
@@ -221,7 +244,14 @@ def _licence(dataset: str) -> str:
     return known.licence if known is not None else "that of the dataset, which ddbench does not know"
 
 
-def _require_room(index: SetIndex, entry: SetEntry) -> None:
+def _require_place(index: SetIndex, entry: SetEntry) -> None:
+    """Raise RunError where a set cannot lie beside the others of an index, which has its entry already."""
+    for other in index.sets:
+        if other.file == entry.file and other.name != entry.name:
+            raise RunError(
+                f"{entry.name} would lie in {entry.file}, which is the file of {other.name}. Both cannot be published "
+                "in one folder; give the method, or the dataset, another name."
+            )
     total = sum(one.bytes for one in index.sets)
     if total > MOST_BYTES:
         raise RunError(

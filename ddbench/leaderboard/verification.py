@@ -126,7 +126,7 @@ def checks_of(leaderboards: Path, record_place: Path, record: RunRecord) -> tupl
         if not _holds(one, check, record):
             raise RunError(
                 f"{path} has a check of {check.protocol} with {check.backbone} that is not of what {record_place} "
-                "says: one of the two was changed since. Find out which; where it is right that the record is another one, "
+                "says: one of the two was changed since. Find out which; where it is right that the record is another, "
                 "remove the file of checks in a commit that says why."
             )
     return one.checks

@@ -11,13 +11,13 @@ from statistics import fmean
 from ddbench import synthetic as sets
 from ddbench.data.dataset import Dataset
 from ddbench.data.sources import load
-from ddbench.errors import ConfigError, DdbenchError, RunError, mistyped
+from ddbench.errors import ConfigError, DataError, DdbenchError, RunError, mistyped
 from ddbench.evaluation.evaluate import SealedTest, scores
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.evaluation.trainer import Trainer, trainer_of
 from ddbench.runs import provenance
 from ddbench.runs.agreement import tolerance
-from ddbench.runs.record import EvaluationPart, RunRecord, read_record
+from ddbench.runs.record import EvaluationPart, RunRecord, SyntheticPart, read_record
 from ddbench.runs.resolving import protocols_of
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, build_problem, dataset_of, require_images, session
@@ -123,11 +123,22 @@ def require_same_set(path: Path, record: RunRecord, committed: RunRecord) -> Non
 def of_file(file: Path, record: RunRecord, data_root: Path, *, shown: str) -> Subject:
     """The set in a file of ddbench, which is that of a record, perhaps with images of less precision.
 
-    Raises: DataError where the file is none, or the record's dataset is another one here.
+    Raises: DataError where the file is none, is of another set than the record describes, or the record's dataset is
+    another one here.
     """
+    synthetic, said = sets.load(file), record.synthetic
+    found = SyntheticPart.of(synthetic, said.sha256, said.learned, said.scale)  # what a file cannot say is the record's
+    if (found, synthetic.pixels) != (said, record.data.pixels):
+        told = {name: (getattr(found, name), getattr(said, name)) for name in SyntheticPart.model_fields}
+        told["pixels"] = (synthetic.pixels, record.data.pixels)
+        differ = "; ".join(f"{name} {ours} and {theirs}" for name, (ours, theirs) in told.items() if ours != theirs)
+        raise DataError(
+            f"{shown} is not the set of its record: they say {differ}. So nothing that is trained on it says anything "
+            "of the record; take the file from its source again."
+        )
     dataset = load(record.run.dataset, data_root)
     require_images(dataset, record.data.fingerprint, f"{shown} was made from {record.data.title}")
-    return Subject(shown, record, sets.load(file), dataset)
+    return Subject(shown, record, synthetic, dataset)
 
 
 def retrain(

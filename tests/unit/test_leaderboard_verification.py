@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from scipy import stats
 
+from ddbench import synthetic as sets
 from ddbench.cli import root as program
 from ddbench.errors import RunError
 from ddbench.evaluation.protocol import protocol
@@ -342,6 +343,19 @@ def test_a_published_set_of_no_record_is_refused(finished: Path, leaderboards: P
     code, _, noted = call("dm/digits/ipc1", leaderboards)
     assert code == 1
     assert "is of no record" in noted
+
+
+def test_a_published_file_of_another_set_is_refused(finished: Path, leaderboards: Path, recipe: Path) -> None:
+    publish(finished, leaderboards, protocol=protocol(str(recipe)), why="a test")
+    file = leaderboards / "sets" / "dm-digits-ipc1.safetensors"
+    own = sets.load(file)
+    # More images than the record speaks of, under its hash and that of the file.
+    sets.save(replace(own, images=own.images.repeat(2, 1, 1, 1), labels=own.labels.repeat(2)), file)
+    entry = {"sha256": sha256_of(file), "bytes": file.stat().st_size}
+    reseal(leaderboards / "sets" / "index.json", lambda value: value["sets"][0].update(entry))
+    code, said, noted = call("dm/digits/ipc1", leaderboards, "--protocol", str(recipe))
+    assert (code, said, "is not the set of its record: they say images 20 and 10" in noted) == (1, "", True)
+    assert not (leaderboards / "verified").exists()
 
 
 def test_all_that_is_named_is_looked_at_before_anything_is_trained(

@@ -332,6 +332,11 @@ def test_the_command_gets_a_set(place: str, folder: Path, tmp_path: Path) -> Non
     assert Path(json.loads(ask("get", NAME, *data, "--json").stdout)["path"]).is_file()
     refused = ask("get", NAME, *data, "--out", tmp_path)
     assert (refused.exit_code, "is a folder" in refused.stderr) == (2, True)
+    (tmp_path / "notes.txt").write_text("a week's work")
+    refused = ask("get", NAME, *data, "--out", tmp_path / "notes.txt")
+    assert (refused.exit_code, "is another file, so it is left as it is" in refused.stderr) == (2, True)
+    assert (tmp_path / "notes.txt").read_text() == "a week's work"
+    assert ask("get", NAME, *data, "--out", tmp_path / "new" / "mine.safetensors").exit_code == 0  # the same again
     elsewhere = ask("get", NAME, "--data", tmp_path, "--sets", "ftp://example.org/sets")
     assert (elsewhere.exit_code, "are not read from ftp" in elsewhere.stderr) == (2, True)
 

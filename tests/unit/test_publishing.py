@@ -13,7 +13,7 @@ from ddbench.cli import root as program
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.files import read_json, sha256_of, write_json
-from ddbench.foreign.published_sets import RULE, SetEntry, read_index, take
+from ddbench.foreign.published_sets import RULE, SetEntry, SetIndex, read_index, take
 from ddbench.leaderboard import publishing, set_files
 from ddbench.leaderboard.boards import add, build, check
 from ddbench.leaderboard.publishing import publish
@@ -109,6 +109,42 @@ def test_students_are_trained_again_on_the_file(run: Path, board: Path, tmp_path
     assert not (tmp_path / "none").exists()
 
 
+def test_a_set_that_others_publish_meanwhile_stays(
+    run: Path, board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = publish(run, board)
+    judge = publishing._judged_again
+
+    def meanwhile(*values: Any) -> tuple[float, ...]:
+        index = read_index(str(board / "sets"), tmp_path)
+        other = entry.model_copy(update={"name": "dc/digits/ipc1", "file": "dc.safetensors"})
+        write_json(board / "sets" / "index.json", index.with_entry(other).to_json(), sealed=True)
+        return judge(*values)
+
+    monkeypatch.setattr(publishing, "_judged_again", meanwhile)
+    options = RunOptions(root=tmp_path / "none", data_root=tmp_path, device=torch.device("cpu"))
+    publish(run, board, protocol=tiny(tmp_path), judging=options)
+    names = [one.name for one in read_index(str(board / "sets"), tmp_path).sets]
+    assert names == ["dc/digits/ipc1", "dm/digits/ipc1"]
+
+
+def test_two_names_do_not_share_a_file(run: Path, board: Path, tmp_path: Path) -> None:
+    entry = publish(run, board)
+    other = entry.model_copy(update={"name": "dm-digits/1/ipc1"})  # in the same file, by its name
+    write_json(board / "sets" / "index.json", SetIndex(sets=(other,)).to_json(), sealed=True)
+    before = (board / "sets" / "index.json").read_bytes()
+    with pytest.raises(RunError, match="which is the file of dm-digits/1/ipc1"):
+        publish(run, board)
+    assert (board / "sets" / "index.json").read_bytes() == before
+
+
+def test_what_is_no_index_is_not_written_over(run: Path, board: Path) -> None:
+    (board / "sets" / "index.json").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"there is no .*index\.json"):
+        publish(run, board)
+    assert [path.name for path in (board / "sets").iterdir()] == ["index.json"]
+
+
 def test_of_a_method_the_settings_with_the_highest_mean_stand(run: Path, board: Path) -> None:
     sibling(run, board, "000000aa", accuracy=(0.9, 0.99), iterations=7, seed=3)
     sibling(run, board, "000000bb", accuracy=(0.8, 0.89), iterations=7, seed=2)
@@ -159,6 +195,11 @@ def test_another_protocol_needs_a_reason(run: Path, board: Path, tmp_path: Path)
         publish(run, board)
     with pytest.raises(RunError, match=r"the rule of the index is about dsa@1.*--why"):
         publish(run, board, protocol=tiny(tmp_path))
+    with pytest.raises(RunError, match="the rule of the index is about"):
+        publish(run, board, protocol=tiny(tmp_path), why=" \n")  # which is none
+    with pytest.raises(DataError, match="cannot be published: why: it should be text without control characters"):
+        publish(run, board, protocol=tiny(tmp_path), why="to \x1b[31mtry it")
+    assert not (board / "sets").exists()
     assert publish(run, board, protocol=tiny(tmp_path), why="to try it").protocol == "tiny@1"
 
 
