@@ -13,7 +13,7 @@ def decode(name: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Decode a set: "none" changes nothing, "tiles(factor=F)" cuts each image into F x F tiles of full size.
 
     Shapes: images [N, C, H, W] of floats, labels [N] or [N, K]; tiles give N * F * F of both, tile after tile of one
-    image. Differentiable. Raises: DataError for an unknown decoder, and for more tiles a side than pixels.
+    image. Differentiable. Raises: DataError for an unknown decoder, and for tiles that have no pixel.
     Source: Kim et al., ICML 2022 (arXiv 2205.14959), multi-formation.
     """
     factor = factor_of(name)
@@ -30,9 +30,19 @@ def decode(name: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_factor(factor: int, height: int, width: int) -> None:
-    """Raises: DataError for more tiles a side than pixels."""
-    if factor > min(height, width):
-        raise DataError(f"images of {height} x {width} cannot hold {factor} x {factor} smaller ones.")
+    """Raises: DataError where images of that size have no pixel of some of the F x F tiles.
+
+    So it is with more tiles a side than pixels, and with fewer where all but the last take all pixels there are: of 8
+    pixels, five tiles of two pixels leave the last one to the padding.
+    """
+    fits = [
+        f for f in range(1, min(height, width, factor) + 1) if all(-(-n // f) * (f - 1) < n for n in (height, width))
+    ]
+    if factor not in fits:
+        raise DataError(
+            f"images of {height} x {width} cannot hold {factor} x {factor} smaller ones: some would have no pixel. "
+            f"Choose a factor of {fits[-1]}, or a smaller one that divides the sides."
+        )
 
 
 def assembled(parts: Tensor, factor: int) -> Tensor:

@@ -30,7 +30,7 @@ from ddbench import (
 from ddbench.config import later
 from ddbench.decoders import tiles
 from ddbench.engine.augment import Draw, siamese
-from ddbench.engine.decode import decode
+from ddbench.engine.decode import check_factor, decode
 from ddbench.engine.distance import class_mean_distance
 from ddbench.engine.program import channels_last, fusible
 from ddbench.errors import ConfigError
@@ -113,7 +113,9 @@ class DANCE(Method[DANCEState]):
     config: DANCEConfig
 
     def prepare(self, problem: Problem) -> None:
-        check_budget(problem)  # before the networks, which may take minutes
+        # Before the networks, which may take minutes.
+        check_budget(problem)
+        check_factor(self.config.factor, *problem.shape[1:])
         if not problem.pixels.cheap:
             raise ConfigError(
                 f"{self.name} keeps pixels between 0 and 1, and in the space {problem.pixels.name} none of them has a "

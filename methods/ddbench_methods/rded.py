@@ -20,6 +20,7 @@ from ddbench import Method, MethodConfig, MethodInfo, Metrics, Problem, Recipe, 
 from ddbench.backbones import names
 from ddbench.engine.decode import assembled
 from ddbench.engine.mixing import MOSAIC, MOSAIC_SIDE
+from ddbench.errors import DataError
 from ddbench.training.networks import TrainedNetwork, as_seen
 
 # Share of an image's area that a crop has, as RandomResizedCrop draws it; crops are square.
@@ -64,6 +65,12 @@ class RDED(Method[Tiled]):
     config: RDEDConfig
 
     def prepare(self, problem: Problem) -> None:
+        factor, least = self.factor(problem), min(problem.shape[1:])
+        if factor > least:  # before minutes of training
+            raise DataError(
+                f"images of {problem.shape[1]} x {problem.shape[2]} cannot hold {factor} x {factor} crops. Choose a "
+                f"factor of at most {least}."
+            )
         own = self.observed(problem)
         own.artifacts.get(self.network(own), own)
 

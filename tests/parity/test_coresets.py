@@ -220,7 +220,7 @@ def test_a_mosaic_is_of_images_that_were_chosen_with_every_fth_pixel(tmp_path: P
 @pytest.mark.parametrize("method", [Random, KCenter])
 def test_a_mosaic_needs_so_many_images_and_pixels(tmp_path: Path, method: type[Random | KCenter]) -> None:
     problem = problem_for_checks(tmp_path, ipc=2, per_class=(60, 20, 40))
-    for factor, least in ((4, "Choose an ipc of at most 1"), (5, "Choose a smaller factor")):
+    for factor, least in ((4, "Choose an ipc of at most 1"), (8, "Choose a smaller factor")):
         with pytest.raises(DataError, match=f"ipc is 2 with {factor**2} real images in each.* 20 training .*{least}"):
             method(method.Config(factor=factor)).start(problem)
     with pytest.raises(DataError, match="images of 8 x 8 cannot hold 9 x 9"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn, optim
 from ddbench import Problem, Rng, drive
 from ddbench.data.pixels import fit_pixels
 from ddbench.engine.decode import decode
-from ddbench.errors import ConfigError, RunError
+from ddbench.errors import ConfigError, DataError, RunError
 from ddbench.loop import condense
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.experts import unflatten
@@ -291,6 +291,12 @@ def test_whitened_pixels_are_refused(tmp_path: Path) -> None:
     whitened = replace(problem, pixels=fit_pixels("zca", problem.train, problem.info, tmp_path))
     with pytest.raises(ConfigError, match=r"dance keeps pixels between 0 and 1.*Use --pixels standard"):
         dance().prepare(whitened)
+
+
+@pytest.mark.parametrize("make", [dance, ncfm])
+def test_mosaics_that_lose_images_are_refused_before_networks_are_trained(problem: Problem, make: Any) -> None:
+    with pytest.raises(DataError, match="cannot hold 5 x 5 smaller ones: some would have no pixel"):
+        make(factor=5).prepare(problem)
 
 
 def test_the_state_is_the_same_kind_for_both(problem: Problem) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddbench import Problem, Rng, SyntheticSet, Variables, condense
 from ddbench.backbones.names import build
-from ddbench.errors import ConfigError
+from ddbench.errors import ConfigError, DataError
 from ddbench.evaluation.distill import Distillation, DistillTrainer, FromTeacher
 from ddbench.evaluation.forwards import expected_forwards
 from ddbench.evaluation.plan import plan
@@ -74,6 +74,12 @@ def test_the_easiest_crop_of_an_image_and_the_easiest_images_of_a_class_are_kept
                     place = (r * factor + c) * problem.ipc + n  # the easiest crops are first tiles
                     tile = image[:, r * h : (r + 1) * h, c * w : (c + 1) * w]
                     assert torch.equal(tile, wanted[place % len(wanted)]), (label, n, r, c)
+
+
+def test_more_crops_a_side_than_pixels_are_refused_before_a_teacher_is_trained(problem: Problem) -> None:
+    least = min(problem.shape[1:])
+    with pytest.raises(DataError, match=f"cannot hold .* crops. Choose a factor of at most {least}"):
+        method(factor=least + 1).prepare(problem)
 
 
 def test_crops_of_all_of_an_image_are_the_image(monkeypatch: pytest.MonkeyPatch) -> None:

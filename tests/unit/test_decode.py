@@ -1,5 +1,6 @@
 """Stored images become training images."""
 
+import contextlib
 import json
 
 import pytest
@@ -33,6 +34,24 @@ def test_tiles_are_cut_one_by_one(factor: int, size: tuple[int, int]) -> None:
     expected = torch.stack([tile for image in images for tile in tiles_by_hand(image, factor)])
     assert torch.allclose(decoded, expected, atol=1e-12)
     assert labels.tolist() == [label for label in (4, 5, 6) for _ in range(factor**2)]
+
+
+@pytest.mark.parametrize(("size", "factor", "fits"), [((8, 8), 5, 4), ((9, 8), 5, 3), ((8, 9), 7, 3), ((4, 4), 3, 2)])
+def test_tiles_of_padding_alone_are_refused(size: tuple[int, int], factor: int, fits: int) -> None:
+    """A student would have trained on grey images with the labels of real ones."""
+    with pytest.raises(DataError, match=f"some would have no pixel. Choose a factor of {fits}, or a smaller one"):
+        decode(f"tiles(factor={factor})", torch.zeros(1, 1, *size), torch.zeros(1))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (32, 32)])
+def test_tiles_that_are_taken_have_pixels(size: tuple[int, int]) -> None:
+    taken = 0
+    for factor in range(1, min(size) + 1):
+        with contextlib.suppress(DataError):
+            images, _ = decode(f"tiles(factor={factor})", torch.zeros(1, 1, *size, dtype=torch.float64), torch.zeros(1))
+            assert (images == 0).flatten(1).any(dim=1).all(), factor  # padding is 0.5
+            taken += 1
+    assert taken >= 3
 
 
 def test_soft_labels_are_repeated_with_their_tiles() -> None:
