@@ -66,7 +66,7 @@ def reproduce(
     Leaves with 1 where they do not agree.
     """
     from ddbench.leaderboard.references import Shelf
-    from ddbench.leaderboard.reproduction import again_of, reproduce, with_their_images
+    from ddbench.leaderboard.reproduction import again_of, reproduce, require_elsewhere, with_their_images
 
     options = run_options(into, data_root, device, quiet=quiet, fresh=fresh)
     files = Shelf(runs_root, leaderboards, dataset, ipc).one_budget(ref)
@@ -86,6 +86,8 @@ def reproduce(
         if as_json:
             print_json([_planned(again, into) for again in wanted])
         return
+    for again in wanted:  # all, before the first is run
+        require_elsewhere(again, into)
     writable(into)
     found = []
     for again in wanted:

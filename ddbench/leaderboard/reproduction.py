@@ -29,7 +29,7 @@ from ddbench.leaderboard.submission import PEERS, other_sets
 from ddbench.plugins import names_code
 from ddbench.runs import runner
 from ddbench.runs.agreement import CONFIDENCE, tolerance
-from ddbench.runs.record import Attempt, EvaluationPart, RunRecord, read_record
+from ddbench.runs.record import Attempt, EvaluationPart, RunRecord, read_record, readable
 from ddbench.runs.resolving import Asked, find_method, foresee, resolve_spec
 from ddbench.runs.rundir import RECORD, SET
 from ddbench.runs.runner import RunOptions
@@ -237,8 +237,10 @@ def _same_images(record: RunRecord, dataset: Dataset) -> bool:
 def reproduce(again: Again, options: RunOptions) -> Reproduction:
     """Run a record's run under another runs folder, and compare. A run that is finished there is read.
 
-    Raises: what `runner.run` and `runner.evaluate_run` raise; DataError where the dataset is not that of the record.
+    Raises: what `runner.run` and `runner.evaluate_run` raise; DataError where the dataset is not that of the record;
+    RunError as `require_elsewhere`.
     """
+    require_elsewhere(again, options.root)
     resolution = resolve_spec(again.asked, options.data_root, options.device)
     known = again.record.data
     if not _same_images(again.record, resolution.dataset):
@@ -261,6 +263,21 @@ def reproduce(again: Again, options: RunOptions) -> Reproduction:
         apart=None if same else _apart(again.file, folder),
         outcomes=tuple(_outcomes(again, record, same_set=same)),
     )
+
+
+def require_elsewhere(again: Again, into: Path) -> None:
+    """Raises: RunError where a runs folder has the very run that a record is of: it would be compared with itself, and
+    lost by starting over."""
+    there = into / again.spec.folder
+    same = again.file.parent.exists() and there.exists() and there.samefile(again.file.parent)
+    for _, record in readable([there / RECORD]):
+        spent = [of.cost["condense"].seconds if "condense" in of.cost else None for of in (again.record, record)]
+        same = same or (spent[0] is not None and spent[0] == spent[1])  # a clock says it twice of one run alone
+    if same:
+        raise RunError(
+            f"{there} is the run that {again.file} is of, so it would be compared with itself. Choose another folder "
+            "with --into."
+        )
 
 
 def _method_of(record: RunRecord, given: str | None, file: Path) -> str:

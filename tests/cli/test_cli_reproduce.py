@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from ddbench.cli import root
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.files import write_json
+from ddbench.leaderboard import boards
 from ddbench.leaderboard.reproduction import Again, again_of
 from ddbench.leaderboard.statistics import next_set
 from ddbench.runs.record import read_record
@@ -79,6 +80,20 @@ def test_the_same_machine_gives_the_same_set_and_accuracies(finished: Path) -> N
     assert all(line.endswith("equal.") for line in said[1:])
     again = read_record(Path("reproduced") / finished.relative_to("runs") / "record.json")
     assert again.synthetic.sha256 == read_record(finished / "record.json").synthetic.sha256
+
+
+def test_a_run_is_not_compared_with_itself(finished: Path, tmp_path: Path) -> None:
+    (committed,) = boards.add([finished], Path("boards"), allow_dirty=True)
+    shutil.copytree("runs", "moved")
+    before = (finished / "record.json").read_bytes()
+    for ref, into in ((str(finished), "runs"), (str(committed), "runs"), (str(finished), "moved")):
+        for more in ([], ["--fresh"]):
+            result = call("reproduce", ref, "--into", into, "--device", "cpu", "--quiet", *more)
+            assert (result.exit_code, "would be compared with itself" in result.stderr) == (1, True), ref
+    assert (finished / "record.json").read_bytes() == before
+    # What was made again earlier is read the second time, as it is said.
+    for _ in range(2):
+        assert call("reproduce", str(finished), "--device", "cpu", "--quiet").exit_code == 0
 
 
 def test_the_printed_commands_are_commands_and_make_that_run(finished: Path) -> None:
