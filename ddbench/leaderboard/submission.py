@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddbench.data.catalogue import CATALOGUE, known_copy
-from ddbench.errors import RunError
+from ddbench.errors import PluginError, RunError
 from ddbench.leaderboard.observations import NO_STUDENT, collect
 from ddbench.leaderboard.statistics import TABLE, VARIANT, next_set
 from ddbench.runs.record import Attempt, EvaluationPart, RunRecord, SyntheticPart, readable
@@ -39,8 +39,8 @@ def refuse(file: Path, record: RunRecord, *, allow_dirty: bool) -> None:
         raise RunError(f"{file} is the record of a partial run. Run the same command again to finish it.")
     if not alone(file):
         _compare_with_folder(file, record)
-    _refuse_other_names(file, record)
-    _refuse_parts_of_images(file, record)
+    for refused in _IMPOSSIBLE:
+        refused(file, record)
     if not any(evaluation.accuracy for evaluation in record.evaluations):
         raise RunError(f"{file} has no accuracies. `ddbench evaluate` adds them.")
     if not allow_dirty:
@@ -69,7 +69,7 @@ def impossible(committed: Iterable[Path]) -> list[str]:
     """What records of a leaderboard say that no run writes, a sentence each; damaged records are left out."""
     found, records = [], dict(readable(committed))
     for path, record in records.items():
-        for refused in (_refuse_other_names, _refuse_parts_of_images):
+        for refused in _IMPOSSIBLE:
             try:
                 refused(path, record)
             except RunError as error:
@@ -131,6 +131,7 @@ def _compare_with_folder(file: Path, record: RunRecord) -> None:
         raise RunError(
             f"{file} is not the record of the run in its folder. Not as in {SPEC}: {', '.join(differ)}. {_MADE_AGAIN}"
         )
+    _compare_with_method(file, record)
     _compare_description(file, record, folder)
     found = {(e.digest, e.backbone): e for e in evaluations(folder, record.synthetic.sha256)}
     for part in record.evaluations:
@@ -147,6 +148,7 @@ def _compare_with_folder(file: Path, record: RunRecord) -> None:
             raise RunError(
                 f"{file} says something else of `{name}` than {folder.measures.name} beside it. {_MADE_AGAIN}"
             )
+    _compare_curves(file, record, folder)
     _compare_attempts(file, record, folder)
 
 
@@ -164,6 +166,10 @@ def _facts(record: RunRecord, folder: RunDir) -> dict[str, tuple[Any, Any]]:
     return facts | {
         "the options": (record.config.values, dict(spec.config)),
         "the data": (record.data.fingerprint, spec.data_fingerprint),
+        "where the set came from": (
+            record.imported and (record.imported.sha256, record.imported.entry),
+            spec.imported and (spec.imported.get("sha256"), spec.imported.get("entry")),
+        ),
     }
 
 
@@ -188,6 +194,16 @@ def _refuse_other_names(file: Path, record: RunRecord) -> None:
             f"with {entry.classes} classes and shape {entry.shape}, and a copy has words after that title. "
             f"{_MADE_AGAIN}"
         )
+    if copy is not None and data.contents not in ("", copy.contents):
+        raise RunError(
+            f"{file} says that its images of {entry.name} ({data.fingerprint}) are {data.contents} in any order, and "
+            f"those with that fingerprint are {copy.contents}. {_MADE_AGAIN}"
+        )
+    if data.original and None not in (entry.train, entry.test) and (data.train, data.test) != (entry.train, entry.test):
+        raise RunError(
+            f"{file} says that its images of {entry.name} are the original with {data.train} training and {data.test} "
+            f"test images, and there are {entry.train} and {entry.test}. {_MADE_AGAIN}"
+        )
 
 
 def _refuse_parts_of_images(file: Path, record: RunRecord) -> None:
@@ -204,6 +220,36 @@ def _refuse_parts_of_images(file: Path, record: RunRecord) -> None:
                 )
 
 
+def _refuse_other_kind(file: Path, record: RunRecord) -> None:
+    """Raise RunError where a record calls its set imported and does not say from where, or the other way round."""
+    kind, imported = record.run.kind, record.imported is not None
+    if (kind == "imported") != imported:
+        origin = "names the file that it came from" if imported else "names no file that it came from"
+        raise RunError(
+            f"{file} says that its set is of the kind {kind}, and {origin}. No run writes that. {_MADE_AGAIN}"
+        )
+
+
+_IMPOSSIBLE = (_refuse_other_names, _refuse_parts_of_images, _refuse_other_kind)
+
+
+def _compare_with_method(file: Path, record: RunRecord) -> None:
+    """Raise RunError where a method of ddbench is called one of another kind: controls and ceilings are told so."""
+    from ddbench.runs.resolving import find_method
+
+    run = record.run
+    if record.imported is not None or run.method_sha256 is not None or run.provided_by.split(" ")[0] != "ddbench":
+        return
+    try:
+        kind = find_method(run.method)[1].info.kind
+    except PluginError:  # a later version's
+        return
+    if run.kind != kind:
+        raise RunError(
+            f"{file} says that {run.method} is of the kind {run.kind}, and it is of the kind {kind}. {_MADE_AGAIN}"
+        )
+
+
 def _compare_description(file: Path, record: RunRecord, folder: RunDir) -> None:
     """Raise RunError where a record describes its set otherwise than the set itself, or says another cost."""
     import torch
@@ -217,14 +263,14 @@ def _compare_description(file: Path, record: RunRecord, folder: RunDir) -> None:
     known = found.model_copy(update={"choice": said.choice}) if record.imported is not None else found
     # How large pixels are beside real ones needs the dataset, which is not here.
     known = known.model_copy(update={"scale": said.scale})
-    if said != known:
+    if said != known or record.data.pixels != synthetic.pixels:
         raise RunError(f"{file} describes another set than {SET} beside it. {_MADE_AGAIN}")
     if record.imported is not None or not folder.cost.is_file():
         return
     ledger = Ledger(folder, torch.device("cpu"))
     phases = ("prepare", "condense")
     spent = [[costs.get(phase) for phase in phases] for costs in (record.cost, ledger.costs)]
-    if spent[0] != spent[1] or record.artifacts != ledger.artifacts:
+    if spent[0] != spent[1] or record.artifacts != ledger.artifacts or record.counts != ledger.counts:
         raise RunError(f"{file} and {folder.cost.name} beside it say differently what the set has cost. {_MADE_AGAIN}")
 
 
@@ -242,10 +288,34 @@ def _compare_evaluation(file: Path, recorded: EvaluationPart, beside: Evaluation
         raise RunError(
             f"{file} says {said} of {what}, and the evaluation in the run's folder says {found}{one}. {_MADE_AGAIN}"
         )
-    # A record may be older than evaluations that went on after it.
-    other_track = recorded.track not in (None, beside.track)
-    if other_track or (recorded.beside_bytes, recorded.chose) != (beside.beside_bytes, beside.chose):
-        raise RunError(f"{file} says something else of {what} than the evaluation in the run's folder. {_MADE_AGAIN}")
+    # A record may be older than evaluations that went on after it, and than what evaluations say today.
+    always, of_students = ("protocol", "beside_bytes", "chose", "alike"), ("failed", "seconds", "device", "precision")
+    names = {*always, *(of_students if recorded.accuracy == beside.accuracy else ())}
+    names |= {name for name in ("track", "student_forwards") if getattr(recorded, name) is not None}
+    differ = sorted(name for name in names if getattr(recorded, name) != getattr(beside, name))
+    if differ:
+        raise RunError(
+            f"{file} says something else of {what} than the evaluation in the run's folder: {', '.join(differ)}. "
+            f"{_MADE_AGAIN}"
+        )
+
+
+def _compare_curves(file: Path, record: RunRecord, folder: RunDir) -> None:
+    """Raise RunError where a record has a learning curve, or a point of one, that was not drawn in its folder."""
+    from ddbench.runs.evaluating import recorded_curves
+
+    drawn = {(c.protocol, c.digest, c.backbone): c for c in recorded_curves(folder, record.synthetic.sha256)}
+    for curve in record.curves:
+        there = drawn.get((curve.protocol, curve.digest, curve.backbone))
+        points = {point.step: point for point in there.points} if there is not None else {}
+        for point in curve.points:
+            # One that was drawn again since may have more students, or losses.
+            same = points.get(point.step)
+            if same is None or (len(same.accuracy) == len(point.accuracy) and same.accuracy != point.accuracy):
+                raise RunError(
+                    f"{file} has a learning curve of {curve.protocol} with {curve.backbone} that was not drawn in the "
+                    f"run's folder, or not so: step {point.step}. {_MADE_AGAIN}"
+                )
 
 
 def _mean(accuracy: Sequence[float]) -> str:
@@ -260,7 +330,10 @@ def _compare_attempts(file: Path, record: RunRecord, folder: RunDir) -> None:
     if not folder.attempts.is_file():
         return
     known = Ledger(folder, torch.device("cpu")).attempts
-    if known[: len(record.attempts)] != record.attempts:
+    # Attempts that came after a record may have judged further, and have not made its set.
+    later = known[len(record.attempts) :]
+    left_out = bool(known and not record.attempts) or any(one.steps[1] > one.steps[0] for one in later)
+    if left_out or known[: len(record.attempts)] != record.attempts:
         raise RunError(
             f"{file} and {folder.attempts.name} beside it say differently what code has run where. {_MADE_AGAIN}"
         )

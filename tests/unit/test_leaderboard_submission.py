@@ -102,6 +102,42 @@ def test_a_record_of_another_run_than_its_folders_is_refused(
         add([finished], boards, allow_dirty=True)
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_an_edited_learning_curve_is_refused(finished: Path, boards: Path, there: bool) -> None:
+    """Whether one was drawn in the folder or none."""
+    value = json.loads((finished / "record.json").read_text())
+    (evaluation,) = value["evaluations"]
+    points = [{"step": 2, "seconds": 0.5, "accuracy": evaluation["accuracy"]}]
+    curve = {name: evaluation[name] for name in ("protocol", "digest", "backbone")} | {"points": points}
+    if there:
+        (path,) = (finished / "evaluations").glob("*/mlp.json")
+        beside = {"synthetic": value["synthetic"]["sha256"], "file_schema": "ddbench.curve/1"}
+        write_json(path.with_name("mlp.curve.json"), curve | beside, sealed=True)
+        edit(finished / "record.json", lambda r: r.update(curves=[curve]))
+        assert add([finished], boards, allow_dirty=True)
+    edit(
+        finished / "record.json",
+        lambda r: r.update(curves=[curve | {"points": [points[0] | {"accuracy": [1.0, 1.0]}]}]),
+    )
+    with pytest.raises(RunError, match=r"a learning curve of tiny@1 with mlp that was not drawn in .*: step 2\."):
+        add([finished], boards, allow_dirty=True)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_attempts_that_made_the_set_cannot_be_left_out(finished: Path, boards: Path, left: int) -> None:
+    """As those by code that nobody has: of a run that two of them made, or one."""
+    two = [
+        json.loads((finished / "record.json").read_text())["attempts"][0] | {"steps": steps}
+        for steps in ([0, 1], [1, 2])
+    ]
+    edit(finished / "attempts.json", lambda a: a.update(attempts=two))
+    edit(finished / "record.json", lambda r: r.update(attempts=two))
+    assert add([finished], boards, allow_dirty=True)
+    edit(finished / "record.json", lambda r: r.update(attempts=two[:left]))
+    with pytest.raises(RunError, match=r"attempts\.json beside it say differently"):
+        add([finished], boards, allow_dirty=True)
+
+
 def test_an_edited_history_is_refused(finished: Path, boards: Path) -> None:
     edit(finished / "record.json", lambda r: r["attempts"][0].update(git={"commit": "ab" * 20, "dirty": False}))
     with pytest.raises(RunError, match=r"attempts\.json beside it say differently"):
@@ -115,7 +151,26 @@ def test_an_edited_history_is_refused(finished: Path, boards: Path) -> None:
         (lambda r: r["synthetic"].update(labels="probability"), r"describes another set"),
         (lambda r: r["cost"]["condense"].update(seconds=0.0), r"cost\.json beside it say differently what the set"),
         (lambda r: r.update(artifacts=[{"kind": "zca", "key": "a", "seconds": 1.0}]), r"say differently what the set"),
-        (lambda r: r["evaluations"][0].update(beside_bytes=5), r"says something else of tiny@1 with mlp"),
+        (lambda r: r.update(counts={"loops": 3.0}), r"cost\.json beside it say differently what the set"),
+        (lambda r: r["data"].update(pixels="mtt"), r"describes another set"),
+        (lambda r: r["run"].update(kind="coreset"), "dm is of the kind coreset, and it is of the kind condensation"),
+        (lambda r: r["run"].update(kind="ceiling"), "dm is of the kind ceiling"),
+        (lambda r: r["run"].update(kind="imported"), "dm is of the kind imported"),
+        (lambda r: r["data"].update(test=2 * 359), "are the original with 1438 training and 718 test images"),
+        (lambda r: r["data"].update(train=1000), "are the original with 1000 training"),
+        (lambda r: r["evaluations"][0].update(protocol="dsa@1"), "than the evaluation in the run's folder: protocol"),
+        *(
+            (lambda r, name=name, value=value: r["evaluations"][0].update({name: value}), f"folder: {name}")
+            for name, value in {
+                "beside_bytes": 5,
+                "seconds": 0.0,
+                "device": "NVIDIA H100",
+                "precision": "bf16",
+                "alike": True,
+                "student_forwards": 1,
+                "track": "soft",
+            }.items()
+        ),
     ],
 )
 def test_what_a_table_prints_beside_accuracies_is_compared_too(
@@ -182,6 +237,11 @@ def test_one_name_for_the_same_images_on_a_leaderboard(write: Write, boards: Pat
 def test_a_part_of_a_test_image_is_refused(write: Write, boards: Path) -> None:
     with pytest.raises(RunError, match=r"says 98\.3004 % of student 1 .*, which is 9830\.04 of 10000 test images"):
         add([write("a.json", evaluations=lambda e: [e[0] | {"accuracy": [0.98, 0.983004]}])], boards)
+
+
+def test_an_imported_set_says_where_it_came_from(write: Write, boards: Path) -> None:
+    with pytest.raises(RunError, match="its set is of the kind imported, and names no file that it came from"):
+        add([write("a.json", run=lambda run: run | {"kind": "imported"})], boards)
 
 
 def test_a_record_that_was_put_beside_the_others_by_hand_is_checked_too(write: Write, boards: Path) -> None:
