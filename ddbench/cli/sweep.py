@@ -145,19 +145,27 @@ SHOWN = 5  # runs of a note
 
 def _without_recorded(tasks: Sequence[Task], leaderboards: Path) -> list[Task]:
     from ddbench.leaderboard.boards import has, place_of
+    from ddbench.runs.record import readable
 
     if not (leaderboards / "records").is_dir():
         note(f"{leaderboards} has no records, so that no run is left out.")
     left = [task for task in tasks if not has(leaderboards, task.resolution.spec, task.resolution.cells)]
     if len(left) < len(tasks):
         note(f"Left out, because {leaderboards} has their records: {len(tasks) - len(left)} of {len(tasks)}.")
+    there = [place for task in left if (place := leaderboards / place_of(task.resolution.spec)).is_file()]
+    readable_ones = {place for place, _ in readable(there)}
+    if damaged := [str(place) for place in there if place not in readable_ones]:
+        note(
+            f"Damaged, so that they count as none: {some_of(damaged, SHOWN)}. `ddbench leaderboard build` says what is "
+            "wrong with each."
+        )
     # Images that are chosen without a network are the same everywhere.
     partly = sorted(
         {
             task.name
             for task in left
             if (task.resolution.method.info.kind == "condensation" or task.resolution.method.uses_backbone)
-            and (leaderboards / place_of(task.resolution.spec)).is_file()
+            and (leaderboards / place_of(task.resolution.spec)) in readable_ones
         }
     )
     if partly:

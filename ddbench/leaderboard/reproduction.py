@@ -231,7 +231,8 @@ def _called(record: RunRecord) -> str:
 
 def _same_images(record: RunRecord, dataset: Dataset) -> bool:
     known = record.data
-    return known.fingerprint == dataset.fingerprint or known.contents == dataset.contents
+    # Older records, and images that were added by older versions, do not say their contents.
+    return known.fingerprint == dataset.fingerprint or known.contents == dataset.contents != ""
 
 
 def reproduce(again: Again, options: RunOptions) -> Reproduction:

@@ -160,15 +160,18 @@ class Group:
         rows = part.sort_values(["set", "student", "run"]).to_dict("records")
         accuracies: dict[str, dict[int, float]] = {}
         failed: dict[str, str] = {}
+        unverified: set[str] = set()
         for row in rows:
-            if row["student"] == NO_STUDENT:
-                failed.setdefault(row["set"], row["failed"])
-            else:
-                accuracies.setdefault(row["set"], {}).setdefault(int(row["student"]), float(row["accuracy"]))
+            name, student = row["set"], row["student"]
+            if student == NO_STUDENT:
+                failed.setdefault(name, row["failed"])
+            elif student not in (students := accuracies.setdefault(name, {})):
+                students[int(student)] = float(row["accuracy"])
+                unverified |= set() if row["verified"] is True else {name}
         key = {name: _plain(rows[0][name]) for name in (*TABLE, "judge", "method", *DESCRIPTION, *VARIANT)}
         key["overridden"] = sorted({name for row in rows for name in json.loads(row["overridden"])})
         key |= _cost({row["set"]: row for row in rows}.values())
-        verified = frozenset(row["set"] for row in rows if row["verified"] is True and row["set"] in accuracies)
+        verified = frozenset(accuracies) - unverified  # of several runs of one set each may say something else
         return cls(key, accuracies, {n: why for n, why in failed.items() if n not in accuracies}, verified)
 
     @property

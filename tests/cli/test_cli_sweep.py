@@ -121,8 +121,12 @@ def test_runs_that_a_leaderboard_has_are_left_out(place: Path) -> None:
     assert said.startswith("1 of the others have a record without all that is asked: digits ipc 1 dm seed 0.")
     # A record that cannot be read is none.
     (place / "s.toml").write_text(SWEEP)
-    next((place / "leaderboards").rglob("*.json")).write_text("{")
+    damaged = next((place / "leaderboards").rglob("*.json"))
+    damaged.write_text("{")
     assert sorted(states(*elsewhere)) == ["done", "done", "missing"]
+    said = call("sweep", "s.toml", "--dry-run", *elsewhere)
+    assert f"Damaged, so that they count as none: {damaged.relative_to(place)}." in said.stderr
+    assert "Other seeds" not in said.stderr
 
 
 def test_a_sweep_that_does_not_reach_its_data_says_so_before_it_begins(place: Path) -> None:

@@ -68,6 +68,19 @@ def t(freedom: int) -> float:
     return float(stats.t.ppf(0.975, freedom))
 
 
+def test_a_set_is_verified_where_all_that_is_shown_of_it_is() -> None:
+    """Two runs can have made one set, and say other students of it."""
+    checked, other = rows([[0.5, 0.6]], verified=True, set="s", run="b"), {"set": "s", "verified": False}
+    for beside, verified in (
+        ([], 1),
+        (rows([[0.9, 0.9]], run="a", **other), 0),  # which comes first, and is shown
+        (rows([[0.9, 0.9]], run="c", **other), 1),  # which is not
+        (rows([[0.9, 0.9, 0.9]], run="c", **other), 0),  # of whom the third is
+    ):
+        (row,) = summary(checked, beside).to_dict("records")
+        assert row["verified_sets"] == verified
+
+
 def test_the_mean_is_over_sets_of_the_mean_over_students() -> None:
     row = summary(rows([[0.2, 0.4], [0.6, 0.6, 0.6, 0.6]])).iloc[0]
     assert row["mean"] == pytest.approx((0.3 + 0.6) / 2)
