@@ -17,7 +17,7 @@
 # LIMIT   seconds for everything but packing; GPUS, as in "0 1", or "cpu cpu" without one.
 # WORKERS processes a GPU, 1 by default. Three did 1.2 times as much together under NVIDIA's multi-process service, which
 #         is started for them where it is installed; without it they did less. Each run takes the longer for it, and so do
-#         the seconds in its record.
+#         the seconds in its record. Beside KIP with the ConvNet's kernel others hardly get on: it runs alone.
 # CAMPAIGN is where all that lies between calls (/tmp/ddbench-campaign), OUT where packs go.
 set -u
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
