@@ -182,8 +182,17 @@ class Pool(Artifact[Trajectories]):
                 else:
                     training.restart(variables)
                 alike = len(group)
-                grown = _train(training, schedule, group, paths, seconds, tick, self.kept)
-                for k, params, times in zip(group, *grown, strict=True):
+                growth = Growth(paths, seconds)
+                try:
+                    growth.train(training, schedule, group, tick, self.kept)
+                except BaseException:
+                    # What is lost is an epoch, and not all of them: whoever builds next goes on from there.
+                    with contextlib.suppress(Exception):
+                        for k, params, times in growth.longer(group):
+                            if bool(torch.isfinite(params).all()):
+                                _write(_file(folder, k), params, times)
+                    raise
+                for k, params, times in growth.longer(group):
                     if not bool(torch.isfinite(params).all()):
                         raise DivergedError(
                             f"expert {k} has diverged. A smaller step size than {self.lr:g} usually helps: "
@@ -393,36 +402,48 @@ def _claim(folder: Path, short: Sequence[tuple[int, int]], together: int) -> Ite
         yield claimed
 
 
-def _train(
-    training: Lockstep,
-    schedule: TrainingPlan,
-    experts: Sequence[int],
-    paths: list[Tensor],
-    seconds: list[list[float]],
-    tick: Callable[[float], None],
-    kept: Sequence[int],
-) -> tuple[list[Tensor], list[list[float]]]:
-    """Each expert's parameters [kept, P] on the host, and seconds, after the epochs that are still to come."""
-    done, device = kept[len(paths[0]) - 1], schedule.images.device
-    after: list[list[Tensor]] = [[] for _ in experts]
-    started = time.perf_counter()
-    for epoch, block in enumerate(itertools.islice(_epochs(schedule, experts), done, None), done + 1):
-        for _ in training.steps([block]):
-            tick(len(experts))
-        if epoch not in kept:
-            continue
-        for s, snapshots in enumerate(after):
-            snapshots.append(flatten(training.student(s).params))
-        wait_for(device)
-        now = time.perf_counter()
-        for times in seconds:
-            times.append(times[-1] + (now - started) / len(experts))
-        started = now
-    grown = [
-        torch.cat([path, torch.stack(more).float().cpu()]) if more else path
-        for path, more in zip(paths, after, strict=True)
-    ]
-    return grown, seconds
+class Growth:
+    """Experts while they train: parameters after the epochs that are kept, and the seconds until then.
+
+    Shapes: `paths` are what there was of each, [kept so far, P] on the host, with as many `seconds`.
+    """
+
+    def __init__(self, paths: Sequence[Tensor], seconds: Sequence[Sequence[float]]) -> None:
+        self._paths, self._seconds = paths, [list(times) for times in seconds]
+        self._after: list[list[Tensor]] = [[] for _ in paths]
+
+    def train(
+        self,
+        training: Lockstep,
+        schedule: TrainingPlan,
+        experts: Sequence[int],
+        tick: Callable[[float], None],
+        kept: Sequence[int],
+    ) -> None:
+        """Train them for the epochs that are still to come."""
+        done, device = kept[len(self._paths[0]) - 1], schedule.images.device
+        started = time.perf_counter()
+        for epoch, block in enumerate(itertools.islice(_epochs(schedule, experts), done, None), done + 1):
+            for _ in training.steps([block]):
+                tick(len(experts))
+            if epoch not in kept:
+                continue
+            for s, snapshots in enumerate(self._after):
+                snapshots.append(flatten(training.student(s).params))
+            wait_for(device)
+            now = time.perf_counter()
+            for times in self._seconds:
+                times.append(times[-1] + (now - started) / len(experts))
+            started = now
+
+    def longer(self, experts: Sequence[int]) -> Iterator[tuple[int, Tensor, list[float]]]:
+        """The experts that have come further than they were, with parameters [kept, P] on the host, and seconds."""
+        # Of whoever is stopped in the middle some may be an epoch ahead.
+        more = min(len(times) - len(path) for path, times in zip(self._paths, self._seconds, strict=True))
+        if more > 0:
+            for k, path, times, after in zip(experts, self._paths, self._seconds, self._after, strict=True):
+                grown = torch.cat([path, torch.stack(after[:more]).float().cpu()])
+                yield k, grown, times[: len(grown)]
 
 
 def _epochs(schedule: TrainingPlan, experts: Sequence[int]) -> Iterator[Block]:

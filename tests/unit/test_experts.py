@@ -1,5 +1,6 @@
 """Pools of experts: they grow, go on where they stopped, are read in parts, and cost what was read."""
 
+import itertools
 import math
 import threading
 from collections.abc import Callable
@@ -143,15 +144,15 @@ def test_a_pool_of_few_is_part_of_one_of_many(tmp_path: Path) -> None:
 def test_who_wants_a_pool_that_another_makes_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = get(problem_for_checks(tmp_path), tmp_path / "alone", experts=4, epochs=2)
     trained: list[tuple[int, list[int]]] = []
-    both, train = threading.Barrier(2, timeout=30), module._train
+    both, train = threading.Barrier(2, timeout=30), module.Growth.train
 
-    def noted(training: Any, schedule: Any, experts: list[int], *rest: Any) -> Any:
+    def noted(growth: Any, training: Any, schedule: Any, experts: list[int], *rest: Any) -> None:
         if all(thread != threading.get_ident() for thread, _ in trained):
             both.wait()  # neither is done before the other has begun
         trained.append((threading.get_ident(), experts))
-        return train(training, schedule, experts, *rest)
+        train(growth, training, schedule, experts, *rest)
 
-    monkeypatch.setattr(module, "_train", noted)
+    monkeypatch.setattr(module.Growth, "train", noted)
     monkeypatch.setattr(module, "students_together", lambda *_: 1)
     found: list[Tensor] = []
     problems = [problem_for_checks(tmp_path) for _ in range(2)]
@@ -171,15 +172,15 @@ def test_who_wants_a_pool_that_another_makes_helps(tmp_path: Path, monkeypatch: 
 def test_an_expert_that_another_process_gave_up_is_trained_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    problem, trained, train = problem_for_checks(tmp_path), [], module._train
+    problem, trained, train = problem_for_checks(tmp_path), [], module.Growth.train
     folder = tmp_path / "pool" / "expert-trajectories" / pool(problem).key
     folder.mkdir(parents=True)
     claim = FileLock(folder / ".expert_0000.lock")
     claim.acquire()
 
-    def noted(training: Any, schedule: Any, experts: list[int], *rest: Any) -> Any:
+    def noted(growth: Any, training: Any, schedule: Any, experts: list[int], *rest: Any) -> None:
         trained.append(experts)
-        return train(training, schedule, experts, *rest)
+        train(growth, training, schedule, experts, *rest)
 
     def tell(what: str, done: float, of: float) -> None:
         told.append(done / of)
@@ -187,7 +188,7 @@ def test_an_expert_that_another_process_gave_up_is_trained_in_the_end(
             claim.release()
 
     told: list[float] = []
-    monkeypatch.setattr(module, "_train", noted)
+    monkeypatch.setattr(module.Growth, "train", noted)
     monkeypatch.setattr(module, "TELL_SECONDS", 0.01)
     monkeypatch.setattr("ddbench.artifacts.TELL_SECONDS", 0.0)
     problem.artifacts.tell = tell
@@ -249,6 +250,56 @@ def test_a_stopped_build_keeps_the_experts_that_are_done(
     monkeypatch.setattr(module, "_write", lambda path, *rest: (written.append(path.name), write(path, *rest)))
     assert torch.equal(build_in("stopped"), whole)
     assert written == [f"expert_000{k}.safetensors" for k in range(3)]
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 7, 11])
+def test_an_interruption_keeps_all_epochs_but_the_one_it_comes_in(
+    stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problem_for_checks(tmp_path)
+    monkeypatch.setattr(module, "students_together", lambda *_: 3)
+    whole = get(problem, tmp_path / "whole", experts=3, epochs=4)
+    student, calls = module.Lockstep.student, itertools.count()
+
+    def stopped(self: Any, number: int) -> Any:  # of three experts, after each epoch
+        if next(calls) == stop_at:
+            raise KeyboardInterrupt
+        return student(self, number)
+
+    monkeypatch.setattr(module.Lockstep, "student", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        get(problem, tmp_path / "stopped", experts=3, epochs=4)
+    files = sorted((tmp_path / "stopped").rglob("expert_*.safetensors"))
+    there = [load_file(file) for file in files]
+    full = stop_at // 3  # epochs that all three had reached
+    assert [len(one["params"]) for one in there] == ([full + 1] * 3 if full else [])
+    assert all(torch.equal(one["params"], whole[k, : full + 1]) for k, one in enumerate(there))
+    assert all(len(one["seconds"]) == full + 1 for one in there)
+    monkeypatch.setattr(module.Lockstep, "student", student)
+    told: list[float] = []
+    cache = ArtifactCache(tmp_path / "stopped", tell=lambda what, done, of: told.append(of))
+    again = replace(problem, artifacts=cache)
+    assert torch.equal(everything(cache.get(pool(again, experts=3, epochs=4), again)), whole)
+    assert set(told) == {3 * (4 - full)}  # an epoch is one step here
+
+
+def test_nothing_is_kept_of_experts_that_were_no_numbers_when_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problem_for_checks(tmp_path)
+    student, calls = module.Lockstep.student, itertools.count()
+
+    def broken(self: Any, number: int) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        found = student(self, number)
+        return Variables({name: value * math.nan for name, value in found.params.items()}) if number else found
+
+    monkeypatch.setattr(module, "students_together", lambda *_: 2)
+    monkeypatch.setattr(module.Lockstep, "student", broken)
+    with pytest.raises(KeyboardInterrupt):
+        get(problem, tmp_path / "pool", experts=2, epochs=3)
+    assert [file.name for file in (tmp_path / "pool").rglob("expert_*.safetensors")] == ["expert_0000.safetensors"]
 
 
 def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
