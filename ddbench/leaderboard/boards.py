@@ -109,7 +109,7 @@ def place_of(run: RunPart | RunSpec) -> Path:
 def build(leaderboards: Path, lost: list[str] | None = None) -> dict[Path, str]:
     """Write every generated file of the leaderboard, remove tables of records that are gone, return what was written.
 
-    Paths are relative to the leaderboard's folder. The texts are a pure function of records/ and published.csv.
+    Paths are relative to the folder. The texts are a pure function of records/, verified/ and published.csv.
     Raises: RunError for a damaged record, naming it; with `lost` such sentences go there, and the record is left out.
     """
     files = _generated(leaderboards, lost)
@@ -199,14 +199,15 @@ def local_summary(
 
 
 def committed_page(leaderboards: Path, *, home: str = "") -> str:
-    """The page of the committed records, as HTML; a pure function of records/ and published.csv.
+    """The page of the committed records, as HTML; a pure function of records/, verified/, sets/ and published.csv.
 
     `home` is the address of the documentation, for a page that is part of it.
-    Raises: RunError for a damaged record, naming it.
+    Raises: RunError for a damaged record, or a damaged file of checks, naming it.
     """
     own = leaderboards / "published.csv"
-    sets = leaderboards / "sets"
-    return page_of(_committed(leaderboards), home=home, published=own if own.is_file() else None, sets=sets)
+    sets, places = leaderboards / "sets", _committed(leaderboards)
+    checked = verification.verified(leaderboards, places)
+    return page_of(places, home=home, published=own if own.is_file() else None, sets=sets, verified=checked)
 
 
 def _printed(summary: DataFrame, form: str, width: int | None) -> str:

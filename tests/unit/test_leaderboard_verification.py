@@ -95,6 +95,7 @@ def test_students_come_out_equal_here_and_nothing_is_written(finished: Path) -> 
 def test_a_checked_row_is_marked_and_counted(finished: Path, leaderboards: Path) -> None:
     table = Path("tables/digits/ipc1.md")
     assert "are claimed: they are what the records" in boards.build(leaderboards)[table]
+    assert '"verified":false' in boards.committed_page(leaderboards)
     code, said, noted = call(finished, leaderboards)
     assert code == 0, noted
     assert "tiny@1 with mlp, 1 student: recorded" in said
@@ -103,6 +104,7 @@ def test_a_checked_row_is_marked_and_counted(finished: Path, leaderboards: Path)
     built = boards.build(leaderboards)
     assert "✓ verified: a student of every set" in built[table]
     assert "are claimed" not in built[table]
+    assert '"verified":true' in boards.committed_page(leaderboards)
     header, row = built[table.with_suffix(".csv")].splitlines()
     assert header.endswith("trust,verified_sets")
     assert row.endswith(",verified,1")

@@ -6,7 +6,7 @@ import base64
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from ddbench.leaderboard.scores import MEASURED, SCORES, with_scores
 from ddbench.leaderboard.sheets import read_sheet
 from ddbench.leaderboard.statistics import TABLE, Group, groups_of, summarise, to_records
 from ddbench.leaderboard.tracks import about_controls, name_of
+from ddbench.leaderboard.verification import VERIFIED, trust
 from ddbench.runs.record import CurvePart, EvaluationPart, RunRecord, read_record
 from ddbench.text import counted, percent
 
@@ -39,17 +40,19 @@ def document(
     lost: list[str] | None = None,
     downloads: Mapping[str, Mapping[str, Any]] | None = None,
     chosen: Callable[[DataFrame], DataFrame] | None = None,
+    verified: Container[tuple[str, str, str, str]] = frozenset(),
 ) -> dict[str, Any]:
     """The document of the page: `tables`, `rows`, `runs`, `papers`.
 
     A table is one protocol on one dataset with one ipc; a row one setting of a method under one judge of a table; a run
     one set. Rows refer to tables by place and to runs by id. Accuracies are fractions, bytes bytes, times seconds.
     `downloads` says by run how its set is taken away, as `downloads_in` gives it; `chosen` takes rows of a summary, and
-    what it leaves is shown as it was compared with everything.
+    what it leaves is shown as it was compared with everything; `verified` are evaluations that somebody has checked, as
+    for `collect`.
     Raises: RunError for a damaged record, naming it; with `lost`, such sentences go there.
     """
     files = list(paths)
-    frame = collect(files, lost)
+    frame = collect(files, lost, verified)
     summary = with_scores(summarise(frame))
     found = _named(to_records(summary))
     shown = found if chosen is None else _named(to_records(chosen(summary)))
@@ -216,8 +219,7 @@ def _row(row: dict[str, Any], known: _Known, alike: str | None) -> dict[str, Any
         "said": _said(row),
         "alike": alike,
         "whitened": "zca" in row["pixels"],
-        # How many of its sets somebody has checked, where boards count that.
-        "verified": bool(row["sets"]) and row.get("verified_sets", 0) == row["sets"],
+        "verified": trust(row) == VERIFIED,
         "scores": {name: row[name] for name in (*SCORES, *MEASURED) if row[name] is not None},
         "gap": row["difference_random"],
         "gap_ci95": row["difference_random_ci95"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,16 +30,17 @@ def page_of(
     sets: Path | None = None,
     lost: list[str] | None = None,
     chosen: Callable[[DataFrame], DataFrame] | None = None,
+    verified: Container[tuple[str, str, str, str]] = frozenset(),
 ) -> str:
     """The page of these records or run folders, as HTML. The same records give the same bytes.
 
     `home` is the address of the documentation, where the page is part of some; `published` a file of published numbers,
     by default the one that ddbench comes with; `sets` a folder of sets to take away; `chosen` takes the rows of a
-    summary that are shown.
+    summary that are shown; `verified` are evaluations that somebody has checked.
     Raises: RunError for a damaged record, naming it; with `lost`, such sentences go there.
     """
     downloads = downloads_in(sets) if sets is not None else {}
-    return render(document(paths, read_published(published), lost, downloads, chosen), title, home)
+    return render(document(paths, read_published(published), lost, downloads, chosen, verified), title, home)
 
 
 def render(found: dict[str, Any], title: str, home: str = "") -> str:
