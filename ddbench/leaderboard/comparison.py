@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.data.catalogue import canonical
 from ddbench.errors import RunError
-from ddbench.leaderboard.observations import collect
+from ddbench.leaderboard.observations import NO_STUDENT, collect
 from ddbench.leaderboard.references import Shelf, labelled
 from ddbench.leaderboard.statistics import TABLE, UPPER, VARIANT, Group
+from ddbench.text import some_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -26,6 +27,7 @@ MARGIN = 0.005  # half a point: what the field reads as equal
 LEVEL = 2 * (1 - UPPER)
 _CELL = (*TABLE, "judge")
 _HALVINGS = 40
+SHOWN = 8  # cells of a sentence
 COLUMNS = (
     *_CELL, "first", "second", "first_mean", "second_mean", "first_sets", "second_sets", "students", "paired",
     "difference", "ci95", "p", "p_holm", "p_equal", "p_equal_holm", "verdict", "provisional",
@@ -181,12 +183,19 @@ def _judge(rows: Sequence[dict[str, Any]]) -> None:
 
 def _nothing_in_common(paths: Mapping[str, Sequence[Path]], frame: DataFrame, *, any_left: bool) -> str:
     if not any_left:
-        return "None of them has a result in the cells that were asked for. Leave out --protocol or --judge."
+        there = sorted({f"{row['protocol']} with {row['judge']}" for row in frame.to_dict("records")})
+        return (
+            "None of them has a result in the cells that were asked for. Leave out --protocol or --judge, or name what "
+            f"there is: {some_of(there, SHOWN)}."
+        )
+    if len({frozenset(_ids(files)) for files in paths.values()}) == 1:
+        return f"{' and '.join(paths)} are the same result, so there is nothing to compare. Name another one."
+    frame = frame[frame["student"] != NO_STUDENT]
     has = []
     for ref, files in paths.items():
         rows = frame[frame["run"].isin(_ids(files))]
         cells = sorted({f"{r['dataset']} ipc {r['ipc']} {r['protocol']}/{r['judge']}" for r in rows.to_dict("records")})
-        has.append(f"{ref}: {', '.join(cells[:4]) + (', …' if len(cells) > 4 else '') or 'nothing'}")
+        has.append(f"{ref}: {', '.join(cells[:4]) + (', …' if len(cells) > 4 else '') or 'no accuracy'}")
     return (
         f"Nothing can be compared: no two of them were judged alike ({'; '.join(has)}). `ddbench evaluate RUN "
         "--protocol NAME --judge NAME` adds what is missing."

@@ -49,6 +49,18 @@ def test_one_result_is_a_usage_error_and_a_wrong_name_a_sentence(where: list[str
     assert "Traceback" not in wrong.output
 
 
+def test_two_names_of_one_result_are_told_so(where: list[str]) -> None:
+    run = RECORDS / "dm-s0.json"
+    said = call(str(run), json.loads(run.read_text())["run"]["id"], *where).stderr
+    assert "are the same result, so there is nothing to compare" in said
+
+
+def test_a_judge_that_nobody_had_is_told_those_there_are(where: list[str]) -> None:
+    said = call("dm", "herding", "--judge", "nobody", *where).stderr
+    assert "Leave out --protocol or --judge, or name what there is:" in said
+    assert "dsa@1 with convnet-d3" in said
+
+
 def test_names_are_taken_in_any_spelling_as_boards_take_them(where: list[str]) -> None:
     asked = ["--judge", "convnet", "--protocol", "dsa", *where]
     assert call("DM", "Herding", "--dataset", "CIFAR-10", *asked).stdout == call("dm", "herding", *asked).stdout
