@@ -250,16 +250,16 @@ def note(text: str) -> None:
         click.echo(printable(text, lines=True), file=cast(TextIO, Patient(sys.stderr)))
 
 
-def writable(folder: Path) -> Path:
-    """A folder that exists and can be written. Raises: RunError where it cannot be made."""
+def writable(folder: Path, option: str = "--runs") -> Path:
+    """A folder that exists and can be written; `option` chooses it. Raises: RunError where it cannot be made."""
     from ddbench.errors import RunError
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(
-            f"the folder {folder} cannot be made: {error.strerror}. Choose another one with --runs."
+            f"the folder {folder} cannot be made: {error.strerror}. Choose another one with {option}."
         ) from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise RunError(f"the folder {folder} cannot be written. Check its owner, or choose another one with --runs.")
+        raise RunError(f"the folder {folder} cannot be written. Check its owner, or choose another one with {option}.")
     return folder

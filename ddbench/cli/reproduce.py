@@ -88,7 +88,7 @@ def reproduce(
         return
     for again in wanted:  # all, before the first is run
         require_elsewhere(again, into)
-    writable(into)
+    writable(into, "--into")
     found = []
     for again in wanted:
         found.append(reproduce(again, options))

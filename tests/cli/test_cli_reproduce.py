@@ -1,6 +1,7 @@
 """ddbench reproduce, end to end on the digits: the same set and accuracies, and what is said where they are not."""
 
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -94,6 +95,13 @@ def test_a_run_is_not_compared_with_itself(finished: Path, tmp_path: Path) -> No
     # What was made again earlier is read the second time, as it is said.
     for _ in range(2):
         assert call("reproduce", str(finished), "--device", "cpu", "--quiet").exit_code == 0
+
+
+def test_a_folder_that_cannot_be_written_names_its_own_option(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
+    result = call("reproduce", str(finished), "--device", "cpu", "--quiet")
+    assert result.exit_code == 1
+    assert "reproduced cannot be written. Check its owner, or choose another one with --into." in result.stderr
 
 
 def test_the_printed_commands_are_commands_and_make_that_run(finished: Path) -> None:
