@@ -16,6 +16,7 @@ from ddbench.foreign import published_sets
 from ddbench.leaderboard import submission, verification
 from ddbench.leaderboard.boards import place_of
 from ddbench.leaderboard.observations import record_file
+from ddbench.leaderboard.set_files import record_of
 from ddbench.leaderboard.sheets import sheet_file, with_sheet
 from ddbench.runs.record import RunRecord, read_record, write_record
 from ddbench.runs.rundir import RECORD
@@ -79,8 +80,12 @@ def _published_claim(name: str, leaderboards: Path, data_root: Path) -> Claim:
     entry = published_sets.read_index(str(folder), data_root).entry(name, str(folder))
     file = published_sets.take(name, str(folder), data_root)
     place = leaderboards / entry.record
-    if not place.is_file() or (committed := read_record(place)).synthetic.sha256 != entry.set:
-        raise RunError(f"{name} is of no record: {place} is not there, or of another set.")
+    committed = record_of(entry, leaderboards)
+    if committed is None:
+        raise RunError(
+            f"{name} is of no record: {place} is not there, damaged, of another run or set, or not where records lie. "
+            "Take the folder from its source again."
+        )
     verification.checks_of(leaderboards, place, committed)
     return Claim(of_file(file, committed, data_root, shown=name), place, committed, file=entry.sha256)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ddbench.files import sha256_of
-from ddbench.foreign.published_sets import FOLDER, INDEX, read_index
-from ddbench.runs.record import readable
+from ddbench.foreign.published_sets import FOLDER, INDEX, SetEntry, read_index
+from ddbench.runs.record import RunRecord, readable
 from ddbench.text import size
 
 # Of all published sets of a leaderboard together, because they travel with every copy of it.
@@ -28,7 +28,7 @@ def wrong_sets(leaderboards: Path) -> list[str]:
             wrong.append(f"sets/{entry.file} is missing")
         elif sha256_of(path) != entry.sha256 or path.stat().st_size != entry.bytes:
             wrong.append(f"sets/{entry.file} is not the file that the index names")
-        if _set_of(leaderboards / entry.record) != entry.set:
+        if record_of(entry, leaderboards) is None:
             wrong.append(f"{entry.name} is of no record: {entry.record} is not there, or of another set")
     named = {entry.file for entry in entries}
     wrong += [f"sets/{path.name} is in no index" for path in there if path.name not in named]
@@ -38,6 +38,12 @@ def wrong_sets(leaderboards: Path) -> list[str]:
     return wrong
 
 
-def _set_of(record: Path) -> str:
-    """The hash of a record's set; "" where the record is not there, or damaged, which the board says."""
-    return next((found.synthetic.sha256 for _, found in readable([record])), "")
+def record_of(entry: SetEntry, leaderboards: Path) -> RunRecord | None:
+    """The record of a published set; None where it is not there, damaged (which the board says), of another run or set,
+    or not where records lie."""
+    parts = PurePosixPath(entry.record).parts
+    if parts[:1] != ("records",) or ".." in parts:
+        return None
+    found = next((record for _, record in readable([leaderboards / entry.record])), None)
+    same = found is not None and (found.run.id, found.synthetic.sha256) == (entry.run, entry.set)
+    return found if same else None

@@ -334,17 +334,28 @@ def test_a_published_set_needs_no_folder(finished: Path, leaderboards: Path, rec
     assert noted.rstrip().endswith("1 of 1 evaluations could not be trained again.")
 
 
-@pytest.mark.parametrize("lost", ["record", "another set"])
-def test_a_published_set_of_no_record_is_refused(finished: Path, leaderboards: Path, recipe: Path, lost: str) -> None:
+@pytest.mark.parametrize("lost", ["record", "another set", "another run", "elsewhere", "damaged"])
+def test_a_published_set_of_no_record_is_refused(
+    finished: Path, leaderboards: Path, recipe: Path, tmp_path: Path, lost: str
+) -> None:
     publish(finished, leaderboards, protocol=protocol(str(recipe)), why="a test")
     (place,) = (leaderboards / "records").rglob("*.json")
     if lost == "record":
         place.unlink()
-    else:
+    elif lost == "another set":
         reseal(place, lambda value: value["synthetic"].update(sha256="0" * 64))
+    elif lost == "another run":
+        reseal(place, lambda value: value["run"].update(id="0" * 8))
+    elif lost == "damaged":
+        place.write_text("{")
+    else:
+        shutil.copytree(leaderboards, tmp_path / "others")
+        said = f"../others/{place.relative_to(leaderboards).as_posix()}"
+        reseal(leaderboards / "sets" / "index.json", lambda value: value["sets"][0].update(record=said))
     code, _, noted = call("dm/digits/ipc1", leaderboards)
     assert code == 1
     assert "is of no record" in noted
+    assert any("is of no record" in text for text in boards.check(leaderboards, []))
 
 
 def test_a_published_file_of_another_set_is_refused(finished: Path, leaderboards: Path, recipe: Path) -> None:
