@@ -149,8 +149,9 @@ class Setting:
         )
 
 
-def resolve(owner: str, model: type[M], layers: Sequence[Layer]) -> Resolved[M]:
-    """Merge the layers over the model's defaults. `owner` names the model in errors, as in "mtt has no option".
+def resolve(owner: str, model: type[M], layers: Sequence[Layer], ref: str = "") -> Resolved[M]:
+    """Merge the layers over the model's defaults. `owner` names the model in errors, as in "mtt has no option", and
+    `ref` is what a person named it by, if that is something else, such as "./idea.py:MyMethod".
 
     Raises: ConfigError for an unknown option or a value out of range.
     """
@@ -160,7 +161,10 @@ def resolve(owner: str, model: type[M], layers: Sequence[Layer]) -> Resolved[M]:
         for name, value in layer.values.items():
             if name not in model.model_fields:
                 hint = closest(name, list(model.model_fields))
-                raise ConfigError(f"{owner} has no option {name!r}. {hint}`ddbench show method {owner}` lists them.")
+                if isinstance(value, Mapping):
+                    hint = hint or f"Options of {owner} stand without a table, as in `iterations = 100`. "
+                shown = ref or owner
+                raise ConfigError(f"{owner} has no option {name!r}. {hint}`ddbench show method {shown}` lists them.")
             values[name] = value
             sources[name] = layer.source
     try:
@@ -179,7 +183,8 @@ def explain(owner: str, error: ValidationError) -> str:
             parts.append(f"{owner}: there is no {where!r}")
             continue
         given = "" if item["type"] == "missing" else f" (got {_shown(item['input'])})"
-        said = item["msg"].removeprefix("Value error, ")
+        # A file of TOML has lists; that they become tuples is nobody's business.
+        said = re.sub(r"\b([Tt])uple\b", "list", item["msg"].removeprefix("Value error, "))
         if not item["loc"] and item["type"] == "value_error":
             parts.append(f"{owner}: {said}")
             continue
@@ -258,10 +263,25 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except RecursionError:
         raise ConfigError(f"{path} cannot be used: its values lie too deep.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.{_without_quotes(path, str(error))}") from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from None
     except ValueError as error:  # a value that no setting has, or a whole number of thousands of digits
         raise ConfigError(f"{path} cannot be used: {error}.") from None
+
+
+def _without_quotes(path: Path, error: str) -> str:
+    """What to do where the line that is no TOML has a bare word for its value, as in `epochs = none`; else nothing."""
+    place = re.search(r"at line (\d+)", error)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if place is None or int(place[1]) > len(lines):
+        return ""
+    word = re.search(r"=\s*([A-Za-z][\w./-]*)\s*(?:#.*)?$", lines[int(place[1]) - 1])
+    if word is None:
+        return ""
+    meant = word[1].lower() if word[1].lower() in ("true", "false") else json.dumps(word[1])
+    return f" Write {meant} for {word[1]}: words have quotes, and true and false small letters."
 
 
 def _refuse_odd(value: Any) -> None:
@@ -284,20 +304,29 @@ def _refuse_odd(value: Any) -> None:
 def read_settings(path: Path) -> list[Setting]:
     """The settings of a preset file, in their order; a file is read once in a process, while nobody writes it.
 
-    Raises: ConfigError where one lacks its dataset or source.
+    Raises: ConfigError where one lacks its dataset or source, and for whatever else is no setting.
     """
     return list(once(path, "settings", lambda: _read_settings(path)))
 
 
 def _read_settings(path: Path) -> list[Setting]:
     settings = []
-    for number, table in enumerate(read_toml(path).get("setting", []), start=1):
+    content = read_toml(path)
+    for key in sorted(content.keys() - {"setting"}):
+        # A preset that nobody reads would leave a method's defaults in its place, without a word.
+        raise ConfigError(f"{path}: {key!r} is not known. {closest(key, ['setting'])}Presets are [[setting]] tables.")
+    tables = content.get("setting", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{path}: write [[setting]] with two brackets, so that there can be several.")
+    for number, table in enumerate(tables, start=1):
         rest = dict(table)
         try:
             dataset, source = rest.pop("dataset"), rest.pop("source")
         except KeyError as error:
             raise ConfigError(f"{path}: setting {number} has no {error.args[0]!r}.") from None
         run = rest.pop("run", {})
+        if not isinstance(run, dict):
+            raise ConfigError(f'{path}: run of setting {number} is a table, as in run = {{ backbone = "convnet" }}.')
         for key in run:
             if key not in RUN_KEYS:
                 raise ConfigError(f"{path}: setting {number} sets run.{key}; a preset may set {', '.join(RUN_KEYS)}.")

@@ -6,6 +6,7 @@ names its source. Two protocols never share a column of a leaderboard.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -495,8 +496,30 @@ def judged_by(ref: str, backbone: str) -> str:
     return name
 
 
+def _refuse_unknown(path: Path, values: Mapping[str, Any]) -> None:
+    """Raises: ConfigError for a key that is neither a field of a protocol nor an option of its trainer."""
+    trainer, options = str(values.get("trainer", "sgd")), values.get("options", {})
+    if ".py" in trainer or not isinstance(options, dict):
+        return  # said by the protocol itself
+    fields, known = list(Protocol.model_fields), list(trainer_options(trainer).model_fields)
+    for key in sorted(values.keys() - set(fields)):
+        where = f"It is an option of the trainer {trainer}: write it below [options]." if key in known else ""
+        raise ConfigError(
+            f"{path}: there is no {key!r} in a protocol. "
+            + (where or closest(key, fields).strip() or f"It has: {', '.join(fields)}.")
+        )
+    for key in sorted(options.keys() - set(known)):
+        where = "It is a field of the protocol: write it above [options]." if key in fields else ""
+        has = f"It has: {', '.join(known)}." if known else "It has none."
+        raise ConfigError(
+            f"{path}: there is no {key!r} among the options of the trainer {trainer}. "
+            + (where or closest(key, known).strip() or has)
+        )
+
+
 def _from_file(path: Path) -> Protocol:
     values = read_toml(path)
+    _refuse_unknown(path, values)
     try:
         own = Protocol(**values)
     except ValidationError as error:

@@ -215,7 +215,8 @@ def _resolve(
         layers.append(Layer("file", read_toml(asked.config_file)))
     layers.append(Layer(asked.source("options"), asked.options))
     layers, renamed = split_off(kind, [_with_starts(kind, layer, named) for layer in layers])
-    resolved = resolve(kind.name, kind.Config, layers)
+    ref = asked.method if isinstance(asked.method, str) and names_code(asked.method) else ""
+    resolved = resolve(kind.name, kind.Config, layers, ref)
     asked_for = Layer(asked.source("select"), as_values(asked.select))
     chosen = [*selection_layers(settings, preset, info.name, asked.ipc), *renamed, asked_for]
     selection, selected_by = resolve_selection(kind, chosen)

@@ -57,6 +57,16 @@ def test_an_unknown_option_names_its_neighbour() -> None:
     )
 
 
+def test_an_unknown_option_of_a_file_is_looked_up_by_the_file() -> None:
+    with pytest.raises(ConfigError, match=r"idea has no option 'x'\. `ddbench show method \./idea\.py` lists them"):
+        config.resolve("idea", Options, [Layer("--set", {"x": 5})], "./idea.py")
+
+
+def test_options_below_a_table_are_told_where_they_stand() -> None:
+    with pytest.raises(ConfigError, match=r"no option 'mtt'\. Options of mtt stand without a table"):
+        resolve(Layer("file", {"mtt": {"iterations": 5}}))
+
+
 def test_a_value_out_of_range_says_which_and_what_was_given() -> None:
     with pytest.raises(ConfigError, match=r"mtt: lr_images: input should be greater than 0 \(got -1\.0\)"):
         resolve(Layer("--set", {"lr_images": -1.0}))
@@ -188,6 +198,10 @@ def test_quick_settings_lie_on_top_of_the_published_ones_that_fit(
         ('[[setting]]\ndataset = "*"\n', "setting 1 has no 'source'"),
         ('[[setting]]\nsource = "x"\n', "setting 1 has no 'dataset'"),
         ('[[setting]]\ndataset = "*"\nsource = "x"\nrun = { seed = 1 }\n', r"sets run\.seed; a preset may set pixels"),
+        ('[[setting]]\ndataset = "*"\nsource = "x"\nrun = "quick"\n', "run of setting 1 is a table"),
+        ('[[settings]]\ndataset = "*"\nsource = "x"\n', r"'settings' is not known. Did you mean 'setting'\?"),
+        ('[setting]\ndataset = "*"\nsource = "x"\n', r"write \[\[setting\]\] with two brackets"),
+        ("setting = [1]\n", r"write \[\[setting\]\] with two brackets"),
     ],
 )
 def test_a_setting_that_is_not_one_says_why(tmp_path: Path, text: str, why: str) -> None:
