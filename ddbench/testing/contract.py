@@ -16,7 +16,9 @@ import json
 import random
 import re
 import shutil
+import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -78,23 +80,42 @@ def problem_for_checks(
     )
 
 
-def run(method_class: MethodClass, options: Options) -> list[tuple[str, str | None]]:
+def run(
+    method_class: MethodClass,
+    options: Options,
+    *,
+    ref: str = "",
+    told: Callable[[Check, str | None], None] | None = None,
+) -> list[tuple[str, str | None]]:
     """The name of each check with what is wrong, or None where the method keeps it.
 
+    `told` hears of each as soon as it is done. `ref` is what a person named the method by, for messages.
     Raises: ConfigError when the options are not the method's.
     """
-    _configured(method_class, options)
+    _configured(method_class, options, ref)
     results: list[tuple[str, str | None]] = []
     for check in checks:
+        wrong: str | None = None
         try:
             check(method_class, options)
-        except (ContractError, DdbenchError) as error:
-            results.append((check.__name__, str(error)))
+        except ContractError as error:
+            wrong = str(error)
+        except DdbenchError as error:
+            wrong = f"{error}{_place(error, method_class)}"
         except Exception as error:  # a stranger's method can raise anything, and the other checks still tell something
-            results.append((check.__name__, f"raised {type(error).__name__}: {error}"))
-        else:
-            results.append((check.__name__, None))
+            wrong = f"raised {type(error).__name__}: {error}{_place(error, method_class)}"
+        results.append((check.__name__, wrong))
+        if told is not None:
+            told(check, wrong)
     return results
+
+
+def _place(error: Exception, method_class: MethodClass) -> str:
+    """The last line of the method's own file on the way to an error, as " (idea.py, line 41: ...)"; else nothing."""
+    module = sys.modules.get(method_class.__module__)
+    file = getattr(module, "__file__", None)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
 
 
 def name_and_info_are_complete(method_class: MethodClass, options: Options) -> None:
@@ -411,13 +432,13 @@ def _artifacts_of(method_class: MethodClass) -> Path:
     return root
 
 
-def _configured(method_class: MethodClass, options: Options) -> MethodConfig:
+def _configured(method_class: MethodClass, options: Options, ref: str = "") -> MethodConfig:
     # A subclass may have inherited the settings and not the options.
     known = method_class.Config.model_fields
     values = {name: value for name, value in _trial(method_class).items() if name in known} | dict(options)
     if "iterations" in method_class.Config.model_fields:
         values.setdefault("iterations", FEW_STEPS)
-    return resolve(method_class.name, method_class.Config, [Layer("options", values)]).config
+    return resolve(method_class.name, method_class.Config, [Layer("options", values)], ref).config
 
 
 def _trial(method_class: MethodClass) -> Options:

@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 
 from ddbench.cli import common, root
 from ddbench.evaluation.protocol import PROTOCOLS
+from ddbench.testing import contract
 
 FORGETFUL = """
 import torch
@@ -102,8 +103,27 @@ def test_check_names_what_a_method_breaks_and_exits_with_1(tmp_path: Path) -> No
     broken = {row["check"] for row in json.loads(result.stdout) if row["error"]}
     assert "global_generators_are_left_alone" in broken
     text = call("check", "--method", f"{tmp_path / 'idea.py'}:Forgetful")
-    assert "FAIL  global generators are left alone" in text.stdout
+    lines = text.stdout.splitlines()
+    failed = lines.index("FAIL  global generators are left alone")
+    assert lines[failed + 2] == f"      The check: {contract.global_generators_are_left_alone.__doc__}"
     assert f"forgetful breaks {len(broken)} of" in text.stderr
+
+
+def test_check_names_the_line_that_raised(tmp_path: Path) -> None:
+    broken = FORGETFUL.replace(
+        "def export(self, problem, state):", "def export(self, problem, state):\n        nobody()"
+    )
+    assert broken != FORGETFUL
+    (tmp_path / "idea.py").write_text(broken)
+    number = broken.splitlines().index("        nobody()") + 1
+    text = call("check", "--method", str(tmp_path / "idea.py")).stdout
+    assert f"raised NameError: name 'nobody' is not defined (idea.py, line {number}: nobody())" in text
+
+
+def test_check_looks_options_of_a_file_up_by_the_file(tmp_path: Path) -> None:
+    (tmp_path / "idea.py").write_text(FORGETFUL)
+    result = call("check", "--method", str(tmp_path / "idea.py"), "--set", "no=2")
+    assert f"`ddbench show method {tmp_path / 'idea.py'}` lists them." in result.stderr
 
 
 def test_check_takes_options_and_refuses_unknown_ones() -> None:
