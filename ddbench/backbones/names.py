@@ -224,8 +224,10 @@ def _label(ref: str) -> str:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"backbone {ref!r}: {printable(str(path))} cannot be read: {why}.") from None
+    # One network has one name, whether or not its factory was said: columns and the seeds of students go by it.
+    factory = factory or _only_factory(ref, content)
     label = f"{path.name}:{factory}@{hashlib.sha256(content).hexdigest()[:8]}"
-    _files[label] = ref if factory else f"{file}:{_only_factory(ref, content)}"
+    _files[label] = f"{file}:{factory}"
     return label
 
 

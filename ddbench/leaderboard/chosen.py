@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import eq
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddbench.backbones import names as backbones
 from ddbench.data.catalogue import canonical
-from ddbench.plugins import same_name
+from ddbench.evaluation.protocol import protocol
+from ddbench.files import sha256_of
+from ddbench.plugins import names_code, same_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -19,7 +23,8 @@ class Chosen:
     """Which rows of a summary are meant. An empty field leaves it open.
 
     Datasets and methods are taken in any spelling, protocols with or without a version, and judges also by how their
-    names begin: "convnet" is every ConvNet.
+    names begin: "convnet" is every ConvNet. Methods, protocols and judges that are files are named by them too, and
+    the method of a file also as boards call it, "idea@0fb6bd4d".
     """
 
     datasets: tuple[str, ...] = ()
@@ -41,10 +46,14 @@ class Chosen:
             )
 
         named = fits("dataset", self.datasets, lambda name, said: canonical(name) == canonical(said))
-        named &= fits("method", self.methods, same_name) & fits("judge", self.judges, _begins)
+        named &= fits("judge", as_recorded(self.judges), begins)
+        if self.methods:
+            pairs = zip(summary["method"], summary["method_sha256"], strict=True)
+            meant = [any(is_method(*pair, said) for said in self.methods) for pair in pairs]
+            named &= type(named)(meant, index=named.index, dtype=bool)
         shown = (
             named
-            & fits("protocol", self.protocols, _is_version)
+            & fits("protocol", [protocol(s).id if s.endswith(".toml") else s for s in self.protocols], _is_version)
             & fits("ipc", self.ipcs, eq)
             & fits("track", self.tracks, eq)
         )
@@ -60,7 +69,21 @@ class Chosen:
         return f"No row of the board fits. There are {'; '.join(there)}."
 
 
-def _begins(judge: str, said: str) -> bool:
+def is_method(method: str, sha256: str | None, said: str) -> bool:
+    """Whether a method is meant: by its name, or where it came from a file, by "NAME@DIGITS" or as that file is now."""
+    if names_code(said):
+        path = Path(said.partition(":")[0]).expanduser()
+        return bool(sha256) and path.is_file() and sha256_of(path) == sha256
+    return same_name(method, said) or (bool(sha256) and same_name(f"{method}@{(sha256 or '')[:8]}", said))
+
+
+def as_recorded(judges: Sequence[str]) -> list[str]:
+    """Judges as records name them, also those that are said by files. Raises: ConfigError where one is no network."""
+    return [backbones.canonical(name) if names_code(name) and "@" not in name else name for name in judges]
+
+
+def begins(judge: str, said: str) -> bool:
+    """Whether a judge is the one that is said, or a variant of it, whose name goes on after a dash or such."""
     judge, said = judge.lower(), said.lower()
     return judge == said or (judge.startswith(said) and not judge[len(said)].isalnum())
 

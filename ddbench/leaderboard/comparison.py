@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.data.catalogue import canonical
 from ddbench.errors import RunError
+from ddbench.leaderboard.chosen import as_recorded, begins
 from ddbench.leaderboard.observations import NO_STUDENT, collect
 from ddbench.leaderboard.references import Shelf, labelled
 from ddbench.leaderboard.statistics import TABLE, UPPER, VARIANT, Group
@@ -50,7 +51,7 @@ class Cells:
             (self.dataset is None or canonical(self.dataset) == canonical(str(row["dataset"])))
             and self.ipc in (None, row["ipc"])
             and (not self.protocols or row["protocol"] in self.protocols)
-            and (not self.judges or any(judge == name or judge.startswith(f"{name}-") for name in self.judges))
+            and (not self.judges or any(begins(judge, name) for name in as_recorded(self.judges)))
         )
 
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from ddbench.data.catalogue import canonical
 from ddbench.errors import ConfigError, DdbenchError, RunError, closest
 from ddbench.files import sha256_of
+from ddbench.leaderboard.chosen import is_method
 from ddbench.leaderboard.observations import collect
 from ddbench.leaderboard.statistics import TABLE, VARIANT, summarise
-from ddbench.plugins import same_name
+from ddbench.plugins import names_code, same_name
 from ddbench.runs.record import RunRecord, read_record, readable
 from ddbench.runs.rundir import RECORD, SPEC
-from ddbench.text import budget, some_of
+from ddbench.text import budget, printable, some_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -41,12 +42,15 @@ class Shelf:
     def find(self, ref: str) -> list[Path]:
         """The records that are meant, at least one.
 
-        A path comes first: of a record, of a run, of a folder of runs, or of a downloaded set that was judged here.
+        A path comes first: of a record, of a run, of a folder of runs, of a downloaded set that was judged here, or of
+        the file of a method, which stands for what was made by it as it is now.
         Then the beginning of an id, then a name. A name that the runs folder does not know is one of the leaderboard.
         Raises: RunError where nothing is found, an id is not enough, or a record is damaged; ConfigError for a name
         that nobody has.
         """
         path = Path(ref)
+        if names_code(ref):
+            return self._of_code(ref)
         if path.exists():
             return self._at(path)
         if IDS.fullmatch(ref) and (found := self._with_id(ref)):
@@ -108,6 +112,27 @@ class Shelf:
             raise RunError(
                 f"{path} is no record, and no set that was judged here. `ddbench evaluate {path}` judges it."
             )
+        return found
+
+    def _of_code(self, ref: str) -> list[Path]:
+        """The runs of a method that was given by its file."""
+        every = {file: record for pool in (self._local, self._committed) for file, record in pool.items()}
+        fitting = {file: record.run for file, record in every.items() if self._fits(record)}
+        found = [file for file, run in fitting.items() if is_method(run.method, run.method_sha256, ref)]
+        if not found:
+            file = ref.partition(":")[0]
+            name = printable(Path(file).name)
+            others = sorted(
+                {
+                    f"{run.method}@{run.method_sha256[:8]}"
+                    for run in fitting.values()
+                    if run.method_sha256 and run.provided_by == name
+                }
+            )
+            hint = f"Make one: ddbench run --method {ref}"
+            if others:
+                hint = f"Of it as it was there are: {some_of(others, SHOWN)}."
+            raise RunError(f"no result here is of {file} as it is now. {hint}")
         return found
 
     def _with_id(self, ref: str) -> list[Path]:

@@ -208,6 +208,7 @@ def test_a_file_of_several_factories_asks_which(tmp_path: Path):
     )
     file.write_text(code.format("linear") + "\n\ndef _helper():\n    pass\n")
     assert build(str(file), (1, 8, 8), 10).parameters == 650
+    assert names.canonical(str(file)) == names.canonical(f"{file}:linear")
     file.write_text(code.format("linear") + "\n" + code.format("wide"))
     with pytest.raises(ConfigError, match=r"say which function.*nets.py:linear; it defines linear, wide"):
         names.canonical(str(file))

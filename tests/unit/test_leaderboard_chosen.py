@@ -4,13 +4,18 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas
 import pytest
 from click.testing import CliRunner, Result
 
+from ddbench.backbones.names import canonical
 from ddbench.cli import root as program
+from ddbench.errors import RunError
+from ddbench.files import sha256_of
 from ddbench.leaderboard.boards import add, build, check, local_board, local_summary
 from ddbench.leaderboard.chosen import Chosen
 from ddbench.leaderboard.observations import collect
+from ddbench.leaderboard.references import Shelf
 from ddbench.leaderboard.statistics import summarise
 
 RECORDS = Path(__file__).resolve().parents[1] / "golden" / "records"
@@ -30,6 +35,55 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ddbench(*arguments: object) -> Result:
     return CliRunner().invoke(program, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def of_a_file(tmp_path: Path) -> Path:
+    """A runs folder with two runs of idea.py, one of them of another content, and idea.py with tiny.toml beside it."""
+    (tmp_path / "idea.py").write_text("# as it is now\n")
+    (tmp_path / "tiny.toml").write_text('name = "tiny"\n')
+    contents = {"0a1b2c3d": sha256_of(tmp_path / "idea.py"), "4e5f6a7b": "c" * 64}
+    for run, sha256 in contents.items():
+        record = json.loads((RECORDS / "dm-s0.json").read_text())
+        record["run"] |= {"id": run, "method": "idea", "provided_by": "idea.py", "method_sha256": sha256}
+        folder = tmp_path / "runs" / record["run"]["dataset"] / "ipc1" / "idea" / run
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_the_method_of_a_file_is_found_by_name_by_row_and_by_file(of_a_file: Path) -> None:
+    whole = summarise(collect(sorted((of_a_file / "runs").rglob("record.json"))))
+    now = sha256_of(of_a_file / "idea.py")
+    found = {
+        said: set(Chosen(methods=(said,)).of(whole)["method_sha256"])
+        for said in ("idea", f"idea@{now[:8]}", f"{of_a_file}/idea.py", f"{of_a_file}/idea.py:Idea", "gone.py")
+    }
+    assert list(found.values()) == [{now, "c" * 64}, {now}, {now}, {now}, set()]
+
+
+def test_a_result_is_named_by_the_file_of_its_method(of_a_file: Path) -> None:
+    shelf = Shelf(of_a_file / "runs", of_a_file)
+    (found,) = shelf.find(f"{of_a_file}/idea.py:Idea")
+    assert found.parent.name == "0a1b2c3d"
+    (of_a_file / "idea.py").write_text("# changed\n")
+    with pytest.raises(RunError, match=r"of .*idea\.py as it is now\. Of it as it was there are: .*idea@cccccccc"):
+        shelf.find(f"{of_a_file}/idea.py")
+    with pytest.raises(RunError, match=r"Make one: ddbench run --method other\.py"):
+        shelf.find("other.py")
+
+
+def test_a_protocol_and_a_judge_are_named_by_their_files(tmp_path: Path) -> None:
+    file = tmp_path / "nets.py"
+    file.write_text("def small(shape, classes):\n    return None\n")
+    (tmp_path / "look.toml").write_text('name = "quick-look"\n')
+    label = canonical(str(file))
+    frame = pandas.DataFrame(
+        {"dataset": "toy", "ipc": 1, "track": "hard", "method": "dm", "method_sha256": "",
+         "judge": [label, "mlp", label], "protocol": ["quick-look@1", "quick-look@1", "dsa@1"]}
+    )  # fmt: skip
+    chosen = Chosen(judges=(f"{file}:small",), protocols=(str(tmp_path / "look.toml"),))
+    assert list(chosen.of(frame).index) == [0]
 
 
 @pytest.mark.parametrize(
