@@ -1,4 +1,4 @@
-"""Starting images: random real ones, noise, or those of a saved set."""
+"""Starting images: random real ones, also several in one, noise, or those of a saved set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ddbench.config import MethodConfig
 from ddbench.data.pixels import canonical_name
 from ddbench.decoders import NONE
-from ddbench.engine.decode import assembled
+from ddbench.engine.decode import assembled, check_factor
 from ddbench.errors import ConfigError, DataError
 from ddbench.problem import Problem
 from ddbench.rng import Rng
@@ -62,6 +62,19 @@ def mosaics(images: Tensor, factor: int) -> Tensor:
     height, width = images.shape[2:]
     size = (-(-height // factor), -(-width // factor))
     return assembled(F.interpolate(images, size=size, mode="nearest"), factor)[..., :height, :width].contiguous()
+
+
+def real_mosaics(problem: Problem, factor: int, rng: Rng) -> Tensor:
+    """[K * ipc, C, H, W] mosaics of random real images as stored, uint8 on the host, class by class.
+
+    `problem.pixels.forward` takes them into the pixel space. Classes with fewer images than parts show some again, the
+    smallest class deciding how many there are of each. Raises: DataError where parts of images would have no pixel.
+    """
+    check_factor(factor, *problem.shape[1:])
+    wanted = problem.ipc * factor**2
+    rows = problem.real.class_indices(wanted, rng)
+    rows = rows[:, torch.arange(wanted) % rows.shape[1]]
+    return mosaics(problem.train.images[rows.flatten()], factor)
 
 
 def noise_images(problem: Problem, rng: Rng) -> Tensor:

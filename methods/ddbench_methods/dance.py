@@ -34,7 +34,7 @@ from ddbench.engine.decode import check_factor, decode
 from ddbench.engine.distance import class_mean_distance
 from ddbench.engine.program import channels_last, fusible
 from ddbench.errors import ConfigError
-from ddbench.initial import check_budget, mosaics
+from ddbench.initial import check_budget, real_mosaics
 from ddbench.training.experts import ExpertEnds, ExpertTrajectories, Trajectories, unflatten
 
 # As for DM: what a network of width 128 takes in 9 GB.
@@ -124,7 +124,8 @@ class DANCE(Method[DANCEState]):
         self.trained(problem)
 
     def start(self, problem: Problem) -> DANCEState:
-        images = tiled(problem, self.config.factor, problem.rng.fold("start"))
+        starting = real_mosaics(problem, self.config.factor, problem.rng.fold("start"))
+        images = (starting.float() / 255).to(problem.device)
         rate = 0.01 * problem.ipc if self.config.lr_images is None else self.config.lr_images
         lr = torch.tensor(rate, device=problem.device)
         network = problem.backbone.init(Rng(0), problem.device)
@@ -278,12 +279,3 @@ def cross_entropies(backbone: Backbone, network: Variables, views: Views, images
     logits, _ = backbone(network, channels_last(images.flatten(0, 1)))
     classes = torch.arange(first, first + len(images), device=images.device).repeat_interleave(images.shape[1])
     return F.cross_entropy(logits.float(), classes, reduction="sum") / images.shape[1]
-
-
-def tiled(problem: Problem, factor: int, rng: Rng) -> Tensor:
-    """[K * ipc, C, H, W] in [0, 1], class by class: mosaics of random real images. Classes with fewer images than tiles
-    show some again."""
-    wanted = problem.ipc * factor**2
-    rows = problem.real.class_indices(wanted, rng)
-    rows = rows[:, torch.arange(wanted) % rows.shape[1]]
-    return (mosaics(problem.train.images[rows.flatten()], factor).float() / 255).to(problem.device)

@@ -13,10 +13,11 @@ from ddbench import Problem, Rng, drive
 from ddbench.data.pixels import fit_pixels
 from ddbench.engine.decode import decode
 from ddbench.errors import ConfigError, DataError, RunError
+from ddbench.initial import real_mosaics
 from ddbench.loop import condense
 from ddbench.testing.contract import problem_for_checks
 from ddbench.training.experts import unflatten
-from ddbench_methods.dance import DANCE, DANCEConfig, DANCEState, tiled
+from ddbench_methods.dance import DANCE, DANCEConfig, DANCEState
 from ddbench_methods.ncfm import NCFM, LearnedState, NCFMConfig, characteristic_distance, first_sampler
 
 SMALL: dict[str, Any] = {"networks": 2, "epochs": 3, "lr_networks": 0.3, "batch_real": 5}
@@ -249,7 +250,9 @@ def test_ncfm_can_take_the_same_real_images_in_all_iterations(problem: Problem) 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
 def test_mosaics_are_real_images_with_every_fth_pixel(problem: Problem, factor: int) -> None:
-    images = tiled(problem, factor, problem.rng)
+    made = real_mosaics(problem, factor, problem.rng)
+    assert made.dtype == torch.uint8
+    images = made.float() / 255
     assert images.shape == (problem.classes * problem.ipc, *problem.shape)
     rows = problem.real.class_indices(problem.ipc * factor**2, problem.rng)
     side = -(-problem.shape[1] // factor)
