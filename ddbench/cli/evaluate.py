@@ -138,7 +138,7 @@ def evaluate(
     quiet: bool,
     **said: Any,
 ) -> None:
-    """Judge a finished run again: by another protocol, other backbones or more students.
+    """Judge finished runs again: by another protocol, other backbones or more students.
 
     Or judge a set that somebody else made: RUN|FILE is then what was downloaded. It becomes a run without a
     condensation, and the options marked "of a file" say what the file does not.
@@ -164,10 +164,17 @@ def evaluate(
             device=device, data_root=data_root, runs_root=runs_root, as_json=as_json, quiet=quiet,
         )  # fmt: skip
         return
-    if len(paths) != 1:
-        raise click.UsageError("Name one RUN or FILE; only --grid takes several." if paths else "Name a RUN or a FILE.")
+    if not paths:
+        raise click.UsageError("Name a RUN or a FILE.")
     _refuse(of_a_grid, "OPTION is for --grid.")
-    (path,) = paths
+    from ddbench.runs.rundir import SPEC, RunDir
+
+    path, *more = paths
+    no_run = next((one for one in paths if not (one / SPEC).is_file()), None)
+    if more and no_run is not None:
+        raise click.UsageError(f"Of several, each is a RUN, and {no_run} is none. Files are judged one at a time.")
+    if more and forgotten:
+        raise click.UsageError("--forget is for one RUN.")
     if forgotten:
         others = {
             "protocol": refs, "judge": judges, "students": students, "precision": precision, "curve": curve,
@@ -176,21 +183,22 @@ def evaluate(
         _refuse(others | of_a_file, "--forget judges nothing; leave out OPTION, or say it in a second command.")
         _forget(path, forgotten, as_json)
         return
-    from ddbench.runs.rundir import SPEC, RunDir
-
-    imported = not (path / SPEC).is_file()
+    imported = no_run is not None
     if imported:
         options = run_options(writable(runs_root), data_root, device, quiet=quiet, track=track)
-        folders, own_data = _bring_in(path, refs, options, quiet, **said), None
+        folders, own_data = [(one, options) for one in _bring_in(path, refs, options, quiet, **said)], None
     else:
         own_data = of_a_file.pop("dataset")
         _refuse(of_a_file, f"OPTION is for a file, and {path} is a run.")
-        options = run_options(RunDir.at(path).root, data_root, device, quiet=quiet, track=track)
-        folders = [path]
+        folders = [
+            (one, run_options(RunDir.at(one).root, data_root, device, quiet=quiet, track=track)) for one in paths
+        ]
     judged = []
-    for folder in folders:
+    for folder, options in folders:
         judged.append(_judge(folder, refs, judges, students, options, curve, own_data, precision))
         if not as_json:
+            if more:
+                click.echo(str(folder))
             _show(judged[-1], curve, imported)
     if as_json:
         from ddbench.cli.curves import with_curves

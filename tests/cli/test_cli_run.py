@@ -281,6 +281,23 @@ def test_evaluate_adds_students_and_protocols_to_a_record(place: Path) -> None:
     result = call(place, "evaluate", str(folder), *tiny, "--judge", "convnet-w8", "--quiet")
     assert result.exit_code == 0, result.output
     assert [line.split()[1] for line in result.stdout.splitlines()[2:]] == ["convnet-d2-w8", "mlp"]
+    assert run(place, "--method", "random", "--seed", "8").exit_code == 0
+    both = sorted(map(str, folder.parent.glob("*-s[78]-*")))
+    result = call(place, "evaluate", *both, *tiny, "--students", "4", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert [line for line in result.stdout.splitlines() if line in both] == both
+    for one in both:
+        found = [part for part in read_record(Path(one) / "record.json").evaluations if part.backbone == "mlp"]
+        assert [len(part.accuracy) for part in found] == [4]
+    shown = json.loads(call(place, "evaluate", *both, *tiny, "--json", "--quiet").stdout)
+    assert [record["run"]["seed"] for record in shown] == [7, 8]
+    for words, sentence in {
+        (*both, "more.pt"): "Of several, each is a RUN, and more.pt is none.",
+        (*both, "--forget", "failed"): "--forget is for one RUN.",
+        (*both, "--name", "a"): "--name is for a file",
+    }.items():
+        refused = call(place, "evaluate", *words)
+        assert (refused.exit_code, sentence in refused.stderr) == (2, True), refused.output
     again = call(place, "evaluate", str(folder), "--quiet")
     assert again.exit_code == 0, again.output
     failing = call(place, "evaluate", str(folder), "--protocol", "mtt", "--judge", "mlp", "--quiet")

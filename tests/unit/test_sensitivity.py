@@ -475,7 +475,6 @@ def test_files_and_published_names_are_sets_too(place: Path, monkeypatch: pytest
         (["--grid", "usual", "--claim", "a=1"], "--claim is not for --grid"),
         (["--grid", "usual", "--forwards", "0"], "0 is not in the range"),
         (["--forwards", "10"], "--forwards is for --grid"),
-        (["more"], "only --grid takes several"),
     ],
 )
 def test_what_cannot_be_asked_ends_in_a_sentence_and_2(place: Path, words: list[str], sentence: str) -> None:
