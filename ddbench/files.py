@@ -387,6 +387,15 @@ def _misnamed_seal(value: dict[str, Any]) -> str | None:
     return None
 
 
+def file_called(name: str, suffix: str) -> str:
+    """The sentence for a name that nobody knows and that a file of the working folder has: how to say the file."""
+    try:
+        there = bool(name) and "/" not in name and Path(f"{name}{suffix}").is_file()
+    except (OSError, ValueError):  # a text that no path can be
+        there = False
+    return f"To name the file {name}{suffix} here, say ./{name}{suffix}. " if there else ""
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, as hex digits; once in a process, while nobody writes it."""
 

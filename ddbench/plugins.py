@@ -17,6 +17,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from ddbench.errors import PluginError, closest, mistyped
+from ddbench.files import file_called
 from ddbench.text import printable
 
 GROUPS = {"method": "ddbench.methods", "dataset": "ddbench.datasets", "backbone": "ddbench.backbones"}
@@ -170,7 +171,8 @@ def _unknown(group: str, ref: str, names: list[str]) -> str:
     if not names and group == GROUPS["method"]:
         return "ddbench is not installed, so no method can be found. Run: pip install -e '.[dev]'"
     hint = "" if group == TRAINERS else f"`ddbench list {kind}s` shows what there is."
-    return f"there is no {kind} {ref!r}. {closest(ref, names)}{hint or 'Known: ' + ', '.join(names) + '.'}"
+    near = (file_called(ref, ".py") if group in (GROUPS["method"], GROUPS["backbone"]) else "") or closest(ref, names)
+    return f"there is no {kind} {ref!r}. {near}{hint or 'Known: ' + ', '.join(names) + '.'}"
 
 
 def _load_file(kind: str, ref: str) -> Loaded:
@@ -178,7 +180,7 @@ def _load_file(kind: str, ref: str) -> Loaded:
     path = Path(file).expanduser()
     try:
         if not path.is_file():
-            raise mistyped(PluginError(f"{kind} {ref!r}: there is no file {path}."))
+            raise mistyped(PluginError(f"{kind} {ref!r}: there is no file {path}{_looked_in(path)}."))
         source = path.read_bytes()
     except (OSError, ValueError) as error:
         raise PluginError(f"{kind} {ref!r}: {path} cannot be read: {said(error)}.") from None
@@ -195,6 +197,11 @@ def _load_file(kind: str, ref: str) -> Loaded:
         printable(path.name),
         hashlib.sha256(source).hexdigest(),
     )
+
+
+def _looked_in(path: Path) -> str:
+    # Paths in the file of a sweep are those of the folder where it is started, and not of the one that it lies in.
+    return "" if path.is_absolute() else f" in {printable(str(Path.cwd()))}"
 
 
 def _import_file(path: Path, digest: str, ref: str, kind: str) -> ModuleType:

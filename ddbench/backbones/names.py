@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.backbones import libraries
 from ddbench.errors import ConfigError, closest
+from ddbench.files import file_called
 from ddbench.text import printable
 
 if TYPE_CHECKING:
@@ -249,7 +250,8 @@ def _only_factory(ref: str, content: bytes) -> str:
 
 
 def _unknown(name: str, names: list[str]) -> str:
-    return f"there is no backbone {name!r}. {closest(name, names)}`ddbench list backbones` shows what there is."
+    near = file_called(name, ".py") or closest(name, names)
+    return f"there is no backbone {name!r}. {near}`ddbench list backbones` shows what there is."
 
 
 def _family(name: str) -> str | None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 from ddbench.arguments import MOST_STUDENTS
 from ddbench.config import explain, read_toml
 from ddbench.errors import ConfigError, closest
+from ddbench.files import file_called
 from ddbench.training.options import SGDOptions, TrainerOptions
 
 Track = Literal["hard", "soft", "teacher"]
@@ -484,9 +485,8 @@ def protocol(ref: str) -> Protocol:
     if versions:
         return max(versions, key=lambda p: p.version)
     known = [*PROTOCOLS, *(p.name for p in PROTOCOLS.values())]
-    raise ConfigError(
-        f"there is no protocol {ref!r}. {closest(ref, known)}`ddbench list protocols` shows what there is."
-    )
+    near = file_called(ref, ".toml") or closest(ref, known)
+    raise ConfigError(f"there is no protocol {ref!r}. {near}`ddbench list protocols` shows what there is.")
 
 
 def judged_by(ref: str, backbone: str) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from ddbench import plugins
-from ddbench.errors import PluginError
+from ddbench.backbones.names import canonical
+from ddbench.errors import DdbenchError, PluginError
+from ddbench.evaluation.protocol import protocol
 from ddbench.plugins import GROUPS, listing, load, load_object
 
 METHODS = GROUPS["method"]
@@ -174,6 +176,36 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, code: str, ref: str
     (tmp_path / "idea.py").write_text(code)
     with pytest.raises(PluginError, match=why):
         load(METHODS, str(tmp_path / ref))
+
+
+@pytest.mark.parametrize(
+    ("look_up", "file"),
+    [
+        (lambda: load(METHODS, "mine"), "mine.py"),
+        (lambda: load("ddbench.backbones", "mine"), "mine.py"),
+        (lambda: canonical("mine"), "mine.py"),
+        (lambda: protocol("mine"), "mine.toml"),
+    ],
+)
+def test_a_name_that_a_file_here_has_is_told_how_to_say_the_file(
+    look_up: Callable[[], object], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DdbenchError, match=r"there is no .* 'mine'") as without:
+        look_up()
+    (tmp_path / file).write_text("")
+    with pytest.raises(DdbenchError, match=r"there is no .* 'mine'") as beside:
+        look_up()
+    hint = f"To name the file {file} here, say ./{file}. "
+    assert (hint in str(without.value), hint in str(beside.value)) == (False, True)
+
+
+def test_a_file_that_is_not_there_is_looked_for_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PluginError, match=f"there is no file other.py in {tmp_path}\\."):
+        load(METHODS, "./other.py")
 
 
 def test_a_file_that_failed_can_be_repaired(tmp_path: Path) -> None:
