@@ -25,7 +25,7 @@ ROWS = [
     {"method", "synthetic", "problem", "artifacts"},
     {"ntk", "backbones", "data"},
     {"engine"},
-    {"arguments", "plugins", "files", "fields", "text", "rng", "config", "errors", "moved", "host"},
+    {"arguments", "plugins", "files", "fields", "text", "rng", "config", "errors", "moved", "host", "decoders"},
 ]
 HEIGHT = {unit: -row for row, units in enumerate(ROWS) for unit in units}
 STRANGERS = list(itertools.permutations(("sweep", "leaderboard", "testing", "costs"), 2))
@@ -38,6 +38,7 @@ FOR_METHODS = {
     "backbones",
     "config",
     "data",
+    "decoders",
     "engine",
     "errors",
     "files",
