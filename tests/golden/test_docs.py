@@ -20,13 +20,16 @@ from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
+from ddbench import SyntheticSet, Variables
 from ddbench.backbones import build
 from ddbench.cli import root
 from ddbench.config import Layer, parse_assignments, read_settings, resolve
 from ddbench.data.catalogue import CATALOGUE
 from ddbench.data.sources import load
+from ddbench.evaluation.plan import plan
 from ddbench.evaluation.protocol import PROTOCOLS, protocol
 from ddbench.leaderboard.published import read_published
 from ddbench.plugins import GROUPS, listing
@@ -388,6 +391,42 @@ def test_the_network_of_the_page_is_a_backbone(tmp_path: Path) -> None:
     (code,) = blocks(DOCS / "pages" / "guides" / "networks-of-your-own.md", "python")
     (tmp_path / "nets.py").write_text(code)
     assert build(f"{tmp_path}/nets.py:small", (1, 8, 8), 10).parameters == 64 * 64 + 64 + 64 * 10 + 10
+
+
+def names_after(code: str, **names: Any) -> dict[str, Any]:
+    """What the code of a page leaves behind, run with these names."""
+    exec(compile(code, "page", "exec"), names)
+    return names
+
+
+def test_the_training_step_of_the_page_is_one_of_sgd(tmp_path: Path) -> None:
+    code = next(b for b in blocks(DOCS / "pages" / "guides" / "add-a-method.md", "python") if "def trained" in b)
+    trained = names_after(code)["trained"]
+    problem = contract.problem_for_checks(tmp_path)
+    network = problem.backbone.init(problem.rng, "cpu")
+    images, labels = problem.real.batch(6, problem.rng)
+    one = trained(problem.backbone, network, images, labels, 0.1)
+    leaves = {name: value.clone().requires_grad_() for name, value in network.params.items()}
+    optimizer = torch.optim.SGD(leaves.values(), 0.1)
+    logits, _ = problem.backbone(Variables(leaves, network.buffers), images)
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    optimizer.step()
+    assert all(torch.allclose(one.params[name], value, rtol=0, atol=1e-6) for name, value in leaves.items())
+    assert any((one.params[name] - value).abs().max() > 1e-3 for name, value in network.params.items())
+    assert not any(value.requires_grad for value in one.params.values())
+
+
+def test_the_mosaics_of_the_page_are_seen_as_students_see_them(tmp_path: Path) -> None:
+    code = next(b for b in blocks(DOCS / "pages" / "guides" / "add-a-method.md", "python") if "real_mosaics" in b)
+    problem = contract.problem_for_checks(tmp_path)
+    found = names_after(code, problem=problem)
+    assert found["by_class"].shape == (3, 8, 3, 8, 8)
+    assert found["labels"].tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    found["seen"].sum().backward()
+    assert found["images"].grad.abs().min() > 0
+    exported = SyntheticSet(found["images"].detach(), problem.class_labels(), decode="tiles(factor=2)")
+    students = plan(exported, protocol("quick"), problem, problem.rng)
+    assert torch.equal(students.images, found["seen"].detach())
 
 
 def test_the_presets_of_the_page_fit_the_example(tmp_path: Path) -> None:
