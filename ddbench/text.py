@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 MOST_COUNT = 2**53  # the largest whole number that every reader of JSON keeps
 MOST_LINE = 1000
@@ -60,6 +62,13 @@ def budget_name(ipc: int) -> str:
 def some_of(names: Sequence[object], most: int) -> str:
     """The first `most` names, and "…" after them where there are more: "a, b, …"."""
     return ", ".join(map(str, names[:most])) + (", …" if len(names) > most else "")
+
+
+def of_board(command: str, leaderboards: Path, *words: object) -> str:
+    """A command of ddbench on a leaderboard as a person types it, words quoted, with the folder where it is not the
+    usual one: "ddbench leaderboard add 'my run' --leaderboards boards"."""
+    where = [] if leaderboards == Path("leaderboards") else ["--leaderboards", str(leaderboards)]
+    return shlex.join(["ddbench", *command.split(), *map(str, words), *where])
 
 
 def safe_name(name: str) -> str:

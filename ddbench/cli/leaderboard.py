@@ -28,6 +28,7 @@ from ddbench.cli.common import (
     terminal_width,
 )
 from ddbench.errors import ConfigError
+from ddbench.text import of_board
 
 if TYPE_CHECKING:
     from ddbench.evaluation.protocol import Protocol
@@ -196,7 +197,7 @@ def build(ctx: click.Context, only_check: bool, html: Path | None, leaderboards:
     if only_check and found:
         note(
             f"Error: {len(found)} file{' is' if len(found) == 1 else 's are'} not what the records give. "
-            f"`ddbench leaderboard build` makes {'it' if len(found) == 1 else 'them'} again."
+            f"`{of_board('leaderboard build', leaderboards)}` makes {'it' if len(found) == 1 else 'them'} again."
         )
     if only_check and (found or lost):
         ctx.exit(1)
@@ -266,10 +267,10 @@ def verify(
                     claim, leaderboards, options, students=count, **asked, notes=notes, heard=heard
                 )
             if kept is not None:
-                note(f"Entered in {kept}. `ddbench leaderboard build` marks the row.")
+                note(f"Entered in {kept}. `{of_board('leaderboard build', leaderboards)}` marks the row.")
             elif any(one.agrees for one in found):
                 why = f"{leaderboards} has no record of this, so nothing was entered"
-                note(f"{why}; `ddbench leaderboard add {ref}` adds it.")
+                note(f"{why}; `{of_board('leaderboard add', leaderboards, ref)}` adds it.")
             for text in notes:
                 note(f"Note: {text}")
     finally:  # also what was checked before somebody stopped it

@@ -24,7 +24,7 @@ from ddbench.cli.common import (
     track_option,
     writable,
 )
-from ddbench.text import some_of
+from ddbench.text import of_board, some_of
 
 if TYPE_CHECKING:
     from ddbench.runs.batch import Outcome
@@ -155,9 +155,9 @@ def _without_recorded(tasks: Sequence[Task], leaderboards: Path) -> list[Task]:
     there = [place for task in left if (place := leaderboards / place_of(task.resolution.spec)).is_file()]
     readable_ones = {place for place, _ in readable(there)}
     if damaged := [str(place) for place in there if place not in readable_ones]:
+        command = of_board("leaderboard build", leaderboards)
         note(
-            f"Damaged, so that they count as none: {some_of(damaged, SHOWN)}. `ddbench leaderboard build` says what is "
-            "wrong with each."
+            f"Damaged, so that they count as none: {some_of(damaged, SHOWN)}. `{command}` says what is wrong with each."
         )
     # Images that are chosen without a network are the same everywhere.
     partly = sorted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from ddbench.leaderboard.statistics import VARIANT, summarise
 from ddbench.leaderboard.tracks import factor_of
 from ddbench.leaderboard.verification import LOCK
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record
-from ddbench.text import budget, percent, size
+from ddbench.text import budget, of_board, percent, size
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -57,7 +58,7 @@ def publish(
     why = why.strip()
     place, record = _recorded(path, leaderboards)
     synthetic, about = own_set(path)[1:3]
-    judged = _evaluation(record, protocol, path)
+    judged = _evaluation(record, protocol, path, leaderboards)
     _follow_the_rule(record, judged, leaderboards, why)
     name = name_of(record.run.method, record.run.dataset, record.run.ipc)
     target = leaderboards / FOLDER.name / f"{name.replace('/', '-')}.safetensors"
@@ -124,7 +125,7 @@ def _recorded(path: Path, leaderboards: Path) -> tuple[Path, RunRecord]:
     if not place.is_file():
         raise RunError(
             f"{path} has no record in {leaderboards}, so nobody could tell where its set comes from. "
-            f"`ddbench leaderboard add {path}` puts it there."
+            f"`{of_board('leaderboard add', leaderboards, path)}` puts it there."
         )
     record = read_record(place)
     if record.synthetic.sha256 != own.synthetic.sha256:
@@ -132,7 +133,7 @@ def _recorded(path: Path, leaderboards: Path) -> tuple[Path, RunRecord]:
     return place, record
 
 
-def _evaluation(record: RunRecord, protocol: Protocol | None, shown: Path) -> EvaluationPart:
+def _evaluation(record: RunRecord, protocol: Protocol | None, shown: Path, leaderboards: Path) -> EvaluationPart:
     """The evaluation of a record under a protocol, else under that of its method's own paper.
 
     By the judge that the protocol names first, where the record has it, else by the first that it has.
@@ -146,7 +147,8 @@ def _evaluation(record: RunRecord, protocol: Protocol | None, shown: Path) -> Ev
     if not parts:
         raise RunError(
             f"{shown} has no accuracy under {ref}{'' if protocol else ', the protocol of its method'}. `ddbench "
-            f"evaluate {shown} --protocol {ref}` measures it, and `ddbench leaderboard add {shown}` adds it."
+            f"evaluate {shlex.quote(str(shown))} --protocol {ref}` measures it, and "
+            f"`{of_board('leaderboard add', leaderboards, shown)}` adds it."
         )
     first = wanted.backbones[0] if wanted is not None else OWN
     judge = run.backbone if first == OWN else backbones.canonical(first, record.data.shape)

@@ -258,7 +258,7 @@ def test_records_of_a_clean_checkout_become_tables(monkeypatch: pytest.MonkeyPat
     assert Path(added.stdout.strip()).is_file()
     stale = call("leaderboard", "build", "--check", "--leaderboards", "boards")
     assert stale.exit_code == 1
-    assert "`ddbench leaderboard build` makes them again" in stale.stderr
+    assert "`ddbench leaderboard build --leaderboards boards` makes them again" in stale.stderr
     built = call("leaderboard", "build", "--leaderboards", "boards")
     assert "tables/digits/ipc1.md" in built.stdout.splitlines()
     assert call("leaderboard", "build", "--check", "--leaderboards", "boards").exit_code == 0

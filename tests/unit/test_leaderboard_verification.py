@@ -100,7 +100,7 @@ def test_a_checked_row_is_marked_and_counted(finished: Path, leaderboards: Path)
     assert code == 0, noted
     assert "tiny@1 with mlp, 1 student: recorded" in said
     assert said.rstrip().endswith("equal.")
-    assert "`ddbench leaderboard build` marks the row" in noted
+    assert f"`ddbench leaderboard build --leaderboards {leaderboards}` marks the row" in noted
     built = boards.build(leaderboards)
     assert "✓ verified: a student of every set" in built[table]
     assert "are claimed" not in built[table]

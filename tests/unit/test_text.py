@@ -1,10 +1,12 @@
 """Texts of strangers are printed without what a terminal would act on."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddbench.text import printable
+from ddbench.text import of_board, printable
 
 
 @pytest.mark.parametrize(
@@ -28,3 +30,9 @@ def test_a_text_is_cut_to_its_length_and_can_be_encoded(text: str, most: int) ->
     assert len(shown) <= most
     shown.encode()
     assert printable(shown, most) == shown
+
+
+def test_a_command_on_a_leaderboard_can_be_typed_as_it_is_told() -> None:
+    assert of_board("leaderboard build", Path("leaderboards")) == "ddbench leaderboard build"
+    told = of_board("leaderboard add", Path("meine Tafel"), Path("my runs/ä"))
+    assert told == "ddbench leaderboard add 'my runs/ä' --leaderboards 'meine Tafel'"
