@@ -6,17 +6,19 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
 from ddbench.cli import root
+from ddbench.data.dataset import Dataset
 from ddbench.evaluation.protocol import PROTOCOLS
 from ddbench.files import write_json
 from ddbench.leaderboard import boards
-from ddbench.leaderboard.reproduction import Again, again_of
+from ddbench.leaderboard.reproduction import Again, _same_images, again_of
 from ddbench.leaderboard.statistics import next_set
 from ddbench.runs.record import read_record
 
@@ -95,6 +97,15 @@ def test_a_run_is_not_compared_with_itself(finished: Path, tmp_path: Path) -> No
     # What was made again earlier is read the second time, as it is said.
     for _ in range(2):
         assert call("reproduce", str(finished), "--device", "cpu", "--quiet").exit_code == 0
+
+
+def test_images_of_which_nobody_says_the_contents_are_not_taken_for_the_same(finished: Path) -> None:
+    record = read_record(finished / "record.json")
+    old = record.model_copy(update={"data": record.data.model_copy(update={"contents": ""})})
+    for fingerprint, contents, same in ((record.data.fingerprint, "", True), ("b2:00", "", False)):
+        assert _same_images(old, cast(Dataset, SimpleNamespace(fingerprint=fingerprint, contents=contents))) is same
+    other_order = SimpleNamespace(fingerprint="b2:00", contents=record.data.contents)
+    assert _same_images(record, cast(Dataset, other_order))
 
 
 def test_a_folder_that_cannot_be_written_names_its_own_option(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
