@@ -125,6 +125,11 @@ def _compare_with_folder(file: Path, record: RunRecord) -> None:
     if not (path / SPEC).is_file():
         raise RunError(f"{path} has no {SPEC}, so nothing says which run this record is of. Name the run's own folder.")
     folder = RunDir.at(path)
+    if (holder := RunDir.holder(path)) is not None:
+        raise RunError(
+            f"run {folder.spec.id} is being worked on by {holder}, and its record says what there was before. Wait for "
+            "it, or stop that process."
+        )
     folder.set_sha256()
     differ = [name for name, (ours, theirs) in _facts(record, folder).items() if ours != theirs]
     if differ:

@@ -7,11 +7,13 @@
 #   sweep FILE        runs that are finished, or that another worker has, are left out
 #   board FILE        the same, without the runs that have records in this checkout's leaderboards
 #   once COMMAND      for the first worker that comes by; $CAMPAIGN is the state folder, $OUT what comes back
+#   await DATASET     until that dataset has come, see PARTS
 # Without it: what the board lacks of leaderboards/sweeps/board.
 #
 # prepare.sh makes what goes along:
 # PARTS   a folder with datasets in parts: NAME.KofN.tar has what `ddbench data add` takes, NAME.strips.KofN.tar has strips
-#         (tests/gpu/strips.py). A dataset is added when all its parts have come, be it in several calls.
+#         (tests/gpu/strips.py). A dataset is added when all its parts have come, be it in several calls, or while workers
+#         are busy with another one: move parts here that have been copied whole, and let tasks await the dataset.
 # WHEELS  packages that the machine lacks, ddbench's own among them, without its code: that is this checkout's.
 # PACKS   what an earlier call has packed.
 # LIMIT   seconds for everything but packing; GPUS, as in "0 1", or "cpu cpu" without one.
@@ -42,23 +44,29 @@ export PYTHONPATH=$repo:$repo/methods:$site PYTHONUNBUFFERED=1 OMP_NUM_THREADS=$
 export DDBENCH_DATA=$data DDBENCH_RUNS=$runs
 ddbench() { "$python" -m ddbench "$@"; }
 
-for part in "${PARTS:-/nowhere}"/*.*of*.tar; do
-    [ -e "$part" ] || continue
-    file=$(basename "$part" .tar)
-    name=${file%%.*} of=${file##*of}
-    place=$CAMPAIGN/parts/$name
-    mkdir -p "$place"
-    [ -e "$place.$file" ] || { tar xf "$part" -C "$place" && touch "$place.$file"; } || exit 1
-    there=$(find "$CAMPAIGN/parts" -maxdepth 1 -name "$name.$name.*" | wc -l)
-    if [ "$there" -lt "$of" ] || [ -e "$data/$name/manifest.json" ]; then continue; fi
-    source=$place
-    if [[ $file == *.strips.* ]]; then
-        source=$CAMPAIGN/parts/$name.npz
-        "$python" "$repo/tests/gpu/strips.py" unpack "$place" "$source" || exit 1
-    fi
-    ddbench data add "$name" "$source" --quiet | grep -E 'title|fingerprint'
-    say "$name is there"
-done
+bring() { # what has come of datasets
+    local part file name of place there source
+    for part in "${PARTS:-/nowhere}"/*.*of*.tar; do
+        [ -e "$part" ] || continue
+        file=$(basename "$part" .tar)
+        name=${file%%.*} of=${file##*of}
+        place=$CAMPAIGN/parts/$name
+        if [ -e "$data/$name/manifest.json" ]; then continue; fi
+        mkdir -p "$place"
+        [ -e "$place.$file" ] || { tar xf "$part" -C "$place" && touch "$place.$file"; } || return 1
+        there=$(find "$CAMPAIGN/parts" -maxdepth 1 -name "$name.$name.*" | wc -l)
+        if [ "$there" -lt "$of" ]; then continue; fi
+        source=$place
+        if [[ $file == *.strips.* ]]; then
+            source=$CAMPAIGN/parts/$name.npz
+            "$python" "$repo/tests/gpu/strips.py" unpack "$place" "$source" || return 1
+        fi
+        CUDA_VISIBLE_DEVICES='' ddbench data add "$name" "$source" --quiet | grep -E 'title|fingerprint'
+        say "$name is there"
+    done
+}
+
+bring || exit 1
 for pack in "${PACKS:-/nowhere}"/runs-*.tar.*; do
     if [ -e "$pack" ]; then tar xf "$pack" -C "$runs" --skip-old-files; fi
 done
@@ -89,6 +97,9 @@ work() { # the number of the worker, its GPU
             # What was stopped is for the next call, what failed is not.
             timeout --signal=TERM --kill-after=20 "$seconds" bash -c "$rest" || { [ $? -lt 124 ] || rmdir "$taken"; }
             ;;
+        await)
+            until [ -e "$data/$rest/manifest.json" ] || [ "$(left)" -le 5 ]; do sleep 1; done
+            ;;
         *) continue ;;
         esac
         echo "== $kind $rest: $? after $(($(date +%s) - started)) s"
@@ -100,6 +111,8 @@ if [ "$workers" -gt 1 ] && command -v nvidia-cuda-mps-control >/dev/null; then
     mkdir -p "$CUDA_MPS_PIPE_DIRECTORY" "$CUDA_MPS_LOG_DIRECTORY"
     nvidia-cuda-mps-control -d && say "workers share the GPU under the multi-process service"
 fi
+while sleep 2; do bring || say "a part could not be read; it is tried again"; done &
+bringer=$!
 gpus=${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader | tr '\n' ' ')}
 number=0
 for ((w = 0; w < workers; w++)); do
@@ -114,8 +127,9 @@ if command -v nvidia-smi >/dev/null; then
     watcher=$!
 fi
 for job in $(jobs -p); do
-    if [ "$job" != "${watcher:-}" ]; then wait "$job"; fi
+    if [ "$job" != "${watcher:-}" ] && [ "$job" != "$bringer" ]; then wait "$job"; fi
 done
+kill "$bringer"
 if [ -n "${watcher:-}" ]; then kill "$watcher"; fi
 if [ -n "${CUDA_MPS_PIPE_DIRECTORY:-}" ]; then echo quit | nvidia-cuda-mps-control >/dev/null 2>&1; fi
 say "workers have ended"

@@ -113,6 +113,33 @@ def test_a_campaign_that_has_ended_is_not_waited_for_and_its_logs_come_back(tmp_
         assert "logs/worker-0.log" in logs.getnames()
 
 
+def test_a_dataset_that_comes_while_others_work_is_added_and_awaited(tmp_path: Path) -> None:
+    campaign, parts = tmp_path / "campaign", tmp_path / "parts"
+    parts.mkdir()
+    rng = np.random.default_rng(0)
+    arrays = {f"x_{part}": rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8) for part in ("train", "test")}
+    arrays |= {f"y_{part}": np.array([0, 1, 2] * 2) for part in ("train", "test")}
+    np.savez(tmp_path / "mine.npz", class_names=np.array(["ant", "bee", "cat"]), **arrays)
+    CliRunner().invoke(script("strips").main, ["pack", str(tmp_path / "mine.npz"), str(tmp_path / "strips")])
+    for k in (1, 2):
+        with tarfile.open(tmp_path / f"mine.strips.{k}of2.tar", "w") as tar:
+            for path in sorted((tmp_path / "strips").iterdir())[k - 1 :: 2]:
+                tar.add(path, path.name)
+    tasks = tmp_path / "tasks"
+    # The first task brings the parts, one after another: they are not there when the campaign begins.
+    bring = f"mv {tmp_path}/mine.strips.1of2.tar {parts} && sleep 3 && mv {tmp_path}/mine.strips.2of2.tar {parts}"
+    tasks.write_text(f"once {bring}\nawait mine\nonce cp $DDBENCH_DATA/mine/manifest.json $CAMPAIGN/came\n")
+    given = os.environ | {"CAMPAIGN": str(campaign), "OUT": str(tmp_path / "out"), "PARTS": str(parts), "GPUS": "cpu"}
+    given |= {"PYTHON": sys.executable, "LIMIT": "90", "WORKERS": "1"}
+    done = subprocess.run(
+        [ROOT / "tests" / "gpu" / "campaign.sh", tasks],
+        env=given, text=True, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "mine is there" in done.stdout
+    assert (campaign / "came").is_file(), (campaign / "logs" / "worker-0.log").read_text()
+
+
 def test_packs_hold_records_first_and_the_last_checkpoint_of_what_was_interrupted(tmp_path: Path) -> None:
     packing = script("pack_runs")
     runs = tmp_path / "runs"

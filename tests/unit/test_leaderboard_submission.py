@@ -13,6 +13,7 @@ from ddbench.files import write_json
 from ddbench.leaderboard import submission
 from ddbench.leaderboard.boards import add, build, check, place_of
 from ddbench.runs.record import read_record
+from ddbench.runs.rundir import RunDir
 
 Write = Callable[..., Path]
 Edit = Callable[[dict[str, Any]], Any]
@@ -331,3 +332,9 @@ def test_a_record_that_came_alone_is_said_to_and_one_of_the_leaderboard_is_not(w
     ]
     add([place], boards, notes=heard)
     assert len(heard) == 1
+
+
+def test_a_run_that_is_being_judged_is_waited_for(finished: Path, boards: Path) -> None:
+    with RunDir.at(finished).lock(), pytest.raises(RunError, match=r"is being worked on by .* Wait for it"):
+        add([finished], boards, allow_dirty=True)
+    assert add([finished], boards, allow_dirty=True)
