@@ -82,6 +82,7 @@ def parse(name: str) -> Fields:
 
     Raises: ConfigError for an unknown family or token, and for two tokens that contradict each other.
     """
+    name = _cased(name)
     family = _family(name)
     if family is None:
         raise ConfigError(_unknown(name, known()))
@@ -99,14 +100,27 @@ def canonical(name: str, shape: Shape | None = None) -> str:
     """The one spelling of a name. The depth of a bare "convnet" is filled in when the images' shape is given.
 
     A file becomes its name, the factory and eight digits of its content, "nets.py:factory@1a2b3c4d": records and run
-    folders hold no paths, and another content is another architecture. Other names come back as they are.
+    folders hold no paths, and another content is another architecture. Built-in names are taken in any case, as papers
+    write them; other names come back as they are.
     """
+    name = _cased(name)
     if _family(name) is None:
         _check_provided(name)
         if libraries.is_of_library(name):
             return str(libraries.parse(name))
         return _label(name) if _is_file(name) else name
     return _spell(_resolved(parse(name), shape))
+
+
+def spelled(name: str, *, like: str) -> str:
+    """The canonical form of a built-in name, which has the depth of the network `like` where it says none.
+
+    Raises: ConfigError for a name that is not built in.
+    """
+    fields, other = parse(name), _cased(like)
+    if fields.depth is None and fields.family == _family(other):
+        fields = replace(fields, depth=parse(other).depth)
+    return _spell(fields)
 
 
 def build(name: str, shape: Shape, classes: int) -> Backbone:
@@ -118,6 +132,7 @@ def build(name: str, shape: Shape, classes: int) -> Backbone:
         raise ConfigError(
             f"backbone {name!r} needs images with pixels and at least 1 class, not {shape} and {classes}."
         )
+    name = _cased(name)
     if _family(name) is None:
         _check_provided(name)
         name = canonical(name)
@@ -252,6 +267,16 @@ def _only_factory(ref: str, content: bytes) -> str:
 def _unknown(name: str, names: list[str]) -> str:
     near = file_called(name, ".py") or closest(name, names)
     return f"there is no backbone {name!r}. {near}`ddbench list backbones` shows what there is."
+
+
+def _cased(name: str) -> str:
+    """A built-in name in lower case, as ours are spelled, unless a plug-in is called just so."""
+    lower = name.lower()
+    if name == lower or _family(name) is not None or _family(lower) is None:
+        return name if _family(name) is None else lower
+    from ddbench.plugins import listing
+
+    return name if name in {plugin.name for plugin in listing(GROUP)} else lower
 
 
 def _family(name: str) -> str | None:

@@ -52,12 +52,11 @@ def compare(
     """
     if len(dict.fromkeys(refs)) < 2:
         raise click.UsageError("Name two or more results to compare, such as: ddbench compare dm random")
-    from ddbench.evaluation.protocol import protocol
     from ddbench.leaderboard.comparison import Cells
     from ddbench.leaderboard.comparison import compare as compared
     from ddbench.leaderboard.references import Shelf
 
-    cells = Cells(dataset, ipc, tuple(protocol(ref).id for ref in protocols), tuple(judges))
+    cells = Cells(dataset, ipc, tuple(protocols), tuple(judges))
     found = compared(refs, Shelf(runs_root, leaderboards, dataset, ipc), cells)
     if as_json:
         print_json(json.loads(found.to_json(orient="records")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,11 +26,9 @@ from ddbench.cli.common import (
     stack,
     terminal_width,
 )
-from ddbench.errors import ConfigError
 from ddbench.text import of_board
 
 if TYPE_CHECKING:
-    from ddbench.evaluation.protocol import Protocol
     from ddbench.runs.retraining import Retrained
 
 tables_option = leaderboards_option("Folder of records and tables.")
@@ -239,11 +236,16 @@ def verify(
     What agrees is entered beside the committed record, whose row is then verified. Equal accuracies are expected on the
     same kind of machine and software; elsewhere the means have to lie as near as two students of that set do.
     """
+    from ddbench.evaluation.protocol import protocol
     from ddbench.leaderboard import claims
     from ddbench.runs.retraining import meant
     from ddbench.runs.rundir import RunDir
 
-    asked: dict[str, Any] = {"protocols": [_recipe(ref) for ref in protocols], "judges": judges}
+    asked: dict[str, Any] = {
+        # A recipe of a file is needed itself; the others are known by the run, or built in.
+        "protocols": [protocol(ref) if ref.endswith(".toml") else ref for ref in protocols],
+        "judges": judges,
+    }
     wanted = {ref: claims.claim_of(ref, leaderboards, data_root) for ref in refs}
     for claim in wanted.values():  # all, before students of the first are trained
         meant(claim.subject, claims.ids_of(asked["protocols"]), judges)
@@ -283,19 +285,6 @@ def verify(
     if said:
         note(f"Error: {', and '.join(said)}.")
         ctx.exit(1)
-
-
-def _recipe(ref: str) -> Protocol | str:
-    """A protocol; or the id of one that only the run itself knows, from a file that it was judged by."""
-    from ddbench.evaluation.protocol import protocol
-    from ddbench.fields import PROTOCOL_ID
-
-    try:
-        return protocol(ref)
-    except ConfigError:
-        if re.fullmatch(PROTOCOL_ID, ref):
-            return ref
-        raise
 
 
 def _row(one: Retrained) -> dict[str, Any]:

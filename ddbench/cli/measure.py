@@ -101,7 +101,7 @@ def recognised(
 
 @click.command(short_help="Whether a method's loss and the test loss go down together along a run.")
 @_runs_argument
-@click.option("--protocol", "refs", multiple=True, metavar="NAME", help="Only under this one. Repeatable.")
+@click.option("--protocol", "refs", multiple=True, metavar="NAME|FILE", help="Only under this one. Repeatable.")
 @click.option("--judge", "--backbone", "judges", multiple=True, metavar="NAME", help="Only by this judge. Repeatable.")
 @click.option("--metric", default="loss", show_default=True, metavar="NAME", help="What the method has logged.")
 @device_option
@@ -123,9 +123,10 @@ def correlation(
     The snapshots of a finished run are judged as its result was, and their mean test loss is correlated, by ranks, with
     what the method logged before each of them. The more snapshots, the more it says: `ddbench run --snapshots 20`.
     """
+    from ddbench.evaluation.meant import ids_of
     from ddbench.runs.correlating import correlate
 
-    names = [_protocol_id(ref) for ref in refs]
+    names = ids_of(refs)
     records = [
         correlate(path, names, judges, _options(path, device, data_root, quiet), metric=metric) for path in paths
     ]
@@ -138,12 +139,6 @@ def correlation(
         for part in record.correlations
     ]
     print_table(rows, ("method", "run", "protocol", "judge", "metric", "snapshots", "Spearman's rho", "95 % interval"))
-
-
-def _protocol_id(ref: str) -> str:
-    from ddbench.evaluation.protocol import protocol
-
-    return protocol(ref).id
 
 
 def _of(part: CorrelationPart) -> tuple[str, str]:

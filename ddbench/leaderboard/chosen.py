@@ -8,9 +8,8 @@ from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddbench.backbones import names as backbones
 from ddbench.data.catalogue import canonical
-from ddbench.evaluation.protocol import protocol
+from ddbench.evaluation.meant import as_recorded, ids_of, is_any, is_protocol
 from ddbench.files import sha256_of
 from ddbench.plugins import names_code, same_name
 
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
 class Chosen:
     """Which rows of a summary are meant. An empty field leaves it open.
 
-    Datasets and methods are taken in any spelling, protocols with or without a version, and judges also by how their
-    names begin: "convnet" is every ConvNet. Methods, protocols and judges that are files are named by them too, and
-    the method of a file also as boards call it, "idea@0fb6bd4d".
+    Datasets, methods and judges are taken in any spelling, protocols with or without a version, and judges also by how
+    their names begin: "convnet" is every ConvNet, "own" the backbone that made the set. Methods, protocols and judges
+    that are files are named by them too, and the method of a file also as boards call it, "idea@0fb6bd4d".
     """
 
     datasets: tuple[str, ...] = ()
@@ -46,17 +45,15 @@ class Chosen:
             )
 
         named = fits("dataset", self.datasets, lambda name, said: canonical(name) == canonical(said))
-        named &= fits("judge", as_recorded(self.judges), begins)
+        judges, ids = as_recorded(self.judges), ids_of(self.protocols)
+        pairs = zip(summary["judge"], summary.get("train_backbone", summary["judge"]), strict=True)
+        by = [is_any(judge, judges, own) for judge, own in pairs]
+        named &= type(named)(by, index=named.index, dtype=bool)
         if self.methods:
             pairs = zip(summary["method"], summary["method_sha256"], strict=True)
             meant = [any(is_method(*pair, said) for said in self.methods) for pair in pairs]
             named &= type(named)(meant, index=named.index, dtype=bool)
-        shown = (
-            named
-            & fits("protocol", [protocol(s).id if s.endswith(".toml") else s for s in self.protocols], _is_version)
-            & fits("ipc", self.ipcs, eq)
-            & fits("track", self.tracks, eq)
-        )
+        shown = named & fits("protocol", ids, is_protocol) & fits("ipc", self.ipcs, eq) & fits("track", self.tracks, eq)
         boards = set(summary.loc[shown & (summary["ipc"] > 0), "dataset"])
         return summary[shown | (named & (summary["ipc"] == 0) & summary["dataset"].isin(boards))]
 
@@ -75,18 +72,3 @@ def is_method(method: str, sha256: str | None, said: str) -> bool:
         path = Path(said.partition(":")[0]).expanduser()
         return bool(sha256) and path.is_file() and sha256_of(path) == sha256
     return same_name(method, said) or (bool(sha256) and same_name(f"{method}@{(sha256 or '')[:8]}", said))
-
-
-def as_recorded(judges: Sequence[str]) -> list[str]:
-    """Judges as records name them, also those that are said by files. Raises: ConfigError where one is no network."""
-    return [backbones.canonical(name) if names_code(name) and "@" not in name else name for name in judges]
-
-
-def begins(judge: str, said: str) -> bool:
-    """Whether a judge is the one that is said, or a variant of it, whose name goes on after a dash or such."""
-    judge, said = judge.lower(), said.lower()
-    return judge == said or (judge.startswith(said) and not judge[len(said)].isalnum())
-
-
-def _is_version(protocol: str, said: str) -> bool:
-    return same_name(said, protocol) or same_name(said, protocol.partition("@")[0])

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddbench.data.catalogue import canonical
 from ddbench.errors import RunError
-from ddbench.leaderboard.chosen import as_recorded, begins
+from ddbench.evaluation.meant import as_recorded, ids_of, is_any, is_protocol
+from ddbench.evaluation.protocol import protocol
 from ddbench.leaderboard.observations import NO_STUDENT, collect
 from ddbench.leaderboard.references import Shelf, labelled
 from ddbench.leaderboard.statistics import TABLE, UPPER, VARIANT, Group
@@ -37,7 +38,8 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Cells:
-    """Which parts of boards are compared; what is empty is open. A judge may be said by its family: convnet."""
+    """Which parts of boards are compared; what is empty is open. Protocols and judges are said as `evaluation.meant`
+    takes them: of any version, by a file, by their family."""
 
     dataset: str | None = None
     ipc: int | None = None
@@ -46,13 +48,23 @@ class Cells:
 
     def fits(self, row: Mapping[Any, Any]) -> bool:
         """Whether a row of observations lies in one of them."""
-        judge = str(row["judge"])
         return (
             (self.dataset is None or canonical(self.dataset) == canonical(str(row["dataset"])))
             and self.ipc in (None, row["ipc"])
-            and (not self.protocols or row["protocol"] in self.protocols)
-            and (not self.judges or any(begins(judge, name) for name in as_recorded(self.judges)))
+            and (not self.protocols or any(is_protocol(str(row["protocol"]), said) for said in self.protocols))
+            and is_any(str(row["judge"]), self.judges, str(row["train_backbone"]))
         )
+
+    def without_files(self) -> Cells:
+        """The same, where files are called what records call them. Raises: ConfigError for a file that is none."""
+        return replace(self, protocols=tuple(ids_of(self.protocols)), judges=tuple(as_recorded(self.judges)))
+
+    def refuse_unknown(self, frame: DataFrame) -> None:
+        """Raises: ConfigError for a protocol that neither these observations nor ddbench know."""
+        there = set(frame["protocol"])
+        for said in self.protocols:
+            if not any(is_protocol(str(ref), said) for ref in there):
+                protocol(said)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +91,9 @@ def compare(refs: Sequence[str], shelf: Shelf, cells: Cells | None = None) -> Da
 
     paths = {ref: shelf.find(ref) for ref in dict.fromkeys(refs)}
     frame = labelled(collect(dict.fromkeys(path for found in paths.values() for path in found)))
-    chosen = frame[[(cells or Cells()).fits(row) for row in frame.to_dict("records")]]
+    wanted = (cells or Cells()).without_files()
+    wanted.refuse_unknown(frame)
+    chosen = frame[[wanted.fits(row) for row in frame.to_dict("records")]]
     found: dict[tuple[Any, ...], list[Entry]] = {}
     for ref, files in paths.items():
         for key, entry in _entries(ref, files, chosen):

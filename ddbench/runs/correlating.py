@@ -42,7 +42,8 @@ def correlate(
 ) -> RunRecord:
     """Judge the snapshots of a finished run and correlate their test loss with what the method logged.
 
-    For each evaluation of the record, or those of these `protocols` (ids) and `judges`. `metric` is the logged number.
+    For each evaluation of the record, or those of these `protocols` and `judges`, said as `retraining.with_accuracies`
+    takes them. `metric` is the logged number.
     Rewrites the record, whose curves have the snapshots' accuracies and losses.
     Raises: RunError if the run is not finished, has no such evaluation, or too few snapshots with both numbers;
     DataError if the dataset is not the one it was made from.

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from ddbench.backbones import names as backbones
 from ddbench.errors import ConfigError, RunError, closest, mistyped
+from ddbench.evaluation.meant import is_protocol
 from ddbench.evaluation.protocol import judged_by
+from ddbench.plugins import same_name
 from ddbench.runs.evaluating import evaluations
 from ddbench.runs.record import EvaluationPart, RunRecord, read_record, write_record
 from ddbench.runs.rundir import RunDir, evaluation_file
@@ -104,9 +106,9 @@ def _known(folder: RunDir, record: RunRecord) -> dict[tuple[str, str], Evaluatio
 
 def _is_meant(ref: str, part: EvaluationPart, record: RunRecord) -> bool:
     protocol, _, judge = ref.partition("/")
-    if protocol not in (part.protocol, part.protocol.rpartition("@")[0]):
+    if not is_protocol(part.protocol, protocol):
         return False
-    if judge in ("", part.backbone, judged_by(part.protocol, part.backbone)):
+    if not judge or any(same_name(judge, n) for n in (part.backbone, judged_by(part.protocol, part.backbone))):
         return True
     with contextlib.suppress(ConfigError):
         return backbones.canonical(judge, record.data.shape) == part.backbone

@@ -11,9 +11,10 @@ from statistics import fmean
 from ddbench import synthetic as sets
 from ddbench.data.dataset import Dataset
 from ddbench.data.sources import load
-from ddbench.errors import ConfigError, DataError, DdbenchError, RunError, mistyped
+from ddbench.errors import ConfigError, DataError, DdbenchError, RunError, closest, mistyped
 from ddbench.evaluation.evaluate import SealedTest, scores
-from ddbench.evaluation.protocol import Protocol, protocol
+from ddbench.evaluation.meant import as_recorded, is_any, is_judge, is_protocol
+from ddbench.evaluation.protocol import Protocol, judged_by, protocol
 from ddbench.evaluation.trainer import Trainer, trainer_of
 from ddbench.runs import provenance
 from ddbench.runs.agreement import tolerance
@@ -152,8 +153,8 @@ def retrain(
 ) -> list[Retrained]:
     """Train the first `students` (None: all) of each evaluation of a record again, and write nothing.
 
-    `protocols` and `judges` are those of the evaluations that are meant, all without any. `heard` is called with each
-    once it is done.
+    `protocols` and `judges` are those of the evaluations that are meant, all without any; see `with_accuracies`.
+    `heard` is called with each once it is done.
     Raises: RunError where there is no such evaluation.
     """
     record, synthetic = subject.record, subject.synthetic
@@ -191,9 +192,18 @@ def meant(subject: Subject, protocols: Sequence[str] = (), judges: Sequence[str]
     """The evaluations of a subject's record that `retrain` trains again. Raises: RunError where there is none."""
     if found := with_accuracies(subject.record, protocols, judges):
         return found
-    parts = subject.record.evaluations
-    there = ", ".join(f"{e.protocol} with {e.backbone}" for e in parts if e.accuracy) or "none"
-    raise mistyped(RunError(f"{subject.shown} has no such evaluation; it has {there}."))
+    parts = [part for part in subject.record.evaluations if part.accuracy]
+    there = ", ".join(f"{e.protocol} with {e.backbone}" for e in parts) or "none"
+    near = "".join(
+        closest(said, sorted(names))
+        for names, asked, fits in (
+            ({e.protocol for e in parts}, protocols, is_protocol),
+            ({e.backbone for e in parts}, judges, is_judge),
+        )
+        for said in asked
+        if not any(fits(name, said) for name in names)
+    )
+    raise mistyped(RunError(f"{subject.shown} has no such evaluation; it has {there}. {near}".rstrip()))
 
 
 def _accuracies(trainer: Trainer, test: SealedTest, students: Sequence[int], stop: Stop) -> tuple[float, ...]:
@@ -211,14 +221,15 @@ def _precision(part: EvaluationPart, record: RunRecord) -> str:
 def with_accuracies(
     record: RunRecord, protocols: Sequence[str] = (), judges: Sequence[str] = ()
 ) -> list[EvaluationPart]:
-    """The evaluations of a record that came to a result: all, or those of some protocols (ids) and judges, where
-    "convnet" is any of its depths."""
+    """The evaluations of a record that came to a result: all, or those of some protocols and judges, said as
+    `evaluation.meant` takes them. A judge is meant by what boards call it as well."""
+    judges, own = as_recorded(judges), record.run.backbone
     return [
         part
         for part in record.evaluations
         if part.accuracy
-        and (not protocols or part.protocol in protocols)
-        and (not judges or any(part.backbone == name or part.backbone.startswith(f"{name}-") for name in judges))
+        and (not protocols or any(is_protocol(part.protocol, said) for said in protocols))
+        and any(is_any(name, judges, own) for name in {part.backbone, judged_by(part.protocol, part.backbone)})
     ]
 
 

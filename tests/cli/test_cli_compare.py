@@ -66,6 +66,25 @@ def test_names_are_taken_in_any_spelling_as_boards_take_them(where: list[str]) -
     assert call("DM", "Herding", "--dataset", "CIFAR-10", *asked).stdout == call("dm", "herding", *asked).stdout
 
 
+@pytest.mark.parametrize("judge", ["ConvNet-D3", "convnet-in", "own"])
+def test_protocols_and_judges_are_taken_as_boards_take_them(where: list[str], judge: str) -> None:
+    usual = call("dm", "herding", "--judge", "convnet-d3", "--protocol", "dsa", *where)
+    assert usual.exit_code == 0
+    assert call("dm", "herding", "--judge", judge, "--protocol", "DSA@1", *where).stdout == usual.stdout
+
+
+def test_a_protocol_is_any_version_of_it_and_may_be_of_a_file(where: list[str]) -> None:
+    place = Path(where[-1]) / "records"
+    for file in place.rglob("*.json"):
+        file.write_text(file.read_text().replace('"dsa@1"', '"mine@7"'))
+    shown = call("dm", "herding", "--protocol", "mine", *where)
+    assert shown.exit_code == 0, shown.output
+    assert "protocol mine@7" in shown.stdout
+    wrong = call("dm", "herding", "--protocol", "dsx", *where)
+    assert wrong.exit_code == 2
+    assert "there is no protocol 'dsx'. Did you mean 'dsa'?" in wrong.stderr
+
+
 @pytest.mark.parametrize("chosen", [["--dataset", "mnist"], ["--ipc", "1"], ["--dataset", "cifar10", "--ipc", "50"]])
 def test_a_choice_that_nothing_fits_says_what_there_is(where: list[str], chosen: list[str]) -> None:
     wrong = call("dm", "herding", *chosen, *where)

@@ -280,6 +280,14 @@ def test_a_run_without_its_set_is_refused(finished: Path, leaderboards: Path) ->
 def test_an_evaluation_that_is_not_there_is_a_sentence(finished: Path) -> None:
     with pytest.raises(RunError, match="no such evaluation; it has tiny@1 with mlp"):
         retrain(of_run(finished, finished), options(finished), judges=["resnet18"])
+    with pytest.raises(RunError, match=r"with mlp\. Did you mean 'tiny@1'"):
+        retrain(of_run(finished, finished), options(finished), protocols=["tine@1"])
+
+
+@pytest.mark.parametrize("said", [("--judge", "MLP"), ("--protocol", "Tiny")])
+def test_an_evaluation_is_said_as_boards_take_it(finished: Path, leaderboards: Path, said: tuple[str, str]) -> None:
+    code, shown, noted = call(finished, leaderboards, *said)
+    assert (code, "tiny@1 with mlp" in shown) == (0, True), noted
 
 
 def test_a_set_that_was_made_again_verifies_the_committed_record(finished: Path, leaderboards: Path) -> None:
@@ -459,7 +467,7 @@ def test_a_record_alone_is_no_run(finished: Path, leaderboards: Path) -> None:
 def test_a_recipe_of_a_file_may_be_called_as_the_record_calls_it(finished: Path, leaderboards: Path) -> None:
     code, said, _ = call(finished, leaderboards, "--protocol", "tiny@1")
     assert (code, said.rstrip().endswith("equal.")) == (0, True)
-    assert call(finished, leaderboards, "--protocol", "tiny")[0] == 2
+    assert call(finished, leaderboards, "--protocol", "tine")[0] == 2
 
 
 def reseal(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
