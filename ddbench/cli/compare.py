@@ -47,8 +47,8 @@ def compare(
 
     A and B are methods or rows of a board by name, runs by folder or id, records, or downloaded sets that
     `ddbench evaluate` has judged. Accuracies are paired by student, which starts from the same seed on every set; sets
-    are the units. A difference that surely lies within half a point is called equal. The p values are corrected by
-    Holm's method for all pairs that are printed.
+    are the units. A run that is part of a row is compared with the other sets of it. A difference that surely lies
+    within half a point is called equal. The p values are corrected by Holm's method for all pairs that are printed.
     """
     if len(dict.fromkeys(refs)) < 2:
         raise click.UsageError("Name two or more results to compare, such as: ddbench compare dm random")
@@ -72,6 +72,8 @@ def compare(
     if any(row["provisional"] for row in rows):
         said = "† one set on a side: this is about those sets, and says nothing of others of the same method."
         click.echo(wrapped(said))
+    if any(row["left_out"] for row in rows):
+        click.echo(wrapped("without: a set that is on both sides is left out of the row, as it says."))
     if not all(row["paired"] for row in rows):
         note("Note: pairs with fewer than two students in common are not paired by student.")
 

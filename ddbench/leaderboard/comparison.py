@@ -7,8 +7,8 @@ Sets are the units and students lie across them: the intervals are those of boar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ _HALVINGS = 40
 SHOWN = 8  # cells of a sentence
 COLUMNS = (
     *_CELL, "first", "second", "first_mean", "second_mean", "first_sets", "second_sets", "students", "paired",
-    "difference", "ci95", "p", "p_holm", "p_equal", "p_equal_holm", "verdict", "provisional",
+    "difference", "ci95", "p", "p_holm", "p_equal", "p_equal_holm", "verdict", "provisional", "left_out",
 )  # fmt: skip
 
 
@@ -69,12 +69,26 @@ class Cells:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One side of comparisons in one cell: what was said, how its row is called, its runs, and its accuracies."""
+    """One side of comparisons in one cell: what was said, how its row is called, its runs, and its accuracies.
+
+    `set_runs` are the runs of each set, and `left_out` those of sets that were left out.
+    """
 
     ref: str
     name: str
     runs: frozenset[str]
     group: Group
+    set_runs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    def without(self, sets: Iterable[str]) -> Entry:
+        """The same without these sets, which its name says."""
+        gone = frozenset(sets)
+        left = {name: row for name, row in self.group.accuracies.items() if name not in gone}
+        runs = tuple(sorted({run for name in gone for run in self.set_runs.get(name, ())}))
+        group = replace(self.group, accuracies=left)
+        name = f"{self.name} without {some_of(runs, SHOWN)}"
+        return replace(self, name=name, runs=self.runs - set(runs), group=group, left_out=runs)
 
 
 def compare(refs: Sequence[str], shelf: Shelf, cells: Cells | None = None) -> DataFrame:
@@ -84,7 +98,8 @@ def compare(refs: Sequence[str], shelf: Shelf, cells: Cells | None = None) -> Da
     difference is shown to lie within half a point (two one-sided tests), else "better" or "worse" where it is shown not
     to be nil, else "undecided". `difference`, `ci95` (half of a 95 % interval, not corrected) and the
     means are fractions; `p` is that of the interval, the level at which it would end at nil, and nan where nothing is
-    known. `provisional` rows rest on one set on either side: they are of those sets, and not of their methods.
+    known. `provisional` rows rest on one set on either side: they are of those sets, and not of their methods. A set
+    that both sides have is left out as `apart` says, and `left_out` names its runs.
     Raises: RunError or ConfigError where a reference means nothing, or nothing can be compared.
     """
     import pandas as pd
@@ -97,18 +112,45 @@ def compare(refs: Sequence[str], shelf: Shelf, cells: Cells | None = None) -> Da
     found: dict[tuple[Any, ...], list[Entry]] = {}
     for ref, files in paths.items():
         for key, entry in _entries(ref, files, chosen):
-            if all(entry.runs != other.runs for other in found.setdefault(key, [])):
-                found[key].append(entry)
+            found.setdefault(key, []).append(entry)
     rows = [
         dict(zip(_CELL, key, strict=True)) | _pair(first, second)
         for key, entries in sorted(found.items(), key=lambda item: [str(part) for part in item[0]])
-        for first, second in combinations(entries, 2)
-        if first.ref != second.ref
+        for first, second in _pairs(entries)
     ]
     if not rows:
         raise RunError(_nothing_in_common(paths, chosen if len(chosen) else frame, any_left=bool(len(chosen))))
     _judge(rows)
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _pairs(entries: Sequence[Entry]) -> Iterator[tuple[Entry, Entry]]:
+    """What two references name in one cell, in pairs that share no set, each once."""
+    known: set[frozenset[frozenset[str]]] = set()
+    for one, other in combinations(entries, 2):
+        pair = frozenset((one.runs, other.runs))
+        if one.ref == other.ref or len(pair) < 2 or pair in known:
+            continue
+        known.add(pair)
+        first, second = apart(one, other)
+        if first.group.accuracies and second.group.accuracies:
+            yield first, second
+
+
+def apart(one: Entry, other: Entry) -> tuple[Entry, Entry]:
+    """Two entries without the sets that come from runs of both.
+
+    Such a set would be held against itself, and its two sides are not independent, as intervals take them to be. A run
+    that is part of a row is compared with the rest of the row; where neither is part of the other, both lose it.
+    """
+    if not one.runs & other.runs:
+        return one, other
+    ours, theirs = one.group.accuracies.keys(), other.group.accuracies.keys()
+    both = ours & theirs
+    return (
+        one if both == ours != theirs else one.without(both),
+        other if both == theirs else other.without(both),
+    )
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -142,7 +184,8 @@ def _entries(ref: str, files: Sequence[Path], frame: DataFrame) -> Iterator[tupl
             first = part.iloc[0]
             members = frozenset(str(run) for run in part["run"])
             name = str(first["label"]) if len(files) > 1 else f"{first['label']}, {first['run']}"
-            yield tuple(group.key[name] for name in _CELL), Entry(ref, name, members, group)
+            by_set = {str(name): tuple(sorted(set(map(str, rows["run"])))) for name, rows in part.groupby("set")}
+            yield tuple(group.key[name] for name in _CELL), Entry(ref, name, members, group, by_set)
 
 
 def _ids(files: Sequence[Path]) -> list[str]:
@@ -171,6 +214,7 @@ def _pair(first: Entry, second: Entry) -> dict[str, Any]:
         # The larger of the two one-sided tests: that of the nearer end of the margin.
         "p_equal": p_value(interval, MARGIN - abs(gap)) / 2,
         "provisional": min(len(a.accuracies), len(b.accuracies)) < 2,
+        "left_out": [*first.left_out, *second.left_out],
     }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ddbench.data.catalogue import canonical
 from ddbench.errors import ConfigError, DdbenchError, RunError, closest
 from ddbench.files import sha256_of
-from ddbench.leaderboard.chosen import is_method
+from ddbench.leaderboard.chosen import is_method, is_name, names_in
 from ddbench.leaderboard.observations import collect
 from ddbench.leaderboard.statistics import TABLE, VARIANT, summarise
 from ddbench.plugins import names_code, same_name
@@ -59,7 +59,7 @@ class Shelf:
             if found := self._named(ref, pool):
                 return found
         every = [record for pool in (self._local, self._committed) for record in pool.values()]
-        known = sorted({record.run.method for record in every if self._fits(record)})
+        known = sorted(self._table_names())
         asked = [] if self.dataset is None else [self.dataset]
         asked += [] if self.ipc is None else [budget(self.ipc)]
         there = f"on {', '.join(asked)} " if asked else ""
@@ -149,8 +149,14 @@ class Shelf:
         if found := [file for file, record in fitting.items() if same_name(record.run.method, ref)]:
             return found
         rows = labelled(collect(fitting))
-        runs = set(rows.loc[rows["label"] == ref.rstrip("‡"), "run"])
+        runs = set(rows.loc[[is_name(ref, names) for names in rows["names"]], "run"])
         return [file for file, record in fitting.items() if record.run.id in runs]
+
+    def _table_names(self) -> set[str]:
+        """What tables call the rows of all records that fit."""
+        fitting = [file for pool in (self._local, self._committed) for file in pool if self._fits(pool[file])]
+        rows = labelled(collect(fitting))
+        return set(rows["method"]) | {name for names in rows["names"] for name in names.of_tables}
 
     def _fits(self, record: RunRecord) -> bool:
         same = self.dataset is None or canonical(self.dataset) == canonical(record.run.dataset)
@@ -166,9 +172,14 @@ class Shelf:
 
 
 def labelled(frame: DataFrame) -> DataFrame:
-    """The rows of `collect` with a column more, `label`: what a board calls the row that they are part of."""
+    """The rows of `collect` with two columns more, what boards call the row that they are part of, its `label`, and all
+    its `names`."""
+    import pandas as pd
+
     key = [*TABLE, "judge", "method", *VARIANT]
-    return frame.merge(summarise(frame)[[*key, "label"]], on=key)
+    rows = summarise(frame)
+    rows["names"] = pd.Series(names_in(rows), index=rows.index, dtype=object)
+    return frame.merge(rows[[*key, "label", "names"]], on=key)
 
 
 def _hashes(path: Path) -> set[str]:

@@ -105,6 +105,27 @@ def test_rows_are_chosen_by_what_they_are(runs: Path, chosen: Chosen, column: st
     assert set(rows[column]) == values
 
 
+def test_rows_are_chosen_by_the_names_that_tables_print(tmp_path: Path) -> None:
+    """As the README and the page name them, and by the label of a board."""
+    told = {"cafe": {"dsa": True}, "random": {"factor": 2}, "herding": {}}
+    for number, (method, options) in enumerate(told.items()):
+        record = json.loads((RECORDS / "random-s0.json").read_text())
+        record["run"] |= {
+            "id": f"{number}" * 8,
+            "method": method,
+            "kind": "condensation" if method == "cafe" else "coreset",
+        }
+        record["config"] = {"values": options, "sources": dict.fromkeys(options, "command"), "published": False}
+        (tmp_path / f"{number}.json").write_text(json.dumps(record))
+    whole = summarise(collect(sorted(tmp_path.glob("*.json"))))
+    found = {
+        said: set(Chosen(methods=(said,)).of(whole)["method"])
+        for said in ("CAFE+DSA", "random mosaics", "random [factor=2]§", "cafe+other")
+    }
+    assert list(found.values()) == [{"cafe"}, {"random"}, {"random"}, set()]
+    assert "--method cafe, cafe+dsa, herding, random, random mosaics;" in Chosen().says_what_there_is(whole)
+
+
 @pytest.mark.parametrize("form", ["text", "md", "latex"])
 def test_a_control_that_was_not_chosen_is_not_missing(runs: Path, form: str) -> None:
     def missing(chosen: Chosen) -> list[str]:

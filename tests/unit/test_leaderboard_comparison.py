@@ -1,5 +1,6 @@
 """Comparisons: what they say of records whose difference is known, and how often they are wrong."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from scipy import stats
 
 import ddbench
 from ddbench.errors import ConfigError, RunError
-from ddbench.leaderboard.comparison import MARGIN, Cells, Entry, _judge, _pair, compare, holm, verdict
-from ddbench.leaderboard.references import Shelf
+from ddbench.leaderboard.comparison import MARGIN, Cells, Entry, _judge, _pair, apart, compare, holm, verdict
+from ddbench.leaderboard.observations import collect
+from ddbench.leaderboard.references import Shelf, labelled
 from ddbench.leaderboard.statistics import Group, half_width
 
 RECORDS = Path(__file__).resolve().parents[1] / "golden" / "records"
@@ -28,6 +30,28 @@ def shelf(tmp_path: Path) -> Shelf:
 def entry(name: str, accuracies: list[list[float]]) -> Entry:
     table = {f"{name}{j}": dict(enumerate(row)) for j, row in enumerate(accuracies)}
     return Entry(name, name, frozenset(table), Group({}, table, {}))
+
+
+def named(name: str, sets: list[str]) -> Entry:
+    table = {one: {0: 0.5, 1: 0.6} for one in sets}
+    runs = {one: (f"run {one}",) for one in sets}
+    return Entry(name, name, frozenset(f"run {one}" for one in sets), Group({}, table, {}), runs)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "left"),
+    [
+        ("abc", "b", ("ac", "b")), ("b", "abc", ("b", "ac")), ("abc", "bcd", ("a", "d")), ("ab", "cd", ("ab", "cd")),
+        ("ab", "abc", ("ab", "c")),
+    ],
+)  # fmt: skip
+def test_a_set_is_never_on_both_sides(ours: str, theirs: str, left: tuple[str, str]) -> None:
+    first, second = apart(named("first", list(ours)), named("second", list(theirs)))
+    assert ("".join(first.group.accuracies), "".join(second.group.accuracies)) == left
+    assert not first.group.accuracies.keys() & second.group.accuracies.keys()
+    gone = [one for one in ours if one not in left[0]]
+    assert first.left_out == tuple(f"run {one}" for one in gone)
+    assert first.name == "first" + (f" without {', '.join(first.left_out)}" if gone else "")
 
 
 def test_two_sets_are_paired_by_student() -> None:
@@ -195,3 +219,38 @@ def test_a_downloaded_folder_is_found_by_all_its_files(write: Write, tmp_path: P
     }  # fmt: skip
     write("boards/records/a.json", imported=lambda _: part)
     assert Shelf(tmp_path / "runs", tmp_path / "boards").find(str(folder)) == [tmp_path / "boards/records/a.json"]
+
+
+def of_one_row(place: Path) -> dict[str, list[float]]:
+    """Three runs of random images beside the golden ones, each with its own set and two students."""
+    accuracies = {"aaaa1111": [0.30, 0.32], "bbbb2222": [0.36, 0.38], "cccc3333": [0.33, 0.35]}
+    for number, (run, values) in enumerate(accuracies.items()):
+        record = json.loads((RECORDS / "random-s0.json").read_text())
+        record["run"] |= {"id": run, "seed": 10 + number}
+        record["synthetic"] |= {"sha256": str(number) * 64}
+        record["config"] = {"values": {"factor": 3}, "sources": {"factor": "command"}, "published": False}
+        record["evaluations"] = [record["evaluations"][0] | {"accuracy": values}]
+        (place / f"{run}.json").write_text(json.dumps(record))
+    return accuracies
+
+
+def test_a_run_is_compared_with_the_other_sets_of_its_row(shelf: Shelf) -> None:
+    accuracies = of_one_row(shelf.leaderboards / "records")
+    rows = compare(["random mosaics", "bbbb2222"], shelf).to_dict("records")
+    assert len(rows) == 1
+    others = [value for run, values in accuracies.items() if run != "bbbb2222" for value in values]
+    assert rows[0]["first_mean"] == pytest.approx(np.mean(others))
+    assert (rows[0]["first_sets"], rows[0]["second_sets"], rows[0]["left_out"]) == (2, 1, ["bbbb2222"])
+    assert rows[0]["first"].endswith(" without bbbb2222")
+
+
+def test_rows_are_found_by_the_names_that_tables_print(shelf: Shelf) -> None:
+    accuracies = of_one_row(shelf.leaderboards / "records")
+    assert {path.stem for path in shelf.find("Random Mosaics")} == set(accuracies)
+    (label,) = {str(name) for name in labelled(collect(shelf.find("random mosaics")))["label"]}
+    for said in (label.upper(), f"{label}§", f"{label} ‡"):
+        assert {path.stem for path in shelf.find(said)} == set(accuracies)
+    with pytest.raises(ConfigError, match=r"There are results of: .*random, random mosaics, whole"):
+        shelf.find("nobody")
+    single = compare(["random", "random mosaics"], shelf)
+    assert {tuple(row) for row in single[["second_sets", "second"]].to_numpy()} == {(3, label)}
