@@ -17,7 +17,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,6 +76,27 @@ def write_atomically(path: Path, data: bytes | Callable[[Path], None]) -> None:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+
+
+def require_writable(places: Iterable[Path], why: str) -> None:
+    """Look whether files could be put at these places, before what belongs there is computed. Leaves nothing behind.
+
+    `why` says what for, and what to do, in sentences that follow the reason.
+    Raises: RunError for the first place that could not be written.
+    """
+    tried: set[Path] = set()
+    for place in places:
+        folder = next((one for one in place.parents if os.path.lexists(one)), place.parent)
+        if folder in tried:
+            continue
+        tried.add(folder)
+        try:
+            # The system's own word: what permissions say is not all, as on a disk that is mounted to be read.
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            said = "the disk is full" if disk_is_full(error) else error.strerror or str(error)
+            raise RunError(f"nothing can be written in {folder}: {said}. {why}") from error
 
 
 def of_the_disk(error: OSError) -> str | None:

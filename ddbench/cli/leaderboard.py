@@ -249,6 +249,7 @@ def verify(
     wanted = {ref: claims.claim_of(ref, leaderboards, data_root) for ref in refs}
     for claim in wanted.values():  # all, before students of the first are trained
         meant(claim.subject, claims.ids_of(asked["protocols"]), judges)
+        claims.require_room(claim, leaderboards)
     rows: list[dict[str, Any]] = []
     try:
         for ref, claim in wanted.items():

@@ -79,11 +79,14 @@ def recognised(
     from ddbench.runs.rundir import SPEC
     from ddbench.text import percent
 
+    named = [path for path in paths if published_sets.is_name(str(path)) and not (path / SPEC).is_file()]
+    # All, before a network is trained for the first.
+    published = {path: measuring.asked(str(path), leaderboards, data_root) for path in named}
     records = []
     for path in paths:
-        if published_sets.is_name(str(path)) and not (path / SPEC).is_file():
+        if path in published:
             options = run_options(runs_root, data_root, device, quiet=quiet)
-            records.append(measuring.recognise(str(path), judges, leaderboards, options))
+            records.append(measuring.recognise(published[path], judges, options))
         else:
             records.append(recognise(path, judges, _options(path, device, data_root, quiet)))
     if as_json:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddbench.errors import RunError
-from ddbench.files import sweep_dead, write_atomically
+from ddbench.files import require_writable, sweep_dead, write_atomically
 from ddbench.foreign import published_sets
 from ddbench.leaderboard import submission, verification
 from ddbench.leaderboard.chosen import Chosen
@@ -53,7 +53,8 @@ def add(
     whitened set needs for that. Results that nothing here explains are refused unless `force` is given. `notes` have
     such results, pictures that could not be drawn and records that came without their run. See `submission`.
     Raises: RunError for a partial run, for a record that is not what the files of its run say, for one made by code
-    that nobody has (unless `allow_dirty`), and for a record that would replace another result of the same run.
+    that nobody has (unless `allow_dirty`), and for a record that would replace another result of the same run; where a
+    record could not be written.
     """
     said = notes if notes is not None else []
     checked: dict[Path, tuple[Path, RunRecord]] = {}
@@ -81,6 +82,11 @@ def add(
             "say in the pull request what you have looked at."
         )
     said += too_good
+    # Before pictures are drawn, and before some records are there and others are not.
+    require_writable(
+        (place for place, _ in checked.values()),
+        "Nothing was added. Check the owner and permissions of the folder, or choose another one with --leaderboards.",
+    )
     for file, (place, record) in checked.items():
         record, picture = with_sheet(file, record, data_root, said)
         if picture is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddbench.errors import DataError, RunError, mistyped
-from ddbench.files import write_atomically
+from ddbench.files import require_writable, write_atomically
 from ddbench.foreign import published_sets
 from ddbench.leaderboard import submission, verification
 from ddbench.leaderboard.boards import place_of
@@ -88,6 +88,19 @@ def _published_claim(name: str, leaderboards: Path, data_root: Path) -> Claim:
         )
     verification.checks_of(leaderboards, place, committed)
     return Claim(of_file(file, committed, data_root, shown=name), place, committed, file=entry.sha256)
+
+
+def require_room(claim: Claim, leaderboards: Path) -> None:
+    """Raises: RunError where a check that agrees, or the picture of a set, could not be written in the leaderboard."""
+    if claim.committed is None:
+        return
+    places = [leaderboards / verification.LOCK, verification.file_of(leaderboards, claim.place)]
+    places += [claim.place] if claim.run is not None and claim.committed.sheet is None else []
+    require_writable(
+        places,
+        "What agrees could not be entered, so no student was trained. Check the owner and permissions of the folder, "
+        "or check a copy of it with --leaderboards.",
+    )
 
 
 def verify(

@@ -5,22 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddbench.leaderboard.claims import claim_of
+from ddbench.files import require_writable
+from ddbench.leaderboard.claims import Claim, claim_of
 from ddbench.runs.measures import Measures
 from ddbench.runs.recognising import networks, recognised
 from ddbench.runs.record import RunRecord, read_record, write_record
 from ddbench.runs.runner import RunOptions, build_problem, session
 
 
-def recognise(name: str, judges: Sequence[str], leaderboards: Path, options: RunOptions) -> RunRecord:
+def asked(name: str, leaderboards: Path, data_root: Path) -> Claim:
+    """A published set whose record can keep what is measured.
+
+    Raises: DataError where no such set is published, or its dataset is another one here; RunError where the record that
+    it is of is not there, or could not be written.
+    """
+    claim = claim_of(name, leaderboards, data_root)
+    require_writable(
+        [claim.place],
+        f"The record of {name} could not keep what is measured, so no network was trained. Check the owner and "
+        "permissions of the folder, or measure in a copy of the leaderboard with --leaderboards.",
+    )
+    return claim
+
+
+def recognise(claim: Claim, judges: Sequence[str], options: RunOptions) -> RunRecord:
     """Let networks that were trained on the real images say the classes of a published set; rewrites its record.
 
     As `runs.recognising.recognise`, for a set whose run's folder nobody has. What is kept names the file that was
     measured, since its images may have less precision than the run's own.
-    Raises: DataError where no such set is published, or its dataset is another one here; RunError where the record that
-    it is of is not there; ConfigError for a backbone that does not exist.
+    Raises: ConfigError for a backbone that does not exist.
     """
-    claim = claim_of(name, leaderboards, options.data_root)
     subject = claim.subject
     record, synthetic, dataset = subject.record, subject.synthetic, subject.dataset
     with session(options) as (stop, tell):

@@ -18,7 +18,7 @@ from ddbench.data.catalogue import CATALOGUE, canonical
 from ddbench.decoders import NONE
 from ddbench.errors import DataError, RunError
 from ddbench.evaluation.protocol import OWN, PROTOCOLS, Protocol, judged_by
-from ddbench.files import locked, sha256_of, write_atomically, write_json
+from ddbench.files import locked, require_writable, sha256_of, write_atomically, write_json
 from ddbench.foreign.published_sets import FOLDER, INDEX, SetEntry, SetIndex, name_of, read_index
 from ddbench.leaderboard.boards import place_of
 from ddbench.leaderboard.observations import collect, record_file
@@ -63,6 +63,11 @@ def publish(
     name = name_of(record.run.method, record.run.dataset, record.run.ipc)
     target = leaderboards / FOLDER.name / f"{name.replace('/', '-')}.safetensors"
     index = _index(target.parent)
+    require_writable(
+        [leaderboards / LOCK, target],
+        "The set could not be published there, so nothing was done. Check the owner and permissions of the folder, or "
+        "publish in a copy of the leaderboard with --leaderboards.",
+    )
     with tempfile.TemporaryDirectory() as folder:
         small = Path(folder) / target.name
         sets.save(synthetic, small, about, kept=kept)

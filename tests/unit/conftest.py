@@ -1,6 +1,8 @@
 """What tests of runs folders and of records share."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -49,3 +51,21 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Call it with a folder, in which the system then makes no file, also where the tests are root."""
+
+    def shut(folder: Path) -> None:
+        real = os.open
+
+        def denied(path: Any, flags: int, *values: Any, **named: Any) -> int:
+            inside = isinstance(path, str | os.PathLike) and folder in (Path(path), *Path(path).parents)
+            if inside and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            return real(path, flags, *values, **named)
+
+        monkeypatch.setattr(os, "open", denied)
+
+    return shut

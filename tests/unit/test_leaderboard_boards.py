@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from ddbench.errors import RunError
+from ddbench.leaderboard import boards
 from ddbench.leaderboard.boards import add, board_of, build, check, local_board, local_summary
 from ddbench.runs.record import CurvePart, CurvePoint, read_record, write_record
 
@@ -61,6 +62,19 @@ def test_dirty_runs_and_installed_releases_can_be_allowed(write: Write, leaderbo
     assert add([write("a.json", attempts=dirty)], leaderboard, allow_dirty=True)
     released = write("b.json", attempts=lambda a: [a[0] | {"git": None}], run=lambda run: run | {"id": "00000d09"})
     assert add([released], leaderboard)
+
+
+def test_nothing_is_added_where_not_all_can_be_written(
+    write: Write, leaderboard: Path, read_only: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boards, "with_sheet", lambda *_: pytest.fail("a picture was drawn"))
+    files = [write("a.json"), write("b.json", like="whole.json")]
+    places = [leaderboard / boards.place_of(read_record(file).run) for file in files]
+    places[1].parent.mkdir(parents=True)
+    read_only(places[1].parent)
+    with pytest.raises(RunError, match=r"nothing can be written in .*: .*\. Nothing was added\."):
+        add(files, leaderboard)
+    assert not list(leaderboard.rglob("*.json"))
 
 
 def test_a_record_may_grow_and_not_shrink_or_change(write: Write, leaderboard: Path) -> None:

@@ -399,6 +399,33 @@ def test_all_that_is_named_is_looked_at_before_anything_is_trained(
     assert checks.name in noted
 
 
+@pytest.mark.parametrize("place", ["", "verified"])
+def test_a_leaderboard_that_cannot_be_written_is_told_before_students_are_trained(
+    finished: Path,
+    leaderboards: Path,
+    read_only: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    (leaderboards / place).mkdir(exist_ok=True)
+    trained: list[Any] = []
+    monkeypatch.setattr(claims, "verify", lambda *values, **_: trained.append(values))
+    read_only(leaderboards / place)
+    code, said, noted = call(finished, leaderboards)
+    assert (code, said, trained) == (1, "", [])
+    assert f"nothing can be written in {leaderboards / place}".rstrip("/") in noted
+    assert "no student was trained" in noted
+
+
+def test_where_nothing_is_entered_nothing_need_be_written(
+    finished: Path, tmp_path: Path, read_only: Callable[[Path], None]
+) -> None:
+    (tmp_path / "boards").mkdir()
+    read_only(tmp_path / "boards")
+    code, said, _ = call(finished, tmp_path / "boards")
+    assert (code, said.rstrip().endswith("equal.")) == (0, True)
+
+
 def test_what_came_out_before_a_stop_is_told_and_entered(
     finished: Path, leaderboards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,18 @@ def test_a_set_that_others_publish_meanwhile_stays(
     assert names == ["dc/digits/ipc1", "dm/digits/ipc1"]
 
 
+def test_a_leaderboard_that_cannot_be_written_is_told_before_students_are_trained(
+    run: Path, board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: Callable[[Path], None]
+) -> None:
+    trained: list[Any] = []
+    monkeypatch.setattr(publishing, "_judged_again", lambda *values: trained.append(values))
+    options = RunOptions(root=tmp_path / "none", data_root=tmp_path, device=torch.device("cpu"))
+    read_only(board)
+    with pytest.raises(RunError, match=r"nothing can be written in .*leaderboards: .*could not be published there"):
+        publish(run, board, protocol=tiny(tmp_path), judging=options)
+    assert not trained
+
+
 def test_two_names_do_not_share_a_file(run: Path, board: Path, tmp_path: Path) -> None:
     entry = publish(run, board)
     other = entry.model_copy(update={"name": "dm-digits/1/ipc1"})  # in the same file, by its name

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,20 @@ def test_a_published_set_is_measured_without_its_run(root: Path, leaderboards: P
     assert after.model_copy(update={"recognised": (), "checksum": ""}) == before.model_copy(update={"checksum": ""})
     rows = summarise(collect([place])).to_dict("records")
     assert [row["recognised"] for row in rows if row["judge"] == "mlp"] == [part.accuracy]
+
+
+def test_a_record_that_cannot_be_written_is_told_before_a_network_is_trained(
+    root: Path, leaderboards: Path, read_only: Callable[[Path], None]
+) -> None:
+    (place,) = (leaderboards / "records").rglob("*.json")
+    before = place.read_bytes()
+    read_only(place.parent)
+    asked = ["dm/digits/ipc1", "--judge", "mlp", "--leaderboards", leaderboards, "--runs", root]
+    done = ddbench("measure", "recognised", *asked, "--data", root.parent, "--device", "cpu")
+    assert done.exit_code == 1
+    assert f"nothing can be written in {place.parent}" in done.output
+    assert "no network was trained" in done.output
+    assert place.read_bytes() == before
 
 
 def test_a_published_set_of_another_leaderboard_is_not_found(root: Path, leaderboards: Path) -> None:
