@@ -266,14 +266,15 @@ def verify(
                 root = Path(nowhere) if claim.run is None else RunDir.at(claim.run).root
                 options = run_options(root, data_root, device, quiet=quiet)
                 count = None if everyone else students
-                found, kept = claims.verify(
-                    claim, leaderboards, options, students=count, **asked, notes=notes, heard=heard
-                )
-            if kept is not None:
-                note(f"Entered in {kept}. `{of_board('leaderboard build', leaderboards)}` marks the row.")
-            elif any(one.agrees for one in found):
+                done = claims.verify(claim, leaderboards, options, students=count, **asked, notes=notes, heard=heard)
+            if done.entered is not None:
+                note(f"Entered in {done.entered}. `{of_board('leaderboard build', leaderboards)}` marks the row.")
+            elif not done.stays and any(one.agrees for one in done.found):
                 why = f"{leaderboards} has no record of this, so nothing was entered"
                 note(f"{why}; `{of_board('leaderboard add', leaderboards, ref)}` adds it.")
+            for check in done.stays:
+                what = f"{check.protocol} with {check.backbone}"
+                note(f"Not entered: the check of {what} that is there is of {len(check.students)} students, and stays.")
             for text in notes:
                 note(f"Note: {text}")
     finally:  # also what was checked before somebody stopped it

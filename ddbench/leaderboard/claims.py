@@ -90,6 +90,16 @@ def _published_claim(name: str, leaderboards: Path, data_root: Path) -> Claim:
     return Claim(of_file(file, committed, data_root, shown=name), place, committed, file=entry.sha256)
 
 
+@dataclass(frozen=True)
+class Verified:
+    """What came out when students were trained again, where what agrees was entered, if it was, and earlier checks of
+    more students, which stay."""
+
+    found: tuple[Retrained, ...]
+    entered: Path | None
+    stays: tuple[verification.Check, ...]
+
+
 def require_room(claim: Claim, leaderboards: Path) -> None:
     """Raises: RunError where a check that agrees, or the picture of a set, could not be written in the leaderboard."""
     if claim.committed is None:
@@ -113,7 +123,7 @@ def verify(
     judges: Sequence[str] = (),
     notes: list[str] | None = None,
     heard: Callable[[Retrained], None] = lambda one: None,
-) -> tuple[list[Retrained], Path | None]:
+) -> Verified:
     """Train students on a set again, and enter what agrees beside the committed record, if there is one.
 
     They are compared with the committed record, whatever students the run's own folder has: a set that comes out equal
@@ -122,23 +132,23 @@ def verify(
     checked. `protocols`, by their ids or themselves, and the other arguments are for `runs.retraining.retrain`, where
     recipes among the former need not be known otherwise. `notes` have what was done beside. Each evaluation is told to
     `heard` and then entered, so that none is lost where a later one is stopped.
-    Returns what came out, and where it was entered.
     Raises: RunError where no evaluation is meant, or what came out could not be entered.
     """
     from ddbench.runs.retraining import retrain
 
     subject = claim.subject.knowing(one for one in protocols if not isinstance(one, str))
-    kept: list[Path] = []
+    kept: list[verification.Kept] = []
 
     def each(one: Retrained) -> None:
         heard(one)
-        if (path := _entered(leaderboards, claim, one)) is not None:
-            kept.append(path)
+        if (entered := _entered(leaderboards, claim, one)) is not None:
+            kept.append(entered)
 
     found = retrain(subject, options, students=students, protocols=ids_of(protocols), judges=judges, heard=each)
     if kept and claim.run is not None:
         _draw(claim.place, claim.run / RECORD, options.data_root, [] if notes is None else notes)
-    return found, kept[-1] if kept else None
+    where = [one.path for one in kept if one.entered]
+    return Verified(tuple(found), where[-1] if where else None, tuple(check for one in kept for check in one.stays))
 
 
 def ids_of(protocols: Iterable[Protocol | str]) -> list[str]:
@@ -146,8 +156,8 @@ def ids_of(protocols: Iterable[Protocol | str]) -> list[str]:
     return [one if isinstance(one, str) else one.id for one in protocols]
 
 
-def _entered(leaderboards: Path, claim: Claim, one: Retrained) -> Path | None:
-    """Where a check that agrees was entered; None where the leaderboard claims nothing that was checked."""
+def _entered(leaderboards: Path, claim: Claim, one: Retrained) -> verification.Kept | None:
+    """What became of a check; None where it does not agree, or the leaderboard claims nothing that was checked."""
     if claim.committed is None:
         return None
     recorded = {(e.digest, e.backbone): len(e.accuracy) for e in claim.committed.evaluations}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -69,6 +70,16 @@ class Verification(Part):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Where checks of a record are, whether something was entered there, and earlier checks, of more students, that
+    stay in the place of what agreed now."""
+
+    path: Path
+    stays: tuple[Check, ...]
+    entered: bool
+
+
 def trust(row: Mapping[str, Any]) -> str:
     """What a row of a summary is: verified where every set of it is, else imported or claimed."""
     if row["sets"] and row["verified_sets"] == row["sets"]:
@@ -83,11 +94,11 @@ def file_of(leaderboards: Path, record_place: Path) -> Path:
 
 def keep(
     leaderboards: Path, record_place: Path, record: RunRecord, found: Iterable[Retrained], file: str | None = None
-) -> Path | None:
-    """Enter the checks that agree beside a committed record; returns where, or None where none does.
+) -> Kept | None:
+    """Enter the checks that agree beside a committed record; None where none does.
 
-    A later check of the same evaluation takes the place of an earlier one with no more students. `file` is the hash of
-    the published file that was trained on, if it was one.
+    A later check of the same evaluation takes the place of an earlier one with no more students; one with more stays.
+    `file` is the hash of the published file that was trained on, if it was one.
     Raises: RunError where the record at its place has become another one than `record` while students were trained, or
     the checks beside it are not of it.
     """
@@ -98,6 +109,7 @@ def keep(
     with locked(leaderboards / LOCK, "--leaderboards"):  # two who check one record at once would lose a check
         now = read_record(record_place)
         checks = {(c.digest, c.backbone): c for c in checks_of(leaderboards, record_place, now)}
+        stays: list[Check] = []
         for one in agreed:
             key, check = (one.evaluation.digest, one.evaluation.backbone), _check(one, file)
             if now.synthetic.sha256 != record.synthetic.sha256 or not _fits(check, now):
@@ -107,9 +119,13 @@ def keep(
                 )
             if key not in checks or len(checks[key].students) <= len(one.students):
                 checks[key] = check
+            else:
+                stays.append(checks[key])
+        if len(stays) == len(agreed):
+            return Kept(path, tuple(stays), entered=False)
         kept = Verification(run=now.run.id, synthetic=now.synthetic.sha256, checks=tuple(checks.values()))
         write_json(path, kept.model_dump(mode="json", by_alias=True, exclude={"checksum"}), sealed=True)
-    return path
+    return Kept(path, tuple(stays), entered=True)
 
 
 def checks_of(leaderboards: Path, record_place: Path, record: RunRecord) -> tuple[Check, ...]:

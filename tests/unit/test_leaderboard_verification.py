@@ -254,6 +254,19 @@ def test_more_students_take_the_place_of_fewer(finished: Path, leaderboards: Pat
     assert students() == [[0, 1]]
 
 
+def test_a_check_that_stays_is_not_said_to_be_entered(finished: Path, leaderboards: Path) -> None:
+    assert "Entered in" in call(finished, leaderboards, "--all")[2]
+    (path,) = (leaderboards / "verified").rglob("*.json")
+    before = path.read_bytes()
+    code, _, noted = call(finished, leaderboards)
+    assert code == 0
+    assert "Entered in" not in noted
+    assert "has no record of this" not in noted
+    assert "Not entered: the check of tiny@1 with mlp that is there is of 2 students, and stays." in noted
+    assert path.read_bytes() == before
+    assert "Entered in" in call(finished, leaderboards, "--all")[2]
+
+
 def verified_file(finished: Path, leaderboards: Path, *more: str) -> Path:
     assert call(finished, leaderboards, *more)[0] == 0
     (path,) = (leaderboards / "verified").rglob("*.json")
