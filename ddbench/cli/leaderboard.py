@@ -182,7 +182,11 @@ def build(ctx: click.Context, only_check: bool, html: Path | None, leaderboards:
     if only_check and html is not None:
         raise click.UsageError("--check writes nothing, so it goes without --html.")
     lost: list[str] = []
-    found = boards.check(leaderboards, lost) if only_check else [str(path) for path in boards.build(leaderboards, lost)]
+    # In this order: a fault may be why a table differs.
+    faults = boards.faults(leaderboards) if only_check else []
+    made = boards.differences if only_check else boards.build
+    changed = [str(one) for one in made(leaderboards, lost)]
+    found = [*faults, *changed]
     if html is not None:
         write_atomically(html, boards.committed_page(leaderboards).encode())
         found.append(str(html))
@@ -191,10 +195,18 @@ def build(ctx: click.Context, only_check: bool, html: Path | None, leaderboards:
     elif found:
         click.echo("\n".join(found))
     _name(lost)
-    if only_check and found:
+    if only_check and changed:
+        one = len(changed) == 1
         note(
-            f"Error: {len(found)} file{' is' if len(found) == 1 else 's are'} not what the records give. "
-            f"`{of_board('leaderboard build', leaderboards)}` makes {'it' if len(found) == 1 else 'them'} again."
+            f"Error: {len(changed)} file{' is' if one else 's are'} not what the records give. "
+            f"`{of_board('leaderboard build', leaderboards)}` makes {'it' if one else 'them'} again."
+        )
+    if faults:
+        said = "fault is" if len(faults) == 1 else "faults are"
+        note(
+            f"Error: {len(faults)} {said} of records, pictures, published sets or checks, which "
+            "`leaderboard build` does not mend. Take those files from their source again, or add and "
+            "publish them anew."
         )
     if only_check and (found or lost):
         ctx.exit(1)

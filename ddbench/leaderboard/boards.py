@@ -129,25 +129,45 @@ def build(leaderboards: Path, lost: list[str] | None = None) -> dict[Path, str]:
 
 
 def check(leaderboards: Path, lost: list[str] | None = None) -> list[str]:
-    """How the generated files differ from what the records give, one sentence or diff per file; empty when they agree.
+    """All that is wrong with a leaderboard, a sentence or diff each: `faults`, then `differences`; empty if nothing is.
+
+    Raises: RunError for a damaged record, naming it; with `lost` such sentences go there, and the record is left out.
+    """
+    return [*faults(leaderboards), *differences(leaderboards, lost)]
+
+
+def faults(leaderboards: Path) -> list[str]:
+    """What is wrong with the files that tables are made from, and with those beside them, a sentence each.
+
+    Records that no run writes, pictures and published sets that are not what is said of them, checks of something else.
+    `build` mends none of them. Damaged records are left out.
+    Raises: RunError or DataError for a damaged file of checks or index of sets.
+    """
+    places = _committed(leaderboards)
+    return [
+        *submission.impossible(places),
+        *wrong_sheets(leaderboards / "records"),
+        *wrong_sets(leaderboards),
+        *verification.out_of_date(leaderboards, places),
+    ]
+
+
+def differences(leaderboards: Path, lost: list[str] | None = None) -> list[str]:
+    """How the generated files differ from what `build` would write, one sentence or diff a file.
 
     Raises: RunError for a damaged record, naming it; with `lost` such sentences go there, and the record is left out.
     """
     files = _generated(leaderboards, lost)
-    differences = [f"{path} belongs to no record" for path in _stale(leaderboards, files)]
-    differences += submission.impossible(_committed(leaderboards))
-    differences += wrong_sheets(leaderboards / "records")
-    differences += wrong_sets(leaderboards)
-    differences += verification.out_of_date(leaderboards, _committed(leaderboards))
+    found = [f"{path} belongs to no record" for path in _stale(leaderboards, files)]
     for path, expected in files.items():
         place = leaderboards / path
         if not place.is_file():
-            differences.append(f"{path} is missing")
+            found.append(f"{path} is missing")
             continue
-        found = place.read_text(encoding="utf-8")
-        if found != expected:
+        text = place.read_text(encoding="utf-8")
+        if text != expected:
             lines = difflib.unified_diff(
-                found.splitlines(),
+                text.splitlines(),
                 expected.splitlines(),
                 f"{path} as it is",
                 f"{path} as the records give it",
@@ -156,8 +176,8 @@ def check(leaderboards: Path, lost: list[str] | None = None) -> list[str]:
                 1,
                 "",
             )
-            differences.append("\n".join(lines) or f"{path} differs in its line ends")
-    return differences
+            found.append("\n".join(lines) or f"{path} differs in its line ends")
+    return found
 
 
 def local_board(

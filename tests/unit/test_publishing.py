@@ -266,6 +266,30 @@ def test_check_finds_files_that_are_not_what_the_index_says(run: Path, board: Pa
         wrong_sets(board)
 
 
+def test_faults_that_a_build_cannot_mend_are_not_said_to_be_mended_by_it(run: Path, board: Path) -> None:
+    def checked() -> tuple[int, list[str], str]:
+        asked = ["leaderboard", "build", "--check", "--leaderboards", str(board)]
+        done = CliRunner().invoke(program, asked)
+        return done.exit_code, done.stdout.splitlines(), done.stderr
+
+    entry = publish(run, board)
+    build(board)
+    assert checked() == (0, [], "")
+    (board / "sets" / entry.file).unlink()
+    wrong = ["sets/dm-digits-ipc1.safetensors is missing"]
+    code, shown, noted = checked()
+    assert (code, shown) == (1, wrong)
+    assert "1 fault is of records, pictures, published sets or checks" in noted
+    assert "again." not in noted.partition("Take those")[0]
+    build(board)
+    assert checked()[1] == wrong
+    (board / "README.md").unlink()
+    code, shown, noted = checked()
+    assert (code, shown) == (1, [*wrong, "README.md is missing"])
+    assert f"1 file is not what the records give. `ddbench leaderboard build --leaderboards {board}` makes it" in noted
+    assert noted.count("Error:") == 2
+
+
 def test_the_committed_sets_are_small_and_what_the_index_says() -> None:
     assert wrong_sets(LEADERBOARDS) == []
     assert set_files.MOST_BYTES == 25_000_000
