@@ -214,10 +214,15 @@ class Method(ABC, Generic[S]):
     @classmethod
     def settings(cls) -> list[Setting]:
         """The presets of `presets/<name>.toml` beside the class's file; none where there is no such file."""
-        module = sys.modules.get(cls.__module__)
-        file = getattr(module, "__file__", None)
-        path = Path(file).parent / "presets" / f"{cls.name}.toml" if file else None
+        folder = cls.presets_folder()
+        path = folder / f"{cls.name}.toml" if folder else None
         return read_settings(path) if path is not None and path.is_file() else []
+
+    @classmethod
+    def presets_folder(cls) -> Path | None:
+        """The folder `presets` beside the class's file, whether or not it is there; None of a class without a file."""
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        return Path(file).parent / "presets" if file else None
 
 
 class _Steps(int):

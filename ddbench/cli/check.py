@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ddbench.cli.common import json_option, print_json, set_option
+from ddbench.cli.common import json_option, note, print_json, set_option
 
 
 @click.command(short_help="Try a method against the contract.")
@@ -17,10 +17,13 @@ def check(ctx: click.Context, ref: str, assignments: tuple[str, ...], as_json: b
     from ddbench.config import parse_assignments
     from ddbench.plugins import names_code
     from ddbench.runs.resolving import find_method
+    from ddbench.runs.unread_presets import unread_presets
     from ddbench.sweep.grid import distribute
     from ddbench.testing import contract
 
     _, kind = find_method(ref)
+    for sentence in unread_presets(kind):
+        note(f"Note: {sentence}")
     options = distribute(parse_assignments(assignments), [ref])[ref]
 
     def tell(check: contract.Check, error: str | None) -> None:

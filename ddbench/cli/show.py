@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import Group
-from ddbench.cli.common import data_option, json_option, print_json, print_table, wrapped
+from ddbench.cli.common import data_option, json_option, note, print_json, print_table, wrapped
 from ddbench.text import some_of
 
 if TYPE_CHECKING:
@@ -115,8 +115,11 @@ def method(ref: str, as_json: bool) -> None:
     """A method: what it learns, its options with types, defaults and ranges, its presets with their sources."""
     from ddbench.config import option_table
     from ddbench.runs.resolving import find_method, presets
+    from ddbench.runs.unread_presets import unread_presets
 
     loaded, kind = find_method(ref)
+    for sentence in unread_presets(kind):
+        note(f"Note: {sentence}")
     info, options = kind.info, option_table(kind.Config)
     settings = [setting for setting in kind.settings() if setting.preset in presets(kind)]
     if as_json:

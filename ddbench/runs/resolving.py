@@ -41,6 +41,7 @@ from ddbench.plugins import load as load_plugin
 from ddbench.runs.evaluating import Cell, cells
 from ddbench.runs.runspec import RunSpec
 from ddbench.runs.selecting import as_values, config_of, resolve_selection, split_off
+from ddbench.runs.unread_presets import unread_presets
 from ddbench.text import MOST_COUNT, MOST_NAME, budget, printable
 
 PRESETS = ("paper", "quick")
@@ -331,8 +332,8 @@ def unpublished(specs: Iterable[RunSpec]) -> list[str]:
 
 
 def remarks(resolutions: Iterable[Resolution]) -> list[str]:
-    """Sentences that a person should read before the runs: of settings that no paper has, of an unused network, and of
-    protocols that want a step size of sets that will have none."""
+    """Sentences that a person should read before the runs: of settings that no paper has, of files of presets that
+    nobody reads, of an unused network, and of protocols that want a step size of sets that will have none."""
     there = list(resolutions)
     unused = {
         (r.spec.method, r.spec.backbone): None
@@ -347,6 +348,7 @@ def remarks(resolutions: Iterable[Resolution]) -> list[str]:
     }
     return [
         *unpublished(r.spec for r in there),
+        *dict.fromkeys(text for kind in dict.fromkeys(type(r.method) for r in there) for text in unread_presets(kind)),
         *(
             f"{protocol} takes a step size from the set, and those of {method} bring none: under it there will be no "
             "accuracy. Use a protocol with a step size of its own, such as dsa."

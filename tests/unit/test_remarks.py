@@ -16,6 +16,7 @@ from ddbench.leaderboard.tables import board
 from ddbench.runs.record import read_record
 from ddbench.runs.resolving import Asked, find_method, foresee, unpublished
 from ddbench.runs.runspec import RunSpec
+from ddbench.runs.unread_presets import unread_presets
 
 OWN = """
 from ddbench_methods.dm import DM
@@ -152,3 +153,44 @@ def test_a_protocol_that_wants_a_step_size_of_sets_without_one_is_told_before_th
     found = command(*asked)
     assert found.exit_code == 0, found.output
     assert ("takes a step size from the set" in found.output) == said
+
+
+def test_a_file_of_presets_that_no_method_reads_is_said_once(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "other.py").write_text(OWN.replace('"mine"', '"other"'))
+    presets = tmp_path / "presets"
+    presets.mkdir()
+    for name in ("Mine.toml", "other.toml", "README.md", ".kept"):
+        (presets / name).write_text('[[setting]]\ndataset = "*"\nsource = "mine"\niterations = 2\n')
+    reference = tmp_path / "mine.py"
+    where = ["--dataset", "own", "--ipc", "1", "--data", data, "--runs", tmp_path / "runs", "--device", "cpu"]
+    said = command("run", "--method", reference, *where, "--seed", "0", "--seed", "1", "--dry-run")
+    assert said.exit_code == 0, said.output
+    told = (
+        f"Note: {presets / 'Mine.toml'} is read by no method: a file of presets is called after one, as in mine.toml. "
+        "Did you mean 'mine.toml'? Rename it, or move it away."
+    )
+    assert said.stderr.count(told) == 1
+    assert said.stderr.count("read by no method") == 1
+    assert command("show", "method", reference).stderr.strip() == told
+    (presets / "Mine.toml").rename(presets / "mine.toml")
+    assert "read by no method" not in command("show", "method", reference).stderr
+    # A file of another kind is read by nobody either, whatever it is called.
+    (presets / "mine.yaml").write_text("iterations: 2")
+    assert f"{presets / 'mine.yaml'} is read by no method" in command("show", "method", reference).stderr
+
+
+def test_each_of_our_files_of_presets_is_read() -> None:
+    for method in ("dm", "herding", "soft-labels"):
+        assert unread_presets(find_method(method)[1]) == []
+
+
+def test_a_package_with_a_file_of_presets_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = find_method("dm")[1]
+    presets = tmp_path / "presets"
+    presets.mkdir()
+    (presets / "dmm.toml").touch()
+    monkeypatch.setattr(methods, "presets_folder", lambda: presets)
+    (said,) = unread_presets(methods)
+    assert "dmm.toml is read by no method" in said
+    assert "Did you mean 'dm.toml'? " in said
