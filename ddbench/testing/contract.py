@@ -110,6 +110,19 @@ def run(
     return results
 
 
+def trial(method_class: MethodClass) -> Options:
+    """The options of the preset `trial` of a method, or of the one that it is derived from; none where there is none.
+
+    Checks take them in the place of the defaults, which may be too much for a tiny problem.
+    """
+    for kind in method_class.__mro__:
+        if issubclass(kind, Method) and "name" in vars(kind):
+            found = preset_layers(kind.settings(), "trial", ANY, ANY)[0]
+            if found:
+                return {name: value for layer in found for name, value in layer.values.items()}
+    return getattr(getattr(method_class, "info", None), "trial", {})
+
+
 def _place(error: Exception, method_class: MethodClass) -> str:
     """The last line of the method's own file on the way to an error, as " (idea.py, line 41: ...)"; else nothing."""
     module = sys.modules.get(method_class.__module__)
@@ -435,20 +448,10 @@ def _artifacts_of(method_class: MethodClass) -> Path:
 def _configured(method_class: MethodClass, options: Options, ref: str = "") -> MethodConfig:
     # A subclass may have inherited the settings and not the options.
     known = method_class.Config.model_fields
-    values = {name: value for name, value in _trial(method_class).items() if name in known} | dict(options)
+    values = {name: value for name, value in trial(method_class).items() if name in known} | dict(options)
     if "iterations" in method_class.Config.model_fields:
         values.setdefault("iterations", FEW_STEPS)
     return resolve(method_class.name, method_class.Config, [Layer("options", values)], ref).config
-
-
-def _trial(method_class: MethodClass) -> Options:
-    """The preset `trial` of a method, or of the one that it is derived from: its defaults may be too much here."""
-    for kind in method_class.__mro__:
-        if issubclass(kind, Method) and "name" in vars(kind):
-            found = preset_layers(kind.settings(), "trial", ANY, ANY)[0]
-            if found:
-                return {name: value for layer in found for name, value in layer.values.items()}
-    return getattr(getattr(method_class, "info", None), "trial", {})
 
 
 def _method(method_class: MethodClass, options: Options) -> Method[Any]:

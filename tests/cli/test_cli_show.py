@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ddbench.cli import common, root
+from ddbench.cli import check, common, root
 from ddbench.evaluation.protocol import PROTOCOLS
+from ddbench.runs.resolving import find_method
 from ddbench.testing import contract
 
 FORGETFUL = """
@@ -130,6 +131,34 @@ def test_check_takes_options_and_refuses_unknown_ones() -> None:
     result = call("check", "--method", "dm", "--set", "iteration=2")
     assert result.exit_code == 2
     assert "Did you mean 'iterations'?" in result.stderr
+
+
+def test_check_says_how_to_be_quick_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(contract, "run", lambda *_, **__: calls.append("run") or [])
+    told_of = check.note
+    monkeypatch.setattr(check, "note", lambda text: (calls.append("note"), told_of(text)))
+    idea = tmp_path / "idea.py"
+    more = "class Many(MethodConfig):\n    networks: int = 200\n    few: int = 2\n\n\nclass Forgetful("
+    idea.write_text(FORGETFUL.replace("class Forgetful(", more).replace("Config = MethodConfig", "Config = Many"))
+    said = call("check", "--method", str(idea)).stderr
+    assert calls == ["note", "run"]
+    assert "its defaults (networks 200)" in said
+    assert "presets/forgetful.toml beside its file" in said
+    assert said.endswith("or give them to this command alone: --set networks=8.\n")
+    # Who gives options knows; and what is told there is a preset that the checks take.
+    assert call("check", "--method", str(idea), "--set", "networks=9").stderr == ""
+    (tmp_path / "presets").mkdir()
+    lines = [line[2:] for line in said.splitlines() if line.startswith("  ")]
+    (tmp_path / "presets" / "forgetful.toml").write_text("\n".join(lines))
+    assert contract.trial(find_method(str(idea))[1]) == {"networks": 8}
+    assert call("check", "--method", str(idea)).stderr == ""
+
+
+def test_each_of_our_methods_has_what_checks_should_take() -> None:
+    for row in json.loads(call("list", "methods", "--json").stdout):
+        if row["provided by"].startswith("ddbench "):
+            assert check._without_trial(find_method(row["name"])[1]) == ""
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
