@@ -63,8 +63,8 @@ def _without_trial(kind: type[Method[Any]]) -> str:
     smaller = [f"{name} = {SMALL}" for name in large]
     return "\n".join(
         [
-            f"Note: {kind.name} has no preset for trials, so that each check runs with its defaults ({shown}), which can "
-            f"take minutes. Write smaller ones into presets/{kind.name}.toml beside its file:",
+            f"Note: {kind.name} has no preset for trials, so that each check runs with its defaults ({shown}), which "
+            f"can take minutes. Write smaller ones into presets/{kind.name}.toml beside its file:",
             "  [[setting]]",
             '  preset = "trial"',
             '  dataset = "*"',
