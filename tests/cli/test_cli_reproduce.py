@@ -196,6 +196,21 @@ def test_the_interval_for_one_more_set_holds_its_promise() -> None:
     assert inside / trials == pytest.approx(0.95, abs=4 * (0.95 * 0.05 / trials) ** 0.5)
 
 
+def test_the_file_of_a_method_is_named_once(finished: Path) -> None:
+    Path("mine.py").write_text('from ddbench_methods.dm import DM\n\n\nclass Mine(DM):\n    name = "mine"\n')
+    made = ["--dataset", "digits", "--ipc", "1", "--preset", "quick", "--set", "iterations=1", "--judge", "mlp"]
+    where = ["--device", "cpu", "--quiet"]
+    ran = call("run", "--method", "./mine.py", *made, "--students", "1", *where)
+    assert ran.exit_code == 0, ran.output
+    for ref in ("./mine.py", "./mine.py:Mine"):
+        result = call("reproduce", ref, *where)
+        assert result.exit_code == 0, result.output
+        assert f"ddbench run --method {ref} --dataset digits" in result.stdout
+    # An id does not say where the file is.
+    (folder,) = Path("runs").glob("digits/ipc1/mine/*")
+    assert "Name that file with --method" in call("reproduce", str(folder), *where).stderr
+
+
 def test_what_cannot_be_made_again_is_a_sentence(finished: Path) -> None:
     edit(finished / "record.json", lambda r: r["run"].update(method_sha256="cd" * 32, provided_by="idea.py"))
     assert "Name that file with --method ./FILE.py:CLASS" in call("reproduce", str(finished)).stderr
