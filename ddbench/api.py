@@ -15,7 +15,7 @@ from ddbench.arguments import checked
 from ddbench.data import sources
 from ddbench.data.dataset import Dataset
 from ddbench.data.scale import left_range
-from ddbench.errors import ConfigError, DataError, mistyped
+from ddbench.errors import ConfigError, DataError, closest, mistyped
 from ddbench.evaluation.protocol import TRACKS, judged_by
 from ddbench.evaluation.protocol import protocol as judging_by
 from ddbench.evaluation.recipes import USUAL
@@ -384,7 +384,8 @@ def leaderboard(
     """
     chosen = Chosen(tracks=_several(track))
     if unknown := set(chosen.tracks) - set(TRACKS):
-        raise ConfigError(f"there is no track {min(unknown)!r} of labels. There are {', '.join(TRACKS)}.")
+        hint = closest(min(unknown), list(TRACKS))
+        raise ConfigError(f"there is no track {min(unknown)!r} of labels. {hint}There are {', '.join(TRACKS)}.")
     if runs is None or isinstance(runs, str | Path):
         return local_summary(_folder(runs, RUNS), chosen, scores=scores)
     whole = summarise(collect([one.folder if isinstance(one, Run) else Path(one) for one in runs]))

@@ -174,13 +174,18 @@ def resolve(owner: str, model: type[M], layers: Sequence[Layer], ref: str = "") 
     return Resolved(config, sources)
 
 
-def explain(owner: str, error: ValidationError) -> str:
-    """A pydantic error as sentences: which option, which value, what was expected."""
-    parts = []
+def explain(owner: str, error: ValidationError, known: Sequence[str] = ()) -> str:
+    """A pydantic error as sentences: which option, which value, what was expected.
+
+    `known` are the names that a person could have meant, of what a person wrote.
+    """
+    parts, unknown = [], ""
     for item in error.errors():
         where = ".".join(str(step) for step in item["loc"]) or "the whole"
         if item["type"] == "extra_forbidden":
             parts.append(f"{owner}: there is no {where!r}")
+            if known:
+                unknown = closest(where, list(known)).strip() or f"There are {', '.join(known)}."
             continue
         given = "" if item["type"] == "missing" else f" (got {_shown(item['input'])})"
         # A file of TOML has lists; that they become tuples is nobody's business.
@@ -189,7 +194,7 @@ def explain(owner: str, error: ValidationError) -> str:
             parts.append(f"{owner}: {said}")
             continue
         parts.append(f"{owner}: {where}: {said[0].lower()}{said[1:]}{given}")
-    return "; ".join(parts)
+    return f"{'; '.join(parts)}. {unknown}" if unknown else "; ".join(parts)
 
 
 def _shown(value: Any) -> str:
@@ -323,13 +328,19 @@ def _read_settings(path: Path) -> list[Setting]:
         try:
             dataset, source = rest.pop("dataset"), rest.pop("source")
         except KeyError as error:
-            raise ConfigError(f"{path}: setting {number} has no {error.args[0]!r}.") from None
+            needed = str(error.args[0])
+            near = [f" It has {key!r}. {hint}" for key in rest if (hint := closest(key, [needed]))]
+            said = "".join(near[:1]).rstrip()
+            raise ConfigError(f"{path}: setting {number} has no {needed!r}.{said}") from None
         run = rest.pop("run", {})
         if not isinstance(run, dict):
             raise ConfigError(f'{path}: run of setting {number} is a table, as in run = {{ backbone = "convnet" }}.')
         for key in run:
             if key not in RUN_KEYS:
-                raise ConfigError(f"{path}: setting {number} sets run.{key}; a preset may set {', '.join(RUN_KEYS)}.")
+                raise ConfigError(
+                    f"{path}: setting {number} sets run.{key}. {closest(key, RUN_KEYS)}A preset may set "
+                    f"{', '.join(RUN_KEYS)}."
+                )
         ipc = rest.pop("ipc", ANY)
         # Where it is no table it is an option of a method that chooses by itself.
         select = rest.pop("select") if isinstance(rest.get("select"), dict) else {}

@@ -188,7 +188,10 @@ def _load_file(kind: str, ref: str) -> Loaded:
     if not attribute:
         attribute = _only_candidate(module, kind, ref)
     if not hasattr(module, attribute):
-        raise mistyped(PluginError(f"{kind} {ref!r}: {path.name} has no {attribute!r}."))
+        own = [name for name, part in vars(module).items() if callable(part) and not name.startswith("_")]
+        raise mistyped(
+            PluginError(f"{kind} {ref!r}: {path.name} has no {attribute!r}. {closest(attribute, own)}".rstrip())
+        )
     value = getattr(module, attribute)
     name = getattr(value, "name", None)
     return Loaded(

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 
 from ddbench.engine.capabilities import has_bfloat16, has_tf32
-from ddbench.errors import ConfigError
+from ddbench.errors import ConfigError, closest
 
 Name = Literal["fp32", "tf32", "bf16"]
 
@@ -42,7 +42,8 @@ class Precision:
 
     def __post_init__(self) -> None:
         if self.name not in get_args(Name):
-            raise ConfigError(f"there is no precision {self.name!r}; choose one of {', '.join(get_args(Name))}.")
+            hint = closest(self.name, get_args(Name))
+            raise ConfigError(f"there is no precision {self.name!r}. {hint}Choose one of {', '.join(get_args(Name))}.")
 
     def on(self, device: torch.device) -> Name:
         """What it comes to on a device: only NVIDIA GPUs have TF32."""

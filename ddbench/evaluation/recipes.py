@@ -223,7 +223,8 @@ def _variant(base: Protocol, change: Mapping[str, Any]) -> GridRecipe:
 def _own(base: Protocol, table: Mapping[str, Any]) -> GridRecipe:
     for key in table:
         if key not in _OF_A_RECIPE:
-            hint = closest(key, _OF_A_RECIPE)
+            option = any(key in kind.model_fields for kind in (SGDOptions, DistillOptions))
+            hint = f"It is an option: options = {{ {key} = … }}. " if option else closest(key, _OF_A_RECIPE)
             raise ConfigError(f"a recipe has no {key!r}. {hint}It has {', '.join(_OF_A_RECIPE)}.")
     name, options = table.get("name"), table.get("options", {})
     if not isinstance(name, str) or not re.fullmatch("[a-z][a-z0-9-]{0,60}", name) or name == BASE:
@@ -253,7 +254,7 @@ def _made(base: Protocol, name: str, fields: Mapping[str, Any], options: Mapping
             source=f"a variant of {base.id}", **fields,
         )  # fmt: skip
     except ValidationError as error:
-        raise ConfigError(explain(shown, error)) from None
+        raise ConfigError(explain(shown, error, [key for key in kind.model_fields if key not in _BUDGET])) from None
 
 
 def _is_base(recipe: GridRecipe, base: Protocol) -> bool:

@@ -24,7 +24,7 @@ from ddbench.data.sources import info_of, load
 from ddbench.decoders import NONE, canonical_decoder
 from ddbench.engine.decode import decode
 from ddbench.engine.precision import usual
-from ddbench.errors import ConfigError, DataError, RunError, mistyped
+from ddbench.errors import ConfigError, DataError, RunError, closest, mistyped
 from ddbench.evaluation.plan import fit
 from ddbench.foreign.diagnosis import Diagnosis, Finding, Reference, diagnose, fitting_datasets, hard
 from ddbench.foreign.exporting import FORMATS, Format, Loss, export
@@ -253,7 +253,8 @@ def export_run(
     says another decoder.
     """
     if kind not in FORMATS:
-        raise ConfigError(f"there is no format {kind!r}; choose one of {', '.join(FORMATS)}.")
+        known = ", ".join(FORMATS)
+        raise ConfigError(f"there is no format {kind!r}. {closest(kind, list(FORMATS))}Choose one of {known}.")
     file, synthetic, about, store = own_set(path)
     if decoder is not None:
         synthetic = _decoded_by(synthetic, canonical_decoder(decoder))

@@ -32,7 +32,7 @@ from ddbench.data.dataset import Dataset
 from ddbench.data.pixels import canonical_name, check_pixels
 from ddbench.data.sources import load
 from ddbench.engine.precision import Precision, usual
-from ddbench.errors import ConfigError, PluginError
+from ddbench.errors import ConfigError, PluginError, closest
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.initial import INITIALS, StartingSet, keep, kept, starts
 from ddbench.method import Kind, Method, MethodInfo
@@ -288,7 +288,8 @@ def _check_preset(
     offered = presets(kind)
     if preset not in offered:
         raise ConfigError(
-            f"there is no preset {preset!r} of {kind.name}; choose {', '.join(offered[:-1])} or {offered[-1]}."
+            f"there is no preset {preset!r} of {kind.name}. {closest(preset, offered)}"
+            f"Choose {', '.join(offered[:-1])} or {offered[-1]}."
         )
     own = [setting for setting in settings if setting.preset == preset]
     if preset not in PRESETS and not any(setting.fits(preset, info.name, ipc) for setting in own):

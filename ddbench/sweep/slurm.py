@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ddbench.errors import ConfigError, DdbenchError, RunError
+from ddbench.errors import ConfigError, DdbenchError, RunError, closest
 from ddbench.files import read_json, write_json
 from ddbench.foreign.starting import read_start
 from ddbench.runs.batch import Outcome
@@ -241,6 +241,7 @@ class Submission:
             # A job that is told of its time limit, or preempted, goes on later; a cluster's default may say otherwise.
             "slurm_additional_parameters": {"requeue": True},
         }
+        _refuse_unknown(self.settings)
         given = {key if key in GENERAL else f"slurm_{key}": value for key, value in self.settings.items()}
         set_up = {key: value for key, value in given.items() if key.removeprefix("slurm_") in SET_UP}
         more = {key: value for key, value in given.items() if key not in set_up}
@@ -275,6 +276,18 @@ def _submitit() -> ModuleType:
         else:
             os.environ[name] = before
     return submitit
+
+
+def _refuse_unknown(settings: Mapping[str, Any]) -> None:
+    """Raises: ConfigError for a setting that submitit does not know, which it says in a list without an order."""
+    slurm: Any = _submitit().slurm.slurm.SlurmExecutor
+    known = [*GENERAL, *SET_UP, *sorted(slurm._valid_parameters() - set(GENERAL))]
+    for key in settings:
+        if key not in known:
+            raise ConfigError(
+                f"--slurm {key}: submitit has no such setting. {closest(key, known)}It has {', '.join(known)}; any "
+                "option of sbatch goes into additional_parameters."
+            )
 
 
 def queued(runs_root: Path) -> list[tuple[str, Asked]]:

@@ -195,9 +195,11 @@ def test_quick_settings_lie_on_top_of_the_published_ones_that_fit(
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('[[setting]]\ndataset = "*"\n', "setting 1 has no 'source'"),
+        ('[[setting]]\ndataset = "*"\n', "setting 1 has no 'source'.$"),
+        ('[[setting]]\ndataset = "*"\nsorce = "x"\n', r"no 'source'\. It has 'sorce'\. Did you mean 'source'\?"),
         ('[[setting]]\nsource = "x"\n', "setting 1 has no 'dataset'"),
-        ('[[setting]]\ndataset = "*"\nsource = "x"\nrun = { seed = 1 }\n', r"sets run\.seed; a preset may set pixels"),
+        ('[[setting]]\ndataset = "*"\nsource = "x"\nrun = { seed = 1 }\n', r"sets run\.seed\. A preset may set pixels"),
+        ('[[setting]]\ndataset = "*"\nsource = "x"\nrun = { pixel = 1 }\n', r"run\.pixel\. Did you mean 'pixels'\? A"),
         ('[[setting]]\ndataset = "*"\nsource = "x"\nrun = "quick"\n', "run of setting 1 is a table"),
         ('[[settings]]\ndataset = "*"\nsource = "x"\n', r"'settings' is not known. Did you mean 'setting'\?"),
         ('[setting]\ndataset = "*"\nsource = "x"\n', r"write \[\[setting\]\] with two brackets"),

@@ -28,6 +28,13 @@ def test_a_file_that_exits_on_import_is_an_error_of_the_plugin(tmp_path: Path) -
         load(GROUPS["method"], f"{path}:Mine")
 
 
+def test_a_misspelled_class_of_a_file_is_answered_with_the_one_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "idea.py"
+    path.write_text(METHOD.format(name="mine", config="MethodConfig", step="step"))
+    with pytest.raises(PluginError, match=r"idea\.py has no 'Mien'\. Did you mean 'Mine'\?$"):
+        load(GROUPS["method"], f"{path}:Mien")
+
+
 def test_an_unknown_trainer_is_answered_with_those_that_there_are() -> None:
     with pytest.raises(PluginError, match=r"Known: .*sgd"):
         load(TRAINERS, "sgdd")

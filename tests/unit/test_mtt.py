@@ -140,8 +140,9 @@ def test_datm_on_tiny_imagenet_is_whitened_and_has_four_blocks() -> None:
             Asked("mtt", "cifar10", 10, preset="tesla"),
             "has no settings for cifar10 at ipc 10; it has some for cifar10 at",
         ),
-        (Asked("mtt", "cifar10", 10, preset="trial"), "there is no preset 'trial' of mtt; choose paper, quick, ftd or"),
-        (Asked("dm", "cifar10", 10, preset="ftd"), "there is no preset 'ftd' of dm; choose paper or quick"),
+        (Asked("mtt", "cifar10", 10, preset="trial"), "there is no preset 'trial' of mtt. Choose paper, quick, ftd or"),
+        (Asked("dm", "cifar10", 10, preset="ftd"), "there is no preset 'ftd' of dm. Choose paper or quick"),
+        (Asked("dm", "cifar10", 10, preset="qick"), "there is no preset 'qick' of dm. Did you mean 'quick'"),
         (Asked("datm", "cifar10", 10, options={"teacher_labels": True}), "teacher_labels"),
     ],
 )

@@ -78,7 +78,9 @@ def test_a_cpu_has_no_tf32() -> None:
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"there is no precision 'fp16'; choose one of fp32, tf32, bf16"):
+    with pytest.raises(
+        ConfigError, match=r"there is no precision 'fp16'. Did you mean 'bf16'\? Choose one of fp32, tf32, bf16"
+    ):
         Precision("fp16")  # type: ignore[arg-type]
 
 

@@ -125,13 +125,15 @@ def test_what_is_no_factor_and_no_value_is_refused(factors: dict[str, Any], sent
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
-        ({"name": "x", "lr": 1}, "a recipe has no 'lr'"),
+        ({"name": "x", "lr": 1}, "a recipe has no 'lr'. It is an option: options = { lr = … }. "),
         ({}, "a recipe needs a name"),
         ({"name": "base"}, "a recipe needs a name"),
         ({"name": "x", "options": 3}, "the options of recipe x are a table"),
         ({"name": "x", "options": {"epochs": 5}}, "recipe x sets epochs, and how long students train is the grid's"),
         ({"name": "x", "options": {"lr": -1}}, "lr: input should be greater than 0"),
-        ({"name": "x", "options": {"lrr": 1}}, "there is no 'lrr'"),
+        ({"name": "x", "options": {"lrr": 1}}, "the recipe dsa-x: there is no 'lrr'. Did you mean 'lr'?"),
+        ({"name": "x", "options": {"zzz": 1}}, "there is no 'zzz'. There are lr, "),
+        ({"name": "x", "augmnt": "none"}, "a recipe has no 'augmnt'. Did you mean 'augment'? "),
         ({"name": "x", "trainer": "krr"}, "in a grid it is sgd or distill"),
         ({"name": "x", "labels": "odd"}, "labels: input should be 'hard' or 'soft'"),
     ],
