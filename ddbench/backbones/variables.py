@@ -38,6 +38,31 @@ class Variables:
         """The k-th of S networks. Its tensors are views."""
         return self._map(lambda tensor: tensor[k])
 
+    def index_select(self, index: Tensor) -> Variables:
+        """Those of S networks that an index tensor names: [B] gives B networks, [] one without a leading dimension.
+
+        As torch.index_select does on the first dimension: `index` holds whole numbers from 0 to S - 1, on the device of
+        the networks. It is not read on the host, so that nothing waits and a CUDA graph can hold it. The tensors are
+        copies with a gradient.
+        """
+        if index.ndim == 0:
+            return self._map(lambda tensor: tensor.index_select(0, index.reshape(1)).squeeze(0))
+        return self._map(lambda tensor: tensor.index_select(0, index))
+
+    def index_copy_(self, index: Tensor, networks: Variables) -> Variables:
+        """Put networks in the places that an index tensor names among these S, in place, and return these.
+
+        The counterpart of `index_select`, of the same shapes, as torch.Tensor.index_copy_ on the first dimension. Only
+        the numbers are copied, without their history. Which of two networks stays in a place that is named twice is
+        not defined.
+        """
+        with torch.no_grad():
+            for ours, theirs in ((self.params, networks.params), (self.buffers, networks.buffers)):
+                for name, tensor in ours.items():
+                    value = theirs[name].unsqueeze(0) if index.ndim == 0 else theirs[name]
+                    tensor.index_copy_(0, index.reshape(-1), value)
+        return self
+
     def clone(self) -> Variables:
         """A copy of the numbers in memory of its own."""
         return self._map(torch.clone)

@@ -23,7 +23,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ddbench import SyntheticSet, Variables
+from ddbench import Rng, SyntheticSet, Variables
 from ddbench.backbones import build
 from ddbench.cli import root
 from ddbench.config import Layer, parse_assignments, read_settings, resolve
@@ -414,6 +414,23 @@ def test_the_training_step_of_the_page_is_one_of_sgd(tmp_path: Path) -> None:
     assert all(torch.allclose(one.params[name], value, rtol=0, atol=1e-6) for name, value in leaves.items())
     assert any((one.params[name] - value).abs().max() > 1e-3 for name, value in network.params.items())
     assert not any(value.requires_grad for value in one.params.values())
+
+
+def test_the_queue_of_the_page_trains_one_network_in_its_place() -> None:
+    found = blocks(DOCS / "pages" / "guides" / "add-a-method.md", "python")
+    names = names_after("".join(b for b in found if "def trained" in b or "def train_one" in b))
+    backbone = build("convnet-d2-w8-bn", (3, 8, 8), 3)
+    queue = backbone.init(Rng(0), copies=3)
+    before, places = queue.clone(), [tensor.data_ptr() for tensor in queue.params.values()]
+    images, labels = torch.randn(6, 3, 8, 8, generator=Rng(1).torch()), torch.arange(6) % 3
+    names["train_one"](backbone, queue, torch.tensor(1), images, labels, 0.1)
+    expected = names["trained"](backbone, before.copy(1), images, labels, 0.1)
+    for part in ("params", "buffers"):
+        for name, tensor in getattr(queue, part).items():
+            assert torch.equal(tensor[1], getattr(expected, part)[name])
+            assert torch.equal(tensor[[0, 2]], getattr(before, part)[name][[0, 2]])
+    assert not torch.equal(queue.params["logits.weight"][1], before.params["logits.weight"][1])
+    assert [tensor.data_ptr() for tensor in queue.params.values()] == places
 
 
 def test_the_mosaics_of_the_page_are_seen_as_students_see_them(tmp_path: Path) -> None:

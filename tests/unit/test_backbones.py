@@ -283,6 +283,31 @@ def test_variables_are_a_pytree():
     assert same(Variables.stack([v.copy(0), v.copy(1)]), v)
 
 
+def test_networks_are_taken_and_put_back_by_an_index_tensor() -> None:
+    v = build("convnet-d2-w8-bn", (3, 8, 8), 3).init(Rng(0), copies=3)
+    assert same(v.index_select(torch.tensor(2)), v.copy(2))
+    some = v.index_select(torch.tensor([2, 0]))
+    assert same(some, Variables.stack([v.copy(2), v.copy(0)]))
+    turned = v.clone()
+    assert turned.index_copy_(torch.tensor([0, 2]), some) is turned
+    assert same(turned, Variables.stack([v.copy(2), v.copy(1), v.copy(0)]))
+    # What is put back brings no history, and what is taken has one.
+    leaves = Variables({name: tensor.clone().requires_grad_() for name, tensor in v.params.items()}, v.buffers)
+    taken = leaves.index_select(torch.tensor(1))
+    v.index_copy_(torch.tensor(0), taken)
+    assert all(tensor.requires_grad for tensor in taken.params.values())
+    assert not any(tensor.requires_grad for tensor in v.params.values())
+    assert same(v.copy(0).detach(), v.copy(1))
+
+
+def test_an_index_tensor_is_not_read_on_the_host() -> None:
+    nowhere = build("convnet-d2-w8-bn", (3, 8, 8), 3).init(Rng(0), copies=3).to("meta")  # where no number can be read
+    for index in (torch.tensor(1, device="meta"), torch.tensor([1, 0], device="meta")):
+        nowhere.index_copy_(index, nowhere.index_select(index))
+    with pytest.raises(RuntimeError):
+        nowhere.copy(torch.tensor(1, device="meta"))  # type: ignore[arg-type]
+
+
 def test_clones_share_no_memory_and_copies_are_views():
     v = build("mlp", (1, 4, 4), 3).init(RNG, copies=2)
     clone, view = v.clone(), v.copy(1)
