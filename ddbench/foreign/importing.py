@@ -330,6 +330,12 @@ def _refuse(diagnosis: Diagnosis, said: Said) -> None:
             raise DataError(f"{finding.text}; no student could learn from it as it is.{hint}")
 
 
+def learned_by_others(synthetic: SyntheticSet) -> tuple[str, ...]:
+    """What a record says that others have learned of a set, as far as the set shows it."""
+    labels, lr = synthetic.soft, synthetic.recipe.lr is not None
+    return ("images", *(("labels",) if labels else ()), *(("lr",) if lr else ()))
+
+
 def _warning(finding: Finding, said: Said) -> str:
     """What to say of a finding that does not stop a set; nothing where it was answered."""
     if finding.code == "class-order":
@@ -446,10 +452,6 @@ def _fill(
         pixels,
         title=spec.method,
         kind="imported",
-        learned=(
-            "images",
-            *(("labels",) if synthetic.soft else ()),
-            *(("lr",) if synthetic.recipe.lr is not None else ()),
-        ),
+        learned=learned_by_others(synthetic),
         imported=imported,
     )

@@ -62,7 +62,7 @@ def add(
     for path in run_paths:
         file = record_file(path)
         record = read_record(file)
-        submission.refuse(file, record, allow_dirty=allow_dirty)
+        submission.refuse(file, record, allow_dirty=allow_dirty, data_root=data_root)
         record = _with_curves(file, record)
         place = leaderboards / place_of(record.run)
         if place in by_place or place.is_file():

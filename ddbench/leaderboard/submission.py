@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from ddbench.data.catalogue import CATALOGUE, known_copy
-from ddbench.errors import PluginError, RunError
+from ddbench.errors import DdbenchError, PluginError, RunError
 from ddbench.leaderboard.observations import NO_STUDENT, collect
 from ddbench.leaderboard.statistics import TABLE, VARIANT, next_set
+from ddbench.plugins import names_code
 from ddbench.runs.record import Attempt, EvaluationPart, RunRecord, SyntheticPart, readable
 from ddbench.runs.rundir import RECORD, SET, SPEC, RunDir
 from ddbench.text import percent
@@ -26,21 +28,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pandas import DataFrame
 
+    from ddbench.data.dataset import Dataset
+    from ddbench.data.pixels import PixelSpace
+    from ddbench.method import Method
+    from ddbench.synthetic import SyntheticSet
+
 # As PEP 440 writes what is released: no .devN, which is on the way to a version, and no +local, which somebody built.
 RELEASE = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?")
 SIGMAS = 3.0
 PEERS = 3  # sets, below which nobody knows how far the sets of a method lie apart
 ONCE_IN = 1000
+ROUNDING = 1e-4  # of a scale, by which machines and versions may differ
 
 
-def refuse(file: Path, record: RunRecord, *, allow_dirty: bool) -> None:
-    """Raise RunError for a record that cannot become a row, saying why and what to do."""
+def refuse(file: Path, record: RunRecord, *, allow_dirty: bool, data_root: Path | None = None) -> None:
+    """Raise RunError for a record that cannot become a row, saying why and what to do.
+
+    What a record says of its images and of the range of its pixels is compared where `data_root` has these images.
+    """
     if record.status != "complete":
         raise RunError(f"{file} is the record of a partial run. Run the same command again to finish it.")
     if not alone(file):
         _compare_with_folder(file, record)
     for refused in _IMPOSSIBLE:
         refused(file, record)
+    if not alone(file):
+        _compare_with_images(file, record, data_root)
     if not any(evaluation.accuracy for evaluation in record.evaluations):
         raise RunError(f"{file} has no accuracies. `ddbench evaluate` adds them.")
     if not allow_dirty:
@@ -55,8 +68,12 @@ def refuse_other_data(records: Mapping[Path, RunRecord], committed: Iterable[Pat
     described: dict[tuple[str, str], tuple[Path, tuple[Any, ...]]] = {}
     for path, record in (*readable(committed), *records.items()):
         data = record.data
-        said = (data.title, data.original, data.train, data.test, data.classes, data.shape)
+        said = (data.title, data.original, data.train, data.test, data.classes, data.shape, data.contents)
         first, theirs = described.setdefault((record.run.dataset, data.fingerprint), (path, said))
+        if not (said[-1] and theirs[-1]):  # an earlier record does not say it
+            contents = said[-1] or theirs[-1]
+            said, theirs = (*said[:-1], contents), (*theirs[:-1], contents)
+            described[record.run.dataset, data.fingerprint] = first, theirs
         if said != theirs:
             raise RunError(
                 f"{path} and {first} describe the same images ({data.fingerprint}) differently: "
@@ -82,7 +99,7 @@ def impossible(committed: Iterable[Path]) -> list[str]:
 
 
 def _differing(said: Sequence[Any], theirs: Sequence[Any]) -> str:
-    names = ("title", "original", "training images", "test images", "classes", "shape")
+    names = ("title", "original", "training images", "test images", "classes", "shape", "contents")
     each = zip(names, said, theirs, strict=True)
     return "; ".join(f"{name} {ours!r} and {other!r}" for name, ours, other in each if ours != other)
 
@@ -168,14 +185,20 @@ def _facts(record: RunRecord, folder: RunDir) -> dict[str, tuple[Any, Any]]:
         "id", "method", "provided_by", "method_sha256", "dataset", "ipc", "backbone", "seed", "preset", "precision",
     )  # fmt: skip
     facts = {name: (getattr(run, name), getattr(spec, name)) for name in names}
-    return facts | {
-        "the options": (record.config.values, dict(spec.config)),
-        "the data": (record.data.fingerprint, spec.data_fingerprint),
-        "where the set came from": (
-            record.imported and (record.imported.sha256, record.imported.entry),
-            spec.imported and (spec.imported.get("sha256"), spec.imported.get("entry")),
-        ),
-    }
+    # A specification of before that was said does not say it.
+    said = {} if spec.published is None else {"published": (record.config.published, spec.published)}
+    return (
+        facts
+        | said
+        | {
+            "the options": (record.config.values, dict(spec.config)),
+            "the data": (record.data.fingerprint, spec.data_fingerprint),
+            "where the set came from": (
+                record.imported and (record.imported.sha256, record.imported.entry),
+                spec.imported and (spec.imported.get("sha256"), spec.imported.get("entry")),
+            ),
+        }
+    )
 
 
 def _refuse_other_names(file: Path, record: RunRecord) -> None:
@@ -239,20 +262,118 @@ _IMPOSSIBLE = (_refuse_other_names, _refuse_parts_of_images, _refuse_other_kind)
 
 
 def _compare_with_method(file: Path, record: RunRecord) -> None:
-    """Raise RunError where a method of ddbench is called one of another kind: controls and ceilings are told so."""
+    """Raise RunError where a method of ddbench is described otherwise than it describes itself, or an imported set
+    otherwise than all are. Other methods are not asked: a record is no reason to run code.
+
+    Controls and ceilings are told by their kind, and a published set is chosen by the protocol of its method's paper.
+    That has had several versions; records say which it was then. Another version may know other titles and options.
+    """
     from ddbench.runs.resolving import find_method
 
-    run = record.run
-    if record.imported is not None or run.method_sha256 is not None or run.provided_by.split(" ")[0] != "ddbench":
+    run, said = record.run, record.synthetic.learned
+    if record.imported is not None:
+        _refuse_other_words(file, record, {"title": (run.title, run.method), "native": (run.native, "")})
+        return
+    if run.method_sha256 is not None or run.provided_by.split(" ")[0] != "ddbench":
         return
     try:
-        kind = find_method(run.method)[1].info.kind
+        loaded, method = find_method(run.method)
     except PluginError:  # a later version's
         return
-    if run.kind != kind:
+    info = method.info
+    if run.kind != info.kind:
         raise RunError(
-            f"{file} says that {run.method} is of the kind {run.kind}, and it is of the kind {kind}. {_MADE_AGAIN}"
+            f"{file} says that {run.method} is of the kind {run.kind}, and it is of the kind {info.kind}. {_MADE_AGAIN}"
         )
+    if loaded.provided_by == run.provided_by:
+        names = (run.native.partition("@")[0], info.native.partition("@")[0])
+        learned = _learned_by(method, record)
+        words = {"title": (run.title, info.title), "native": names}
+        _refuse_other_words(file, record, words | ({} if learned is None else {"learned": (said, learned)}))
+
+
+def _refuse_other_words(file: Path, record: RunRecord, words: Mapping[str, tuple[Any, Any]]) -> None:
+    differ = "; ".join(f"{name} {ours!r} and {theirs!r}" for name, (ours, theirs) in words.items() if ours != theirs)
+    if differ:
+        raise RunError(f"{file} describes {record.run.method} otherwise than its runs do: {differ}. {_MADE_AGAIN}")
+
+
+def _learned_by(method: type[Method[Any]], record: RunRecord) -> tuple[str, ...] | None:
+    """What a method learns with the options of a record; None where these are not its options any more."""
+    from ddbench.runs.selecting import told_by_config
+
+    try:
+        options = told_by_config(method, record.config.values)[0]
+        return method(method.Config(**options)).learns
+    except (DdbenchError, ValidationError):
+        return None
+
+
+def _compare_with_images(file: Path, record: RunRecord, data_root: Path | None) -> None:
+    """Raise RunError where a record describes its images, or pixels beside them, otherwise than they are.
+
+    Images are asked where they are in the data folder. A fitted pixel space is not: its last digits are the machine's.
+    """
+    from ddbench import synthetic as sets
+    from ddbench.data.pixels import known_pixels
+
+    said, real = record.data, None if data_root is None else _images_of(record, data_root)
+    words: dict[str, tuple[Any, Any]] = {}
+    if real is not None:
+        words = {
+            "train": (said.train, len(real.train)),
+            "test": (said.test, real.manifest["test"]["images"]),
+            "classes": (said.classes, len(real.train.classes)),
+            "shape": (said.shape, real.train.shape),
+        }
+        words |= {"contents": (said.contents, real.contents)} if said.contents else {}
+    info = real.info if real is not None else CATALOGUE.get(record.run.dataset)
+    space = None if info is None else known_pixels(said.pixels, info)
+    if space is not None:
+        words["pixels_fingerprint"] = (said.pixels_fingerprint, space.fingerprint)
+    differ = "; ".join(f"{name} {ours!r} and {theirs!r}" for name, (ours, theirs) in words.items() if ours != theirs)
+    if differ:
+        raise RunError(f"{file} describes other images than those that its run was made from: {differ}. {_MADE_AGAIN}")
+    _compare_scale(
+        file, record, sets.load(file.with_name(SET)), None if real is None or space is None else (real, space)
+    )
+
+
+def _compare_scale(
+    file: Path, record: RunRecord, synthetic: SyntheticSet, real: tuple[Dataset, PixelSpace] | None
+) -> None:
+    """Raise RunError where a record says another scale of its set, by which sets that have diverged are told.
+
+    Without the real images it is known that their scale is at least 1. Earlier records say none.
+    """
+    from ddbench.data.scale import real_scale, scale_of
+
+    scale = record.synthetic.scale
+    if scale is None:
+        return
+    largest = scale_of(synthetic.images, 1.0) if synthetic.images.is_floating_point() else None
+    if largest is None:
+        found = "real images have none"
+    elif real is not None:
+        known = largest / real_scale(real[0].train, real[1])
+        found = "" if math.isclose(scale, known, rel_tol=ROUNDING) else f"it is {known:.6g}"
+    else:
+        found = "" if scale <= largest * (1 + ROUNDING) else f"it is at most {largest:.6g}"
+    if found:
+        raise RunError(f"{file} says that the scale of its pixels is {scale:.6g}, and {found}. {_MADE_AGAIN}")
+
+
+def _images_of(record: RunRecord, data_root: Path) -> Dataset | None:
+    """The images of a record, where the data folder has the same; None for a dataset that is code."""
+    from ddbench.data.sources import load
+
+    if names_code(record.run.dataset):
+        return None
+    try:
+        found = load(record.run.dataset, data_root)
+    except DdbenchError:
+        return None
+    return found if found.fingerprint == record.data.fingerprint else None
 
 
 def _compare_description(file: Path, record: RunRecord, folder: RunDir) -> None:
@@ -260,13 +381,15 @@ def _compare_description(file: Path, record: RunRecord, folder: RunDir) -> None:
     import torch
 
     from ddbench import synthetic as sets
+    from ddbench.foreign.importing import learned_by_others
     from ddbench.runs.ledger import Ledger
 
     said, synthetic = record.synthetic, sets.load(folder.synthetic)
-    found = SyntheticPart.of(synthetic, said.sha256, said.learned)
+    learned = said.learned if record.imported is None else learned_by_others(synthetic)
+    found = SyntheticPart.of(synthetic, said.sha256, learned)
     # Whether others chose a step without test images is their claim, and is not repeated in the record.
     known = found.model_copy(update={"choice": said.choice}) if record.imported is not None else found
-    # How large pixels are beside real ones needs the dataset, which is not here.
+    # How large pixels are beside real ones is compared with these, where they are at hand.
     known = known.model_copy(update={"scale": said.scale})
     if said != known or record.data.pixels != synthetic.pixels:
         raise RunError(f"{file} describes another set than {SET} beside it. {_MADE_AGAIN}")

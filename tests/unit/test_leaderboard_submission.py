@@ -154,6 +154,19 @@ def test_an_edited_history_is_refused(finished: Path, boards: Path) -> None:
         (lambda r: r.update(artifacts=[{"kind": "zca", "key": "a", "seconds": 1.0}]), r"say differently what the set"),
         (lambda r: r.update(counts={"loops": 3.0}), r"cost\.json beside it say differently what the set"),
         (lambda r: r["data"].update(pixels="mtt"), r"describes another set"),
+        (
+            lambda r: r["run"].update(title="Better"),
+            "describes dm otherwise than its runs do: title 'Better' and 'Distribution Matching'",
+        ),
+        (lambda r: r["run"].update(native="mtt@1"), "otherwise than its runs do: native 'mtt' and 'dsa'"),
+        (lambda r: r["synthetic"].update(learned=[]), r"otherwise than its runs do: learned \(\) and \('images',\)"),
+        (lambda r: r["synthetic"].update(scale=0.5), r"that the scale of its pixels is 0\.5, and it is \d\.\d+\."),
+        (lambda r: r["synthetic"].update(scale=99.0), r"that the scale of its pixels is 99, and it is \d\.\d+\."),
+        (lambda r: r["data"].update(contents="b2:00"), "other images than those .*: contents 'b2:00' and"),
+        (
+            lambda r: r["data"].update(pixels_fingerprint="b2:00"),
+            "other images than those .*: pixels_fingerprint 'b2:00'",
+        ),
         (lambda r: r["run"].update(kind="coreset"), "dm is of the kind coreset, and it is of the kind condensation"),
         (lambda r: r["run"].update(kind="ceiling"), "dm is of the kind ceiling"),
         (lambda r: r["run"].update(kind="imported"), "dm is of the kind imported"),
@@ -180,6 +193,47 @@ def test_what_a_table_prints_beside_accuracies_is_compared_too(
     edit(finished / "record.json", change)
     with pytest.raises(RunError, match=said):
         add([finished], boards, allow_dirty=True)
+
+
+def test_whether_a_paper_has_the_settings_is_what_the_run_was_told(finished: Path, boards: Path) -> None:
+    edit(finished / "record.json", lambda r: r["config"].update(published=True))
+    assert add([finished], boards, allow_dirty=True)  # its specification is of before that was said
+    edit(finished / "spec.json", lambda s: s.update(published=True))
+    assert add([finished], boards, allow_dirty=True)
+    edit(finished / "spec.json", lambda s: s.update(published=False))
+    with pytest.raises(RunError, match=r"Not as in spec\.json: published\."):
+        add([finished], boards, allow_dirty=True)
+
+
+def test_what_earlier_versions_said_otherwise_or_not_at_all_is_taken(finished: Path, boards: Path) -> None:
+    """Another version of the protocol of the method's paper; no scale, and no fingerprint without the order."""
+
+    def earlier(record: dict[str, Any]) -> None:
+        record["run"]["native"] = "dsa@99"
+        record["synthetic"]["scale"] = None
+        record["data"]["contents"] = ""
+
+    edit(finished / "record.json", earlier)
+    assert add([finished], boards, allow_dirty=True)
+
+
+def test_without_the_images_a_scale_is_compared_with_the_set(finished: Path, boards: Path) -> None:
+    record = read_record(finished / "record.json")
+    submission._compare_with_images(finished / "record.json", record, None)
+    assert record.synthetic.scale is not None
+    larger = record.synthetic.model_copy(update={"scale": 2 * record.synthetic.scale})
+    with pytest.raises(RunError, match="and it is at most"):
+        submission._compare_with_images(finished / "record.json", record.model_copy(update={"synthetic": larger}), None)
+
+
+def test_no_record_of_a_leaderboard_is_refused_for_how_it_describes_its_method() -> None:
+    """Of whichever version: an honest record is taken as long as nobody has measured it again."""
+    paths = sorted((Path(__file__).resolve().parents[2] / "leaderboards" / "records").rglob("*.json"))
+    records = {path: read_record(path) for path in paths}
+    assert records
+    for path, record in records.items():
+        submission._compare_with_method(path, record)
+    submission.refuse_other_data(records, ())
 
 
 @pytest.mark.parametrize(
@@ -232,6 +286,10 @@ def test_one_name_for_the_same_images_on_a_leaderboard(write: Write, boards: Pat
         add([mine("2.json", 2, title="other")], boards)
     with pytest.raises(RunError, match=r"differently: training images 9 and 50000"):
         add([mine("3.json", 3, train=9)], boards)
+    # Earlier records do not say what the images are whatever their order.
+    assert add([mine("4.json", 4, contents="b2:aa"), mine("5.json", 5, contents="")], boards, force=True)
+    with pytest.raises(RunError, match=r"differently: contents 'b2:bb' and 'b2:aa'"):
+        add([mine("6.json", 6, contents="b2:bb")], boards)
     assert add([mine("4.json", 4, title="other", fingerprint="b2:01")], boards)
 
 
