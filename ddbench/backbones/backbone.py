@@ -6,7 +6,7 @@ import copy
 import functools
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -128,8 +128,6 @@ class Backbone:
     def widest(self) -> int:
         """Numbers in the largest output of one of its layers for one image, and at least those of the image."""
         sizes = [math.prod(self.shape)]
-        params = {key: torch.empty(shape, device="meta") for key, shape in self._shapes.items()}
-        nowhere = Variables(params, {key: tensor.to("meta") for key, tensor in self._buffers.items()})
 
         def measure(_: nn.Module, args: Any, output: Any) -> None:
             if isinstance(output, Tensor):
@@ -137,7 +135,7 @@ class Backbone:
 
         handles = [layer.register_forward_hook(measure) for layer in self._modules[False].modules()]
         try:
-            self._apply(nowhere, torch.empty(1, *self.shape, device="meta"), False, ("logits",))
+            self._apply(self._nowhere, torch.empty(1, *self.shape, device="meta"), False, ("logits",))
         except Exception as error:
             # Somebody's own layer that needs numbers; what the ones before it make is known.
             logger.debug("%s cannot be measured: %s", self.name, error)
@@ -145,6 +143,26 @@ class Backbone:
             for handle in handles:
                 handle.remove()
         return max(sizes)
+
+    @functools.cached_property
+    def tap_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the outputs at `taps` for one image; none where they cannot be told without numbers."""
+        try:
+            outputs, _ = self._apply(self._nowhere, torch.empty(1, *self.shape, device="meta"), False, self.taps)
+        except Exception as error:  # as above
+            logger.debug("the taps of %s cannot be measured: %s", self.name, error)
+            return {}
+        return {tap: tuple(outputs[tap].shape[1:]) for tap in self.taps if isinstance(outputs[tap], Tensor)}
+
+    def layers(self) -> Iterator[nn.Module]:
+        """Its modules as torch has them, each once."""
+        return self._modules[True].modules()
+
+    @property
+    def _nowhere(self) -> Variables:
+        """Parameters and buffers that have shapes and no numbers."""
+        params = {key: torch.empty(shape, device="meta") for key, shape in self._shapes.items()}
+        return Variables(params, {key: tensor.to("meta") for key, tensor in self._buffers.items()})
 
     def first_order(self, device: torch.device) -> Backbone:
         """The form that is fastest on a device: the same function of the same variables, for gradients of first

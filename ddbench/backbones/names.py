@@ -123,6 +123,49 @@ def spelled(name: str, *, like: str) -> str:
     return _spell(fields)
 
 
+def smallest(name: str, channels: int) -> int | None:
+    """Pixels a side of the smallest square images that a built-in network takes; None of any other network, of which
+    nobody knows it before it is tried.
+
+    Raises: ConfigError for an unknown name.
+    """
+    return None if _family(name) is None else _smallest_size(parse(name), channels)
+
+
+def variants(name: str) -> dict[str, tuple[str, ...]]:
+    """What the name of a built-in network can say, by what it sets: "norm" by the tokens "in", "bn", …
+
+    Depth and width are ranges, "d1 … d64". Empty for any other network.
+    """
+    family = _family(name)
+    if family is None:
+        return {}
+    sized = {"depth": "d", "width": "w"} if family == "convnet" else {}
+    ranges = {field: (f"{letter}1 … {letter}{MOST[letter]}",) for field, letter in sized.items()}
+    allowed = _FAMILIES[family][1]
+    given = {field: tuple(token for token in tokens if token in allowed) for field, tokens in _TOKENS.items()}
+    return ranges | {field: tokens for field, tokens in given.items() if tokens}
+
+
+def provider(name: str) -> str:
+    """Who provides a network: "ddbench", a package and its version, or a file.
+
+    Raises: ConfigError for a name that nobody provides.
+    """
+    from importlib.metadata import version
+
+    from ddbench.plugins import named
+
+    if _family(name) is not None:
+        return "ddbench"
+    _check_provided(name)
+    if libraries.is_of_library(name):
+        library = libraries.parse(name).library
+        return f"{library} {version(library)}"
+    found = named(GROUP, name)
+    return found[0].provided_by if found else name.partition(":")[0]
+
+
 def build(name: str, shape: Shape, classes: int) -> Backbone:
     """The architecture of that name for images of shape (C, H, W).
 
@@ -189,15 +232,25 @@ def _chain(fields: Fields, shape: Shape, classes: int) -> Chain:
 
 
 def _smallest(fields: Fields, channels: int) -> str:
+    size = _smallest_size(fields, channels)
+    return f"The smallest size is {size}x{size}." if size else "Use a smaller depth."
+
+
+def _smallest_size(fields: Fields, channels: int) -> int | None:
+    """Pixels a side of the smallest square images that the network takes, up to 512."""
+    import torch
+
     from ddbench.backbones.stack import TooSmallError
 
     for size in range(1, 513):
+        shape = (channels, size, size)
         try:
-            _chain(fields, (channels, size, size), 1)
+            with torch.device("meta"):
+                _chain(_resolved(fields, shape), shape, 1)
         except TooSmallError:
             continue
-        return f"The smallest size is {size}x{size}."
-    return "Use a smaller depth."
+        return size
+    return None
 
 
 def _factory(name: str, shape: Shape, classes: int) -> Callable[[], nn.Module]:

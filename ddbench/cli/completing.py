@@ -64,6 +64,12 @@ def _backbones(ctx: click.Context) -> Iterable[str]:
     return known()
 
 
+def _trainers(ctx: click.Context) -> Iterable[str]:
+    from ddbench.plugins import TRAINERS, listing
+
+    return [plugin.name for plugin in listing(TRAINERS)]
+
+
 def _recipes(ctx: click.Context) -> Iterable[str]:
     return [name for name in _protocols(ctx) if name != "native"]  # native to which method, nobody says there
 
@@ -102,6 +108,8 @@ _ARGUMENTS: dict[str, Callable[[click.Context], Iterable[str]]] = {
     "show method": _methods,
     "show protocol": _recipes,
     "show dataset": _datasets,
+    "show backbone": _backbones,
+    "show trainer": _trainers,
     "data get": _downloads,
     "data add": _datasets,
     "data rm": _datasets,
@@ -109,4 +117,4 @@ _ARGUMENTS: dict[str, Callable[[click.Context], Iterable[str]]] = {
     "compare": _methods,
     "reproduce": _methods,
 }
-_OR_FILES = {"show method", "show protocol", "compare", "reproduce"}
+_OR_FILES = {"show method", "show protocol", "show backbone", "compare", "reproduce"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +14,20 @@ from ddbench.cli.common import data_option, json_option, note, print_json, print
 from ddbench.text import some_of
 
 if TYPE_CHECKING:
-    from ddbench.config import Selection
+    from ddbench.config import Option, Selection
     from ddbench.evaluation.protocol import Protocol
 
 
 @click.command("list")
-@click.argument("what", type=click.Choice(["methods", "datasets", "backbones", "protocols"]))
+@click.argument("what", type=click.Choice(["methods", "datasets", "backbones", "protocols", "trainers"]))
 @json_option
 def list_(what: str, as_json: bool) -> None:
-    """What there is: methods, datasets, backbones or protocols."""
-    rows = {"methods": _methods, "datasets": _datasets, "backbones": _backbones, "protocols": _protocols}[what]()
+    """What there is: methods, datasets, backbones, protocols or trainers."""
+    listed = {
+        "methods": _methods, "datasets": _datasets, "backbones": _backbones, "protocols": _protocols,
+        "trainers": _trainers,
+    }  # fmt: skip
+    rows = listed[what]()
     if as_json:
         print_json(rows)
     elif rows:
@@ -96,16 +101,34 @@ def _protocols() -> list[dict[str, Any]]:
     ]
 
 
+def _trainers() -> list[dict[str, Any]]:
+    from ddbench.plugins import TRAINERS, listing
+
+    return [
+        {"name": p.name, "provided by": p.provided_by, "protocols": ", ".join(_with_trainer(p.name))}
+        for p in listing(TRAINERS)
+    ]
+
+
+def _with_trainer(name: str) -> list[str]:
+    """The built-in protocols with a trainer."""
+    from ddbench.evaluation.protocol import PROTOCOLS
+
+    return [p.id for p in PROTOCOLS.values() if p.trainer == name]
+
+
 @click.group(
     cls=Group,
     homes={
         "method": "ddbench.cli.show:method",
         "protocol": "ddbench.cli.show:protocol",
         "dataset": "ddbench.cli.show:dataset",
+        "backbone": "ddbench.cli.show:backbone",
+        "trainer": "ddbench.cli.show:trainer",
     },
 )
 def show() -> None:
-    """One method, protocol or dataset in full."""
+    """One method, protocol, dataset, backbone or trainer in full."""
 
 
 @click.command(short_help="What it learns, its options and presets.")
@@ -141,13 +164,7 @@ def method(ref: str, as_json: bool) -> None:
         ]
     )
     click.echo()
-    if options:
-        print_table(
-            ((o.name, o.type, o.default, o.range, o.description) for o in options),
-            ("option", "type", "default", "range", "meaning"),
-        )
-    else:
-        click.echo("no options")
+    _print_options(options)
     for setting in settings:
         click.echo()
         ipc = ", ".join("any" if i == "*" else str(i) for i in setting.ipcs)
@@ -242,6 +259,132 @@ def dataset(name: str, data_root: Path, as_json: bool) -> None:
     elif entry is not None:
         rows.append(("here", "built in" if entry.how == "embedded" else "no"))
     print_table(rows)
+
+
+@click.command(short_help="Parameters, norms, embedding, taps, what its name takes.")
+@click.argument("name")
+@click.option(
+    "--dataset", "dataset_name", default="cifar10", show_default=True, metavar="NAME", help="For images as its own are."
+)
+@data_option
+@json_option
+def backbone(name: str, dataset_name: str, data_root: Path, as_json: bool) -> None:
+    """A backbone: the images it takes, its parameters, norms and dropout, its embedding, and the taps inside it.
+
+    NAME is as for --backbone. Depth, parameters and embedding depend on the images and classes of a dataset, of which
+    only the description is read.
+    """
+    from ddbench.backbones import names
+    from ddbench.backbones.describe import dropouts, norms
+
+    known, shape, classes = _images_of(dataset_name, data_root)
+    network = names.build(name, shape, classes)
+    smallest, variants = names.smallest(name, shape[0]), names.variants(name)
+    taps = network.tap_shapes
+    told: dict[str, Any] = {
+        "name": network.name,
+        "provided_by": names.provider(name),
+        "dataset": known,
+        "shape": list(shape),
+        "classes": classes,
+        "parameters": network.parameters,
+        "smallest": smallest,
+        "norms": norms(network),
+        "batch_norm": "batch norm" in norms(network),
+        "per_sample": network.per_sample,
+        "dropout": dropouts(network),
+        "stochastic": network.stochastic,
+        "embedding": taps["embed"][-1] if "embed" in taps else None,
+        "taps": {tap: list(taps[tap]) if tap in taps else None for tap in network.taps},
+        "variants": {field: list(tokens) for field, tokens in variants.items()},
+    }
+    if as_json:
+        print_json(told)
+        return
+    drawn = ", ".join(told["dropout"]) or ("drawn by its own code" if network.stochastic else "none")
+    embedding = f"{told['embedding']} numbers, which its last linear layer reads"
+    if told["embedding"] is None:
+        embedding = "of unknown size" if "embed" in network.taps else "none: its logits come from no linear layer"
+    print_table(
+        [
+            ("backbone", network.name),
+            ("provided by", told["provided_by"]),
+            ("on", f"{known}: images of {'x'.join(map(str, shape))}, {classes} classes"),
+            ("parameters", network.parameters),
+            ("images", f"of {smallest}x{smallest} or more" if smallest else "these; of others it is not known"),
+            ("norms", ", ".join(told["norms"]) or "none"),
+            ("dropout", drawn),
+            ("a batch", "each image alone" if network.per_sample else "together: one image changes what others give"),
+            ("embedding", embedding),
+        ]
+    )
+    click.echo()
+    shapes = [(tap, "x".join(map(str, taps[tap])) if tap in taps else "unknown") for tap in network.taps]
+    print_table(shapes, ("tap", "shape of one image"))
+    click.echo()
+    if variants:
+        fields = names.parse(network.name)
+        rows = [(field, ", ".join(tokens), getattr(fields, field)) for field, tokens in variants.items()]
+        print_table(rows, ("its name sets", "by", "here"))
+    elif ":" in name and not name.partition(":")[0].endswith(".py"):
+        click.echo(wrapped("Its name takes arguments of the function that builds it: LIBRARY:NAME(argument=value)."))
+    else:
+        click.echo("Its name takes no options.")
+
+
+def _images_of(dataset: str, data_root: Path) -> tuple[str, tuple[int, int, int], int]:
+    """What a dataset is called, and the shape and the number of classes of its images, without reading them."""
+    from ddbench.data.catalogue import CATALOGUE, canonical, info
+    from ddbench.data.manifests import find
+
+    known = canonical(dataset)
+    if known not in CATALOGUE and (manifest := find(data_root, known)) is not None:
+        channels, height, width = manifest["shape"]
+        return known, (channels, height, width), len(manifest["classes"])
+    entry = info(dataset)
+    return entry.name, entry.shape, entry.classes
+
+
+@click.command(short_help="Its options, and the protocols that have it.")
+@click.argument("name")
+@json_option
+def trainer(name: str, as_json: bool) -> None:
+    """A trainer of students: the options of a protocol that has it, with types, defaults and ranges."""
+    from ddbench.config import option_table
+    from ddbench.evaluation.trainer import trainer_class
+    from ddbench.plugins import TRAINERS, named
+
+    kind = trainer_class(name)
+    (plugin,) = named(TRAINERS, name)
+    options, protocols = option_table(kind.Options), _with_trainer(plugin.name)
+    about = (kind.__doc__ or "").strip().partition("\n\n")[0]
+    about = " ".join(about.split())
+    if as_json:
+        value = {"name": plugin.name, "provided_by": plugin.provided_by, "about": about, "protocols": protocols}
+        print_json(value | {"uses_backbone": kind.uses_backbone, "options": [asdict(o) for o in options]})
+        return
+    print_table(
+        [
+            ("trainer", plugin.name),
+            ("provided by", plugin.provided_by),
+            ("about", about),
+            ("trains networks", "yes" if kind.uses_backbone else "no: a set is judged once, whatever the backbone"),
+            ("protocols", ", ".join(protocols) or "none that is built in"),
+        ]
+    )
+    click.echo()
+    _print_options(options)
+
+
+def _print_options(options: Sequence[Option]) -> None:
+    if options:
+        print_table(
+            ((o.name, o.type, o.default, o.range, o.description) for o in options),
+            ("option", "type", "default", "range", "meaning"),
+            expendable=("range", "type"),
+        )
+    else:
+        click.echo("no options")
 
 
 def _classes(count: int, names: tuple[str, ...]) -> str:

@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
+from ddbench.backbones.names import build, parse, variants
 from ddbench.cli import check, common, root
-from ddbench.evaluation.protocol import PROTOCOLS
+from ddbench.errors import ConfigError
+from ddbench.evaluation.protocol import PROTOCOLS, trainer_options
+from ddbench.rng import Rng
 from ddbench.runs.resolving import find_method
 from ddbench.testing import contract
 
@@ -48,6 +52,7 @@ def call(*arguments: str) -> Result:
         ("datasets", {"digits", "cifar10", "imagewoof"}),
         ("backbones", {"convnet", "mlp", "resnet18-ap"}),
         ("protocols", set(PROTOCOLS)),
+        ("trainers", {"sgd", "distill", "krr"}),
     ],
 )
 def test_list_prints_one_line_each_and_the_same_as_json(what: str, some: set[str]) -> None:
@@ -88,6 +93,66 @@ def test_show_dataset_says_what_is_known_and_whether_it_is_here(tmp_path: Path) 
     assert call("show", "dataset", "digits", "--data", str(tmp_path)).stdout.splitlines()[-1].split()[0] == "here"
     value = json.loads(call("show", "dataset", "svhn", "--data", str(tmp_path), "--json").stdout)
     assert (value["digits"], value["here"]) == (True, None)
+
+
+def test_show_backbone_says_what_a_method_can_count_on(tmp_path: Path) -> None:
+    value = json.loads(call("show", "backbone", "convnet-bn-w8", "--dataset", "digits", "--json").stdout)
+    network = build("convnet-bn-w8", (1, 8, 8), 10)
+    outputs = network.features(network.init(Rng(0)), torch.zeros(2, 1, 8, 8), train=False)
+    assert (value["name"], value["provided_by"], value["parameters"]) == (network.name, "ddbench", network.parameters)
+    assert value["taps"] == {tap: list(output.shape[1:]) for tap, output in outputs.items()}
+    assert value["embedding"] == outputs["embed"].shape[1]
+    assert (value["norms"], value["batch_norm"], value["per_sample"]) == (["batch norm"], True, False)
+    assert (value["dropout"], value["stochastic"]) == ([], False)
+    assert value["variants"]["norm"] == ["in", "bn", "gn", "ln", "nn"]
+    text = call("show", "backbone", "convnet-bn-w8", "--data", str(tmp_path)).stdout
+    blocks = sum(channels * 9 * 8 + 8 + 2 * 8 for channels in (3, 8, 8))  # weights, biases, and those of the norm
+    found = [line.split()[1] for line in text.splitlines() if line.startswith("parameters")]
+    assert found == [str(blocks + 8 * 4 * 4 * 10 + 10)]
+    assert "cifar10: images of 3x32x32, 10 classes" in text
+
+
+@pytest.mark.parametrize("name", ["convnet", "vgg11", "lenet", "resnet18-ap", "alexcifarnet-xavier"])
+def test_the_smallest_images_that_show_backbone_names_are_the_smallest(name: str) -> None:
+    size = json.loads(call("show", "backbone", name, "--json").stdout)["smallest"]
+    assert build(name, (3, size, size), 10).parameters > 0
+    if size > 1:
+        with pytest.raises(ConfigError, match="cannot take"):
+            build(name, (3, size - 1, size - 1), 10)
+
+
+def test_every_variant_that_show_backbone_names_is_one() -> None:
+    for name in ("convnet", "resnet18", "vgg11", "alexnet", "mlp", "resnet-16-32-64"):
+        found = variants(name)
+        for field, tokens in found.items():
+            for token in tokens if field not in ("depth", "width") else ():
+                assert getattr(parse(f"{name}-{token}"), field) == token
+
+
+def test_show_backbone_of_a_file_and_of_a_library(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n\n\ndef dropping(shape, classes):\n"
+        "    layers = [nn.Conv2d(shape[0], 8, 3), nn.GroupNorm(2, 8), nn.Dropout(0.25), nn.Dropout(0.5)]\n"
+        "    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))\n"
+    )
+    file = str(tmp_path / "nets.py")
+    value = json.loads(call("show", "backbone", file, "--dataset", "digits", "--json").stdout)
+    assert (value["norms"], value["batch_norm"]) == (["group norm of 2 groups"], False)
+    assert (value["dropout"], value["stochastic"]) == (["Dropout of 0.25 to 0.5"], True)
+    assert (value["embedding"], value["smallest"], value["variants"]) == (8, None, {})
+    assert call("show", "backbone", file, "--dataset", "digits").stdout.endswith("Its name takes no options.\n")
+    result = call("show", "backbone", "convnett")
+    assert (result.exit_code, "Did you mean 'convnet'?" in result.stderr) == (2, True)
+
+
+def test_show_trainer_has_its_options_and_the_protocols_that_have_it() -> None:
+    value = json.loads(call("show", "trainer", "sgd", "--json").stdout)
+    assert value["protocols"] == [p.id for p in PROTOCOLS.values() if p.trainer == "sgd"]
+    assert {option["name"] for option in value["options"]} == set(trainer_options("sgd").model_fields)
+    text = call("show", "trainer", "krr").stdout
+    assert "no: a set is judged once, whatever the backbone" in text
+    assert [line.split()[3] for line in text.splitlines() if line.startswith("ridge ")] == [">"]
+    assert "Did you mean 'sgd'?" in call("show", "trainer", "sdg").stderr
 
 
 def test_check_passes_a_method_that_keeps_the_contract() -> None:
@@ -164,7 +229,17 @@ def test_each_of_our_methods_has_what_checks_should_take() -> None:
 @pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
 @pytest.mark.parametrize(
     "words",
-    [["list", "protocols"], ["list", "datasets"], ["list", "backbones"], ["data", "list"], ["show", "method", "dm"]],
+    [
+        ["list", "protocols"],
+        ["list", "trainers"],
+        ["list", "datasets"],
+        ["list", "backbones"],
+        ["data", "list"],
+        ["show", "method", "dm"],
+        ["show", "method", "mtt"],
+        ["show", "trainer", "distill"],
+        ["show", "backbone", "convnet"],
+    ],
 )
 def test_lists_fit_the_terminal(words: list[str], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [row["name"] for row in json.loads(call(*words, "--json").stdout)] if "list" in words else []

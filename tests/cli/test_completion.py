@@ -29,6 +29,10 @@ def offered(monkeypatch: pytest.MonkeyPatch, args: list[str], incomplete: str) -
         (["lea"], "lea", {"leaderboard"}),
         (["show", "method"], "n", {"ncfm"}),
         (["show", "protocol"], "dsa@", {"dsa@1"}),
+        (["show", "backbone"], "resnet18-b", {"resnet18-bn", "resnet18-bn-ap"}),
+        (["show", "backbone", "mlp", "--dataset"], "cifar", {"cifar10", "cifar100"}),
+        (["show", "trainer"], "s", {"sgd"}),
+        (["list"], "tr", {"trainers"}),
         (["show", "dataset"], "cifar", {"cifar10", "cifar100"}),
         (["data", "get"], "cifar", {"cifar10", "cifar100"}),
         (["sets", "get", "--sets", str(SETS)], "dance/", {"dance/cifar10/ipc10"}),
@@ -48,7 +52,7 @@ def test_names_are_offered(
 def test_what_is_no_name_may_be_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(COMPLETION, "bash_complete")
     complete = BashComplete(root, {}, "ddbench", COMPLETION)
-    for args in (["compare"], ["reproduce"], ["show", "method"]):
+    for args in (["compare"], ["reproduce"], ["show", "method"], ["show", "backbone"]):
         (found,) = complete.get_completions(args, "./runs")
         assert (found.type, found.value) == ("file", "./runs")
     assert complete.get_completions(["sets", "get", "--sets", "/nowhere"], "da") == []
