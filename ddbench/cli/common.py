@@ -194,7 +194,7 @@ def print_table(
     head_widths: list[int] | None = None
     left_out: tuple[str, ...] = ()
     if (width := terminal_width()) is not None:
-        from ddbench.leaderboard.fitting import HEAD, fit
+        from ddbench.leaderboard.fitting import HEAD, fit, for_tabulate
 
         heads = list(headers) or [""] * len(cells[0])
         tall = [max(len(head) + HEAD if head else 0, *(len(row[k]) for row in cells)) for k, head in enumerate(heads)]
@@ -218,7 +218,7 @@ def print_table(
     style = "simple" if headers else "plain"
     click.echo(
         tabulate(
-            cells,
+            cells if width is None else for_tabulate(cells),
             headers,
             tablefmt=style,
             disable_numparse=True,

@@ -20,6 +20,15 @@ class Fitted:
     left_out: tuple[str, ...]
 
 
+def for_tabulate(rows: Sequence[Sequence[str]]) -> list[list[str | bool]]:
+    """Rows whose texts tabulate prints as they are, also where it wraps a column.
+
+    There it makes a truth value of the texts "True" and "False", and both of them are true; a value stays what it is.
+    """
+    values = {"True": True, "False": False}
+    return [[values.get(cell, cell) for cell in row] for row in rows]
+
+
 def fit(
     headers: Sequence[str],
     rows: Sequence[Sequence[str]],

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddbench.evaluation.protocol import PROTOCOLS
-from ddbench.leaderboard.fitting import HEAD, fit
+from ddbench.leaderboard.fitting import HEAD, fit, for_tabulate
 from ddbench.leaderboard.published import ZCA, as_printed, beside, printed
 from ddbench.leaderboard.scores import COLUMNS as SCORE_COLUMNS
 from ddbench.leaderboard.scores import MEASURED, SCORES, about_scores
@@ -525,7 +525,7 @@ def _tabulate(
     if widths is None:
         return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True)
     return tabulate(
-        rows,
+        for_tabulate(rows),
         headers=headers,
         tablefmt=form,
         disable_numparse=True,

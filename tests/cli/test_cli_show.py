@@ -249,6 +249,21 @@ def test_lists_fit_the_terminal(words: list[str], width: int, monkeypatch: pytes
     assert set(names) <= set(result.stdout.split())
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+@pytest.mark.parametrize("words", [["show", "method", "mtt"], ["show", "trainer", "distill"]])
+def test_a_terminal_shows_the_defaults_that_json_has(
+    words: list[str], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where tabulate wraps a column it takes the text "False" for a truth value, and any text is true."""
+    options = json.loads(call(*words, "--json").stdout)["options"]
+    flags = {option["name"]: option["default"] for option in options if option["default"] in ("True", "False")}
+    assert "False" in flags.values()
+    monkeypatch.setattr(common, "terminal_width", lambda: width)
+    lines = [line.split() for line in call(*words).stdout.splitlines() if line]
+    shown = {line[0]: next(word for word in line if word in ("True", "False")) for line in lines if line[0] in flags}
+    assert shown == flags
+
+
 def test_a_list_leaves_out_no_more_than_its_last_column_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = {}
     for width in (140, 100, 80, 60):
