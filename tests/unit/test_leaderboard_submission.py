@@ -291,6 +291,10 @@ def test_one_name_for_the_same_images_on_a_leaderboard(write: Write, boards: Pat
     with pytest.raises(RunError, match=r"differently: contents 'b2:bb' and 'b2:aa'"):
         add([mine("6.json", 6, contents="b2:bb")], boards)
     assert add([mine("4.json", 4, title="other", fingerprint="b2:01")], boards)
+    # Earlier records do not say what the images are whatever their order.
+    assert add([mine("5.json", 5, contents="b2:aa"), mine("6.json", 6, contents="")], boards, force=True)
+    with pytest.raises(RunError, match=r"differently: contents 'b2:bb' and 'b2:aa'"):
+        add([mine("7.json", 7, contents="b2:bb")], boards)
 
 
 def test_a_part_of_a_test_image_is_refused(write: Write, boards: Path) -> None:
