@@ -16,6 +16,7 @@ from ddbench.data import sources
 from ddbench.data.dataset import Dataset
 from ddbench.data.scale import left_range
 from ddbench.errors import ConfigError, DataError, closest, mistyped
+from ddbench.evaluation.meant import ids_of
 from ddbench.evaluation.protocol import TRACKS, judged_by
 from ddbench.evaluation.protocol import protocol as judging_by
 from ddbench.evaluation.recipes import USUAL
@@ -326,7 +327,7 @@ def correlate(
     """
     folder = run.folder if isinstance(run, Run) else Path(run)
     where = _options(device, data, RunDir.at(folder).root, progress=progress, curve=False)
-    names = [judging_by(ref).id for ref in _several(protocol)]
+    names = ids_of(_several(protocol))
     record = correlating.correlate(folder, names, _several(judge), where, metric=metric)
     return Run(folder, record, where.data_root)
 
@@ -414,7 +415,7 @@ def compare(
     if len(dict.fromkeys(refs)) < 2:
         raise ConfigError("two or more results are needed to compare, such as compare('dm', 'random').")
     shelf = Shelf(_folder(runs, RUNS), Path(leaderboards), dataset, ipc)
-    cells = Cells(dataset, ipc, tuple(judging_by(ref).id for ref in _several(protocol)), _several(judge))
+    cells = Cells(dataset, ipc, _several(protocol), _several(judge))
     return comparison.compare(refs, shelf, cells)
 
 

@@ -168,7 +168,8 @@ def _wanted(
     if not logits:
         there = ", ".join(f"{part.protocol} with {part.backbone}" for part in having) or "none"
         why = "Students on regression targets have no cross-entropy. " if found else ""
-        raise RunError(f"{path} has no such evaluation with a test loss; it has {there}. {why}".rstrip())
+        error = RunError(f"{path} has no such evaluation with a test loss; it has {there}. {why}".rstrip())
+        raise error if found else mistyped(error)
     return logits
 
 

@@ -136,7 +136,6 @@ def test_a_dataset_that_comes_while_others_work_is_added_and_awaited(tmp_path: P
         env=given, text=True, capture_output=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "mine is there" in done.stdout
     assert (campaign / "came").is_file(), (campaign / "logs" / "worker-0.log").read_text()
 
 

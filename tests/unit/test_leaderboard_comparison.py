@@ -244,6 +244,13 @@ def test_a_run_is_compared_with_the_other_sets_of_its_row(shelf: Shelf) -> None:
     assert rows[0]["first"].endswith(" without bbbb2222")
 
 
+def test_in_python_protocols_and_judges_are_said_as_to_the_command(shelf: Shelf) -> None:
+    where = {"runs": shelf.runs, "leaderboards": shelf.leaderboards}
+    usual = ddbench.compare("dm", "herding", protocol="dsa@1", judge="convnet-d3", **where)
+    assert len(usual)
+    assert ddbench.compare("dm", "herding", protocol="DSA", judge="ConvNet-D3", **where).equals(usual)
+
+
 def test_rows_are_found_by_the_names_that_tables_print(shelf: Shelf) -> None:
     accuracies = of_one_row(shelf.leaderboards / "records")
     assert {path.stem for path in shelf.find("Random Mosaics")} == set(accuracies)
