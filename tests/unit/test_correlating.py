@@ -191,7 +191,7 @@ def test_the_command_line_says_rho_with_its_interval(finished: Path, tmp_path: P
     assert part["low"] <= part["rho"] <= part["high"]
     for arguments, code, said in (
         (["--metric", "residual"], 2, "has no 'residual'; it has loss. Say which with --metric."),
-        (["--protocol", "dsa"], 1, "has no such evaluation with a test loss; it has tiny@1 with mlp."),
+        (["--protocol", "dsa"], 2, "has no such evaluation with a test loss; it has tiny@1 with mlp."),
     ):
         wrong = ddbench("measure", "correlation", finished, *arguments, *where)
         assert wrong.exit_code == code
