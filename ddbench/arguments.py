@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 from ddbench.errors import ConfigError, RunError
 from ddbench.text import MOST_COUNT, MOST_LINE, acts, printable
@@ -23,6 +23,8 @@ R = TypeVar("R")
 MOST_IPC = 10**9  # so that no product of it with classes and pixels overflows
 MOST_STUDENTS = 10_000  # each is a network, trained and held in memory with others
 MOST_SNAPSHOTS = 10_000  # each is a file
+PrecisionName = Literal["fp32", "tf32", "bf16"]
+PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
 _SHOWN = 60  # letters of a value that an error shows
 
 

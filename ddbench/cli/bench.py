@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddbench.arguments import PRECISIONS
 from ddbench.cli.common import (
     device_option,
     json_option,
@@ -67,7 +68,7 @@ MOST_IPC = 500
     "--precision",
     "precisions",
     multiple=True,
-    type=click.Choice(["fp32", "tf32", "bf16"]),
+    type=click.Choice(PRECISIONS),
     help="Default: fp32; on a GPU all that it has. Repeatable.",
 )
 @students_option

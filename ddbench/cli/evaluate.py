@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddbench.arguments import PRECISIONS
 from ddbench.cli.common import (
     data_option,
     decode_option,
@@ -75,7 +76,7 @@ _said = stack(
 @students_option
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "tf32", "bf16"]),
+    type=click.Choice(PRECISIONS),
     help="In which students are trained; default: that of the run.",
 )
 @click.option("--curve", is_flag=True, help="Judge the snapshots of a run too; in JSON they are `curves`.")

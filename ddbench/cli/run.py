@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddbench.arguments import PRECISIONS
 from ddbench.cli.common import (
     FIRST_RUN,
     F,
@@ -84,7 +85,7 @@ def _what_to_run(command: F) -> F:
         ),
         click.option(
             "--precision",
-            type=click.Choice(["fp32", "tf32", "bf16"]),
+            type=click.Choice(PRECISIONS),
             help="Default: the preset's, else tf32 on GPUs that have it.",
         ),
     )(command)

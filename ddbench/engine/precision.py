@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
+from ddbench.arguments import PrecisionName
 from ddbench.engine.capabilities import has_bfloat16, has_tf32
 from ddbench.errors import ConfigError, closest
 
-Name = Literal["fp32", "tf32", "bf16"]
+Name = PrecisionName
 
 
 def usual(device: torch.device) -> Name:

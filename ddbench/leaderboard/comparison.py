@@ -254,7 +254,7 @@ def _nothing_in_common(paths: Mapping[str, Sequence[Path]], frame: DataFrame, *,
     for ref, files in paths.items():
         rows = frame[frame["run"].isin(_ids(files))]
         cells = sorted({f"{r['dataset']} ipc {r['ipc']} {r['protocol']}/{r['judge']}" for r in rows.to_dict("records")})
-        has.append(f"{ref}: {', '.join(cells[:4]) + (', …' if len(cells) > 4 else '') or 'no accuracy'}")
+        has.append(f"{ref}: {some_of(cells, 4) or 'no accuracy'}")
     return (
         f"Nothing can be compared: no two of them were judged alike ({'; '.join(has)}). `ddbench evaluate RUN "
         "--protocol NAME --judge NAME` adds what is missing."

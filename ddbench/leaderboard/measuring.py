@@ -10,7 +10,7 @@ from ddbench.leaderboard.claims import Claim, claim_of
 from ddbench.runs.measures import Measures
 from ddbench.runs.recognising import networks, recognised
 from ddbench.runs.record import RunRecord, read_record, write_record
-from ddbench.runs.runner import RunOptions, build_problem, session
+from ddbench.runs.runner import RunOptions, session
 
 
 def asked(name: str, leaderboards: Path, data_root: Path) -> Claim:
@@ -40,17 +40,7 @@ def recognise(claim: Claim, judges: Sequence[str], options: RunOptions) -> RunRe
     with session(options) as (stop, tell):
         for backbone in networks(judges, record.run.backbone, dataset.info.shape):
             with stop.at_once():
-                problem = build_problem(
-                    dataset,
-                    backbone=backbone,
-                    pixels=synthetic.pixels,
-                    ipc=record.run.ipc,
-                    seed=record.run.seed,
-                    device=options.device,
-                    precision=record.run.precision,
-                    artifacts_root=options.artifacts,
-                    tell=tell.on_build,
-                )
+                problem = subject.problem(backbone, options, tell=tell.on_build)
                 part = recognised(synthetic, problem).model_copy(update={"file": claim.file})
                 there = read_record(claim.place)  # it may have grown meanwhile
                 known = Measures(synthetic=there.synthetic.sha256, recognised=there.recognised).having(part)

@@ -49,12 +49,11 @@ def refuse(file: Path, record: RunRecord, *, allow_dirty: bool, data_root: Path 
     """
     if record.status != "complete":
         raise RunError(f"{file} is the record of a partial run. Run the same command again to finish it.")
-    if not alone(file):
-        _compare_with_folder(file, record)
+    synthetic = None if alone(file) else _compare_with_folder(file, record)
     for refused in _IMPOSSIBLE:
         refused(file, record)
-    if not alone(file):
-        _compare_with_images(file, record, data_root)
+    if synthetic is not None:
+        _compare_with_images(file, record, synthetic, data_root)
     if not any(evaluation.accuracy for evaluation in record.evaluations):
         raise RunError(f"{file} has no accuracies. `ddbench evaluate` adds them.")
     if not allow_dirty:
@@ -101,8 +100,12 @@ def impossible(committed: Iterable[Path]) -> list[str]:
 
 def _differing(said: Sequence[Any], theirs: Sequence[Any]) -> str:
     names = ("title", "original", "training images", "test images", "classes", "shape", "contents")
-    each = zip(names, said, theirs, strict=True)
-    return "; ".join(f"{name} {ours!r} and {other!r}" for name, ours, other in each if ours != other)
+    return _differences(dict(zip(names, zip(said, theirs, strict=True), strict=True)))
+
+
+def _differences(words: Mapping[str, tuple[Any, Any]]) -> str:
+    """What is said in two ways, by what it is called; nothing where all agrees."""
+    return "; ".join(f"{name} {ours!r} and {theirs!r}" for name, (ours, theirs) in words.items() if ours != theirs)
 
 
 def alone(file: Path) -> bool:
@@ -129,8 +132,8 @@ def alarms(records: Mapping[Path, RunRecord], committed: Iterable[Path]) -> list
     ]
 
 
-def _compare_with_folder(file: Path, record: RunRecord) -> None:
-    """Raise RunError where a record says something else than the other files of its run."""
+def _compare_with_folder(file: Path, record: RunRecord) -> SyntheticSet:
+    """The set of a run. Raises: RunError where the record says something else than the other files of the run."""
     from ddbench.runs.evaluating import evaluations
     from ddbench.runs.measures import Measures
 
@@ -155,7 +158,7 @@ def _compare_with_folder(file: Path, record: RunRecord) -> None:
             f"{file} is not the record of the run in its folder. Not as in {SPEC}: {', '.join(differ)}. {_MADE_AGAIN}"
         )
     _compare_with_method(file, record)
-    _compare_description(file, record, folder)
+    synthetic = _compare_description(file, record, folder)
     found = {(e.digest, e.backbone): e for e in evaluations(folder, record.synthetic.sha256)}
     for part in record.evaluations:
         _compare_evaluation(file, part, found.pop((part.digest, part.backbone), None))
@@ -173,6 +176,7 @@ def _compare_with_folder(file: Path, record: RunRecord) -> None:
             )
     _compare_curves(file, record, folder)
     _compare_attempts(file, record, folder)
+    return synthetic
 
 
 _MADE_AGAIN = (
@@ -294,8 +298,7 @@ def _compare_with_method(file: Path, record: RunRecord) -> None:
 
 
 def _refuse_other_words(file: Path, record: RunRecord, words: Mapping[str, tuple[Any, Any]]) -> None:
-    differ = "; ".join(f"{name} {ours!r} and {theirs!r}" for name, (ours, theirs) in words.items() if ours != theirs)
-    if differ:
+    if differ := _differences(words):
         raise RunError(f"{file} describes {record.run.method} otherwise than its runs do: {differ}. {_MADE_AGAIN}")
 
 
@@ -310,12 +313,11 @@ def _learned_by(method: type[Method[Any]], record: RunRecord) -> tuple[str, ...]
         return None
 
 
-def _compare_with_images(file: Path, record: RunRecord, data_root: Path | None) -> None:
+def _compare_with_images(file: Path, record: RunRecord, synthetic: SyntheticSet, data_root: Path | None) -> None:
     """Raise RunError where a record describes its images, or pixels beside them, otherwise than they are.
 
     Images are asked where they are in the data folder. A fitted pixel space is not: its last digits are the machine's.
     """
-    from ddbench import synthetic as sets
     from ddbench.data.pixels import known_pixels
 
     said, real = record.data, None if data_root is None else _images_of(record, data_root)
@@ -332,12 +334,9 @@ def _compare_with_images(file: Path, record: RunRecord, data_root: Path | None) 
     space = None if info is None else known_pixels(said.pixels, info)
     if space is not None:
         words["pixels_fingerprint"] = (said.pixels_fingerprint, space.fingerprint)
-    differ = "; ".join(f"{name} {ours!r} and {theirs!r}" for name, (ours, theirs) in words.items() if ours != theirs)
-    if differ:
+    if differ := _differences(words):
         raise RunError(f"{file} describes other images than those that its run was made from: {differ}. {_MADE_AGAIN}")
-    _compare_scale(
-        file, record, sets.load(file.with_name(SET)), None if real is None or space is None else (real, space)
-    )
+    _compare_scale(file, record, synthetic, None if real is None or space is None else (real, space))
 
 
 def _compare_scale(
@@ -377,8 +376,8 @@ def _images_of(record: RunRecord, data_root: Path) -> Dataset | None:
     return found if found.fingerprint == record.data.fingerprint else None
 
 
-def _compare_description(file: Path, record: RunRecord, folder: RunDir) -> None:
-    """Raise RunError where a record describes its set otherwise than the set itself, or says another cost."""
+def _compare_description(file: Path, record: RunRecord, folder: RunDir) -> SyntheticSet:
+    """The set of a run. Raises: RunError where the record describes it otherwise, or says another cost."""
     import torch
 
     from ddbench import synthetic as sets
@@ -395,12 +394,13 @@ def _compare_description(file: Path, record: RunRecord, folder: RunDir) -> None:
     if said != known or record.data.pixels != synthetic.pixels:
         raise RunError(f"{file} describes another set than {SET} beside it. {_MADE_AGAIN}")
     if record.imported is not None or not folder.cost.is_file():
-        return
+        return synthetic
     ledger = Ledger(folder, torch.device("cpu"))
     phases = ("prepare", "condense")
     spent = [[costs.get(phase) for phase in phases] for costs in (record.cost, ledger.costs)]
     if spent[0] != spent[1] or record.artifacts != ledger.artifacts or record.counts != ledger.counts:
         raise RunError(f"{file} and {folder.cost.name} beside it say differently what the set has cost. {_MADE_AGAIN}")
+    return synthetic
 
 
 def _compare_evaluation(file: Path, recorded: EvaluationPart, beside: EvaluationPart | None) -> None:

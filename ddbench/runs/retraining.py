@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 
 from ddbench import synthetic as sets
+from ddbench.arguments import PRECISIONS
+from ddbench.artifacts import Tell
 from ddbench.data.dataset import Dataset
 from ddbench.data.sources import load
 from ddbench.errors import ConfigError, DataError, DdbenchError, RunError, closest, mistyped
@@ -16,6 +18,7 @@ from ddbench.evaluation.evaluate import SealedTest, scores
 from ddbench.evaluation.meant import as_recorded, is_any, is_judge, is_protocol
 from ddbench.evaluation.protocol import Protocol, judged_by, protocol
 from ddbench.evaluation.trainer import Trainer, trainer_of
+from ddbench.problem import Problem
 from ddbench.runs import provenance
 from ddbench.runs.agreement import tolerance
 from ddbench.runs.record import EvaluationPart, RunRecord, SyntheticPart, read_record
@@ -85,6 +88,21 @@ class Subject:
     synthetic: SyntheticSet
     dataset: Dataset
     recipes: tuple[Protocol, ...] = ()
+
+    def problem(self, backbone: str, options: RunOptions, *, precision: str = "", tell: Tell | None = None) -> Problem:
+        """What a network of a backbone is trained on; in the precision of the run, unless another one is said."""
+        run = self.record.run
+        return build_problem(
+            self.dataset,
+            backbone=backbone,
+            pixels=self.synthetic.pixels,
+            ipc=run.ipc,
+            seed=run.seed,
+            device=options.device,
+            precision=precision or run.precision,
+            artifacts_root=options.artifacts,
+            tell=tell,
+        )
 
     def knowing(self, recipes: Iterable[Protocol]) -> Subject:
         """The same with more recipes, as those of somebody's own files."""
@@ -167,16 +185,7 @@ def retrain(
             again: tuple[float, ...] = ()
             failed = ""
             try:
-                problem = build_problem(
-                    subject.dataset,
-                    backbone=part.backbone,
-                    pixels=synthetic.pixels,
-                    ipc=record.run.ipc,
-                    seed=record.run.seed,
-                    device=options.device,
-                    precision=_precision(part, record),
-                    artifacts_root=options.artifacts,
-                )
+                problem = subject.problem(part.backbone, options, precision=_precision(part, record))
                 recipe = protocol_of(part, subject.recipes, " Name its file with --protocol.")
                 trainer = trainer_of(synthetic, recipe, problem, students=count, chosen=part.chose)
                 again = _accuracies(trainer, test, numbers, stop)
@@ -215,7 +224,7 @@ def _accuracies(trainer: Trainer, test: SealedTest, students: Sequence[int], sto
 
 
 def _precision(part: EvaluationPart, record: RunRecord) -> str:
-    return part.precision if part.precision in ("fp32", "tf32", "bf16") else record.run.precision
+    return part.precision if part.precision in PRECISIONS else record.run.precision
 
 
 def with_accuracies(

@@ -126,7 +126,7 @@ def run(resolution: Resolution, options: RunOptions) -> RunRecord:
         space = fitted(synthetic.pixels, dataset.train, dataset.info, ArtifactCache(options.artifacts), options.device)
         title = f"{info.title}, {dataset.title}, {budget(spec.ipc)}, seed {spec.seed}"
         describe(folder, synthetic, dataset, space, title)
-        _evaluate(folder, synthetic, dataset, resolution.cells, options, ledger, stop, tell)
+        _evaluate(folder, synthetic, dataset, resolution.cells, options, ledger, stop, tell, precision=spec.precision)
         tell.on_phase("record")
         record = finish(
             folder, spec, synthetic, dataset, space,
@@ -420,11 +420,11 @@ def _evaluate(
     *,
     retry: bool = False,
     curve: bool | None = None,
-    precision: str | None = None,
+    precision: str,
 ) -> None:
     tell.on_phase("evaluate")
     sha256 = sha256_of(folder.synthetic)
-    made = problems(replace(folder.spec, precision=precision or folder.spec.precision), dataset, options, tell)
+    made = problems(replace(folder.spec, precision=precision), dataset, options, tell)
     judging = Judging(folder, synthetic, dataset, sha256, made, stop, tell, retry)
     try:
         with ledger.phase("evaluate"):

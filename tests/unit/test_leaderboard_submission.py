@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ddbench import synthetic as sets
 from ddbench.errors import RunError
 from ddbench.files import write_json
 from ddbench.leaderboard import submission
@@ -218,12 +219,14 @@ def test_what_earlier_versions_said_otherwise_or_not_at_all_is_taken(finished: P
 
 
 def test_without_the_images_a_scale_is_compared_with_the_set(finished: Path, boards: Path) -> None:
-    record = read_record(finished / "record.json")
-    submission._compare_with_images(finished / "record.json", record, None)
+    record, synthetic = read_record(finished / "record.json"), sets.load(RunDir.at(finished).synthetic)
+    submission._compare_with_images(finished / "record.json", record, synthetic, None)
     assert record.synthetic.scale is not None
     larger = record.synthetic.model_copy(update={"scale": 2 * record.synthetic.scale})
     with pytest.raises(RunError, match="and it is at most"):
-        submission._compare_with_images(finished / "record.json", record.model_copy(update={"synthetic": larger}), None)
+        submission._compare_with_images(
+            finished / "record.json", record.model_copy(update={"synthetic": larger}), synthetic, None
+        )
 
 
 def test_no_record_of_a_leaderboard_is_refused_for_how_it_describes_its_method() -> None:
