@@ -48,10 +48,12 @@ def add(
     """Copy the records of finished runs into the leaderboard, with pictures of their sets; returns where they now lie.
 
     All are checked before the first is copied. A record that is there already may grow by students and evaluations of
-    the same set, wherever they were made, and loses nothing. To a record of an earlier version are added the learning
+    the same set, wherever they were made, and loses nothing: of an evaluation with other students those that are there
+    stay. To a record of an earlier version are added the learning
     curves in its run's folder, and a picture that is drawn from the set there; `data_root` has the dataset, which a
     whitened set needs for that. Results that nothing here explains are refused unless `force` is given. `notes` have
-    such results, pictures that could not be drawn and records that came without their run. See `submission`.
+    such results, students that stayed, pictures that could not be drawn and records that came without their run. See
+    `submission`.
     Raises: RunError for a partial run, for a record that is not what the files of its run say, for one made by code
     that nobody has (unless `allow_dirty`), and for a record that would replace another result of the same run; where a
     record could not be written.
@@ -66,7 +68,7 @@ def add(
         record = _with_curves(file, record)
         place = leaderboards / place_of(record.run)
         if place in by_place or place.is_file():
-            record = _joined(file, record, by_place.get(place) or read_record(place), place)
+            record = _joined(file, record, by_place.get(place) or read_record(place), place, said)
         by_place[place] = record
         if submission.alone(file) and file.resolve() != place.resolve():
             said.append(f"{file} came without its run, so nothing was there to compare it with.")
@@ -375,12 +377,12 @@ def _with_curves(file: Path, record: RunRecord) -> RunRecord:
     return record.model_copy(update={"curves": curves})
 
 
-def _joined(file: Path, record: RunRecord, there: RunRecord, place: Path) -> RunRecord:
+def _joined(file: Path, record: RunRecord, there: RunRecord, place: Path, said: list[str]) -> RunRecord:
     """The record with what the one in its place has and it has not, which is of the same set.
 
-    A run whose set comes out equal everywhere, as those of coresets do, may be judged on several machines. Students of
-    an evaluation that both have must be the same, as far as both have them, so that nobody can choose.
-    Raises: RunError where it is of another set, or has other students.
+    A run whose set comes out equal everywhere, as those of coresets do, may be judged on several machines. Of an
+    evaluation that both have with other students, those that came first stay, so that nobody can choose; `said` has it.
+    Raises: RunError where it is of another set, or has other students and nothing that is new.
     """
     if there.synthetic.sha256 != record.synthetic.sha256:
         raise RunError(
@@ -388,22 +390,34 @@ def _joined(file: Path, record: RunRecord, there: RunRecord, place: Path) -> Run
             "them would be choosing on test data. Use another seed, or remove the old record in a commit that says why."
         )
     judged = {(e.digest, e.backbone): e for e in there.evaluations}
+    others: dict[tuple[str, str], str] = {}
+    grown = False
     for new in record.evaluations:
-        old = judged.setdefault((new.digest, new.backbone), new)
-        both = min(len(old.accuracy), len(new.accuracy))
-        if old.accuracy[:both] != new.accuracy[:both]:
-            raise RunError(
-                f"{file} would change students that {place} has ({old.protocol}, {old.backbone}). Choosing between "
-                "them would be choosing on test data. Judge the run by what is not there yet, or use another seed."
-            )
-        if len(new.accuracy) >= len(old.accuracy):
-            judged[new.digest, new.backbone] = new
+        key = (new.digest, new.backbone)
+        old = judged.get(key)
+        both = min(len(old.accuracy), len(new.accuracy)) if old else 0
+        if old and old.accuracy[:both] != new.accuracy[:both]:
+            others[key] = f"{old.protocol}, {old.backbone}"
+        elif not old or len(new.accuracy) >= len(old.accuracy):
+            grown = grown or not old or len(new.accuracy) > both
+            judged[key] = new
+    if others and not grown:
+        raise RunError(
+            f"{file} would change students that {place} has ({'; '.join(others.values())}). Choosing between them "
+            "would be choosing on test data. Judge the run by what is not there yet, or use another seed."
+        )
+    if others:
+        said.append(
+            f"{place} has other students of this set already ({'; '.join(others.values())}): they came first, and stay. "
+            f"The other judges of {file} were added."
+        )
     if judged != {(e.digest, e.backbone): e for e in record.evaluations}:
         record = _of_both(there, record, tuple(judged.values()))
-    drawn = {(curve.digest, curve.backbone) for curve in record.curves}
+    new_curves = tuple(curve for curve in record.curves if (curve.digest, curve.backbone) not in others)
+    drawn = {(curve.digest, curve.backbone) for curve in new_curves}
     kept = tuple(curve for curve in there.curves if (curve.digest, curve.backbone) not in drawn)
     measured = {name: getattr(record, name) or getattr(there, name) for name in ("recognised", "correlations")}
-    return record.model_copy(update={"curves": (*record.curves, *kept), **measured})
+    return record.model_copy(update={"curves": (*new_curves, *kept), **measured})
 
 
 def _of_both(there: RunRecord, record: RunRecord, evaluations: tuple[EvaluationPart, ...]) -> RunRecord:

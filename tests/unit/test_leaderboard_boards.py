@@ -116,6 +116,26 @@ def test_what_two_machines_say_of_one_set_is_joined(write: Write, leaderboard: P
     assert both.devices == list(dict.fromkeys([*one.devices, "another"]))
 
 
+def test_students_that_came_first_stay_where_others_bring_a_new_judge(write: Write, leaderboard: Path) -> None:
+    first = RECORDS / "dm-s0.json"
+    others = write(
+        "others.json",
+        evaluations=lambda e: [e[0] | {"accuracy": [0.25] * 7}, *elsewhere(e)],
+        attempts=lambda a: [a[0] | {"started": "2031-01-01T00:00:00Z", "device": "another"}],
+    )
+    add([first], leaderboard)
+    heard: list[str] = []
+    place = add([others], leaderboard, notes=heard)[0]
+    one, two, both = read_record(first), read_record(others), read_record(place)
+    assert both.evaluations == (*one.evaluations, two.evaluations[-1])
+    assert both.curves == one.curves
+    assert both.attempts == (*one.attempts, *two.attempts)
+    (note,) = [text for text in heard if "came first, and stay" in text]
+    assert str(place) in note
+    with pytest.raises(RunError, match="would change students"):
+        add([others], leaderboard)
+
+
 def test_a_curve_that_is_there_stays(tmp_path: Path, leaderboard: Path) -> None:
     plain = read_record(RECORDS / "dm-s0.json")
     judged = plain.evaluations[0]

@@ -430,9 +430,17 @@ def test_a_checkout_says_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert state is not None
     assert len(state["commit"]) == 40
     assert state["dirty"] is False
+    # A record that was added, or a page that was written, is no other code.
+    (tmp_path / "other").write_text("changed")
+    (tmp_path / "new").touch()
+    assert provenance.git() == state
+    changed = {"commit": state["commit"], "dirty": True}
+    (package / "new.py").touch()
+    assert provenance.git() == changed
+    (package / "new.py").unlink()
+    assert provenance.git() == state
     (package / "errors.py").write_text("two")
-    changed = provenance.git()
-    assert changed == {"commit": state["commit"], "dirty": True}
+    assert provenance.git() == changed
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance.git() == unknown
 
@@ -484,6 +492,7 @@ def test_a_wheel_is_built_with_its_commit(tmp_path: Path) -> None:
     assert spec.loader is not None
     hook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
+    assert set(provenance.CODE) <= set(hook.SOURCES)
     assert hook.built_from(tmp_path) is None
 
     def git(*arguments: str) -> None:
