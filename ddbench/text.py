@@ -45,8 +45,11 @@ def counted(count: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """A fraction as the field prints it: % with one decimal."""
-    return f"{100 * fraction:.1f}"
+    """A fraction as the field prints it: % with one decimal.
+
+    A mean that lies in the middle between two of them is printed alike, however it was added up.
+    """
+    return f"{round(100 * fraction, 9):.1f}"
 
 
 def budget(ipc: int) -> str:

@@ -328,11 +328,11 @@ def datasets() -> str:
 
 
 def published_sets() -> str:
-    """The sets of `leaderboards/sets`, with the accuracy in the record and, where it was measured, of the file."""
+    """The sets of `leaderboards/sets`, with accuracies of the record and the file, and what a network recognises."""
     from ddbench.foreign.published_sets import read_index
 
     return _table(
-        ("set", "images are kept as", "kB", "protocol", "judge", "accuracy", "of the file"),
+        ("set", "images are kept as", "kB", "protocol", "judge", "accuracy", "of the file", "recognised"),
         (
             (
                 _code(entry.name),
@@ -340,12 +340,22 @@ def published_sets() -> str:
                 f"{entry.bytes / 1000:,.0f}".replace(",", " "),
                 _code(entry.protocol),
                 _code(entry.judge),
-                _accuracy([100 * value for value in entry.accuracy]),
-                _accuracy([100 * value for value in entry.accuracy_of_file]) if entry.accuracy_of_file else "–",
+                _accuracy(entry.accuracy),
+                _accuracy(entry.accuracy_of_file) if entry.accuracy_of_file else "–",
+                _recognised(ROOT / "leaderboards" / entry.record),
             )
             for entry in read_index(str(ROOT / "leaderboards" / "sets"), ROOT).sets
         ),
     )
+
+
+def _recognised(record: Path) -> str:
+    """What the ConvNet recognises of a record's set, in %."""
+    from ddbench.runs.record import read_record
+    from ddbench.text import percent
+
+    found = [part.accuracy for part in read_record(record).recognised if part.backbone.startswith("convnet")]
+    return percent(found[0]) if found else "–"
 
 
 def copies() -> str:
@@ -419,8 +429,7 @@ def curves(method: str, records: Path = RECORDS) -> str:
     tables = []
     for (title, protocol, _), drawn in curves_of(method, records).items():
         for told, curve, record in drawn:
-            accuracies = [[100 * value for value in point.accuracy] for point in curve.points]
-            shown = ["failed" if p.failed else _accuracy(a) for p, a in zip(curve.points, accuracies, strict=True)]
+            shown = ["failed" if point.failed else _accuracy(point.accuracy) for point in curve.points]
             minutes = ("–" if p.seconds is None else f"{p.seconds / 60:.1f}" for p in curve.points)
             head = ", ".join([title, _code(protocol), *map(_code, told)])
             heads = (head, *(str(point.step) for point in curve.points))
@@ -578,9 +587,11 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _accuracy(students: Sequence[float]) -> str:
-    """Mean ± standard deviation, in the unit that they are in; of one student its value."""
-    mean = f"{statistics_of.fmean(students):.1f}"
-    return f"{mean} ± {statistics_of.pstdev(students):.1f}" if len(students) > 1 else mean
+    """Mean ± standard deviation of fractions, in %; of one student its value."""
+    from ddbench.text import percent
+
+    mean = percent(statistics_of.fmean(students))
+    return f"{mean} ± {percent(statistics_of.pstdev(students))}" if len(students) > 1 else mean
 
 
 def _code(text: str) -> str:

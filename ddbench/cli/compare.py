@@ -88,12 +88,14 @@ def _title(row: Mapping[str, Any]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    from ddbench.text import percent
+
     gap, half = 100 * row["difference"], 100 * row["ci95"]
     known = not math.isnan(half)
     said = "equal within 0.5" if row["verdict"] == "equal" else row["verdict"]
     return (
-        f"{row['first']}: {100 * row['first_mean']:.1f}",
-        f"{row['second']}: {100 * row['second_mean']:.1f}",
+        f"{row['first']}: {percent(row['first_mean'])}",
+        f"{row['second']}: {percent(row['second_mean'])}",
         _signed(gap),
         f"[{_signed(gap - half)}, {_signed(gap + half)}]" if known else "one student of one set each",
         _p(row["p_holm"]) if known else "",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli.common import data_option, decode_option, json_option, note, print_json, print_table, size_option
+from ddbench.text import percent
 
 if TYPE_CHECKING:
     from ddbench.foreign.diagnosis import Diagnosis
@@ -120,7 +121,7 @@ def _rows(found: Found, diagnosis: Diagnosis, entries: list[str], several: str) 
         ),
         (
             "chosen",
-            f"step {choice.step}: {100 * choice.accuracy:.1f} % of {choice.images} held-out images, {choice.students} "
+            f"step {choice.step}: {percent(choice.accuracy)} % of {choice.images} held-out images, {choice.students} "
             f"students under {choice.protocol}"
             if choice is not None
             else "",

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +22,7 @@ from ddbench.cli.common import (
     stack,
 )
 from ddbench.cli.deleting import carry_out, dry_run_option, yes_option
-from ddbench.text import budget, size
+from ddbench.text import budget, percent, size
 
 if TYPE_CHECKING:
     from ddbench.runs.listing import Listed
@@ -289,8 +290,8 @@ def _judge(part: dict[str, Any]) -> tuple[str, str, str, str]:
 
     scores = part["accuracy"]
     name = f"{part['protocol']}/{judged_by(part['protocol'], part['backbone'])}"
-    mean = f"{100 * sum(scores) / len(scores):.1f}" if scores else "failed"
-    return name, mean, " ".join(f"{100 * score:.1f}" for score in scores), part["failed"]
+    mean = percent(fmean(scores)) if scores else "failed"
+    return name, mean, " ".join(map(percent, scores)), part["failed"]
 
 
 def _attempt(entry: dict[str, Any]) -> tuple[Any, ...]:
@@ -305,7 +306,7 @@ def _accuracy(run: Listed) -> tuple[str, str]:
     if first is None:
         return "", ""
     more = f" +{first.others}" if first.others else ""
-    return f"{100 * first.mean:.1f}", f"{first.protocol}/{first.judge}{more}"
+    return percent(first.mean), f"{first.protocol}/{first.judge}{more}"
 
 
 def _value(value: Any) -> str:

@@ -408,8 +408,8 @@ def _joined(file: Path, record: RunRecord, there: RunRecord, place: Path, said: 
         )
     if others:
         said.append(
-            f"{place} has other students of this set already ({'; '.join(others.values())}): they came first, and stay. "
-            f"The other judges of {file} were added."
+            f"{place} has other students of this set already ({'; '.join(others.values())}): they came first, and "
+            f"stay. The other judges of {file} were added."
         )
     if judged != {(e.digest, e.backbone): e for e in record.evaluations}:
         record = _of_both(there, record, tuple(judged.values()))

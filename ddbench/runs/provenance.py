@@ -36,15 +36,15 @@ def packages() -> dict[str, str]:
 
 BUILT_FROM = "built_from.json"  # written into a wheel by hatch_build.py
 UNKNOWN_CODE = {"commit": "unknown", "dirty": True}
-# What runs, of a checkout: records, tables and pages beside it change no result, and adding a record would spoil the next.
+# What runs, of a checkout. Records, tables and pages beside it change no result: adding one must not spoil the next.
 CODE = ("ddbench", "methods", "pyproject.toml")
 
 
 def git() -> dict[str, Any] | None:
     """The commit that ddbench's code is of, and whether it differs from that, new files included.
 
-    Of the checkout that it is imported from, where `CODE` counts and nothing beside it; of an installed wheel what it was
-    built from. None for a release that came from a package index and does not say.
+    Of the checkout that it is imported from, where `CODE` counts and nothing beside it; of an installed wheel what it
+    was built from. None for a release that came from a package index and does not say.
     """
     folder = Path(ddbench.__file__).parent
     # An installed package can lie inside somebody's checkout: it is that checkout's only if git tracks it.

@@ -135,7 +135,7 @@ def _images(section: SectionPart, recipe: str) -> str:
 def _score(score: ScorePart | None) -> str:
     if score is None:
         return "–"
-    half = "" if score.ci95 is None else f" ± {100 * score.ci95:.1f}"
+    half = "" if score.ci95 is None else f" ± {percent(score.ci95)}"
     return f"{percent(score.mean)}{half} ({score.rank})"
 
 

@@ -8,11 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from ddbench.runs.observers import Observer, Patient, Started
 from ddbench.runs.pace import Pace
-from ddbench.text import duration
+from ddbench.text import duration, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,7 +210,7 @@ class Board:
 def accuracy_of(outcome: Outcome) -> str:
     """What a run came to, in words: the accuracy of its first judge with one, and why there is none."""
     found = [e for e in outcome.record.evaluations if e.accuracy] if outcome.record is not None else []
-    mean = f"{100 * sum(found[0].accuracy) / len(found[0].accuracy):.1f} % under {found[0].protocol}" if found else ""
+    mean = f"{percent(fmean(found[0].accuracy))} % under {found[0].protocol}" if found else ""
     judge = f"{mean} with {found[0].backbone}" if found else ""
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
     return ". ".join(part for part in (judge + more, outcome.message.replace("\n", " ")) if part)

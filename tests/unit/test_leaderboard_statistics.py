@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -345,3 +346,14 @@ def test_rows_for_json_hold_null_instead_of_nan() -> None:
 
 def test_percentages_have_one_decimal() -> None:
     assert percent(0.48949) == "48.9"
+
+
+@given(st.integers(0, 999))
+def test_a_mean_in_the_middle_is_printed_alike_however_it_was_added_up(tenths: int) -> None:
+    """Five accuracies of 10 000 images whose mean ends in 5: sums in either order, exact ones, and of percent."""
+    middle = 10 * tenths + 5
+    spread = min(middle, 10_000 - middle, 97)
+    counts = [middle - spread, middle + spread, middle, middle - spread // 2, middle + spread // 2]
+    students = [count / 10_000 for count in counts]
+    means = [sum(students) / 5, sum(reversed(students)) / 5, fmean(students), fmean(100 * s for s in students) / 100]
+    assert len({percent(mean) for mean in means}) == 1

@@ -18,7 +18,8 @@ const small = (...children) => el("small", {}, ...children);
 const title = (text) => svg("title", {}, text);
 
 const known = (value) => value !== null && value !== undefined;
-const percent = (share, digits = 1) => (100 * share).toFixed(digits).replace("-", "−");
+// A mean in the middle between two printed ones is printed alike, however it was added up.
+const percent = (share, digits = 1) => Number((100 * share).toFixed(9)).toFixed(digits).replace("-", "−");
 const signed = (share) => (share < 0 ? "" : "+") + percent(share);
 
 function bytes(count) {
