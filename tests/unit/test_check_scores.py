@@ -135,6 +135,20 @@ def test_nobody_verifies_what_they_send(check: ModuleType, branch: Path, capsys:
     assert "comes with a check of itself" in capsys.readouterr().err
 
 
+def test_a_check_may_come_with_what_was_measured_beside_students(
+    check: ModuleType, branch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Path(str(branch).replace("records", "verified"))
+    place.parent.mkdir(parents=True)
+    place.write_text("{}")
+    git("add", "-A")
+    commit(branch, lambda r: r.update(counts={"updates": 3.0}))
+    assert check.main(["main"]) == 0
+    commit(branch, lambda r: (one_more(r), evaluated(r)))
+    assert check.main(["main"]) == 1
+    assert "comes with a check of itself" in capsys.readouterr().err
+
+
 def test_what_is_no_record_or_has_no_base_is_said(
     check: ModuleType, branch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
