@@ -59,7 +59,7 @@ def findings(base: str) -> tuple[list[str], list[str]]:
         refused += [f"{place}: {text}" for text in compare(old, new)]
     checks = set((git("diff", "--name-only", "--no-renames", base, "--", CHECKS) or "").splitlines())
     for run, (path, record) in after.items():
-        # What was measured of a set beside its students, such as what is recognised of it, is none of a check's concern.
+        # What was measured beside the students, such as what is recognised of a set, is not what a check is about.
         sent = run not in before or students(record) != students(before[run][1])
         if sent and path.replace(RECORDS, CHECKS, 1) in checks:
             refused.append(f"{path} comes with a check of itself: whoever sends a record does not verify it as well")
