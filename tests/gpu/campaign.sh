@@ -8,6 +8,8 @@
 #   board FILE        the same, without the runs that have records in this checkout's leaderboards
 #   once COMMAND      for the first worker that comes by; $CAMPAIGN is the state folder, $OUT what comes back
 #   await DATASET     until that dataset has come, see PARTS
+#   alone FILE [...]  a sweep, with further options, for one worker of each GPU, when its others have come to this line
+#                     too; they wait for it
 # Without it: what the board lacks of leaderboards/sweeps/board.
 #
 # prepare.sh makes what goes along:
@@ -19,7 +21,8 @@
 # LIMIT   seconds for everything but packing; GPUS, as in "0 1", or "cpu cpu" without one.
 # WORKERS processes a GPU, 1 by default. Three did 1.2 times as much together under NVIDIA's multi-process service, which
 #         is started for them where it is installed; without it they did less. Each run takes the longer for it, and so do
-#         the seconds in its record. Beside KIP with the ConvNet's kernel others hardly get on: it runs alone.
+#         the seconds in its record. Beside KIP with the ConvNet's kernel others hardly get on, and MTT beside others does
+#         not end in time, whose experts are too large to be packed: both run alone.
 # CAMPAIGN is where all that lies between calls (/tmp/ddbench-campaign), OUT where packs go.
 set -u
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -74,22 +77,40 @@ done
 tasks=${1:+$(realpath "$1")}
 if [ -z "$tasks" ]; then
     tasks=$CAMPAIGN/tasks
-    for file in "$repo"/leaderboards/sweeps/board/*.toml; do echo "board $file"; done >"$tasks"
+    for file in "$repo"/leaderboards/sweeps/board/*.toml; do
+        case $file in
+        *-trajectories.toml | *-kernels.toml) echo "alone $file --recorded leaderboards" ;;
+        *) echo "board $file" ;;
+        esac
+    done >"$tasks"
 fi
 mkdir -p "$CAMPAIGN/taken"
+rm -rf "$CAMPAIGN/turns"
 
-work() { # the number of the worker, its GPU
-    local number=0 kind rest seconds taken
+sweep() { # the seconds that are left, a file, and options
+    timeout --signal=TERM --kill-after=20 "$1" "$python" -m ddbench sweep "${@:2}" --quiet
+}
+
+work() { # the number of the worker, its GPU, and which of the GPUs that is
+    local number=0 kind rest seconds taken turn
     cd "$repo" || exit 1
     if [ "$2" = cpu ]; then export CUDA_VISIBLE_DEVICES=; else export CUDA_VISIBLE_DEVICES=$2; fi
     while read -r kind rest <&3; do
         number=$((number + 1)) seconds=$(left)
         if [ "$seconds" -le 5 ]; then break; fi
         case $kind in
-        sweep) timeout --signal=TERM --kill-after=20 "$seconds" "$python" -m ddbench sweep "$rest" --quiet ;;
-        board)
-            timeout --signal=TERM --kill-after=20 "$seconds" \
-                "$python" -m ddbench sweep "$rest" --recorded leaderboards --quiet
+        sweep) sweep "$seconds" "$rest" ;;
+        board) sweep "$seconds" "$rest" --recorded leaderboards ;;
+        alone)
+            turn=$CAMPAIGN/turns/$number.$3
+            mkdir -p "$turn/here" && touch "$turn/here/$1"
+            until [ "$(find "$turn/here" -type f | wc -l)" -ge "$workers" ] || [ "$(left)" -le 5 ]; do sleep 1; done
+            if [ "$(left)" -gt 5 ] && mkdir "$turn/taken" 2>/dev/null; then
+                # shellcheck disable=SC2086 # options are words of their own
+                sweep "$(left)" $rest
+                touch "$turn/done"
+            fi
+            until [ -e "$turn/done" ] || [ "$(left)" -le 5 ]; do sleep 1; done
             ;;
         once)
             taken=$CAMPAIGN/taken/$(echo "$rest" | md5sum | cut -c1-12)
@@ -116,9 +137,10 @@ bringer=$!
 gpus=${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader | tr '\n' ' ')}
 number=0
 for ((w = 0; w < workers; w++)); do
+    place=0
     for gpu in $gpus; do
-        work "$number" "$gpu" &
-        number=$((number + 1))
+        work "$number" "$gpu" "$place" &
+        number=$((number + 1)) place=$((place + 1))
     done
 done
 say "$number workers on GPUs $gpus, $(left) s left"

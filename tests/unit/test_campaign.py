@@ -139,6 +139,19 @@ def test_a_dataset_that_comes_while_others_work_is_added_and_awaited(tmp_path: P
     assert (campaign / "came").is_file(), (campaign / "logs" / "worker-0.log").read_text()
 
 
+def test_what_runs_alone_begins_when_the_others_wait_and_ends_before_they_go_on(tmp_path: Path) -> None:
+    campaign, tasks, heard = tmp_path / "campaign", tmp_path / "tasks", tmp_path / "heard"
+    python = tmp_path / "python"
+    # Stands for `python -m ddbench sweep FILE`: says when it begins and ends.
+    python.write_text(f'#!/bin/sh\ncase "$3" in sweep) echo "begins $4"; sleep 2; echo "ends $4";; esac >>{heard}\n')
+    python.chmod(0o755)
+    tasks.write_text(f"once sleep 3; echo busy >>{heard}\nalone large.toml\nonce echo after >>{heard}\n")
+    given = os.environ | {"CAMPAIGN": str(campaign), "OUT": str(tmp_path / "out"), "GPUS": "cpu"}
+    given |= {"PYTHON": str(python), "LIMIT": "60", "WORKERS": "3"}
+    subprocess.run([ROOT / "tests" / "gpu" / "campaign.sh", tasks], env=given, capture_output=True, timeout=90, check=True)
+    assert heard.read_text().splitlines() == ["busy", "begins large.toml", "ends large.toml", "after"]
+
+
 def test_packs_hold_records_first_and_the_last_checkpoint_of_what_was_interrupted(tmp_path: Path) -> None:
     packing = script("pack_runs")
     runs = tmp_path / "runs"
