@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 RECORDS, CHECKS = "leaderboards/records", "leaderboards/verified"
@@ -63,7 +64,22 @@ def findings(base: str) -> tuple[list[str], list[str]]:
         sent = run not in before or students(record) != students(before[run][1])
         if sent and path.replace(RECORDS, CHECKS, 1) in checks:
             refused.append(f"{path} comes with a check of itself: whoever sends a record does not verify it as well")
+    for path in sorted(checks):
+        lost = differing(git("show", f"{base}:{path}")) - differing(read(path))
+        notes += [f"{path} has no check of {what} any more that differs: its commit should say why" for what in lost]
     return refused, notes
+
+
+def differing(text: str | None) -> set[str]:
+    """The evaluations of a file of checks of which one differs; none where it cannot be read."""
+    try:
+        return {
+            f"{one['protocol']} with {one['backbone']}"
+            for one in json.loads(text or "{}").get("checks", [])
+            if abs(fmean(one["again"]) - fmean(one["recorded"])) > one["within"]
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def compare(old: Record, new: Record) -> list[str]:

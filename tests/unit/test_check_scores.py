@@ -149,6 +149,29 @@ def test_a_check_may_come_with_what_was_measured_beside_students(
     assert "comes with a check of itself" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("left", [None, "{", {"again": [0.5]}, {"again": [0.31]}])
+def test_a_check_that_differs_does_not_go_unnoticed(
+    check: ModuleType, branch: Path, capsys: pytest.CaptureFixture[str], left: Any
+) -> None:
+    one = {"protocol": "dsa@1", "backbone": "convnet-d3", "recorded": [0.5], "again": [0.3], "within": 0.03}
+    place = Path(str(branch).replace("records", "verified"))
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps({"checks": [one]}))
+    git("add", "-A")
+    git("commit", "-m", "a check that differs")
+    assert check.findings("main") == ([], [])
+    git("checkout", "-b", "theirs")
+    if left is None:
+        place.unlink()
+    else:
+        place.write_text(left if isinstance(left, str) else json.dumps({"checks": [one | left]}))
+    git("add", "-A")
+    git("commit", "-m", "something else")
+    assert check.main(["mine"]) == 0
+    stays = left == {"again": [0.31]}
+    assert ("has no check of dsa@1 with convnet-d3 any more that differs" in capsys.readouterr().out) != stays
+
+
 def test_what_is_no_record_or_has_no_base_is_said(
     check: ModuleType, branch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
