@@ -245,8 +245,9 @@ def verify(
     which needs no folder. With a committed record of the same set, it is that record which is compared, wherever the
     set was made again.
 
-    What agrees is entered beside the committed record, whose row is then verified. Equal accuracies are expected on the
-    same kind of machine and software; elsewhere the means have to lie as near as two students of that set do.
+    What comes out is entered beside the committed record. Its row is verified where students of every set agree. A
+    check that differs takes that from it, until a later one of more students agrees. Equal accuracies are expected on
+    the same kind of machine and software; elsewhere the means have to lie as near as two students of that set do.
     """
     from ddbench.evaluation.protocol import protocol
     from ddbench.leaderboard import claims
@@ -280,13 +281,20 @@ def verify(
                 count = None if everyone else students
                 done = claims.verify(claim, leaderboards, options, students=count, **asked, notes=notes, heard=heard)
             if done.entered is not None:
-                note(f"Entered in {done.entered}. `{of_board('leaderboard build', leaderboards)}` marks the row.")
+                does = "says so in the tables" if done.differing else "marks the row, once all its sets are verified"
+                note(f"Entered in {done.entered}. `{of_board('leaderboard build', leaderboards)}` {does}.")
             elif not done.stays and any(one.agrees for one in done.found):
                 why = f"{leaderboards} has no record of this, so nothing was entered"
                 note(f"{why}; `{of_board('leaderboard add', leaderboards, ref)}` adds it.")
             for check in done.stays:
                 what = f"{check.protocol} with {check.backbone}"
-                note(f"Not entered: the check of {what} that is there is of {len(check.students)} students, and stays.")
+                more = _students(len(check.students))
+                note(f"Not entered: the check of {what} that is there is of {more}, and stays.")
+            for check in done.differing:
+                note(
+                    f"Not verified: a check of {check.protocol} with {check.backbone} differs ({check}). It stands "
+                    f"until a later one of more than {_students(len(check.students))} agrees."
+                )
             for text in notes:
                 note(f"Note: {text}")
     finally:  # also what was checked before somebody stopped it
@@ -299,6 +307,10 @@ def verify(
     if said:
         note(f"Error: {', and '.join(said)}.")
         ctx.exit(1)
+
+
+def _students(count: int) -> str:
+    return f"{count} student{'' if count == 1 else 's'}"
 
 
 def _row(one: Retrained) -> dict[str, Any]:

@@ -234,8 +234,8 @@ def committed_page(leaderboards: Path, *, home: str = "") -> str:
     """
     own = leaderboards / "published.csv"
     sets, places = leaderboards / "sets", _committed(leaderboards)
-    checked = verification.verified(leaderboards, places)
-    return page_of(places, home=home, published=own if own.is_file() else None, sets=sets, verified=checked)
+    checks = verification.standings(leaderboards, places)
+    return page_of(places, home=home, published=own if own.is_file() else None, sets=sets, checks=checks)
 
 
 def _printed(summary: DataFrame, form: str, width: int | None) -> str:
@@ -262,7 +262,7 @@ def _generated(leaderboards: Path, lost: list[str] | None) -> dict[Path, str]:
     own = leaderboards / "published.csv"
     numbers = read_published(own if own.is_file() else None)
     places = _committed(leaderboards)
-    summary = summarise(collect(places, lost, verified=verification.verified(leaderboards, places)))
+    summary = summarise(collect(places, lost, verification.standings(leaderboards, places)))
     files = {SCHEMA: json_schema(), SETS_SCHEMA: published_sets.json_schema()}
     entries = []
     for (dataset, ipc), item in zip(_keys(summary), _boards(summary, numbers), strict=True):
@@ -340,8 +340,10 @@ _EXPLANATION = """\
 - **‡** marks imported sets: others condensed them, ddbench only judged them. Their cost is not known; what
   their makers claim is in the record, apart from what was measured.
 - **✓** marks verified results: a student of every set was trained again on the set, or on its published file, and
-  agreed with the record, by `ddbench leaderboard verify`; `verified/` says what was run where. A row with neither ✓ nor
-  ‡ is claimed: it is what the records of its runs say. The CSV has the word, and how many sets were verified.
+  agreed with the record, by `ddbench leaderboard verify`; `verified/` says what was run where. A check that differs
+  takes the mark until a later one of more students agrees, and a note under the table says by how much. A row with
+  neither ✓ nor ‡ nor such a note is claimed: it is what the records of its runs say. The CSV has the word, how many
+  sets were verified, and how many students of them were trained again.
 - **Differences** to random images and to the best coreset are of means, paired by student. Where a table has
   several such rows, they are to those that students train on as often; of controls, the difference to random images
   is to the usual ones. The best coreset is the one with the highest mean, random images among them where there is

@@ -1,4 +1,4 @@
-"""Claims of records, and checks of them: students are trained again on a set, and what agrees is entered.
+"""Claims of records, and checks of them: students are trained again on a set, and what comes out is entered.
 
 What a set reaches is compared with the committed record of it, whoever trains the students, and wherever the set lies.
 """
@@ -92,24 +92,25 @@ def _published_claim(name: str, leaderboards: Path, data_root: Path) -> Claim:
 
 @dataclass(frozen=True)
 class Verified:
-    """What came out when students were trained again, where what agrees was entered, if it was, and earlier checks of
-    more students, which stay."""
+    """What came out when students were trained again, where it was entered, if it was, earlier checks of more students,
+    which stay, and the checks that differ and stand, of now or of before."""
 
     found: tuple[Retrained, ...]
     entered: Path | None
     stays: tuple[verification.Check, ...]
+    differing: tuple[verification.Check, ...]
 
 
 def require_room(claim: Claim, leaderboards: Path) -> None:
-    """Raises: RunError where a check that agrees, or the picture of a set, could not be written in the leaderboard."""
+    """Raises: RunError where a check, or the picture of a set, could not be written in the leaderboard."""
     if claim.committed is None:
         return
     places = [leaderboards / verification.LOCK, verification.file_of(leaderboards, claim.place)]
     places += [claim.place] if claim.run is not None and claim.committed.sheet is None else []
     require_writable(
         places,
-        "What agrees could not be entered, so no student was trained. Check the owner and permissions of the folder, "
-        "or check a copy of it with --leaderboards.",
+        "What comes out could not be entered, so no student was trained. Check the owner and permissions of the "
+        "folder, or check a copy of it with --leaderboards.",
     )
 
 
@@ -124,7 +125,7 @@ def verify(
     notes: list[str] | None = None,
     heard: Callable[[Retrained], None] = lambda one: None,
 ) -> Verified:
-    """Train students on a set again, and enter what agrees beside the committed record, if there is one.
+    """Train students on a set again, and enter what comes out beside the committed record, if there is one.
 
     They are compared with the committed record, whatever students the run's own folder has: a set that comes out equal
     on another machine verifies the record from there. The file of a published set may keep images with less precision
@@ -148,7 +149,9 @@ def verify(
     if kept and claim.run is not None:
         _draw(claim.place, claim.run / RECORD, options.data_root, [] if notes is None else notes)
     where = [one.path for one in kept if one.entered]
-    return Verified(tuple(found), where[-1] if where else None, tuple(check for one in kept for check in one.stays))
+    stays = tuple(check for one in kept for check in one.stays)
+    differing = tuple(check for one in kept for check in one.differing)
+    return Verified(tuple(found), where[-1] if where else None, stays, differing)
 
 
 def ids_of(protocols: Iterable[Protocol | str]) -> list[str]:
@@ -157,7 +160,7 @@ def ids_of(protocols: Iterable[Protocol | str]) -> list[str]:
 
 
 def _entered(leaderboards: Path, claim: Claim, one: Retrained) -> verification.Kept | None:
-    """What became of a check; None where it does not agree, or the leaderboard claims nothing that was checked."""
+    """What became of a check; None where nothing was trained, or the leaderboard claims nothing that was checked."""
     if claim.committed is None:
         return None
     recorded = {(e.digest, e.backbone): len(e.accuracy) for e in claim.committed.evaluations}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,14 @@ from ddbench.runs.rundir import RECORD
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from ddbench.leaderboard.verification import Key, Standing
+
 COLUMNS = (
     "run", "status", "method", "title", "kind", "package", "method_sha256", "dataset", "data_title", "fingerprint",
     "original", "train", "test", "ipc", "seed", "preset", "precision", "train_backbone", "pixels", "labels", "config",
     "overridden", "set", "bytes", "images_bytes", "labels_bytes", "forwards", "seconds", "device", "protocol", "digest",
-    "track", "judge", "student", "accuracy", "failed", "recognised", "correlation", "verified", "published",
+    "track", "judge", "student", "accuracy", "failed", "recognised", "correlation", "verified", "again", "differs",
+    "published",
 )  # fmt: skip
 NO_STUDENT = -1
 
@@ -31,13 +34,14 @@ NO_STUDENT = -1
 def collect(
     paths: Iterable[Path],
     lost: list[str] | None = None,
-    verified: Container[tuple[str, str, str, str]] = frozenset(),
+    checks: Mapping[Key, Standing] | None = None,
 ) -> DataFrame:
     """Read records into a table with the columns above; accuracies stay fractions.
 
     A path is a record or a run folder with one. An evaluation that failed is one row without a student. Where the same
-    evaluation of the same run comes twice, the one with more students is kept. `verified` are those that somebody has
-    checked, by run, set, protocol's digest and backbone; see `verification`.
+    evaluation of the same run comes twice, the one with more students is kept. `checks` are of those that somebody has
+    checked, as `verification.standings` gives them: `verified` says whether they are, `again` how many students of the
+    set were trained again with success, `differs` which checks speak against the record.
     Raises: RunError for a path without a record and for a damaged record, naming it; with `lost`, such sentences go
     there, and the others are collected.
     """
@@ -53,12 +57,21 @@ def collect(
             lost.append(str(error))
     data = _same_data(records)
     rows = [
-        row | data[row["fingerprint"]] | {"verified": (r.run.id, r.synthetic.sha256, e.digest, e.backbone) in verified}
+        row | data[row["fingerprint"]] | _checked(r, e, checks or {})
         for r, e in _without_repeats(records)
         for row in _rows(r, e)
     ]
     rows.sort(key=lambda row: (row["run"], row["digest"], row["judge"], row["student"]))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _checked(record: RunRecord, part: EvaluationPart, checks: Mapping[Key, Standing]) -> dict[str, Any]:
+    """What checks say of an evaluation."""
+    found = checks.get((record.run.id, record.synthetic.sha256, part.digest, part.backbone))
+    if found is None:
+        return {"verified": False, "again": 0, "differs": ""}
+    differs = "; ".join(f"run {record.run.id}, {check}" for check in found.differing)
+    return {"verified": found.verified, "again": found.students, "differs": differs}
 
 
 def record_file(path: Path) -> Path:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ _COLUMNS = (
     "difference_random_ci95", "difference_random_provisional", "best_coreset", "difference_coreset",
     "difference_coreset_ci95", "difference_coreset_provisional", "control", "controls", "forwards", "forwards_random",
     "forwards_coreset", "recognised", "recognised_sets", "correlation", "correlation_sets", "bytes", "images_bytes",
-    "labels_bytes", "seconds", "cost", "failed_sets", "failed", "verified_sets",
+    "labels_bytes", "seconds", "cost", "failed_sets", "failed", "verified_sets", "verified_students", "differs",
 )  # fmt: skip
 
 
@@ -146,12 +146,14 @@ def _t(freedom: int, upper: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """All accuracies of one variant of a method under one judge, by set, then by student; `verified` are sets."""
+    """All accuracies of one variant of a method under one judge, by set, then by student. `verified` are sets, with how
+    many students of each were trained again; `differs` is what checks say against the records."""
 
     key: dict[str, Any]
     accuracies: dict[str, dict[int, float]]
     failed: dict[str, str]
-    verified: frozenset[str] = frozenset()
+    verified: Mapping[str, int] = field(default_factory=dict)
+    differs: str = ""
 
     @classmethod
     def of(cls, part: DataFrame) -> Group:
@@ -161,6 +163,8 @@ class Group:
         accuracies: dict[str, dict[int, float]] = {}
         failed: dict[str, str] = {}
         unverified: set[str] = set()
+        again: dict[str, int] = {}
+        differs: dict[str, None] = {}
         for row in rows:
             name, student = row["set"], row["student"]
             if student == NO_STUDENT:
@@ -168,11 +172,15 @@ class Group:
             elif student not in (students := accuracies.setdefault(name, {})):
                 students[int(student)] = float(row["accuracy"])
                 unverified |= set() if row["verified"] is True else {name}
+                again[name] = max(again.get(name, 0), row["again"])
+                differs |= {row["differs"]: None} if row["differs"] else {}
         key = {name: _plain(rows[0][name]) for name in (*TABLE, "judge", "method", *DESCRIPTION, *VARIANT)}
         key["overridden"] = sorted({name for row in rows for name in json.loads(row["overridden"])})
         key |= _cost({row["set"]: row for row in rows}.values())
-        verified = frozenset(accuracies) - unverified  # of several runs of one set each may say something else
-        return cls(key, accuracies, {n: why for n, why in failed.items() if n not in accuracies}, verified)
+        failed = {name: why for name, why in failed.items() if name not in accuracies}
+        # Of several runs of one set each may say something else.
+        verified = {name: count for name, count in again.items() if name not in unverified}
+        return cls(key, accuracies, failed, verified, "; ".join(differs))
 
     @property
     def variant(self) -> str:
@@ -216,6 +224,8 @@ class Group:
             "failed_sets": len(self.failed),
             "failed": next((self.failed[name] for name in sorted(self.failed)), ""),
             "verified_sets": len(self.verified),
+            "verified_students": sum(self.verified.values()),
+            "differs": self.differs,
         }
 
     def difference(self, other: Group) -> tuple[float, HalfWidth]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddbench.evaluation.protocol import PROTOCOLS
+from ddbench.leaderboard import verification
 from ddbench.leaderboard.fitting import HEAD, fit, for_tabulate
 from ddbench.leaderboard.published import ZCA, as_printed, beside, printed
 from ddbench.leaderboard.scores import COLUMNS as SCORE_COLUMNS
 from ddbench.leaderboard.scores import MEASURED, SCORES, about_scores
 from ddbench.leaderboard.tracks import NAMES, NOT_DEFINED, about_controls
-from ddbench.leaderboard.verification import trust
 from ddbench.text import budget, counted, duration, percent, printable, size
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _MARKS = {
     CONTROL: "control: real images, under the same labels and recipe; what a method adds is its distance to them",
     VERIFIED: "verified: a student of every set of the row was trained again on the set, and agrees with the record",
 }
-_TRUST = ("trust", "verified_sets")
+_TRUST = ("trust", "verified_sets", "verified_students", "differs")
 _SIZES = ("bytes", "images_bytes", "labels_bytes")
 _PERCENTAGES = (
     "mean", "ci95", "sd", "sd_between", "sd_within", "difference_random", "difference_random_ci95",
@@ -85,7 +85,7 @@ class Board:
     def to_markdown(self) -> str:
         """For GitHub, with every printed published number of the dataset and ipc in a table of its own at the end."""
         parts = [f"# {escaped(self.title)}"]
-        parts += [_CLAIMED] if any(trust(row) == "claimed" for row in _records(self.rows)) else []
+        parts += self._claims()
         for table in self.tables:
             parts += [f"## {escaped(table.title)}", escaped(table.data, block=True), _grid(table, "github", escaped)]
             parts += ["\n".join(f"- {escaped(note, block=True)}" for note in table.notes)] if table.notes else []
@@ -93,6 +93,13 @@ class Board:
             rows = [[escaped(cell) for cell in row] for row in self.published]
             parts += ["## Published numbers", _PUBLISHED_INTRODUCTION, _tabulate(rows, _PUBLISHED_HEADERS, "github")]
         return "\n\n".join(parts) + "\n"
+
+    def _claims(self) -> list[str]:
+        """What accuracies without a mark are, where there are some that nobody has checked."""
+        found = {verification.trust(row) for row in _records(self.rows)}
+        if verification.CLAIMED not in found:
+            return []
+        return [_CLAIMED + (_UNLESS_CHECKED if verification.DIFFERS in found else "")]
 
     def to_text(self, width: int | None = None) -> str:
         """For a terminal of so many characters, if it is one: what is too wide is wrapped, then left out and named."""
@@ -172,8 +179,9 @@ def board(summary: DataFrame, published: DataFrame, dataset: str, ipc: int) -> B
 
 _CLAIMED = (
     f"Accuracies without {VERIFIED}, of rows without {IMPORTED}, are claimed: they are what the records of their runs "
-    "say, and nobody has trained a student of those sets a second time."
+    "say, and on some of their sets, or on all, no student was trained a second time."
 )
+_UNLESS_CHECKED = " Where a check differs from a record, a note under the table says so."
 _PUBLISHED_HEADERS = ("method", "accuracy, %", "protocol of the source", "learned on", "tested on", "source", "note")
 _PUBLISHED_INTRODUCTION = (
     "As printed in their sources, each under its own training recipe; not comparable with each other or with the "
@@ -231,6 +239,7 @@ def _table(
             *(about_scores([row for row in rows if row["judge"] == judges[0]]) if scores else []),
             *_unpublished(rows),
             *_marks_used([*body, *last]),
+            *_differing([*rows, *whole]),
             *_failures(rows),
             *_sources(sources, original=first["original"]),
         ),
@@ -304,7 +313,7 @@ def _accuracy(row: Mapping[str, Any] | None) -> str:
     text = percent(row["mean"])
     text += f" ± {percent(row['sd'])}" if row["sets"] * row["students_max"] > 1 else ""
     text += (WHITENED if _whitened(row) else "") + (PROVISIONAL if row["provisional"] else "")
-    text += VERIFIED if trust(row) == "verified" else ""
+    text += VERIFIED if verification.trust(row) == verification.VERIFIED else ""
     if not math.isnan(row["ci95"]):
         low, high = max(0.0, row["mean"] - row["ci95"]), min(1.0, row["mean"] + row["ci95"])
         text += f" [{percent(low)}, {percent(high)}]"
@@ -430,6 +439,14 @@ def _marks_used(cells: Sequence[Sequence[str]]) -> list[str]:
     return [f"{mark} {meaning}" for mark, meaning in _MARKS.items() if mark in text]
 
 
+def _differing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"{row['label']}, {row['judge']}: a check differs, so it is not verified: {row['differs']}"
+        for row in rows
+        if row["differs"]
+    ]
+
+
 def _failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{row['label']}, {row['judge']}: {row['failed']}" for row in rows if row["failed"]]
 
@@ -466,8 +483,8 @@ def _csv_line(row: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": f"{row['seconds']:.1f}",
         "cost": json.dumps(cost),
         "failed": row["failed"],
-        "trust": trust(row),
-        "verified_sets": row["verified_sets"],
+        "trust": verification.trust(row),
+        **{name: row[name] for name in _TRUST[1:]},
         **{name: _csv_score(row[name]) for name in SCORE_COLUMNS if name in row},
         "recognised": _csv_score(100 * row["recognised"]),
         "correlation": _csv_score(row["correlation"]),

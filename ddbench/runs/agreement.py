@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import stdev
+from statistics import fmean, stdev
+
+from ddbench.text import percent
 
 CONFIDENCE = 0.99
 MOST = 0.03  # more than students of one set lie apart, however little a few of them say of it
@@ -28,3 +30,23 @@ def tolerance(accuracy: Sequence[float], again: int, test_images: int) -> float:
         spread = math.sqrt(accuracy[0] * (1 - accuracy[0]) / max(1, test_images))
         quantile = float(special.ndtri((1 + CONFIDENCE) / 2))
     return min(MOST, max(quantile * spread * math.sqrt(2 / again), 2 / max(1, test_images)))
+
+
+def difference(recorded: Sequence[float], again: Sequence[float]) -> float:
+    """The mean of students as they came out again less their recorded mean, as a fraction."""
+    return fmean(again) - fmean(recorded)
+
+
+def agrees(recorded: Sequence[float], again: Sequence[float], within: float) -> bool:
+    """Whether students that were trained again say what the record says; `within` is what `tolerance` allows."""
+    return abs(difference(recorded, again)) <= within
+
+
+def compared(recorded: Sequence[float], again: Sequence[float], within: float) -> str:
+    """The two means in words, and whether they agree."""
+    count = f"{len(again)} student{'' if len(again) == 1 else 's'}"
+    said = f"{count}: recorded {percent(fmean(recorded))} %, again {percent(fmean(again))} %"
+    if tuple(again) == tuple(recorded):
+        return f"{said}: equal"
+    word = "agrees" if agrees(recorded, again, within) else "DIFFERS"
+    return f"{said}: {word} ({100 * difference(recorded, again):+.2f} points, where {100 * within:.2f} are allowed)"

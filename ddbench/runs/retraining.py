@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 from ddbench import synthetic as sets
 from ddbench.arguments import PRECISIONS
@@ -20,14 +19,13 @@ from ddbench.evaluation.protocol import Protocol, judged_by, protocol
 from ddbench.evaluation.trainer import Trainer, trainer_of
 from ddbench.problem import Problem
 from ddbench.runs import provenance
-from ddbench.runs.agreement import tolerance
+from ddbench.runs.agreement import agrees, compared, tolerance
 from ddbench.runs.record import EvaluationPart, RunRecord, SyntheticPart, read_record
 from ddbench.runs.resolving import protocols_of
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, build_problem, dataset_of, require_images, session
 from ddbench.runs.signals import Stop
 from ddbench.synthetic import SyntheticSet
-from ddbench.text import percent
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,6 @@ class Retrained:
         return tuple(self.evaluation.accuracy[k] for k in self.students)
 
     @property
-    def difference(self) -> float:
-        """The mean as it came out again less the recorded one."""
-        return fmean(self.accuracy) - fmean(self.recorded)
-
-    @property
     def equal(self) -> bool:
         """Whether every student has the recorded accuracy, to the last image."""
         return bool(self.accuracy) and self.accuracy == self.recorded
@@ -62,18 +55,13 @@ class Retrained:
     @property
     def agrees(self) -> bool:
         """Whether the second training says what the record says."""
-        return self.equal or (bool(self.accuracy) and abs(self.difference) <= self.within)
+        return bool(self.accuracy) and agrees(self.recorded, self.accuracy, self.within)
 
     def __str__(self) -> str:
         what = f"{self.evaluation.protocol} with {self.evaluation.backbone}"
         if self.failed:
             return f"{what}: could not be trained again: {self.failed}"
-        count = f"{len(self.students)} student{'' if len(self.students) == 1 else 's'}"
-        said = f"{what}, {count}: recorded {percent(fmean(self.recorded))} %, again {percent(fmean(self.accuracy))} %"
-        if self.equal:
-            return f"{said}: equal."
-        word = "agrees" if self.agrees else "DIFFERS"
-        return f"{said}: {word} ({100 * self.difference:+.2f} points, where {100 * self.within:.2f} are allowed)."
+        return f"{what}, {compared(self.recorded, self.accuracy, self.within)}."
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,31 @@ def test_a_row_opens_to_all_that_is_known(browser: Any, board: Path) -> None:
     assert browser.texts(".details") == []
 
 
+def test_checks_are_told_in_an_opened_row_and_one_that_differs_under_the_table(
+    browser: Any, board: Path, tmp_path: Path
+) -> None:
+    browser.open(board, CIFAR)
+    browser.click("[data-row^=dsa-] .opener")
+    (row,) = rows_of(document_of(board), 10, "convnet-d3", said(browser.address)["open"])
+    (lines,) = [run["checks"] for run in row["runs"] if run["checks"]]
+    for run in row["runs"]:
+        browser.open(board, f"{CIFAR}&open={row['id']}&set={run['id']}")
+        text = browser.texts(".details")[0]
+        assert ("Trained again" in text) == bool(run["checks"])
+        assert all(line in text for line in run["checks"])
+    assert lines
+    assert not any("a check differs" in text for text in browser.texts("#marks li"))
+    found = document_of(board)
+    rows_of(found, 10, "convnet-d3", row["id"])[0].update(differs="run <b>5</b>, 1 student: …")
+    path = tmp_path / "differs.html"
+    path.write_text(render(found, "title"), encoding="utf-8")
+    browser.open(path, CIFAR)
+    told = [text for text in browser.texts("#marks li") if "a check differs" in text]
+    assert [text.endswith("so it is not verified: run <b>5</b>, 1 student: …") for text in told] == [True]
+    assert told[0].startswith(row["name"])
+    assert browser.complaints() == []
+
+
 def test_other_settings_fold_out_under_their_method(browser: Any, board: Path) -> None:
     browser.open(board, CIFAR.replace("ipc=10", "ipc=50"))
     assert browser.texts("tr.folded") == []
@@ -311,7 +336,8 @@ def test_texts_of_records_stay_texts(browser: Any, board: Path, tmp_path: Path) 
     for table in found["tables"]:
         table["data_title"] += evil
     for row in found["rows"]:
-        row |= {"method": row["method"] + evil, "setting": evil, "title": evil, "failed": evil}
+        row |= {"method": row["method"] + evil, "setting": evil, "title": evil, "failed": evil, "differs": evil}
+        row["runs"] = [run | {"checks": [evil]} for run in row["runs"]]
     for run in found["runs"].values():
         run |= {name: evil for name in ("provided_by", "commit", "backbone", "started")}
         run |= {"options": [[evil, evil, evil]], "devices": [evil], "commands": [evil], "reproduce": evil}

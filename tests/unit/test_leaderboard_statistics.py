@@ -13,6 +13,7 @@ from scipy import stats
 
 from ddbench.leaderboard.observations import COLUMNS, NO_STUDENT
 from ddbench.leaderboard.statistics import half_width, summarise, to_records
+from ddbench.leaderboard.verification import trust
 from ddbench.text import percent
 
 DEFAULTS: dict[str, Any] = {
@@ -23,7 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "config": "{}", "overridden": "[]", "set": "s0", "bytes": 100, "images_bytes": 90, "labels_bytes": 10,
     "forwards": 1000.0, "seconds": 10.0, "device": "cpu",
     "protocol": "dsa@1", "digest": "d1", "track": "hard", "judge": "convnet-d3", "failed": "",
-    "recognised": math.nan, "correlation": math.nan,
+    "recognised": math.nan, "correlation": math.nan, "verified": False, "again": 0, "differs": "",
 }  # fmt: skip
 
 
@@ -80,6 +81,19 @@ def test_a_set_is_verified_where_all_that_is_shown_of_it_is() -> None:
     ):
         (row,) = summary(checked, beside).to_dict("records")
         assert row["verified_sets"] == verified
+
+
+def test_students_that_were_trained_again_are_counted_over_verified_sets() -> None:
+    first = rows([[0.5, 0.6, 0.7]], verified=True, again=1, set="a", run="a")
+    second = rows([[0.5, 0.6, 0.7]], verified=True, again=3, set="b", run="b")
+    third = rows([[0.5, 0.6, 0.7]], verified=False, again=2, differs="run c, …", set="c", run="c")
+    (row,) = summary(first, second, third).to_dict("records")
+    assert (row["verified_sets"], row["verified_students"], row["differs"]) == (2, 4, "run c, …")
+    assert trust(row) == "differs"
+    (row,) = summary(first, second).to_dict("records")
+    assert (trust(row), row["differs"]) == ("verified", "")
+    (row,) = summary(first, rows([[0.5]], set="d", run="d")).to_dict("records")
+    assert (trust(row), row["verified_students"]) == ("claimed", 1)
 
 
 def test_the_mean_is_over_sets_of_the_mean_over_students() -> None:

@@ -3,7 +3,7 @@
 function details(row) {
   const chosen = row.runs.find((run) => run.id === state.set) ?? row.runs[0];
   const run = { ...DOCUMENT.runs[chosen.id], id: chosen.id };
-  return el("div", { class: "sheet" }, setChoice(row, chosen), sheetPart(run), studentsPart(row), curvePart(run),
+  return el("div", { class: "sheet" }, setChoice(row, chosen), sheetPart(run), studentsPart(row), checksPart(chosen), curvePart(run),
     scoresPart(row), costPart(row, run), originPart(row, run), commandPart(run), settingsPart(run), publishedPart(row));
 }
 
@@ -55,6 +55,11 @@ function studentsPart(row) {
     mini(["set", "students, %", "mean"], row.runs.map((run) => [`seed ${DOCUMENT.runs[run.id].seed}`,
       run.accuracy.map((share) => percent(share, 2)).join("  ") || run.failed || "–",
       run.accuracy.length ? percent(run.accuracy.reduce((a, b) => a + b, 0) / run.accuracy.length) : "–"])));
+}
+
+function checksPart(run) {
+  if (!run.checks.length) return null;
+  return part("Trained again", el("ul", { class: "note" }, run.checks.map((text) => el("li", {}, text))));
 }
 
 function curvePart(run) {

@@ -6,7 +6,7 @@ import base64
 import json
 import math
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from ddbench.leaderboard.scores import MEASURED, SCORES, with_scores
 from ddbench.leaderboard.sheets import read_sheet
 from ddbench.leaderboard.statistics import TABLE, Group, groups_of, summarise, to_records
 from ddbench.leaderboard.tracks import about_controls, name_of
-from ddbench.leaderboard.verification import VERIFIED, trust
+from ddbench.leaderboard.verification import VERIFIED, Key, Standing, trust
 from ddbench.runs.record import CurvePart, EvaluationPart, RunRecord, read_record
 from ddbench.text import counted, percent
 
@@ -40,24 +40,24 @@ def document(
     lost: list[str] | None = None,
     downloads: Mapping[str, Mapping[str, Any]] | None = None,
     chosen: Callable[[DataFrame], DataFrame] | None = None,
-    verified: Container[tuple[str, str, str, str]] = frozenset(),
+    checks: Mapping[Key, Standing] | None = None,
 ) -> dict[str, Any]:
     """The document of the page: `tables`, `rows`, `runs`, `papers`.
 
     A table is one protocol on one dataset with one ipc; a row one setting of a method under one judge of a table; a run
     one set. Rows refer to tables by place and to runs by id. Accuracies are fractions, bytes bytes, times seconds.
     `downloads` says by run how its set is taken away, as `downloads_in` gives it; `chosen` takes rows of a summary, and
-    what it leaves is shown as it was compared with everything; `verified` are evaluations that somebody has checked, as
-    for `collect`.
+    what it leaves is shown as it was compared with everything; `checks` are those of evaluations, as for
+    `collect`.
     Raises: RunError for a damaged record, naming it; with `lost`, such sentences go there.
     """
     files = list(paths)
-    frame = collect(files, lost, verified)
+    frame = collect(files, lost, checks)
     summary = with_scores(summarise(frame))
     found = _named(to_records(summary))
     shown = found if chosen is None else _named(to_records(chosen(summary)))
     records, sheets = _records(files)
-    known = _Known.of(frame, records, published)
+    known = _Known.of(frame, records, published, checks or {})
     alike = _letters(found, known)
     tables = {key: _table(rows) for key, rows in _by(shown, TABLE).items()}
     places = {key: place for place, key in enumerate(tables)}
@@ -73,22 +73,29 @@ def document(
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """What rows are made from: accuracies and the run of each set by row, records by run, published numbers."""
+    """What rows are made from: accuracies and the run of each set by row, records by run, published numbers, checks."""
 
     groups: dict[tuple[Any, ...], Group]
     runs: dict[tuple[Any, ...], dict[str, str]]
     records: Mapping[str, RunRecord]
     numbers: Sequence[Mapping[str, Any]]
+    checks: Mapping[Key, Standing]
 
     @classmethod
-    def of(cls, frame: DataFrame, records: Mapping[str, RunRecord], published: DataFrame) -> _Known:
+    def of(
+        cls,
+        frame: DataFrame,
+        records: Mapping[str, RunRecord],
+        published: DataFrame,
+        checks: Mapping[Key, Standing],
+    ) -> _Known:
         groups, runs = {}, {}
         for group, part in groups_of(frame):
             key = _key(group.key | {"variant": group.variant})
             by_set = part.sort_values("run", ascending=False)  # a set counts once, as made by the first of its runs
             groups[key], runs[key] = group, dict(zip(by_set["set"], by_set["run"], strict=True))
         numbers = [{str(name): value for name, value in row.items()} for row in printed(published).to_dict("records")]
-        return cls(groups, runs, records, numbers)
+        return cls(groups, runs, records, numbers, checks)
 
 
 def _named(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -220,6 +227,7 @@ def _row(row: dict[str, Any], known: _Known, alike: str | None) -> dict[str, Any
         "alike": alike,
         "whitened": "zca" in row["pixels"],
         "verified": trust(row) == VERIFIED,
+        "differs": row["differs"],
         "scores": {name: row[name] for name in (*SCORES, *MEASURED) if row[name] is not None},
         "gap": row["difference_random"],
         "gap_ci95": row["difference_random_ci95"],
@@ -240,8 +248,9 @@ def _row(row: dict[str, Any], known: _Known, alike: str | None) -> dict[str, Any
                 "id": record.run.id,
                 "accuracy": [accuracy for _, accuracy in sorted(group.accuracies.get(name, {}).items())],
                 "failed": group.failed.get(name, ""),
+                "checks": _checks(record, evaluation, known),
             }
-            for record, name in sets
+            for (record, name), evaluation in zip(sets, evaluations, strict=True)
         ],
     }
 
@@ -250,6 +259,15 @@ _COPIED = (
     "judge", "method", "name", "title", "kind", "labels", "mean", "ci95", "sd", "sets", "students_min", "students_max",
     "provisional", "failed_sets", "failed", "control",
 )  # fmt: skip
+
+
+def _checks(record: RunRecord, part: EvaluationPart, known: _Known) -> list[str]:
+    """The checks of an evaluation, a line each, in the order in which they were entered."""
+    found = known.checks.get((record.run.id, record.synthetic.sha256, part.digest, part.backbone))
+    return [
+        f"{check}; on {check.device}, {check.started[:10]}" + (", on its published file" if check.file else "")
+        for check in (found.checks if found else ())
+    ]
 
 
 def _evaluation(record: RunRecord, row: Mapping[str, Any]) -> EvaluationPart:

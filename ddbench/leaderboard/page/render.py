@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from ddbench.leaderboard.published import read_published
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from ddbench.leaderboard.verification import Key, Standing
 
 # In this order they are one script: what comes later uses what was said before.
 SCRIPTS = ("parts.js", "table.js", "details.js", "pictures.js", "board.js")
@@ -30,17 +32,17 @@ def page_of(
     sets: Path | None = None,
     lost: list[str] | None = None,
     chosen: Callable[[DataFrame], DataFrame] | None = None,
-    verified: Container[tuple[str, str, str, str]] = frozenset(),
+    checks: Mapping[Key, Standing] | None = None,
 ) -> str:
     """The page of these records or run folders, as HTML. The same records give the same bytes.
 
     `home` is the address of the documentation, where the page is part of some; `published` a file of published numbers,
     by default the one that ddbench comes with; `sets` a folder of sets to take away; `chosen` takes the rows of a
-    summary that are shown; `verified` are evaluations that somebody has checked.
+    summary that are shown; `checks` are of evaluations that somebody has checked.
     Raises: RunError for a damaged record, naming it; with `lost`, such sentences go there.
     """
     downloads = downloads_in(sets) if sets is not None else {}
-    return render(document(paths, read_published(published), lost, downloads, chosen, verified), title, home)
+    return render(document(paths, read_published(published), lost, downloads, chosen, checks), title, home)
 
 
 def render(found: dict[str, Any], title: str, home: str = "") -> str:

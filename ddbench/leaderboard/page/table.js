@@ -165,6 +165,9 @@ function drawMarks(shown) {
     ["‡", rows.some((row) => row.kind === "imported"), "imported: condensed by others, and here only judged"],
     ["✓", rows.some((row) => row.verified), "verified: a student of every set was trained again, and agrees with the record"],
   ];
+  const differing = rows.filter((row) => row.differs).map((row) =>
+    `${`${row.name} ${row.setting}`.trim()}: a check differs, so it is not verified: ${row.differs}`);
   document.getElementById("marks").replaceChildren(
-    ...said.filter(([, used]) => used).map(([mark, , meaning]) => el("li", {}, `${mark} ${meaning}`)));
+    ...said.filter(([, used]) => used).map(([mark, , meaning]) => el("li", {}, `${mark} ${meaning}`)),
+    ...differing.map((text) => el("li", {}, text)));
 }
