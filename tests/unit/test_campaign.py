@@ -148,7 +148,8 @@ def test_what_runs_alone_begins_when_the_others_wait_and_ends_before_they_go_on(
     tasks.write_text(f"once sleep 3; echo busy >>{heard}\nalone large.toml\nonce echo after >>{heard}\n")
     given = os.environ | {"CAMPAIGN": str(campaign), "OUT": str(tmp_path / "out"), "GPUS": "cpu"}
     given |= {"PYTHON": str(python), "LIMIT": "60", "WORKERS": "3"}
-    subprocess.run([ROOT / "tests" / "gpu" / "campaign.sh", tasks], env=given, capture_output=True, timeout=90, check=True)
+    campaign_sh = ROOT / "tests" / "gpu" / "campaign.sh"
+    subprocess.run([campaign_sh, tasks], env=given, capture_output=True, timeout=90, check=True)
     assert heard.read_text().splitlines() == ["busy", "begins large.toml", "ends large.toml", "after"]
 
 
