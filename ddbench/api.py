@@ -229,7 +229,8 @@ def evaluate(
             logger.warning("%s: %s", path, text)
     elif said != Said() or any(value for value in (entry, name, ipc, made_with, claims)):
         raise DataError(f"{place} is a run, whose set says itself what it is; leave out what is said of a file.")
-    protocols = judged_with(RunDir.at(place).spec, refs)
+    there = RunDir.at(place)
+    protocols = judged_with(there.spec, refs, runner.finished_record(there))
     own_data = None if imported else dataset
     record = runner.evaluate_run(place, protocols, _several(judge), students, where, curve, own_data, precision)
     return Run(place, record, where.data_root)

@@ -247,13 +247,13 @@ def _judge(
     from ddbench.runs.evaluating import cells
     from ddbench.runs.resolving import judged_with
     from ddbench.runs.rundir import RunDir
-    from ddbench.runs.runner import evaluate_run
+    from ddbench.runs.runner import evaluate_run, finished_record
     from ddbench.runs.states import lost_cells, nothing_judged
 
-    spec = RunDir.at(folder).spec
-    if "native" in refs and spec.imported is not None:
+    there = RunDir.at(folder)
+    if "native" in refs and there.spec.imported is not None:
         raise click.UsageError("an imported set has no native protocol here; name one, such as mtt.")
-    protocols = judged_with(spec, refs)
+    protocols = judged_with(there.spec, refs, finished_record(there))
     record = evaluate_run(folder, protocols, judges, students, options, curve, dataset, precision)
     wanted = cells(protocols, judges, students, record.data.shape, own=record.run.backbone)
     return _JudgedRun(folder, record, lost_cells(record, wanted), nothing_judged(record, wanted))

@@ -282,7 +282,7 @@ def _compare_with_method(file: Path, record: RunRecord) -> None:
     if run.method_sha256 is not None or run.provided_by.split(" ")[0] != "ddbench":
         return
     try:
-        loaded, method = find_method(run.method)
+        loaded, method = find_method(f"ddbench/{run.method}")
     except PluginError:  # a later version's
         return
     info = method.info

@@ -39,6 +39,7 @@ from ddbench.method import Kind, Method, MethodInfo
 from ddbench.plugins import GROUPS, Loaded, names_code, of_class
 from ddbench.plugins import load as load_plugin
 from ddbench.runs.evaluating import Cell, cells
+from ddbench.runs.record import RunRecord
 from ddbench.runs.runspec import RunSpec
 from ddbench.runs.selecting import as_values, config_of, resolve_selection, split_off
 from ddbench.runs.unread_presets import unread_presets
@@ -390,26 +391,50 @@ def protocols_of(spec: RunSpec) -> list[Protocol]:
     """
     found = [protocol(ref) for ref in spec.protocols]
     for ref, one in zip(spec.protocols, found, strict=True):
-        code = next(
-            (text for text in _texts(one.model_dump(mode="json", exclude={"source"})) if names_code(text)), None
-        )
-        if code is not None:
-            raise ConfigError(
-                f"the protocol {ref}, which the run's folder names, names code: {code!r}. ddbench runs code only where "
-                f"you name it yourself. If you trust it, say --protocol {ref}."
-            )
+        _refuse_code(ref, one)
     return found
 
 
-def judged_with(spec: RunSpec, refs: Sequence[str]) -> list[Protocol]:
-    """The protocols of these names for a run, "native" being that of its method; those of its folder without any.
+def _refuse_code(ref: str, named: Protocol) -> None:
+    """Raises: ConfigError where a protocol that a run's folder names is a file that names code in its turn."""
+    code = next((text for text in _texts(named.model_dump(mode="json", exclude={"source"})) if names_code(text)), None)
+    if code is not None:
+        raise ConfigError(
+            f"the protocol {ref}, which the run's folder names, names code: {code!r}. ddbench runs code only where "
+            f"you name it yourself. If you trust it, say --protocol {ref}."
+        )
+
+
+def judged_with(spec: RunSpec, refs: Sequence[str], record: RunRecord) -> list[Protocol]:
+    """The protocols of these names for a finished run, "native" being that of its method; those of its folder without
+    any. Of a method that no package registers, "native" is what the run's record says, and its code is not looked for.
 
     Raises: ConfigError for an unknown name, and for "native" of a set that others made.
     """
     if "native" in refs and spec.imported is not None:
         raise ConfigError("an imported set has no native protocol here; name one, such as mtt.")
-    kind = find_method(spec.method)[1] if "native" in refs else Method
-    return [_protocol(ref, kind) for ref in refs] or protocols_of(spec)
+    own = _native(spec, record) if "native" in refs else ""
+    return [protocol(own if ref == "native" else ref) for ref in refs] or protocols_of(spec)
+
+
+def _native(spec: RunSpec, record: RunRecord) -> str:
+    """The protocol of a method's own paper, for a run of it that is finished.
+
+    A method that came from a file or a notebook may have changed since, be gone, or be called like a registered one;
+    and the folder that names it may be somebody else's, so that its code is not run. The record has what it said.
+    """
+    if spec.method_sha256 is None:
+        return find_method(f"{spec.provided_by.split(' ')[0]}/{spec.method}")[1].info.native
+    native = record.run.native
+    try:
+        found = protocol(native)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the native protocol of {spec.method} is {native!r}, as the run's record says, and cannot be used here: "
+            f"{str(error).rstrip('.')}. Name a protocol instead of native, or its file, as in --protocol ./FILE.toml."
+        ) from None
+    _refuse_code(native, found)
+    return native
 
 
 def _texts(value: Any) -> Iterator[str]:

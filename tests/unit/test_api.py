@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(place: Path, method: Any = "dm", **more: Any) -> ddbench.Run:
     given = {"ipc": 1, "options": {"iterations": 2}, "protocol": str(place / "tiny.toml"), "device": "cpu"}
-    return ddbench.run(method, "digits", data=place, runs=place / "runs", **given | more)
+    return ddbench.run(method, "digits", data=place, **given | {"runs": place / "runs"} | more)
 
 
 def test_a_call_and_a_command_are_one_run(place: Path) -> None:
@@ -183,3 +183,57 @@ def test_a_dataset_is_bytes_and_classes(tmp_path: Path) -> None:
     assert digits.train.images.dtype == digits.test.load().images.dtype == torch.uint8
     with pytest.raises(DataError, match="Did you mean 'digits'"):
         ddbench.load_dataset("digit", data=tmp_path)
+
+
+NATIVE = """
+from dataclasses import replace
+
+from ddbench_methods.dm import DM
+
+
+class Own(DM):
+    name = {name!r}
+    info = replace(DM.info, native={native!r})
+"""
+
+
+# A name that nobody registers, and one that another method has.
+@pytest.mark.parametrize(("name", "then"), [("own", "changed"), ("mtt", "gone")])
+def test_native_of_a_method_in_a_file_is_what_its_run_was_recorded_with(
+    place: Path, tmp_path: Path, name: str, then: str
+) -> None:
+    file = tmp_path / "idea.py"
+    file.write_text(NATIVE.format(name=name, native="quick@1"))
+    found = run(place, str(file), runs=tmp_path / "runs")
+    if then == "changed":
+        file.write_text("raise RuntimeError('this is not run')\n")
+    if then == "gone":
+        file.unlink()
+    more = ddbench.evaluate(found, protocol="native", judge="mlp", students=1, device="cpu", data=place)
+    assert set(more.accuracies) == {("tiny@1", "mlp"), ("quick@1", "mlp")}
+    asked = ["evaluate", str(found.folder), "--protocol", "native", "--judge", "mlp", "--students", "1", "--quiet"]
+    said = CliRunner().invoke(command_line, [*asked, "--device", "cpu", "--data", str(place)])
+    assert (said.exit_code, "quick@1" in said.stdout) == (0, True)
+
+
+def test_native_that_is_a_file_has_to_be_there_and_to_name_no_code(place: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(TINY.replace("tiny", "own"))
+    file = tmp_path / "idea.py"
+    file.write_text(NATIVE.format(name="own", native=str(own)))
+    found = run(place, str(file), runs=tmp_path / "runs")
+    again: dict[str, Any] = {"protocol": "native", "judge": "mlp", "students": 1, "device": "cpu", "data": place}
+    assert ("own@1", "mlp") in ddbench.evaluate(found, **again).accuracies
+    own.write_text('name = "own"\nbackbones = ["./theirs.py:Net"]\nstudents = 1\n')
+    with pytest.raises(ConfigError, match=r"own\.toml, which the run's folder names, names code: '\./theirs\.py:Net'"):
+        ddbench.evaluate(found, **again)
+    own.unlink()
+    with pytest.raises(ConfigError, match=r"the native protocol of own is .*own\.toml.* --protocol \./FILE\.toml"):
+        ddbench.evaluate(found, **again)
+
+
+def test_native_of_a_run_that_is_not_finished_is_not_looked_for(place: Path, tmp_path: Path) -> None:
+    found = run(place, runs=tmp_path / "runs")
+    (found.folder / "record.json").unlink()
+    with pytest.raises(RunError, match="is not a finished run"):
+        ddbench.evaluate(found, protocol="native", device="cpu", data=place)
