@@ -22,7 +22,7 @@ from ddbench.evaluation.protocol import protocol as judging_by
 from ddbench.evaluation.recipes import USUAL
 from ddbench.foreign.formats import entry_name
 from ddbench.foreign.importing import Import, bring_in, dataset_of, found_in, load_set
-from ddbench.foreign.published_sets import is_name, place_of_sets, take
+from ddbench.foreign.meant import as_word, meant
 from ddbench.foreign.starting import read_start
 from ddbench.foreign.terms import Said
 from ddbench.leaderboard import comparison
@@ -202,14 +202,16 @@ def evaluate(
 ) -> Run:
     """Judge a finished run by more protocols, judges or students, or a set that somebody else made: `ddbench evaluate`.
 
-    `path` is the folder of a run, or a file or folder that was downloaded, which becomes a run without a condensation.
-    `protocol` and `judge` are one name or several; left out, those of the run, or of the protocol. What a downloaded
-    file does not say is said here: `dataset`, `pixels`, `labels`, `lr`, `augment`, `decode` and `size` as in `load`;
-    `entry` which set of several; `name` what boards call it, `ipc` its budget, `made_with` its backbone, `claims` what
-    its maker says of it. `precision` is that of students, by default of the run. `track` is as for `run`.
+    `path` is the folder of a run; or what becomes one without a condensation: a file or folder that was downloaded, or
+    the name of a published set. `protocol` and `judge` are one name or several; left out, those of the run, or of the
+    protocol. What a downloaded file does not say is said here: `dataset`, `pixels`, `labels`, `lr`, `augment`, `decode`
+    and `size` as in `load`; `entry` which set of several; `name` what boards call it, `ipc` its budget, `made_with` its
+    backbone, `claims` what its maker says of it. `precision` is that of students, by default of the run. `track` is as
+    for `run`.
     Raises: DdbenchError, with a sentence that says what to do; it calls the arguments by the command line's options.
     """
-    place = path.folder if isinstance(path, Run) else Path(path)
+    root_of_data = _folder(data, DATA)
+    place = path.folder if isinstance(path, Run) else meant(path, root_of_data, logger.warning).file(root_of_data)
     refs = _several(protocol)
     imported = not (place / SPEC).is_file()
     root = runs if imported else RunDir.at(place).root
@@ -275,7 +277,7 @@ def evaluate_grid(
     wanted = read_grid(Path(words)) if words.endswith(".toml") else AskedGrid(factors=USUAL if words else factors)  # type: ignore[arg-type]
     several = [sets] if isinstance(sets, str | Path | Run) else sets
     wanted = wanted.over(
-        sets=tuple(str(one.folder if isinstance(one, Run) else one) for one in several),
+        sets=tuple(one if isinstance(one, str) else as_word(_place(one)) for one in several),
         base=judging_by(base) if base else None,
         own=(*wanted.own, *recipes),
         product=product,
@@ -285,7 +287,7 @@ def evaluate_grid(
     )
     files = SaidOfFiles(Said(pixels, labels, None, None, decode, size), dataset, entry)
     where = _options(device, data, runs, progress=progress, curve=False)
-    return Grid(judge_grid(wanted, files, where, Path(output)), Path(output))
+    return Grid(judge_grid(wanted, files, where, Path(output), logger.warning), Path(output))
 
 
 @checked
@@ -349,17 +351,17 @@ def load(
 ) -> LoadedSet:
     """The synthetic set of a run, of a file of ddbench, or of one that others published, as a torch Dataset.
 
-    A name such as "dance/cifar10/ipc10" is that of a published set, if there is no file of that path: `ddbench sets
-    list` shows them, and the environment variable DDBENCH_SETS says in which folder or at which address they are.
+    A text such as "dance/cifar10/ipc10" is the name of a published set, if no set is at that path; see `foreign.meant`.
+    `ddbench sets list` shows them, and the environment variable DDBENCH_SETS says in which folder or at which address
+    they are.
     What a file of others does not say is said here, as for `evaluate`: `dataset`, the one that it was condensed from;
     `pixels`, such as "zca", or "unit" or "raw" for images that are still to be normalised; `labels`, such as
     "probability"; `lr`, the step size that was learned with it; `decode`, such as "tiles:2" for sets that store 2 x 2
     smaller images in each; `size`, to resize images to so many pixels; `entry`, which set of several.
     Raises: DdbenchError where there is no such set, it is damaged, or something has to be said.
     """
-    place, root = path.folder if isinstance(path, Run) else Path(path), _folder(data, DATA)
-    if isinstance(path, str) and is_name(path) and not place.exists():
-        place = take(path, place_of_sets(), root)
+    root = _folder(data, DATA)
+    place = path.folder if isinstance(path, Run) else meant(path, root, logger.warning).file(root)
     return load_set(place, Said(pixels, labels, lr, augment, decode, size), dataset, entry, root)
 
 
@@ -406,16 +408,16 @@ def compare(
 ) -> DataFrame:
     """Which of two or more results is better, in pairs, wherever both were judged alike: `ddbench compare`.
 
-    A result is a method or a row of a board by name, a run by its folder, its id or what `run` gave, a record, or a
-    downloaded set that was judged. Names are looked up in `runs`, then in `leaderboards`. A row's `difference` is that
-    of its `first` to its `second`, a fraction, and its `verdict` is better, worse, equal (within half a point) or
-    undecided; see `leaderboard.comparison.compare`.
+    A result is a method or a row of a board by name, a run by its folder, its id or what `run` gave, a record, a
+    published set by name, or a downloaded set that was judged. Names are looked up in `runs`, then in `leaderboards`. A
+    row's `difference` is that of its `first` to its `second`, a fraction, and its `verdict` is better, worse, equal
+    (within half a point) or undecided; see `leaderboard.comparison.compare`.
     Raises: DdbenchError where a name means nothing, or nothing can be compared.
     """
-    refs = [str(one.folder if isinstance(one, Run) else one) for one in results]
+    refs = [one if isinstance(one, str) else as_word(_place(one)) for one in results]
     if len(dict.fromkeys(refs)) < 2:
         raise ConfigError("two or more results are needed to compare, such as compare('dm', 'random').")
-    shelf = Shelf(_folder(runs, RUNS), Path(leaderboards), dataset, ipc)
+    shelf = Shelf(_folder(runs, RUNS), Path(leaderboards), dataset, ipc, logger.warning)
     cells = Cells(dataset, ipc, _several(protocol), _several(judge))
     return comparison.compare(refs, shelf, cells)
 
@@ -441,6 +443,10 @@ def _options(
         snapshots=snapshots,
         observers=[*([Console()] if progress else []), *trackers(named, logger.warning)],
     )
+
+
+def _place(one: Path | Run) -> Path:
+    return one.folder if isinstance(one, Run) else one
 
 
 def _folder(given: str | Path | None, variable: str) -> Path:

@@ -250,6 +250,11 @@ def note(text: str) -> None:
         click.echo(printable(text, lines=True), file=cast(TextIO, Patient(sys.stderr)))
 
 
+def remark(text: str) -> None:
+    """A sentence on stderr that changes nothing, and that a person should read."""
+    note(f"Note: {text}")
+
+
 def writable(folder: Path, option: str = "--runs") -> Path:
     """A folder that exists and can be written; `option` chooses it. Raises: RunError where it cannot be made."""
     from ddbench.errors import RunError

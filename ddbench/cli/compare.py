@@ -17,6 +17,7 @@ from ddbench.cli.common import (
     note,
     print_json,
     print_table,
+    remark,
     runs_option,
     wrapped,
 )
@@ -45,10 +46,11 @@ def compare(
 ) -> None:
     """Compare methods, runs or sets in pairs, wherever both were judged alike.
 
-    A and B are methods or rows of a board by name, runs by folder or id, records, or downloaded sets that
-    `ddbench evaluate` has judged. Accuracies are paired by student, which starts from the same seed on every set; sets
-    are the units. A run that is part of a row is compared with the other sets of it. A difference that surely lies
-    within half a point is called equal. The p values are corrected by Holm's method for all pairs that are printed.
+    A and B are methods or rows of a board by name, runs by folder or id, records, published sets by name, or downloaded
+    sets that `ddbench evaluate` has judged. Accuracies are paired by student, which starts from the same seed on every
+    set; sets are the units. A run that is part of a row is compared with the other sets of it. A difference that surely
+    lies within half a point is called equal. The p values are corrected by Holm's method for all pairs that are
+    printed.
     """
     if len(dict.fromkeys(refs)) < 2:
         raise click.UsageError("Name two or more results to compare, such as: ddbench compare dm random")
@@ -57,7 +59,7 @@ def compare(
     from ddbench.leaderboard.references import Shelf
 
     cells = Cells(dataset, ipc, tuple(protocols), tuple(judges))
-    found = compared(refs, Shelf(runs_root, leaderboards, dataset, ipc), cells)
+    found = compared(refs, Shelf(runs_root, leaderboards, dataset, ipc, remark), cells)
     if as_json:
         print_json(json.loads(found.to_json(orient="records")))
         return

@@ -19,6 +19,7 @@ from ddbench.cli.common import (
     print_json,
     print_table,
     quiet_option,
+    remark,
     run_options,
     runs_option,
     size_option,
@@ -61,7 +62,7 @@ _said = stack(
 
 
 @click.command(short_help="Judge a finished run, or a set that somebody else made.")
-@click.argument("paths", metavar="RUN|FILE...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("words", metavar="RUN|FILE|SET...", nargs=-1, type=click.Path())
 @click.option(
     "--protocol",
     "refs",
@@ -120,7 +121,7 @@ _said = stack(
 @click.pass_context
 def evaluate(
     ctx: click.Context,
-    paths: Sequence[Path],
+    words: Sequence[str],
     refs: Sequence[str],
     judges: Sequence[str],
     students: int | None,
@@ -141,8 +142,9 @@ def evaluate(
 ) -> None:
     """Judge finished runs again: by another protocol, other backbones or more students.
 
-    Or judge a set that somebody else made: RUN|FILE is then what was downloaded. It becomes a run without a
-    condensation, and the options marked "of a file" say what the file does not.
+    Or judge a set that somebody else made: FILE is then what was downloaded, SET the name of a published set, as in
+    dance/cifar10/ipc10. It becomes a run without a condensation, and the options marked "of a file" say what the file
+    does not.
 
     --forget takes judges off a run that came to no result, so that boards have no column for them. One that has
     accuracies stays: choosing which results to show would be choosing on test data. A judge that was forgotten and is
@@ -161,17 +163,19 @@ def evaluate(
         from ddbench.cli.grid import judge
 
         judge(
-            ctx, paths, grid, of_a_grid | {"refs": refs, "judges": judges, "students": students}, said,
+            ctx, words, grid, of_a_grid | {"protocols": refs, "judges": judges, "students": students}, said,
             device=device, data_root=data_root, runs_root=runs_root, as_json=as_json, quiet=quiet,
         )  # fmt: skip
         return
-    if not paths:
-        raise click.UsageError("Name a RUN or a FILE.")
+    if not words:
+        raise click.UsageError("Name a RUN, a FILE or a SET.")
     _refuse(of_a_grid, "OPTION is for --grid.")
+    from ddbench.foreign.meant import meant
     from ddbench.runs.rundir import SPEC, RunDir
 
+    paths = [meant(word, data_root, remark).file(data_root) for word in words]
     path, *more = paths
-    no_run = next((one for one in paths if not (one / SPEC).is_file()), None)
+    no_run = next((word for word, one in zip(words, paths, strict=True) if not (one / SPEC).is_file()), None)
     if more and no_run is not None:
         raise click.UsageError(f"Of several, each is a RUN, and {no_run} is none. Files are judged one at a time.")
     if more and forgotten:

@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from ddbench.cli.common import note, print_json, print_table, run_options, writable
+from ddbench.cli.common import note, print_json, print_table, remark, run_options, writable
 
 OUTPUT = Path("sensitivity.json")
 
 
 def judge(
     ctx: click.Context,
-    paths: Sequence[Path],
+    refs: Sequence[str],
     words: Sequence[str],
     options: Mapping[str, Any],
     said: Mapping[str, Any],
@@ -26,7 +26,7 @@ def judge(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Judge the sets at `paths`, or those that a file of a grid names, and print a table for each section.
+    """Judge the sets that `refs` mean, or those that a file of a grid names, and print a table for each section.
 
     `options` are those of the command for a grid, `said` what it says of files. The exit code is 1 where no cell has an
     accuracy.
@@ -36,12 +36,12 @@ def judge(
     from ddbench.sensitivity.asked import asked
     from ddbench.sensitivity.judging import SaidOfFiles, evaluate_grid
 
-    refs, output = options["refs"], options["output"] or OUTPUT
-    if len(refs) > 1:
+    protocols, output = options["protocols"], options["output"] or OUTPUT
+    if len(protocols) > 1:
         raise click.UsageError("A grid has one protocol as its base; name one with --protocol.")
     wanted = asked(words).over(
-        sets=tuple(map(str, paths)),
-        base=protocol(refs[0]) if refs else None,
+        sets=tuple(refs),
+        base=protocol(protocols[0]) if protocols else None,
         product=options["product"],
         forwards=options["forwards"],
         judges=tuple(options["judges"]),
@@ -53,7 +53,7 @@ def judge(
         said["entry"],
     )
     where = run_options(writable(runs_root), data_root, device, quiet=quiet)
-    results = evaluate_grid(wanted, files, where, output)
+    results = evaluate_grid(wanted, files, where, output, remark)
     if as_json:
         print_json(results.model_dump(mode="json", by_alias=True))
     else:

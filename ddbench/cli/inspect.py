@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddbench.cli.common import data_option, decode_option, json_option, note, print_json, print_table, size_option
+from ddbench.cli.common import (
+    data_option,
+    decode_option,
+    json_option,
+    note,
+    print_json,
+    print_table,
+    remark,
+    size_option,
+)
 from ddbench.text import percent
 
 if TYPE_CHECKING:
@@ -17,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="What is in a set, and what its file does not say.")
-@click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
+@click.argument("ref", metavar="PATH|SET", type=click.Path())
 @click.option("--dataset", metavar="NAME", help="The dataset that the set is for; with it, more can be told.")
 @click.option("--pixels", metavar="NAME", help="The pixel space that the set is said to be in.")
 @decode_option
@@ -29,7 +38,7 @@ if TYPE_CHECKING:
 @data_option
 @json_option
 def inspect(
-    path: Path,
+    ref: str,
     dataset: str | None,
     pixels: str | None,
     decode: str | None,
@@ -41,7 +50,8 @@ def inspect(
 ) -> None:
     """Say what is in a set that somebody made, and which flag `ddbench evaluate` will probably need.
 
-    PATH is a run, or a file or folder that was published. Nothing in it is executed, nothing is trained.
+    PATH is a run, or a file or folder that was downloaded; SET the name of a published set, as in dance/cifar10/ipc10.
+    Nothing in it is executed, nothing is trained.
     """
     from ddbench.data.sources import load
     from ddbench.errors import DataError
@@ -50,9 +60,11 @@ def inspect(
     from ddbench.foreign.diagnosis import Finding, Reference, diagnose
     from ddbench.foreign.formats import choose, read
     from ddbench.foreign.leaks import count_test_images, sentence
+    from ddbench.foreign.meant import meant
     from ddbench.foreign.tiles import decoder_of
     from ddbench.runs.rundir import SPEC, RunDir
 
+    path = meant(ref, data_root, remark).file(data_root)
     info = importing.known_classes(dataset, data_root)
     file = path
     if (path / SPEC).is_file():

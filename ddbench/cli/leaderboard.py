@@ -21,6 +21,7 @@ from ddbench.cli.common import (
     note,
     print_json,
     quiet_option,
+    remark,
     run_options,
     runs_option,
     stack,
@@ -259,7 +260,7 @@ def verify(
         "protocols": [protocol(ref) if ref.endswith(".toml") else ref for ref in protocols],
         "judges": judges,
     }
-    wanted = {ref: claims.claim_of(ref, leaderboards, data_root) for ref in refs}
+    wanted = {ref: claims.claim_of(ref, leaderboards, data_root, remark) for ref in refs}
     for claim in wanted.values():  # all, before students of the first are trained
         meant(claim.subject, claims.ids_of(asked["protocols"]), judges)
         claims.require_room(claim, leaderboards)

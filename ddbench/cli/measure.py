@@ -18,6 +18,7 @@ from ddbench.cli.common import (
     print_json,
     print_table,
     quiet_option,
+    remark,
     run_options,
     runs_option,
 )
@@ -45,7 +46,7 @@ def measure() -> None:
 
 
 @click.command(short_help="How much of a set a network recognises that was trained on the real images.")
-@click.argument("paths", metavar="RUN|SET...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("refs", metavar="RUN|SET...", nargs=-1, required=True, type=click.Path())
 @click.option(
     "--judge", "--backbone", "judges", multiple=True, metavar="NAME",
     help="Backbone of the network; default: the ConvNet that fits the images. Repeatable.",
@@ -57,7 +58,7 @@ def measure() -> None:
 @json_option
 @quiet_option
 def recognised(
-    paths: Sequence[Path],
+    refs: Sequence[str],
     judges: Sequence[str],
     leaderboards: Path,
     device: str,
@@ -73,22 +74,18 @@ def recognised(
     The set is a test set here: the network says a class of each image, and no test image is read. It is trained once
     for each dataset and pixel space, as the teacher of distill@1 is.
     """
-    from ddbench.foreign import published_sets
     from ddbench.leaderboard import measuring
     from ddbench.runs.recognising import recognise
-    from ddbench.runs.rundir import SPEC
     from ddbench.text import percent
 
-    named = [path for path in paths if published_sets.is_name(str(path)) and not (path / SPEC).is_file()]
     # All, before a network is trained for the first.
-    published = {path: measuring.asked(str(path), leaderboards, data_root) for path in named}
+    wanted = [measuring.asked(ref, leaderboards, data_root, remark) for ref in refs]
     records = []
-    for path in paths:
-        if path in published:
-            options = run_options(runs_root, data_root, device, quiet=quiet)
-            records.append(measuring.recognise(published[path], judges, options))
+    for one in wanted:
+        if isinstance(one, Path):
+            records.append(recognise(one, judges, _options(one, device, data_root, quiet)))
         else:
-            records.append(recognise(path, judges, _options(path, device, data_root, quiet)))
+            records.append(measuring.recognise(one, judges, run_options(runs_root, data_root, device, quiet=quiet)))
     if as_json:
         print_json([{"run": r.run.id, **part.model_dump(mode="json")} for r in records for part in r.recognised])
         return

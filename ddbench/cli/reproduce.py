@@ -16,6 +16,7 @@ from ddbench.cli.common import (
     note,
     print_json,
     quiet_option,
+    remark,
     run_options,
     runs_option,
     writable,
@@ -61,9 +62,9 @@ def reproduce(
 ) -> None:
     """Run a record's run again with its settings and seeds, and say whether set and accuracies agree.
 
-    RECORD is a file, the folder of a run, an id, or the name of a method or row, which stands for all its records; so
-    does the file of a method, ./FILE.py. The commands are printed, then run in a folder of their own, so that nothing
-    that is there already is read for it. Leaves with 1 where they do not agree.
+    RECORD is a file, the folder of a run, an id, the name of a published set, or that of a method or row, which stands
+    for all its records; so does the file of a method, ./FILE.py. The commands are printed, then run in a folder of
+    their own, so that nothing that is there already is read for it. Leaves with 1 where they do not agree.
     """
     from ddbench.leaderboard.references import Shelf
     from ddbench.leaderboard.reproduction import again_of, reproduce, require_elsewhere, with_their_images
@@ -72,7 +73,7 @@ def reproduce(
     if method is None and names_code(ref):
         method = ref  # whoever names records by the file of their method has named the file
     options = run_options(into, data_root, device, quiet=quiet, fresh=fresh)
-    files = Shelf(runs_root, leaderboards, dataset, ipc).one_budget(ref)
+    files = Shelf(runs_root, leaderboards, dataset, ipc, remark).one_budget(ref)
     every = [
         again_of(file, data_root=data_root, device=options.device, method=method, protocols=protocols) for file in files
     ]

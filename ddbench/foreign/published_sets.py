@@ -170,7 +170,7 @@ def read_index(place: str, data_root: Path) -> SetIndex:
         if not (path := Path(place) / INDEX).is_file():
             raise DataError(f"there is no {path}. {_asked_for(place)}")
         return _parsed(path)
-    kept = data_root / KEPT / f"index-{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
+    kept = _kept(place, data_root)
     try:
         content = _fetched(place, INDEX, MOST_INDEX_BYTES)
     except _NoAnswerError as error:
@@ -189,6 +189,19 @@ def read_index(place: str, data_root: Path) -> SetIndex:
     except RunError as error:
         logger.warning("%s The index is used all the same, and fetched again the next time.", error)
     return index
+
+
+def last_index(place: str, data_root: Path) -> SetIndex:
+    """The index of a folder; of an address the one that was read last, without asking the network, and no sets where
+    none was. Raises: as `read_index`."""
+    if not _is_address(place):
+        return read_index(place, data_root)
+    kept = _kept(place, data_root)
+    return _parsed(kept) if kept.is_file() else SetIndex()
+
+
+def _kept(place: str, data_root: Path) -> Path:
+    return data_root / KEPT / f"index-{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
 
 
 def take(name: str, place: str, data_root: Path, out: Path | None = None) -> Path:

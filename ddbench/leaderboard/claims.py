@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddbench.errors import DataError, RunError, mistyped
+from ddbench.errors import RunError, mistyped
 from ddbench.files import require_writable, write_atomically
 from ddbench.foreign import published_sets
+from ddbench.foreign.meant import Meant, Tell
 from ddbench.leaderboard import submission, verification
 from ddbench.leaderboard.boards import place_of
 from ddbench.leaderboard.observations import record_file
-from ddbench.leaderboard.set_files import record_of
+from ddbench.leaderboard.set_files import meant_on, require_record
 from ddbench.leaderboard.sheets import sheet_file, with_sheet
 from ddbench.runs.record import RunRecord, read_record, write_record
 from ddbench.runs.rundir import RECORD
@@ -39,17 +40,18 @@ class Claim:
     file: str | None = None
 
 
-def claim_of(ref: str, leaderboards: Path, data_root: Path) -> Claim:
-    """What a reference means: the folder of a run, or else the name of a set that is published in the leaderboard.
+def claim_of(ref: str, leaderboards: Path, data_root: Path, tell: Tell = lambda text: None) -> Claim:
+    """The claim about the run or the published set that is meant, as `set_files.meant_on` says; `tell` is for that.
 
     Raises: RunError or DataError where it means nothing, or its set could not be trained on: it is damaged, of other
     data, or of another record than the leaderboard's; or where the checks of that record are damaged, or not of it.
     """
     from ddbench.runs.retraining import of_run
 
-    if published_sets.is_name(ref) and not (Path(ref) / RECORD).is_file():
-        return _published_claim(ref, leaderboards, data_root)
-    file = record_file(Path(ref))
+    found = meant_on(leaderboards, ref, data_root, tell)
+    if found.path is None:
+        return _published_claim(found, leaderboards, data_root)
+    file = record_file(found.path)
     own = read_record(file)
     if submission.alone(file):
         raise mistyped(
@@ -66,26 +68,14 @@ def claim_of(ref: str, leaderboards: Path, data_root: Path) -> Claim:
     return Claim(subject, place, committed, run=file.parent)
 
 
-def _published_claim(name: str, leaderboards: Path, data_root: Path) -> Claim:
+def _published_claim(found: Meant, leaderboards: Path, data_root: Path) -> Claim:
     from ddbench.runs.retraining import of_file
 
-    folder = leaderboards / published_sets.FOLDER.name
-    if not (folder / published_sets.INDEX).is_file():
-        raise mistyped(
-            DataError(
-                f"{name} is no folder of a run, and {leaderboards} has no published sets: there is no "
-                f"{folder / published_sets.INDEX}. Name a run's folder, or another leaderboard with --leaderboards."
-            )
-        )
-    entry = published_sets.read_index(str(folder), data_root).entry(name, str(folder))
-    file = published_sets.take(name, str(folder), data_root)
+    name, folder = found.name, found.place
+    entry = published_sets.read_index(folder, data_root).entry(name, folder)
+    file = found.file(data_root)
     place = leaderboards / entry.record
-    committed = record_of(entry, leaderboards)
-    if committed is None:
-        raise RunError(
-            f"{name} is of no record: {place} is not there, damaged, of another run or set, or not where records lie. "
-            "Take the folder from its source again."
-        )
+    committed = require_record(entry, leaderboards)
     verification.checks_of(leaderboards, place, committed)
     return Claim(of_file(file, committed, data_root, shown=name), place, committed, file=entry.sha256)
 

@@ -6,23 +6,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddbench.files import require_writable
+from ddbench.foreign.meant import Tell
 from ddbench.leaderboard.claims import Claim, claim_of
+from ddbench.leaderboard.set_files import meant_on
 from ddbench.runs.measures import Measures
 from ddbench.runs.recognising import networks, recognised
 from ddbench.runs.record import RunRecord, read_record, write_record
 from ddbench.runs.runner import RunOptions, session
 
 
-def asked(name: str, leaderboards: Path, data_root: Path) -> Claim:
-    """A published set whose record can keep what is measured.
+def asked(ref: str, leaderboards: Path, data_root: Path, tell: Tell) -> Path | Claim:
+    """The folder of a run, or a published set whose record can keep what is measured: what `set_files.meant_on` says,
+    which `tell` is for.
 
-    Raises: DataError where no such set is published, or its dataset is another one here; RunError where the record that
-    it is of is not there, or could not be written.
+    Raises: DataError where neither is meant, or the dataset of a published set is another one here; RunError where the
+    record that it is of is not there, or could not be written.
     """
-    claim = claim_of(name, leaderboards, data_root)
+    found = meant_on(leaderboards, ref, data_root, tell)
+    if found.path is not None:
+        return found.path
+    claim = claim_of(ref, leaderboards, data_root)
     require_writable(
         [claim.place],
-        f"The record of {name} could not keep what is measured, so no network was trained. Check the owner and "
+        f"The record of {ref} could not keep what is measured, so no network was trained. Check the owner and "
         "permissions of the folder, or measure in a copy of the leaderboard with --leaderboards.",
     )
     return claim

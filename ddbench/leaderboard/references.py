@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 from ddbench.data.catalogue import canonical
 from ddbench.errors import ConfigError, DdbenchError, RunError, closest
 from ddbench.files import sha256_of
+from ddbench.foreign import published_sets
+from ddbench.foreign.meant import Meant, Tell, holds_set
 from ddbench.leaderboard.chosen import is_method, is_name, names_in
 from ddbench.leaderboard.observations import collect
+from ddbench.leaderboard.set_files import meant_on, require_record
 from ddbench.leaderboard.statistics import TABLE, VARIANT, summarise
 from ddbench.plugins import names_code, same_name
 from ddbench.runs.record import RunRecord, read_record, readable
@@ -31,19 +34,22 @@ SHOWN = 5
 class Shelf:
     """The records among which names and ids are looked up: those of a runs folder, then those of a leaderboard.
 
-    `dataset` and `ipc`, where they are given, are of the records that a name means.
+    `dataset` and `ipc`, where they are given, are of the records that a name means. `tell` hears which of two things is
+    meant, as `foreign.meant` says.
     """
 
     runs: Path
     leaderboards: Path
     dataset: str | None = None
     ipc: int | None = None
+    tell: Tell = lambda text: None
 
     def find(self, ref: str) -> list[Path]:
         """The records that are meant, at least one.
 
         A path comes first: of a record, of a run, of a folder of runs, of a downloaded set that was judged here, or of
-        the file of a method, which stands for what was made by it as it is now.
+        the file of a method, which stands for what was made by it as it is now. Then the name of a published set, as
+        `foreign.meant` says, which stands for the record that it is of.
         Then the beginning of an id, then a name. A name that the runs folder does not know is one of the leaderboard.
         Raises: RunError where nothing is found, an id is not enough, or a record is damaged; ConfigError for a name
         that nobody has.
@@ -51,6 +57,10 @@ class Shelf:
         path = Path(ref)
         if names_code(ref):
             return self._of_code(ref)
+        if published_sets.is_name(ref):
+            what = "run, record or set"
+            one = meant_on(self.leaderboards, ref, Path(), self.tell, takes=_has_results, what=what)
+            return [self._of_set(one)] if one.path is None else self._at(path)
         if path.exists():
             return self._at(path)
         if IDS.fullmatch(ref) and (found := self._with_id(ref)):
@@ -97,6 +107,12 @@ class Shelf:
         if (path / SPEC).is_file():
             raise RunError(f"{path} is a run without a record. Run its command again, which goes on where it stopped.")
         return self._imported(path)
+
+    def _of_set(self, found: Meant) -> Path:
+        """The record that a published set is of. Raises: RunError where the leaderboard has none."""
+        entry = published_sets.read_index(found.place, Path()).entry(found.name, found.place)
+        require_record(entry, self.leaderboards)
+        return self.leaderboards / entry.record
 
     def _imported(self, path: Path) -> list[Path]:
         """The runs that a downloaded set has become."""
@@ -180,6 +196,10 @@ def labelled(frame: DataFrame) -> DataFrame:
     rows = summarise(frame)
     rows["names"] = pd.Series(names_in(rows), index=rows.index, dtype=object)
     return frame.merge(rows[[*key, "label", "names"]], on=key)
+
+
+def _has_results(path: Path) -> bool:
+    return holds_set(path) or any(path.rglob(RECORD))
 
 
 def _hashes(path: Path) -> set[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from ddbench.errors import DataError, RunError, mistyped
 from ddbench.files import sha256_of
+from ddbench.foreign.meant import Meant, Tell, is_run, meant
 from ddbench.foreign.published_sets import FOLDER, INDEX, SetEntry, read_index
 from ddbench.runs.record import RunRecord, readable
 from ddbench.text import size
@@ -38,6 +41,31 @@ def wrong_sets(leaderboards: Path) -> list[str]:
     return wrong
 
 
+def meant_on(
+    leaderboards: Path,
+    ref: str,
+    data_root: Path,
+    tell: Tell,
+    *,
+    takes: Callable[[Path], bool] = is_run,
+    what: str = "run",
+) -> Meant:
+    """What a word means where published sets are those of a leaderboard: `foreign.meant.meant` with its index."""
+
+    def place() -> str:
+        folder = leaderboards / FOLDER.name
+        if not (folder / INDEX).is_file():
+            raise mistyped(
+                DataError(
+                    f"{leaderboards} has no published sets: there is no {folder / INDEX}. Name what is "
+                    "on disk, or another leaderboard with --leaderboards."
+                )
+            )
+        return str(folder)
+
+    return meant(ref, data_root, tell, takes=takes, what=what, place=place)
+
+
 def record_of(entry: SetEntry, leaderboards: Path) -> RunRecord | None:
     """The record of a published set; None where it is not there, damaged (which the board says), of another run or set,
     or not where records lie."""
@@ -47,3 +75,14 @@ def record_of(entry: SetEntry, leaderboards: Path) -> RunRecord | None:
     found = next((record for _, record in readable([leaderboards / entry.record])), None)
     same = found is not None and (found.run.id, found.synthetic.sha256) == (entry.run, entry.set)
     return found if same else None
+
+
+def require_record(entry: SetEntry, leaderboards: Path) -> RunRecord:
+    """The record of a published set, as `record_of`. Raises: RunError where there is none."""
+    found = record_of(entry, leaderboards)
+    if found is None:
+        raise RunError(
+            f"{entry.name} is of no record: {leaderboards / entry.record} is not there, damaged, of another run or "
+            "set, or not where records lie. Take the folder from its source again."
+        )
+    return found

@@ -12,7 +12,6 @@ from ddbench.config import read_toml
 from ddbench.errors import ConfigError, closest
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.evaluation.recipes import USUAL, GridRecipe, parse_factors, recipes_of
-from ddbench.foreign.published_sets import is_name
 from ddbench.text import MOST_COUNT
 
 _KEYS = ("base", "sets", "factors", "recipe", "product", "forwards", "judge", "students")
@@ -94,11 +93,6 @@ def read_grid(path: Path) -> AskedGrid:
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-def is_published(ref: str) -> bool:
-    """Whether a set is named as published ones are, and nothing of that path is there."""
-    return is_name(ref) and not Path(ref).exists()
 
 
 def _texts(content: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -25,14 +25,14 @@ from ddbench.evaluation.recipes import GridRecipe, base_forwards, full_step
 from ddbench.files import locked, require_locks
 from ddbench.foreign.importing import Import, bring_in, found_in
 from ddbench.foreign.importing import dataset_of as dataset_of_file
-from ddbench.foreign.published_sets import place_of_sets, take
+from ddbench.foreign.meant import Tell, meant
 from ddbench.foreign.terms import Said
 from ddbench.runs import provenance
 from ddbench.runs.evaluating import Cell, Judging, cells, read_evaluation, require_judges
 from ddbench.runs.resolving import protocols_of
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions, dataset_of, finished_record, problems, session
-from ddbench.sensitivity.asked import AskedGrid, is_published
+from ddbench.sensitivity.asked import AskedGrid
 from ddbench.sensitivity.order import order_of
 from ddbench.sensitivity.results import (
     CellPart,
@@ -188,18 +188,20 @@ class ResolvedGrid:
         )  # fmt: skip
 
 
-def evaluate_grid(asked: AskedGrid, files: SaidOfFiles, options: RunOptions, place: Path) -> Results:
+def evaluate_grid(
+    asked: AskedGrid, files: SaidOfFiles, options: RunOptions, place: Path, remark: Tell = lambda text: None
+) -> Results:
     """Judge every set under every recipe, write the results to `place`, and return them.
 
     What is in the folder of cells beside it is not trained again, but for what failed. A second process with the same
-    grid takes other cells; whoever comes to the end waits for the cells of the others.
+    grid takes other cells; whoever comes to the end waits for the cells of the others. `remark` hears what a person
+    should read before anything is trained.
     Raises: ConfigError for what cannot be asked, before anything is done; DataError or RunError where a set is not
     there or is damaged; Interrupted after a signal, with everything kept.
     """
-    grid = resolve_grid(asked, files, options, place)
+    grid = resolve_grid(asked, files, options, place, remark)
     if lost := _replaced(grid):
-        for observer in options.observers:
-            observer.on_note(f"{place} has the results of another grid, with {lost}. They are replaced; {_AGAIN}.")
+        remark(f"{place} has the results of another grid, with {lost}. They are replaced; {_AGAIN}.")
     folder = place.with_name(place.name + CELLS)
     _made(folder)
     require_locks(folder / ".lock", _OPTION)
@@ -212,14 +214,14 @@ def evaluate_grid(asked: AskedGrid, files: SaidOfFiles, options: RunOptions, pla
     return _write(grid, folder, finished=True)
 
 
-def resolve_grid(asked: AskedGrid, files: SaidOfFiles, options: RunOptions, place: Path) -> ResolvedGrid:
+def resolve_grid(asked: AskedGrid, files: SaidOfFiles, options: RunOptions, place: Path, remark: Tell) -> ResolvedGrid:
     """The grid that is asked for, its sets found and its recipes made. Raises: as `evaluate_grid`."""
     if not asked.sets:
         raise ConfigError("a grid needs sets: runs, files, or names of published sets such as dance/cifar10/ipc10.")
     if asked.base is not None:
         asked.recipes(asked.base)  # what is wrong there is said before a set is fetched
     _before(place)
-    members = list({member.sha256: member for member in _members(asked, files, options)}.values())
+    members = list({member.sha256: member for member in _members(asked, files, options, remark)}.values())
     base = asked.base or protocols_of(members[0].folder.spec)[0]
     recipes = tuple(asked.recipes(base))
     columns: dict[tuple[str, str, int], list[Member]] = {}
@@ -254,10 +256,10 @@ def _row_name(spec: RunSpec, kin: set[str], first: dict[str, RunSpec]) -> str:
     return printable(name if len(alike) == 1 else f"{spec.method} ({spec.id})", 200)
 
 
-def _members(asked: AskedGrid, files: SaidOfFiles, options: RunOptions) -> Iterator[Member]:
+def _members(asked: AskedGrid, files: SaidOfFiles, options: RunOptions, remark: Tell) -> Iterator[Member]:
     for ref in asked.sets:
-        published = ref if is_published(ref) else ""
-        path = take(ref, place_of_sets(), options.data_root) if published else Path(ref)
+        one = meant(ref, options.data_root, remark)
+        path = one.file(options.data_root)
         if (path / SPEC).is_file():
             folder = RunDir.at(path)
             finished_record(folder)
@@ -267,9 +269,8 @@ def _members(asked: AskedGrid, files: SaidOfFiles, options: RunOptions) -> Itera
             data = dataset_of_file(found, path, files.dataset, options.data_root)
             entered = bring_in(found, Import(files.said), data, options)
             for text in entered.warnings:
-                for observer in options.observers:
-                    observer.on_note(f"{ref}: {text}")
-            yield Member(RunDir.at(entered.folder), data, published)
+                remark(f"{ref}: {text}")
+            yield Member(RunDir.at(entered.folder), data, one.name)
 
 
 def _judges(asked: AskedGrid, base: Protocol, column: Sequence[Member]) -> list[Cell]:

@@ -21,6 +21,8 @@ from ddbench import synthetic
 from ddbench.cli import root as command_line
 from ddbench.errors import ConfigError, DivergedError, RunError
 from ddbench.evaluation.protocol import Protocol, protocol
+from ddbench.foreign import meant
+from ddbench.foreign.meant import Meant
 from ddbench.foreign.published_sets import read_index
 from ddbench.leaderboard.comparison import holm
 from ddbench.runs import evaluating
@@ -453,11 +455,12 @@ def test_a_file_says_all_of_a_grid(place: Path) -> None:
 
 def test_files_and_published_names_are_sets_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Path(sets_in(place)[0])
-    monkeypatch.setattr(judging, "take", lambda name, shelf, data: run / "synthetic.safetensors")
-    monkeypatch.setattr(judging, "place_of_sets", lambda: "nowhere")
-    found = grid(place, sets=["k-means/digits/ipc1", sets_in(place)[1]])
+    name = "k-means/digits/ipc1"
+    monkeypatch.setattr(judging, "meant", lambda ref, *_: Meant(name=name) if ref == name else Meant(Path(ref)))
+    monkeypatch.setattr(meant, "take", lambda name, shelf, data: run / "synthetic.safetensors")
+    found = grid(place, sets=[name, sets_in(place)[1]])
     (section,) = found.results.sections
-    assert [part.published for part in section.sets] == ["k-means/digits/ipc1", ""]
+    assert [part.published for part in section.sets] == [name, ""]
     assert found.frame["method"].unique().tolist() == ["k-means", "random"]
     assert "k-means" in repr(found)
 
