@@ -1,4 +1,7 @@
-"""What the command line does, as functions of Python: run, evaluate, load, look at the results."""
+"""What the command line does, as functions of Python: run, evaluate, load, look at the results.
+
+What the command line remarks on stderr is logged here, by warnings of the logger "ddbench.api", whatever `progress` is.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +38,17 @@ from ddbench.leaderboard.scores import with_scores
 from ddbench.leaderboard.statistics import summarise
 from ddbench.method import Method
 from ddbench.runs import correlating, recognising, runner
+from ddbench.runs.batch import shortcomings
 from ddbench.runs.condensing import SNAPSHOTS
 from ddbench.runs.devices import choose_device
+from ddbench.runs.evaluating import cells
 from ddbench.runs.loaded import LoadedSet
 from ddbench.runs.observers import Console
 from ddbench.runs.record import RunRecord
-from ddbench.runs.resolving import Asked, asked_ref, judged_with, resolve_spec
+from ddbench.runs.resolving import Asked, asked_ref, judged_with, remarks, resolve_spec
 from ddbench.runs.rundir import SPEC, RunDir
 from ddbench.runs.runner import RunOptions
+from ddbench.runs.states import lost_cells
 from ddbench.runs.trackers import trackers
 from ddbench.sensitivity import tables
 from ddbench.sensitivity.asked import USUAL_GRID, AskedGrid, read_grid
@@ -169,7 +175,9 @@ def run(
     )
     where = _options(device, data, runs, progress=progress, fresh=fresh, curve=curve, snapshots=snapshots, track=track)
     resolution = resolve_spec(asked, where.data_root, where.device, read_start)
+    _say(remarks([resolution]))
     record = runner.run(resolution, where)
+    _say(shortcomings(record, resolution.cells))
     return Run(where.root / resolution.spec.folder, record, where.data_root)
 
 
@@ -227,14 +235,15 @@ def evaluate(
         asked = Import(said, name or "", ipc, made_with or "", dict(claims or {}), refs_of_set)
         entered = bring_in(found[0], asked, real, where)
         place = entered.folder
-        for text in entered.warnings:
-            logger.warning("%s: %s", path, text)
+        _say(f"{path}: {text}" for text in [*entered.notes, *entered.warnings])
     elif said != Said() or any(value for value in (entry, name, ipc, made_with, claims)):
         raise DataError(f"{place} is a run, whose set says itself what it is; leave out what is said of a file.")
     there = RunDir.at(place)
     protocols = judged_with(there.spec, refs, runner.finished_record(there))
     own_data = None if imported else dataset
-    record = runner.evaluate_run(place, protocols, _several(judge), students, where, curve, own_data, precision)
+    judges = _several(judge)
+    record = runner.evaluate_run(place, protocols, judges, students, where, curve, own_data, precision)
+    _say(lost_cells(record, cells(protocols, judges, students, record.data.shape, own=record.run.backbone)))
     return Run(place, record, where.data_root)
 
 
@@ -307,7 +316,9 @@ def recognise(
     """
     folder = run.folder if isinstance(run, Run) else Path(run)
     where = _options(device, data, RunDir.at(folder).root, progress=progress, curve=False)
-    return Run(folder, recognising.recognise(folder, _several(judge), where), where.data_root)
+    record = recognising.recognise(folder, _several(judge), where)
+    _say(filter(None, [recognising.reservation(record)]))
+    return Run(folder, record, where.data_root)
 
 
 @checked
@@ -391,7 +402,10 @@ def leaderboard(
         hint = closest(min(unknown), list(TRACKS))
         raise ConfigError(f"there is no track {min(unknown)!r} of labels. {hint}There are {', '.join(TRACKS)}.")
     if runs is None or isinstance(runs, str | Path):
-        return local_summary(_folder(runs, RUNS), chosen, scores=scores)
+        lost: list[str] = []
+        rows = local_summary(_folder(runs, RUNS), chosen, lost, scores=scores)
+        _say(f"left out: {text}" for text in lost)
+        return rows
     whole = summarise(collect([one.folder if isinstance(one, Run) else Path(one) for one in runs]))
     return chosen.of(with_scores(whole) if scores else whole)
 
@@ -418,8 +432,7 @@ def compare(
     if len(dict.fromkeys(refs)) < 2:
         raise ConfigError("two or more results are needed to compare, such as compare('dm', 'random').")
     shelf = Shelf(_folder(runs, RUNS), Path(leaderboards), dataset, ipc, logger.warning)
-    cells = Cells(dataset, ipc, _several(protocol), _several(judge))
-    return comparison.compare(refs, shelf, cells)
+    return comparison.compare(refs, shelf, Cells(dataset, ipc, _several(protocol), _several(judge)))
 
 
 def _options(
@@ -443,6 +456,11 @@ def _options(
         snapshots=snapshots,
         observers=[*([Console()] if progress else []), *trackers(named, logger.warning)],
     )
+
+
+def _say(sentences: Iterable[str]) -> None:
+    for text in sentences:
+        logger.warning("%s", text)
 
 
 def _place(one: Path | Run) -> Path:

@@ -14,7 +14,6 @@ from ddbench.cli.common import (
     device_option,
     json_option,
     leaderboards_option,
-    note,
     print_json,
     print_table,
     quiet_option,
@@ -24,7 +23,7 @@ from ddbench.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from ddbench.runs.record import CorrelationPart, RunRecord
+    from ddbench.runs.record import CorrelationPart
     from ddbench.runs.runner import RunOptions
 
 _runs_argument = click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -75,7 +74,7 @@ def recognised(
     for each dataset and pixel space, as the teacher of distill@1 is.
     """
     from ddbench.leaderboard import measuring
-    from ddbench.runs.recognising import recognise
+    from ddbench.runs.recognising import recognise, reservation
     from ddbench.text import percent
 
     # All, before a network is trained for the first.
@@ -95,8 +94,8 @@ def recognised(
         for part in record.recognised
     ]
     print_table(rows, ("method", "run", "network", "images", "recognised, %"))
-    if any(_real(record) for record in records):
-        note("Note: a set of training images is recognised because the network has learned these very images.")
+    for text in dict.fromkeys(text for record in records if (text := reservation(record))):
+        remark(text)
 
 
 @click.command(short_help="Whether a method's loss and the test loss go down together along a run.")
@@ -144,11 +143,6 @@ def correlation(
 def _of(part: CorrelationPart) -> tuple[str, str]:
     known = part.low is not None and part.high is not None
     return f"{part.rho:+.2f}", f"[{part.low:+.2f}, {part.high:+.2f}]" if known else "too few snapshots"
-
-
-def _real(record: RunRecord) -> bool:
-    # Mosaics are of smaller images, which no network has seen.
-    return record.run.kind in ("coreset", "ceiling") and record.synthetic.decode == "none"
 
 
 def _options(path: Path, device: str, data_root: Path, quiet: bool) -> RunOptions:

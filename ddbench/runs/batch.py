@@ -10,12 +10,12 @@ import torch
 
 from ddbench.data.scale import left_range
 from ddbench.errors import DdbenchError, RunError
-from ddbench.runs.evaluating import require_judges
+from ddbench.runs.evaluating import Cell, require_judges
 from ddbench.runs.record import RunRecord
 from ddbench.runs.resolving import CPU, Asked, Reader, Resolution, RunSpec, resolve_spec
 from ddbench.runs.rundir import RunDir
 from ddbench.runs.runner import RunOptions, run
-from ddbench.runs.states import RunState, Status, judged, status_of
+from ddbench.runs.states import RunState, Status, judged, lost_cells, status_of
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,15 @@ def run_one(resolution: Resolution, options: RunOptions) -> Outcome:
     except DdbenchError as error:
         busy = isinstance(error, RunError) and RunDir.holder(folder) is not None
         return Outcome(resolution.spec, folder, "running" if busy else "failed", message=str(error))
-    status = judged(record, resolution.cells)
-    return Outcome(
-        resolution.spec, folder, status.state, record, "\n".join(filter(None, (status.why, _diverged(record))))
-    )
+    state = judged(record, resolution.cells).state
+    return Outcome(resolution.spec, folder, state, record, "\n".join(shortcomings(record, resolution.cells)))
 
 
-def _diverged(record: RunRecord) -> str:
+def shortcomings(record: RunRecord, asked: Sequence[Cell]) -> list[str]:
+    """Sentences that a person should read of a finished run: of judges that were asked for and came to no result, and
+    of images that have left the range of real ones."""
     said = left_range(record.synthetic.scale or 0.0)
-    return f"{said[0].upper()}{said[1:]}." if said else ""
+    return [*lost_cells(record, asked), *([f"{said[0].upper()}{said[1:]}."] if said else [])]
 
 
 def status_in(resolution: Resolution, root: Path) -> Status:

@@ -59,6 +59,14 @@ def recognise(path: Path, judges: Sequence[str], options: RunOptions) -> RunReco
         return record
 
 
+def reservation(record: RunRecord) -> str:
+    """What a person should know who reads how much of a set is recognised; "" of most sets."""
+    # Mosaics are of smaller images, which no network has seen.
+    if record.run.kind in ("coreset", "ceiling") and record.synthetic.decode == "none":
+        return "a set of training images is recognised because the network has learned these very images."
+    return ""
+
+
 def networks(judges: Sequence[str], own: str, shape: tuple[int, int, int]) -> list[str]:
     """The backbones of the networks that are asked, each once; `own` is the run's. Without any, the ConvNet.
 

@@ -185,6 +185,51 @@ def test_a_dataset_is_bytes_and_classes(tmp_path: Path) -> None:
         ddbench.load_dataset("digit", data=tmp_path)
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was remarked since this was asked last."""
+    found = [r.getMessage() for r in caplog.records if r.name == "ddbench.api" and r.levelname == "WARNING"]
+    caplog.clear()
+    return found
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_call_remarks_what_the_command_does(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, progress: bool
+) -> None:
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "onw.toml").write_text("")
+    (tmp_path / "idea.py").write_text(OWN)
+    own: dict[str, Any] = {"progress": progress, "runs": tmp_path / "runs"}
+    run(place, str(tmp_path / "idea.py"), **own)
+    (remark,) = said(caplog)
+    assert "onw.toml is read by no method" in remark
+    found = run(place, preset="paper", protocol=["mtt", str(place / "tiny.toml")], judge="mlp", students=1, **own)
+    paper, stepless, lost = said(caplog)
+    assert paper == "no published setting of dm for digits at ipc 1: the method's defaults are used."
+    assert stepless.startswith("mtt@1 takes a step size from the set")
+    assert lost.startswith("mtt@1 with mlp: not defined")
+    again: dict[str, Any] = {"students": 1, "device": "cpu", "data": place, "progress": progress}
+    ddbench.evaluate(found, protocol=str(place / "tiny.toml"), **again)
+    assert said(caplog) == []
+    ddbench.evaluate(found, protocol="mtt", judge="mlp", **again)
+    (told,) = said(caplog)
+    assert told == lost
+    (found.folder / "record.json").write_text("{")
+    assert len(ddbench.leaderboard(tmp_path / "runs")) == 1
+    (left,) = said(caplog)
+    assert left.startswith("left out: ")
+    assert str(found.folder / "record.json") in left
+
+
+def test_what_is_guessed_of_a_file_is_remarked(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = run(place).set.images
+    said(caplog)
+    torch.save({"data": [[images, torch.arange(10)]]}, tmp_path / "theirs.pt")
+    own = {"dataset": "digits", "protocol": str(place / "tiny.toml"), "data": place, "runs": tmp_path / "runs"}
+    ddbench.evaluate(tmp_path / "theirs.pt", device="cpu", pixels="standard", **own)  # type: ignore[arg-type]
+    assert any("theirs.pt: guessed from the numbers: labels class" in text for text in said(caplog)), caplog.text
+
+
 NATIVE = """
 from dataclasses import replace
 

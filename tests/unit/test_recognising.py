@@ -160,6 +160,20 @@ def test_the_command_line_measures_and_shows(root: Path) -> None:
     assert "Not measured of dm" in shown.stdout  # the correlation
 
 
+def test_what_is_recognised_of_real_images_comes_with_a_remark(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = read_record(run_of(root) / "record.json")
+    monkeypatch.setattr(api.recognising, "recognise", lambda *_: record)
+    monkeypatch.setattr(recognising, "recognise", lambda *_: record)
+    remark, asked = "because the network has learned these very images", ["--data", root, "--device", "cpu"]
+    for kind, so in (("method", False), ("coreset", True)):
+        record = record.model_copy(update={"run": record.run.model_copy(update={"kind": kind})})
+        api.recognise(run_of(root), device="cpu")
+        assert (remark in caplog.text) is so
+        assert (remark in ddbench("measure", "recognised", run_of(root), *asked).stderr) is so
+
+
 @pytest.fixture
 def leaderboards(root: Path, tmp_path: Path) -> Path:
     """A leaderboard with the run's record, and its set to take away."""

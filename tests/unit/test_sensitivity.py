@@ -599,7 +599,7 @@ def test_damaged_results_are_refused_with_a_word_on_their_cells(place: Path) -> 
     assert (place / "grid.json").read_bytes() == whole
 
 
-def test_results_of_another_grid_are_not_replaced_without_a_word(place: Path) -> None:
+def test_results_of_another_grid_are_not_replaced_without_a_word(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, second = sets_in(place)[:2]
     base = ("--protocol", str(place / "tiny.toml"), "--students", "1")
     whole = (first, second, *base, "--grid", "batch=4")
@@ -607,8 +607,13 @@ def test_results_of_another_grid_are_not_replaced_without_a_word(place: Path) ->
     kept = (place / "grid.json").read_bytes()
     more = command(place, *whole, "--grid", "epochs=1/2", quiet=False)
     assert "another grid" not in more.stderr
-    less = command(place, first, *base, "--grid", "batch=4", quiet=False)
+    less = command(place, first, *base, "--grid", "batch=4")
     assert less.exit_code == 0
-    assert "grid.json has the results of another grid, with the recipe epochs=1/2 and 1 more." in less.stderr
+    lost = "grid.json has the results of another grid, with the recipe epochs=1/2 and 1 more."
+    assert lost in less.stderr
+    command(place, *whole, "--grid", "epochs=1/2")
+    assert lost not in caplog.text
+    grid(place, sets=[first], factors={"batch": [4]}, students=1)
+    assert lost in caplog.text
     command(place, *whole, quiet=False)
     assert (place / "grid.json").read_bytes() == kept
