@@ -218,8 +218,7 @@ def evaluate(
     for `run`.
     Raises: DdbenchError, with a sentence that says what to do; it calls the arguments by the command line's options.
     """
-    root_of_data = _folder(data, DATA)
-    place = path.folder if isinstance(path, Run) else meant(path, root_of_data, logger.warning).file(root_of_data)
+    place = _found(path, _folder(data, DATA))
     refs = _several(protocol)
     imported = not (place / SPEC).is_file()
     root = runs if imported else RunDir.at(place).root
@@ -286,7 +285,7 @@ def evaluate_grid(
     wanted = read_grid(Path(words)) if words.endswith(".toml") else AskedGrid(factors=USUAL if words else factors)  # type: ignore[arg-type]
     several = [sets] if isinstance(sets, str | Path | Run) else sets
     wanted = wanted.over(
-        sets=tuple(one if isinstance(one, str) else as_word(_place(one)) for one in several),
+        sets=tuple(map(_word, several)),
         base=judging_by(base) if base else None,
         own=(*wanted.own, *recipes),
         product=product,
@@ -314,7 +313,7 @@ def recognise(
     `record.recognised`, as fractions, and in the record on disk.
     Raises: DdbenchError, with a sentence that says what to do.
     """
-    folder = run.folder if isinstance(run, Run) else Path(run)
+    folder = _place(run)
     where = _options(device, data, RunDir.at(folder).root, progress=progress, curve=False)
     record = recognising.recognise(folder, _several(judge), where)
     _say(filter(None, [recognising.reservation(record)]))
@@ -339,7 +338,7 @@ def correlate(
     `run(…, snapshots=20)`.
     Raises: DdbenchError, with a sentence that says what to do.
     """
-    folder = run.folder if isinstance(run, Run) else Path(run)
+    folder = _place(run)
     where = _options(device, data, RunDir.at(folder).root, progress=progress, curve=False)
     names = ids_of(_several(protocol))
     record = correlating.correlate(folder, names, _several(judge), where, metric=metric)
@@ -372,7 +371,7 @@ def load(
     Raises: DdbenchError where there is no such set, it is damaged, or something has to be said.
     """
     root = _folder(data, DATA)
-    place = path.folder if isinstance(path, Run) else meant(path, root, logger.warning).file(root)
+    place = _found(path, root)
     return load_set(place, Said(pixels, labels, lr, augment, decode, size), dataset, entry, root)
 
 
@@ -406,7 +405,7 @@ def leaderboard(
         rows = local_summary(_folder(runs, RUNS), chosen, lost, scores=scores)
         _say(f"left out: {text}" for text in lost)
         return rows
-    whole = summarise(collect([one.folder if isinstance(one, Run) else Path(one) for one in runs]))
+    whole = summarise(collect([_place(one) for one in runs]))
     return chosen.of(with_scores(whole) if scores else whole)
 
 
@@ -428,7 +427,7 @@ def compare(
     (within half a point) or undecided; see `leaderboard.comparison.compare`.
     Raises: DdbenchError where a name means nothing, or nothing can be compared.
     """
-    refs = [one if isinstance(one, str) else as_word(_place(one)) for one in results]
+    refs = list(map(_word, results))
     if len(dict.fromkeys(refs)) < 2:
         raise ConfigError("two or more results are needed to compare, such as compare('dm', 'random').")
     shelf = Shelf(_folder(runs, RUNS), Path(leaderboards), dataset, ipc, logger.warning)
@@ -463,8 +462,17 @@ def _say(sentences: Iterable[str]) -> None:
         logger.warning("%s", text)
 
 
-def _place(one: Path | Run) -> Path:
-    return one.folder if isinstance(one, Run) else one
+def _place(one: str | Path | Run) -> Path:
+    return one.folder if isinstance(one, Run) else Path(one)
+
+
+def _found(one: str | Path | Run, data_root: Path) -> Path:
+    """The folder of a run, or the path or file of what a text means."""
+    return one.folder if isinstance(one, Run) else meant(one, data_root, logger.warning).file(data_root)
+
+
+def _word(one: str | Path | Run) -> str:
+    return one if isinstance(one, str) else as_word(_place(one))
 
 
 def _folder(given: str | Path | None, variable: str) -> Path:

@@ -44,6 +44,11 @@ def counted(count: float) -> str:
     return f"{count:.0f}"
 
 
+def number_of(count: int, what: str) -> str:
+    """How many of what, as in "1 student", "2 students"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def percent(fraction: float) -> str:
     """A fraction as the field prints it: % with one decimal.
 

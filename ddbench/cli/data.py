@@ -21,7 +21,7 @@ from ddbench.cli.common import (
 )
 from ddbench.cli.deleting import carry_out, dry_run_option, yes_option
 from ddbench.cli.progress import Progress
-from ddbench.text import some_of
+from ddbench.text import number_of, some_of
 
 if TYPE_CHECKING:
     from ddbench.data.manifests import Manifest
@@ -192,7 +192,7 @@ def rm(
     if made:
         ids = some_of([run.id for run in made], SHOWN_RUNS)
         note(
-            f"{len(made)} run{'' if len(made) == 1 else 's'} under {runs_root} made from it cannot be judged again "
+            f"{number_of(len(made), 'run')} under {runs_root} made from it cannot be judged again "
             f"without it: {ids}. `ddbench runs --dataset {known}` lists them."
         )
     entry = CATALOGUE.get(known)

@@ -27,7 +27,7 @@ from ddbench.cli.common import (
     stack,
     terminal_width,
 )
-from ddbench.text import of_board
+from ddbench.text import number_of, of_board
 
 if TYPE_CHECKING:
     from ddbench.runs.retraining import Retrained
@@ -289,12 +289,12 @@ def verify(
                 note(f"{why}; `{of_board('leaderboard add', leaderboards, ref)}` adds it.")
             for check in done.stays:
                 what = f"{check.protocol} with {check.backbone}"
-                more = _students(len(check.students))
+                more = number_of(len(check.students), "student")
                 note(f"Not entered: the check of {what} that is there is of {more}, and stays.")
             for check in done.differing:
                 note(
                     f"Not verified: a check of {check.protocol} with {check.backbone} differs ({check}). It stands "
-                    f"until a later one of more than {_students(len(check.students))} agrees."
+                    f"until a later one of more than {number_of(len(check.students), 'student')} agrees."
                 )
             for text in notes:
                 note(f"Note: {text}")
@@ -308,10 +308,6 @@ def verify(
     if said:
         note(f"Error: {', and '.join(said)}.")
         ctx.exit(1)
-
-
-def _students(count: int) -> str:
-    return f"{count} student{'' if count == 1 else 's'}"
 
 
 def _row(one: Retrained) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ddbench.cli.common import (
     stack,
 )
 from ddbench.cli.deleting import carry_out, dry_run_option, yes_option
-from ddbench.text import budget, percent, size
+from ddbench.text import budget, number_of, percent, size
 
 if TYPE_CHECKING:
     from ddbench.runs.listing import Listed
@@ -124,7 +124,7 @@ def _list(root: Path, as_json: bool, wanted: dict[str, Sequence[Any]]) -> None:
     )
     counts = Counter(run.state for run in found)
     shares = ", ".join(f"{counts[state]} {state}" for state in LISTED_STATES if counts[state])
-    note(f"{_plural(len(found), 'run')}: {shares}; {size(sum(run.bytes for run in found))}")
+    note(f"{number_of(len(found), 'run')}: {shares}; {size(sum(run.bytes for run in found))}")
 
 
 @click.command(short_help="One run: why it failed, settings, costs, judges, files.")
@@ -322,10 +322,6 @@ def _bytes(count: int | None) -> str:
 def _short(why: str) -> str:
     line = why.partition("\n")[0]
     return line if len(line) <= _WHY else f"{line[: _WHY - 2].rstrip()} …"
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def age(seconds: float) -> str:

@@ -13,7 +13,7 @@ from ddbench.data.decoding import IMAGE_SUFFIXES
 from ddbench.data.parts import Role, image_files, role_of
 from ddbench.errors import ConfigError, DataError, closest
 from ddbench.files import open_regular
-from ddbench.text import MOST_LINE, printable
+from ddbench.text import MOST_LINE, number_of, printable
 
 FILE_COLUMNS = (
     "file", "filename", "file_name", "image", "image_id", "imageid", "image_name", "image_path", "img", "img_path",
@@ -70,7 +70,7 @@ def read_tables(tables: Sequence[Path], folder: Path, columns: str, official: tu
     named = _match(rows, find, folder)
     if nameless := [path for path in images if path not in named]:
         raise DataError(
-            f"{_count(nameless, 'image')} of {folder} {'is' if len(nameless) == 1 else 'are'} in no line of "
+            f"{number_of(len(nameless), 'image')} of {folder} {'is' if len(nameless) == 1 else 'are'} in no line of "
             f"{_called(tables)}, such as {nameless[0].relative_to(folder)}. Add the folder that holds the labelled "
             "images alone, or remove the others."
         )
@@ -149,8 +149,8 @@ def _match(rows: Sequence[Row], find: Callable[[str], list[Path]], folder: Path)
     if missing:
         first = ", ".join(f"{row.file!r} ({row.where})" for row in missing[:SHOWN])
         raise DataError(
-            f"{_count(missing, 'line')} of the labels {'names' if len(missing) == 1 else 'name'} no image of {folder}: "
-            f"{first}{', …' if len(missing) > SHOWN else ''}. Add the images, or remove the lines."
+            f"{number_of(len(missing), 'line')} of the labels {'names' if len(missing) == 1 else 'name'} no image of "
+            f"{folder}: {first}{', …' if len(missing) > SHOWN else ''}. Add the images, or remove the lines."
         )
     return named
 
@@ -290,10 +290,6 @@ def _class_order(labels: Iterable[str]) -> dict[str, int]:
 
 def _called(tables: Sequence[Path]) -> str:
     return " or ".join(table.name for table in tables)
-
-
-def _count(things: Sequence[object], what: str) -> str:
-    return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
 
 
 def _shown(head: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from ddbench.data.decoding import IMAGE_SUFFIXES, looks_like_an_image
 from ddbench.errors import DataError
-from ddbench.text import printable
+from ddbench.text import number_of, printable
 
 Role = Literal["train", "test", "val"]
 
@@ -116,8 +116,7 @@ def left_out(folder: Path, used: Collection[Path]) -> str:
     shown = [f"{count} {kind}" for kind, count in several[:SHOWN_KINDS]]
     if rest := sum(count for _, count in several[SHOWN_KINDS:]):
         shown.append(f"{rest} others")
-    count = kinds.total()
-    return f"{count} file{'' if count == 1 else 's'}: {', '.join(shown)}"
+    return f"{number_of(kinds.total(), 'file')}: {', '.join(shown)}"
 
 
 def _parts_in(folder: Path, shown: str) -> Parts | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ddbench.data.parts import is_image
 from ddbench.errors import DataError, DdbenchError, closest, mistyped
 from ddbench.foreign.formats import MOST_FILES, SUFFIXES
-from ddbench.foreign.published_sets import is_name, last_index, place_of_sets, read_index, take
+from ddbench.foreign.published_sets import SetEntry, file_of, is_name, last_index, place_of_sets, read_index
 from ddbench.runs.rundir import RECORD, SPEC
 
 Tell = Callable[[str], None]
@@ -20,16 +20,15 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Meant:
-    """What a word means: what is at `path`; or, where there is none, the published set of that `name` in the index at
-    `place`."""
+    """What a word means: what is at `path`, or the published set of an entry of the index at `place`."""
 
-    path: Path | None = None
-    name: str = ""
+    path: Path
+    entry: SetEntry | None = None
     place: str = ""
 
     def file(self, data_root: Path) -> Path:
         """The path, or the file of the published set. Raises: DataError where that cannot be had, or is damaged."""
-        return take(self.name, self.place, data_root) if self.path is None else self.path
+        return self.path if self.entry is None else file_of(self.entry, self.place, data_root)
 
 
 def is_run(path: Path) -> bool:
@@ -81,7 +80,7 @@ def meant(
         return Meant(path)
     try:
         where = place()
-        read_index(where, data_root).entry(ref, where)
+        entry = read_index(where, data_root).entry(ref, where)
     except DataError as error:
         said = f"what is at {ref} is no {what}" if there else f"there is no {what} at {ref}"
         neither = DataError(f"{said}, and no published set is called so: {error}")
@@ -89,7 +88,7 @@ def meant(
         raise neither from None
     if there:
         tell(f"{ref} is the published set of that name. What is at that path is no {what}; say ./{ref} to mean it.")
-    return Meant(name=ref, place=where)
+    return Meant(path, entry, where)
 
 
 def as_word(path: Path) -> str:

@@ -212,7 +212,7 @@ def take(name: str, place: str, data_root: Path, out: Path | None = None) -> Pat
     at `out`, which stays as it is.
     """
     entry = read_index(place, data_root).entry(name, place)
-    path = _taken(entry, place, data_root)
+    path = file_of(entry, place, data_root)
     if out is None:
         return path
     if out.is_dir():
@@ -227,7 +227,8 @@ def take(name: str, place: str, data_root: Path, out: Path | None = None) -> Pat
     return out
 
 
-def _taken(entry: SetEntry, place: str, data_root: Path) -> Path:
+def file_of(entry: SetEntry, place: str, data_root: Path) -> Path:
+    """The file of an entry of the index at `place`, as `take` without `out`."""
     if not _is_address(place):
         path = Path(place) / entry.file
         if not path.is_file():

@@ -49,11 +49,10 @@ def add(
 
     All are checked before the first is copied. A record that is there already may grow by students and evaluations of
     the same set, wherever they were made, and loses nothing: of an evaluation with other students those that are there
-    stay. To a record of an earlier version are added the learning
-    curves in its run's folder, and a picture that is drawn from the set there; `data_root` has the dataset, which a
-    whitened set needs for that. Results that nothing here explains are refused unless `force` is given. `notes` have
-    such results, students that stayed, pictures that could not be drawn and records that came without their run. See
-    `submission`.
+    stay. To a record of an earlier version are added the learning curves in its run's folder, and a picture that is
+    drawn from the set there; `data_root` has the dataset, which a whitened set needs for that. Results that nothing
+    here explains are refused unless `force` is given. `notes` have such results, students that stayed, pictures that
+    could not be drawn and records that came without their run. See `submission`.
     Raises: RunError for a partial run, for a record that is not what the files of its run say, for one made by code
     that nobody has (unless `allow_dirty`), and for a record that would replace another result of the same run; where a
     record could not be written.

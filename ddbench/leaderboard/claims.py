@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from ddbench.errors import RunError, mistyped
 from ddbench.files import require_writable, write_atomically
-from ddbench.foreign import published_sets
-from ddbench.foreign.meant import Meant, Tell
+from ddbench.foreign.meant import Tell
+from ddbench.foreign.published_sets import SetEntry
 from ddbench.leaderboard import submission, verification
 from ddbench.leaderboard.boards import place_of
 from ddbench.leaderboard.observations import record_file
@@ -49,8 +49,8 @@ def claim_of(ref: str, leaderboards: Path, data_root: Path, tell: Tell = lambda 
     from ddbench.runs.retraining import of_run
 
     found = meant_on(leaderboards, ref, data_root, tell)
-    if found.path is None:
-        return _published_claim(found, leaderboards, data_root)
+    if found.entry is not None:
+        return published_claim(found.entry, found.file(data_root), leaderboards, data_root)
     file = record_file(found.path)
     own = read_record(file)
     if submission.alone(file):
@@ -68,16 +68,14 @@ def claim_of(ref: str, leaderboards: Path, data_root: Path, tell: Tell = lambda 
     return Claim(subject, place, committed, run=file.parent)
 
 
-def _published_claim(found: Meant, leaderboards: Path, data_root: Path) -> Claim:
+def published_claim(entry: SetEntry, file: Path, leaderboards: Path, data_root: Path) -> Claim:
+    """The claim about a published set, whose file is there. Raises: as `claim_of`."""
     from ddbench.runs.retraining import of_file
 
-    name, folder = found.name, found.place
-    entry = published_sets.read_index(folder, data_root).entry(name, folder)
-    file = found.file(data_root)
     place = leaderboards / entry.record
     committed = require_record(entry, leaderboards)
     verification.checks_of(leaderboards, place, committed)
-    return Claim(of_file(file, committed, data_root, shown=name), place, committed, file=entry.sha256)
+    return Claim(of_file(file, committed, data_root, shown=entry.name), place, committed, file=entry.sha256)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ddbench.files import require_writable
 from ddbench.foreign.meant import Tell
-from ddbench.leaderboard.claims import Claim, claim_of
+from ddbench.leaderboard.claims import Claim, published_claim
 from ddbench.leaderboard.set_files import meant_on
 from ddbench.runs.measures import Measures
 from ddbench.runs.recognising import networks, recognised
@@ -23,9 +23,9 @@ def asked(ref: str, leaderboards: Path, data_root: Path, tell: Tell) -> Path | C
     record that it is of is not there, or could not be written.
     """
     found = meant_on(leaderboards, ref, data_root, tell)
-    if found.path is not None:
+    if found.entry is None:
         return found.path
-    claim = claim_of(ref, leaderboards, data_root)
+    claim = published_claim(found.entry, found.file(data_root), leaderboards, data_root)
     require_writable(
         [claim.place],
         f"The record of {ref} could not keep what is measured, so no network was trained. Check the owner and "

@@ -13,13 +13,13 @@ from ddbench.errors import RunError
 from ddbench.evaluation.protocol import judged_by
 from ddbench.leaderboard.costs import costs, device_seconds
 from ddbench.leaderboard.tracks import track_of
+from ddbench.leaderboard.verification import Key, Standing, key_of
 from ddbench.runs.record import EvaluationPart, Part, RunRecord, read_record
 from ddbench.runs.rundir import RECORD
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from ddbench.leaderboard.verification import Key, Standing
 
 COLUMNS = (
     "run", "status", "method", "title", "kind", "package", "method_sha256", "dataset", "data_title", "fingerprint",
@@ -67,7 +67,7 @@ def collect(
 
 def _checked(record: RunRecord, part: EvaluationPart, checks: Mapping[Key, Standing]) -> dict[str, Any]:
     """What checks say of an evaluation."""
-    found = checks.get((record.run.id, record.synthetic.sha256, part.digest, part.backbone))
+    found = checks.get(key_of(record, part))
     if found is None:
         return {"verified": False, "again": 0, "differs": ""}
     differs = "; ".join(f"run {record.run.id}, {check}" for check in found.differing)

@@ -13,7 +13,7 @@ from ddbench.data.catalogue import canonical
 from ddbench.errors import ConfigError, DdbenchError, RunError, closest
 from ddbench.files import sha256_of
 from ddbench.foreign import published_sets
-from ddbench.foreign.meant import Meant, Tell, holds_set
+from ddbench.foreign.meant import Tell, holds_set
 from ddbench.leaderboard.chosen import is_method, is_name, names_in
 from ddbench.leaderboard.observations import collect
 from ddbench.leaderboard.set_files import meant_on, require_record
@@ -60,7 +60,7 @@ class Shelf:
         if published_sets.is_name(ref):
             what = "run, record or set"
             one = meant_on(self.leaderboards, ref, Path(), self.tell, takes=_has_results, what=what)
-            return [self._of_set(one)] if one.path is None else self._at(path)
+            return self._at(path) if one.entry is None else [self._of_set(one.entry)]
         if path.exists():
             return self._at(path)
         if IDS.fullmatch(ref) and (found := self._with_id(ref)):
@@ -108,9 +108,8 @@ class Shelf:
             raise RunError(f"{path} is a run without a record. Run its command again, which goes on where it stopped.")
         return self._imported(path)
 
-    def _of_set(self, found: Meant) -> Path:
+    def _of_set(self, entry: published_sets.SetEntry) -> Path:
         """The record that a published set is of. Raises: RunError where the leaderboard has none."""
-        entry = published_sets.read_index(found.place, Path()).entry(found.name, found.place)
         require_record(entry, self.leaderboards)
         return self.leaderboards / entry.record
 

@@ -27,7 +27,7 @@ from ddbench.errors import RunError
 from ddbench.fields import Architecture, Count, Hex, Line, PlainDict, ProtocolId, RunId, Sha256, Share
 from ddbench.files import locked, write_json
 from ddbench.runs.agreement import agrees, compared, tolerance
-from ddbench.runs.record import Part, RunRecord, read_document, read_record, readable
+from ddbench.runs.record import EvaluationPart, Part, RunRecord, read_document, read_record, readable
 
 if TYPE_CHECKING:
     from ddbench.runs.retraining import Retrained
@@ -38,6 +38,11 @@ SCHEMA: Literal["ddbench.verification/1"] = "ddbench.verification/1"
 VERIFIED, DIFFERS, IMPORTED, CLAIMED = "verified", "differs", "imported", "claimed"
 
 Key = tuple[str, str, str, str]  # run, sha256 of its set, digest of the protocol, backbone
+
+
+def key_of(record: RunRecord, part: EvaluationPart) -> Key:
+    """What the checks of an evaluation are found by."""
+    return record.run.id, record.synthetic.sha256, part.digest, part.backbone
 
 
 class Check(Part):

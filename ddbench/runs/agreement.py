@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from ddbench.text import percent
+from ddbench.text import number_of, percent
 
 CONFIDENCE = 0.99
 MOST = 0.03  # more than students of one set lie apart, however little a few of them say of it
@@ -44,8 +44,7 @@ def agrees(recorded: Sequence[float], again: Sequence[float], within: float) -> 
 
 def compared(recorded: Sequence[float], again: Sequence[float], within: float) -> str:
     """The two means in words, and whether they agree."""
-    count = f"{len(again)} student{'' if len(again) == 1 else 's'}"
-    said = f"{count}: recorded {percent(fmean(recorded))} %, again {percent(fmean(again))} %"
+    said = f"{number_of(len(again), 'student')}: recorded {percent(fmean(recorded))} %, again {percent(fmean(again))} %"
     if tuple(again) == tuple(recorded):
         return f"{said}: equal"
     word = "agrees" if agrees(recorded, again, within) else "DIFFERS"

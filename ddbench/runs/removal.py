@@ -23,7 +23,7 @@ from ddbench.errors import RunError
 from ddbench.files import disk_is_full, read_json
 from ddbench.runs import rundir
 from ddbench.runs.listing import Listed, artifacts_of, list_runs, listed, usage
-from ddbench.text import duration, some_of
+from ddbench.text import duration, number_of, some_of
 
 ARTIFACTS = "artifacts"
 # Judges read these, and a network that is trained again is not quite the same on every machine.
@@ -209,7 +209,7 @@ def _artifacts(store: Path, runs: Sequence[Listed]) -> tuple[list[Piece], list[K
         if folder in stay:
             continue
         count = readers[folder.name]
-        by = f"read by {count} finished run{'' if count == 1 else 's'}" if count else "read by no run that is here"
+        by = f"read by {number_of(count, 'finished run')}" if count else "read by no run that is here"
         free.append(Piece(folder, f"{folder.parent.name}, {by}{_took(folder)}", usage(folder)[0]))
     if not stay:
         return free, []

@@ -270,7 +270,7 @@ def _members(asked: AskedGrid, files: SaidOfFiles, options: RunOptions, remark: 
             entered = bring_in(found, Import(files.said), data, options)
             for text in entered.warnings:
                 remark(f"{ref}: {text}")
-            yield Member(RunDir.at(entered.folder), data, one.name)
+            yield Member(RunDir.at(entered.folder), data, one.entry.name if one.entry else "")
 
 
 def _judges(asked: AskedGrid, base: Protocol, column: Sequence[Member]) -> list[Cell]:

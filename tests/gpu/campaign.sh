@@ -91,8 +91,21 @@ sweep() { # the seconds that are left, a file, and options
     timeout --signal=TERM --kill-after=20 "$1" "$python" -m ddbench sweep "${@:2}" --quiet
 }
 
+alone() { # a folder for this turn of a GPU's workers, the number of the worker, a file, and options
+    local turn=$1 status
+    mkdir -p "$turn/here" && touch "$turn/here/$2"
+    until [ "$(find "$turn/here" -type f | wc -l)" -ge "$workers" ] || [ "$(left)" -le 5 ]; do sleep 1; done
+    if [ "$(left)" -gt 5 ] && mkdir "$turn/taken" 2>/dev/null; then
+        sweep "$(left)" "${@:3}"
+        status=$?
+        touch "$turn/done"
+        return "$status"
+    fi
+    until [ -e "$turn/done" ] || [ "$(left)" -le 5 ]; do sleep 1; done
+}
+
 work() { # the number of the worker, its GPU, and which of the GPUs that is
-    local number=0 kind rest seconds taken turn
+    local number=0 kind rest seconds taken
     cd "$repo" || exit 1
     if [ "$2" = cpu ]; then export CUDA_VISIBLE_DEVICES=; else export CUDA_VISIBLE_DEVICES=$2; fi
     while read -r kind rest <&3; do
@@ -101,17 +114,8 @@ work() { # the number of the worker, its GPU, and which of the GPUs that is
         case $kind in
         sweep) sweep "$seconds" "$rest" ;;
         board) sweep "$seconds" "$rest" --recorded leaderboards ;;
-        alone)
-            turn=$CAMPAIGN/turns/$number.$3
-            mkdir -p "$turn/here" && touch "$turn/here/$1"
-            until [ "$(find "$turn/here" -type f | wc -l)" -ge "$workers" ] || [ "$(left)" -le 5 ]; do sleep 1; done
-            if [ "$(left)" -gt 5 ] && mkdir "$turn/taken" 2>/dev/null; then
-                # shellcheck disable=SC2086 # options are words of their own
-                sweep "$(left)" $rest
-                touch "$turn/done"
-            fi
-            until [ -e "$turn/done" ] || [ "$(left)" -le 5 ]; do sleep 1; done
-            ;;
+        # shellcheck disable=SC2086 # options are words of their own
+        alone) alone "$CAMPAIGN/turns/$number.$3" "$1" $rest ;;
         once)
             taken=$CAMPAIGN/taken/$(echo "$rest" | md5sum | cut -c1-12)
             mkdir "$taken" 2>/dev/null || continue

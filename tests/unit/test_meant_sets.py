@@ -12,6 +12,7 @@ from ddbench.cli import root as program
 from ddbench.errors import DataError
 from ddbench.evaluation.protocol import protocol
 from ddbench.foreign import meant as rule
+from ddbench.foreign import published_sets
 from ddbench.foreign.meant import as_word, holds_set, is_run, meant
 from ddbench.foreign.published_sets import SETS
 from ddbench.leaderboard import boards
@@ -88,7 +89,7 @@ def test_what_is_there_wins_where_the_command_takes_it(
     for takes, what, wins in ((is_run, "run", for_runs), (holds_set, "run or set", for_sets)):
         said: list[str] = []
         found = meant(NAME, here, said.append, takes=takes, what=what)
-        assert ("name" if found.path is None else "path") == wins
+        assert ("path" if found.entry is None else "name") == wins
         assert found.file(here).exists()
         # Never silently, where both are there.
         if make is nothing:
@@ -174,3 +175,17 @@ def test_the_commands_that_read_records_keep_it(here: Path, run: Path) -> None:
 
 def command(*words: object) -> Result:
     return CliRunner().invoke(program, [str(word) for word in words])
+
+
+def test_the_index_is_read_once_for_a_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = published_sets.read_index
+
+    def counted(place: str, data_root: Path) -> published_sets.SetIndex:
+        read.append(place)
+        return real(place, data_root)
+
+    for module in (published_sets, rule):
+        monkeypatch.setattr(module, "read_index", counted)
+    assert meant(NAME, here, pytest.fail).file(here).is_file()
+    assert len(read) == 1  # of an address each would be a request

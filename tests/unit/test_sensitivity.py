@@ -23,7 +23,7 @@ from ddbench.errors import ConfigError, DivergedError, RunError
 from ddbench.evaluation.protocol import Protocol, protocol
 from ddbench.foreign import meant
 from ddbench.foreign.meant import Meant
-from ddbench.foreign.published_sets import read_index
+from ddbench.foreign.published_sets import SetEntry, read_index
 from ddbench.leaderboard.comparison import holm
 from ddbench.runs import evaluating
 from ddbench.runs.evaluating import Judging
@@ -456,8 +456,9 @@ def test_a_file_says_all_of_a_grid(place: Path) -> None:
 def test_files_and_published_names_are_sets_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Path(sets_in(place)[0])
     name = "k-means/digits/ipc1"
-    monkeypatch.setattr(judging, "meant", lambda ref, *_: Meant(name=name) if ref == name else Meant(Path(ref)))
-    monkeypatch.setattr(meant, "take", lambda name, shelf, data: run / "synthetic.safetensors")
+    entry = SetEntry.model_construct(name=name)
+    monkeypatch.setattr(judging, "meant", lambda ref, *_: Meant(Path(ref), entry if ref == name else None))
+    monkeypatch.setattr(meant, "file_of", lambda entry, shelf, data: run / "synthetic.safetensors")
     found = grid(place, sets=[name, sets_in(place)[1]])
     (section,) = found.results.sections
     assert [part.published for part in section.sets] == [name, ""]

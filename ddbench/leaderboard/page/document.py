@@ -23,7 +23,7 @@ from ddbench.leaderboard.scores import MEASURED, SCORES, with_scores
 from ddbench.leaderboard.sheets import read_sheet
 from ddbench.leaderboard.statistics import TABLE, Group, groups_of, summarise, to_records
 from ddbench.leaderboard.tracks import about_controls, name_of
-from ddbench.leaderboard.verification import VERIFIED, Key, Standing, trust
+from ddbench.leaderboard.verification import VERIFIED, Key, Standing, key_of, trust
 from ddbench.runs.record import CurvePart, EvaluationPart, RunRecord, read_record
 from ddbench.text import counted, percent
 
@@ -263,7 +263,7 @@ _COPIED = (
 
 def _checks(record: RunRecord, part: EvaluationPart, known: _Known) -> list[str]:
     """The checks of an evaluation, a line each, in the order in which they were entered."""
-    found = known.checks.get((record.run.id, record.synthetic.sha256, part.digest, part.backbone))
+    found = known.checks.get(key_of(record, part))
     return [
         f"{check}; on {check.device}, {check.started[:10]}" + (", on its published file" if check.file else "")
         for check in (found.checks if found else ())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.leaderboard.page.document import document, downloads_in, finite
 from ddbench.leaderboard.published import read_published
+from ddbench.text import number_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -84,8 +85,4 @@ def _embedded(found: dict[str, Any]) -> str:
 def _counts(found: dict[str, Any]) -> str:
     methods = len({row["method"] for row in found["rows"] if row["kind"] != "ceiling"})
     sets, students = len(found["runs"]), sum(len(run["accuracy"]) for row in found["rows"] for run in row["runs"])
-    return f"{_number(methods, 'method')}, {_number(sets, 'set')}, {_number(students, 'trained network')}."
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    return f"{number_of(methods, 'method')}, {number_of(sets, 'set')}, {number_of(students, 'trained network')}."
