@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import re
@@ -20,6 +21,8 @@ from ddbench.files import write_atomically
 
 FORMAT = "ddbench.checkpoint/1"
 KEPT = 2
+# Ends the file, before the digest of all that stands before it.
+SEAL = b"ddbench.sha256:"
 
 # All that torch.load raises for a file that is cut short, overwritten, or not a checkpoint at all.
 _DAMAGED = (
@@ -52,7 +55,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     # Through memory: writing to a path, torch reports a full disk as an error that names no cause.
     content = io.BytesIO()
     torch.save({"format": FORMAT, **vars(checkpoint)}, content)
-    write_atomically(folder / f"step_{checkpoint.step:06d}.pt", content.getvalue())
+    written = content.getvalue()
+    seal = SEAL + hashlib.sha256(written).digest()
+    write_atomically(folder / f"step_{checkpoint.step:06d}.pt", written + seal)
     for path in _newest_first(folder)[KEPT:]:
         path.unlink(missing_ok=True)
 
@@ -61,8 +66,7 @@ def load(folder: Path, run: str, device: torch.device, note: Callable[[str], Non
     """The newest checkpoint of a run that can be read, or None. Damaged ones are passed over, with a note."""
     for path in _newest_first(folder):
         try:
-            _compare(path)
-            values = torch.load(path, map_location=_to(device), weights_only=True)
+            values = torch.load(_content(path), map_location=_to(device), weights_only=True)
             if values.pop("format") != FORMAT or values["run"] != run:
                 note(f"{path.name} is not a checkpoint of this run; it is passed over.")
                 continue
@@ -73,13 +77,24 @@ def load(folder: Path, run: str, device: torch.device, note: Callable[[str], Non
     return None
 
 
-def _compare(path: Path) -> None:
-    """Raise ValueError unless every part of the archive has the checksum that torch wrote with it and never reads."""
-    with zipfile.ZipFile(path) as archive:
+def _content(path: Path) -> io.BytesIO:
+    """What torch wrote. Raises: ValueError where it is not what was written.
+
+    The parts of the archive have checksums, which torch never reads, and its directory has none: one bit there, and
+    torch gives tensors of whatever the memory holds. So the whole file has one, which earlier files lack.
+    """
+    content = path.read_bytes()
+    ends = len(content) - len(SEAL) - hashlib.sha256().digest_size
+    if ends > 0 and content[ends:].startswith(SEAL):
+        content, digest = content[:ends], content[ends + len(SEAL) :]
+        if hashlib.sha256(content).digest() != digest:
+            raise ValueError("it is not what was written")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         damaged = archive.testzip()
         plain = all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
     if damaged is not None or not plain:
         raise ValueError(f"{damaged or 'a part'} is not what was written")
+    return io.BytesIO(content)
 
 
 def last_step(folder: Path) -> int | None:

@@ -133,6 +133,34 @@ STATE = {"images": torch.arange(60.0).reshape(6, 1, 2, 5), "rate": 0.1, "list": 
 CPU = torch.device("cpu")
 
 
+def test_a_checkpoint_whose_directory_is_damaged_is_passed_over(tmp_path: Path) -> None:
+    """One bit of the archive's directory calls the images a folder: torch then reads them from nowhere."""
+    for step in (1, 2):
+        checkpoint.save(tmp_path, Checkpoint("0123abcd", step, {**STATE, "step": step}, 1.0))
+    path = tmp_path / "step_000002.pt"
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    while not content[entry + 46 :].startswith(b"archive/data/0"):
+        entry = content.index(b"PK\x01\x02", entry + 1)
+    content[entry + 38] ^= 16
+    path.write_bytes(content)
+    notes: list[str] = []
+    found = checkpoint.load(tmp_path, "0123abcd", CPU, notes.append)
+    assert found is not None
+    assert found.step == 1
+    assert torch.equal(found.state["images"], STATE["images"])
+    assert len(notes) == 1
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, Checkpoint("0123abcd", 2, STATE, 1.0))
+    path = tmp_path / "step_000002.pt"
+    path.write_bytes(path.read_bytes().rpartition(checkpoint.SEAL)[0])
+    found = checkpoint.load(tmp_path, "0123abcd", CPU, pytest.fail)
+    assert found is not None
+    assert torch.equal(found.state["images"], STATE["images"])
+
+
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_a_damaged_checkpoint_is_passed_over(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
